@@ -1,0 +1,272 @@
+//! What can be asked of a metadata store: the requests of clients and of the server itself, and their replies.
+//!
+//! These are also the bodies of the wire protocol and the input of the namespace's state machine, so the enums
+//! only grow, at their end.
+
+// The fields of a request are named after what they are; a comment stands where the name does not say it.
+#![allow(missing_docs)]
+
+use crate::slice::{NewSlice, PlacedSlice, SliceKey};
+use crate::volume::VolumeSpec;
+use crate::{Attr, Caller, FileKind, Ino, Name, SessionId, SetAttr, SliceId, Version};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// A request of a client on its volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// The entry `name` of `parent` (`..` is asked with [`Request::Parent`]). -> [`Reply::Attr`]
+    Lookup { parent: Ino, name: Name },
+    /// A directory's parent. -> [`Reply::Attr`]
+    Parent { dir: Ino },
+    /// -> [`Reply::Attr`]
+    GetAttr { ino: Ino },
+    /// Entries of `dir` whose cookie is above `after` (0: from the start), in cookie order. Cookie 1 is `.`, 2 is
+    /// `..`, an entry's is its position. At most `limit` entries. -> [`Reply::Entries`]
+    ReadDir { dir: Ino, after: u64, limit: u32, attrs: bool },
+    /// -> [`Reply::Bytes`]
+    ReadLink { ino: Ino },
+    /// -> [`Reply::Bytes`]
+    GetXattr { ino: Ino, name: Bytes },
+    /// -> [`Reply::Names`]
+    ListXattr { ino: Ino },
+    /// The slices of blocks `first..first + count`, oldest first within a block. With `staged`, the stored bytes of
+    /// staged slices come along as far as the reply's budget goes ([`REPLY_BYTES_MAX`]). -> [`Reply::Slices`]
+    Slices { ino: Ino, first: u32, count: u32, staged: bool },
+    /// The stored bytes of staged slices of `ino`. -> [`Reply::Staged`]
+    Staged { ino: Ino, ids: Vec<SliceId> },
+    /// -> [`Reply::StatFs`]
+    StatFs,
+    /// access(2): may the caller do `mask` (bits of R_OK, W_OK, X_OK)? -> [`Reply::Done`]
+    Access { ino: Ino, mask: u8 },
+    /// Registers an open file, checks the caller's right to it (`read`, `write`, or neither for O_PATH-like uses),
+    /// and brings what a first read needs. -> [`Reply::Opened`]
+    Open { ino: Ino, read: bool, write: bool },
+    /// Ends `count` opens of `ino`. -> [`Reply::Done`]
+    Close { ino: Ino, count: u32 },
+    /// Makes an inode and its entry. -> [`Reply::Attr`], or [`Reply::Opened`] when `open`
+    Create {
+        parent: Ino,
+        name: Name,
+        node: NewNode,
+        /// Twelve permission bits as the program gave them.
+        mode: u16,
+        /// The caller's umask, applied unless a default ACL rules.
+        umask: u16,
+        /// Register the file as open.
+        open: bool,
+        /// Fail with EEXIST if the name is taken; else an existing regular file is opened.
+        exclusive: bool,
+    },
+    /// A further hard link to `ino`. -> [`Reply::Attr`]
+    Link { ino: Ino, parent: Ino, name: Name },
+    /// Removes a name that is no directory. -> [`Reply::Done`]
+    Unlink { parent: Ino, name: Name },
+    /// Removes an empty directory. -> [`Reply::Done`]
+    Rmdir { parent: Ino, name: Name },
+    /// rename(2) with [`RenameMode`]. -> [`Reply::Done`]
+    Rename { from: Ino, name: Name, to: Ino, new_name: Name, mode: RenameMode },
+    /// -> [`Reply::Attr`]
+    SetAttr { ino: Ino, set: SetAttr },
+    /// -> [`Reply::Done`]
+    SetXattr { ino: Ino, name: Bytes, value: Bytes, mode: XattrMode },
+    /// -> [`Reply::Done`]
+    RemoveXattr { ino: Ino, name: Bytes },
+    /// Makes written bytes part of the file. -> [`Reply::Attr`]
+    Publish {
+        ino: Ino,
+        /// In the order written: a later one lies over an earlier one.
+        slices: Vec<NewSlice>,
+        /// The file is at least this long afterwards.
+        size_min: Option<u64>,
+        /// When the last of it was written, by the server's clock; clamped to the commit. `None` leaves it.
+        mtime_ns: Option<i64>,
+        /// Clear setuid and setgid.
+        kill_priv: bool,
+        /// A merge: replaces just the slices of one block up to `newest`, changes neither times nor size, and
+        /// fails with EAGAIN if a newer slice is there.
+        merge: Option<Merge>,
+    },
+    /// Everything committed before is durable when the reply comes. -> [`Reply::Instant`]
+    Sync,
+    /// A further range of object counters for the session. -> [`Reply::Grant`]
+    Grant { count: u64 },
+}
+
+/// The condition of a merge.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Merge {
+    /// The block.
+    pub block: u32,
+    /// Its newest slice when it was read.
+    pub newest: SliceKey,
+}
+
+/// The most staged bytes that one reply carries.
+pub const REPLY_BYTES_MAX: usize = 1 << 20;
+/// How many slices a block may have before a client is asked to merge them.
+pub const SLICES_PER_BLOCK_MAX: usize = 64;
+
+/// What [`Request::Create`] makes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NewNode {
+    /// Regular file.
+    File,
+    /// Directory.
+    Dir,
+    /// Symbolic link to a target of 1 to 4095 bytes.
+    Symlink(Bytes),
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+    /// Character device of this number.
+    Char(u32),
+    /// Block device of this number.
+    Block(u32),
+}
+
+/// The flags of renameat2(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RenameMode {
+    /// An existing target goes.
+    Replace,
+    /// RENAME_NOREPLACE.
+    NoReplace,
+    /// RENAME_EXCHANGE.
+    Exchange,
+    /// RENAME_WHITEOUT: a character device 0:0 stays behind.
+    Whiteout,
+}
+
+/// The flags of setxattr(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Make or replace.
+    Any,
+    /// XATTR_CREATE.
+    Create,
+    /// XATTR_REPLACE.
+    Replace,
+}
+
+/// A reply to a [`Request`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The attributes of the inode, after the request.
+    Attr(Attr),
+    /// Entries of a directory; `end` when no more follow.
+    Entries { entries: Vec<DirEntry>, end: bool },
+    /// A link's target or an attribute's value.
+    Bytes(Bytes),
+    /// Names of extended attributes.
+    Names(Vec<Bytes>),
+    /// Slices by key.
+    Slices(Vec<PlacedSlice>),
+    /// Stored bytes of staged slices, in the order asked, as far as the reply's budget goes (at least one).
+    Staged(Vec<Bytes>),
+    /// Figures of the volume.
+    StatFs(StatFs),
+    /// An open file; `slices` holds all of a small file's slices with their staged bytes, else `None`.
+    Opened { attr: Attr, slices: Option<Vec<PlacedSlice>> },
+    /// A version.
+    Instant(Version),
+    /// Object counters `first..end` are the session's.
+    Grant { first: u64, end: u64 },
+}
+
+/// An entry of a directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// Where to go on after it.
+    pub cookie: u64,
+    /// Its name; `.` and `..` are given here too.
+    pub name: Bytes,
+    /// Its inode.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: FileKind,
+    /// Its attributes, if asked for.
+    pub attr: Option<Attr>,
+}
+
+/// What statfs(2) shows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StatFs {
+    /// Bytes of allocated content.
+    pub used_bytes: u64,
+    /// Inodes.
+    pub used_inodes: u64,
+    /// Quota, if any.
+    pub max_bytes: Option<u64>,
+    /// Quota, if any.
+    pub max_inodes: Option<u64>,
+}
+
+/// What the metadata server asks of its own store. Logged and replayed like a client's request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SystemRequest {
+    /// Makes the volume (and its root, owned by root, mode 0755) unless it is there.
+    CreateVolume(VolumeSpec),
+    /// Changes name, compression, retention and quotas.
+    UpdateVolume(VolumeSpec),
+    /// Marks the volume as deleted. Its rows stay until the collector takes them.
+    DeleteVolume { id: uuid::Uuid },
+    /// A new session with its first grant. `client` is chosen by the client and makes the request repeatable.
+    OpenSession { volume: uuid::Uuid, client: u128, at: Option<Version>, read_only: bool, ttl_ms: u32 },
+    /// Renews the lease of a session on an instant.
+    RenewSession { session: SessionId },
+    /// The session is over: its lease goes, its grant is closed.
+    EndSession { session: SessionId },
+    /// Frees an inode without links that nobody has open any more.
+    Reap { volume: uuid::Uuid, ino: Ino },
+    /// Moves the past horizon of a volume forward.
+    AdvanceHorizon { volume: uuid::Uuid, to: Version },
+}
+
+/// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Replayed {
+    /// The request's id within the session.
+    pub id: u64,
+    /// The version it was answered with.
+    pub version: Version,
+    /// Who asked.
+    pub caller: Caller,
+    /// What was asked.
+    pub request: Request,
+}
+
+impl Request {
+    /// Whether the request may change the volume, and so goes through the log.
+    pub fn mutates(&self) -> bool {
+        match self {
+            Request::Lookup { .. }
+            | Request::Parent { .. }
+            | Request::GetAttr { .. }
+            | Request::ReadDir { .. }
+            | Request::ReadLink { .. }
+            | Request::GetXattr { .. }
+            | Request::ListXattr { .. }
+            | Request::Slices { .. }
+            | Request::Staged { .. }
+            | Request::StatFs
+            | Request::Access { .. }
+            | Request::Open { .. }
+            | Request::Close { .. }
+            | Request::Sync => false,
+            Request::Create { .. }
+            | Request::Link { .. }
+            | Request::Unlink { .. }
+            | Request::Rmdir { .. }
+            | Request::Rename { .. }
+            | Request::SetAttr { .. }
+            | Request::SetXattr { .. }
+            | Request::RemoveXattr { .. }
+            | Request::Publish { .. }
+            | Request::Grant { .. } => true,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What metadata servers and mounts ask of the admin server, as JSON over HTTPS.
+//!
+//! The admin server's own API for people and tools (create, list, update, delete) is defined beside its handlers;
+//! only what other servers and clients depend on stands here.
+
+use chronofs_core::volume::VolumeSpec;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// `POST /v1/meta/register` with the metadata store's token: this server serves the store from now on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Register {
+    /// Where clients reach it: `host:port`.
+    pub address: String,
+    /// SHA-256 of its certificate (DER), lower-case hex.
+    pub certificate_sha256: String,
+    /// Drawn at every start of the server, so that a registration that is sent again is known as the same.
+    pub boot: u64,
+}
+
+/// The answer to [`Register`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Registered {
+    /// Id of the metadata store.
+    pub store: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The epoch under which this server owns the store: higher than any before, the same for the same boot.
+    pub epoch: u64,
+}
+
+/// `GET /v1/meta/assignment?after=REVISION` with the metadata store's token: waits up to 20 s for a revision above
+/// `after`, then answers with the newest. The server keeps the last one, for when the admin server is down.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Rises with every change.
+    pub revision: u64,
+    /// The volumes of the store.
+    pub volumes: Vec<AssignedVolume>,
+    /// The tokens that open them.
+    pub tokens: Vec<AssignedToken>,
+}
+
+/// A volume in an [`Assignment`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AssignedVolume {
+    /// The definition.
+    pub spec: VolumeSpec,
+    /// It is to be deleted.
+    pub deleted: bool,
+    /// Where its objects go.
+    pub store: AssignedStore,
+}
+
+/// A block store in an [`Assignment`]: its id, and what it takes to reach it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AssignedStore {
+    /// Id of the block store.
+    pub id: Uuid,
+    /// How to reach it.
+    pub kind: StoreKind,
+}
+
+/// The kinds of block stores.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum StoreKind {
+    /// A folder, by absolute path.
+    Local {
+        /// The folder.
+        path: String,
+    },
+}
+
+/// A volume token in an [`Assignment`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AssignedToken {
+    /// Its id.
+    pub id: Uuid,
+    /// SHA-256 of its secret, lower-case hex.
+    pub secret_sha256: String,
+    /// The volume it opens.
+    pub volume: Uuid,
+    /// The directory it is confined to (absolute within the volume), if any.
+    pub path: Option<String>,
+    /// It cannot write.
+    pub read_only: bool,
+    /// It may see the past.
+    pub past: bool,
+    /// When it ends, nanoseconds since the epoch, if ever.
+    pub ends_ns: Option<u64>,
+}
+
+/// `POST /v1/meta/report` with the metadata store's token: what became of the assignment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The revision that is in force.
+    pub revision: u64,
+    /// State of each volume.
+    pub volumes: Vec<VolumeReport>,
+}
+
+/// A volume in a [`Report`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// The volume.
+    pub id: Uuid,
+    /// When it was created in the metadata store.
+    pub born_ns: u64,
+    /// The earliest instant that can be mounted.
+    pub earliest_ns: u64,
+    /// Allocated bytes.
+    pub used_bytes: u64,
+    /// Inodes.
+    pub used_inodes: u64,
+    /// Sessions now.
+    pub sessions: u32,
+    /// Why the volume cannot be served, if it cannot.
+    pub problem: Option<String>,
+}
+
+/// `POST /v1/mount/resolve` with a volume token: where is the volume served?
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resolve {
+    /// Name or id of the volume.
+    pub volume: String,
+}
+
+/// The answer to [`Resolve`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The volume.
+    pub volume: Uuid,
+    /// Its name.
+    pub name: String,
+    /// `host:port` of the metadata server.
+    pub address: String,
+    /// SHA-256 of the metadata server's certificate, lower-case hex.
+    pub certificate_sha256: String,
+    /// Epoch of its ownership.
+    pub epoch: u64,
+}
+
+/// The body of every answer that is not 2xx.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// A word for programs: `not_found`, `in_use`, `exists`, `invalid`, `unauthorized`, `unavailable`, `internal`.
+    pub code: String,
+    /// What was refused, why, and what to do next; for people.
+    pub message: String,
+}

@@ -1,0 +1,101 @@
+//! Framing: a length (u32, big-endian, of what follows) and a postcard body.
+//!
+//! Writers coalesce: encode all queued messages into one buffer and write it once.
+
+use crate::message::FRAME_MAX;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Why a frame could not be read or written.
+#[derive(Debug, Error)]
+pub enum FrameError {
+    /// The connection failed or ended inside a frame.
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+    /// The frame is longer than [`FRAME_MAX`].
+    #[error("a frame of {0} bytes is over the limit of {FRAME_MAX}")]
+    TooLong(usize),
+    /// The body is not a message of this protocol.
+    #[error("a frame of {len} bytes is no message of this protocol: {source}; do both sides speak one version?")]
+    Unknown {
+        /// Length of the body.
+        len: usize,
+        /// What postcard found.
+        source: postcard::Error,
+    },
+}
+
+/// Appends `message` as a frame to `out`. On an error `out` is as before.
+pub fn encode<T: Serialize>(message: &T, out: &mut BytesMut) -> Result<(), FrameError> {
+    let start = out.len();
+    out.put_u32(0);
+    let mut body = out.split_off(start + 4).writer();
+    let written = postcard::to_io(message, &mut body).map(drop);
+    let body = body.into_inner();
+    let len = body.len();
+    if let Err(source) = written {
+        out.truncate(start);
+        return Err(FrameError::Unknown { len, source });
+    }
+    if len > FRAME_MAX {
+        out.truncate(start);
+        return Err(FrameError::TooLong(len));
+    }
+    out[start..start + 4].copy_from_slice(&(len as u32).to_be_bytes());
+    out.unsplit(body);
+    Ok(())
+}
+
+/// Reads frames from a connection through a buffer of its own.
+pub struct FrameReader<R> {
+    input: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads from `input`.
+    pub fn new(input: R) -> Self {
+        FrameReader { input, buffer: BytesMut::with_capacity(64 << 10) }
+    }
+
+    /// The next message, or `None` when the connection ended between frames. Cancelling loses nothing.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        loop {
+            if let Some(body) = self.take_buffered()? {
+                let len = body.len();
+                return postcard::from_bytes(&body).map(Some).map_err(|source| FrameError::Unknown { len, source });
+            }
+            self.buffer.reserve(64 << 10);
+            if self.input.read_buf(&mut self.buffer).await? == 0 {
+                let clean = self.buffer.is_empty();
+                return if clean { Ok(None) } else { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) };
+            }
+        }
+    }
+
+    /// A whole frame that is in the buffer already, so that a server can take all that has come at once.
+    fn take_buffered(&mut self) -> Result<Option<Bytes>, FrameError> {
+        let Some(prefix) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_be_bytes(*prefix) as usize;
+        if len > FRAME_MAX {
+            return Err(FrameError::TooLong(len));
+        }
+        if self.buffer.len() < 4 + len {
+            self.buffer.reserve(4 + len - self.buffer.len());
+            return Ok(None);
+        }
+        self.buffer.advance(4);
+        Ok(Some(self.buffer.split_to(len).freeze()))
+    }
+
+    /// The next message if all of it has been received already.
+    pub fn try_next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let Some(body) = self.take_buffered()? else { return Ok(None) };
+        let len = body.len();
+        postcard::from_bytes(&body).map(Some).map_err(|source| FrameError::Unknown { len, source })
+    }
+}

@@ -1,0 +1,8 @@
+//! The protocol between clients and servers: messages, framing, sessions, and how each side knows the other.
+//!
+//! It may depend on `chronofs-core` alone. The body of a frame is postcard; enums only grow, at their end; the
+//! hello negotiates a range of protocol versions, and a message that is not known is refused by name.
+
+pub mod admin;
+pub mod frame;
+pub mod message;

@@ -1,0 +1,180 @@
+//! What a client and a metadata server say to each other.
+//!
+//! A connection opens with one [`Hello`] and one [`Welcome`] (or [`Refusal`]); then [`ToServer`] and [`ToClient`]
+//! frames flow both ways with any number of calls in flight.
+
+// The fields of a frame are named after what they are.
+#![allow(missing_docs)]
+
+use bytes::Bytes;
+use chronofs_core::ops::{Replayed, Reply, Request};
+use chronofs_core::volume::VolumeSpec;
+use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use serde::{Deserialize, Serialize};
+
+/// The oldest protocol this program speaks.
+pub const PROTOCOL_MIN: u16 = 1;
+/// The newest protocol this program speaks.
+pub const PROTOCOL_MAX: u16 = 1;
+/// The longest frame, length field excluded, in bytes.
+pub const FRAME_MAX: usize = 32 << 20;
+
+/// The first message of a client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest protocol the client speaks.
+    pub protocol_min: u16,
+    /// Newest protocol the client speaks.
+    pub protocol_max: u16,
+    /// Id and secret of the volume token.
+    pub token_id: uuid::Uuid,
+    /// See `token_id`.
+    pub token_secret: Bytes,
+    /// The volume.
+    pub volume: uuid::Uuid,
+    /// Chosen by the client once per mount: makes opening the session repeatable.
+    pub client: u128,
+    /// Host, process and folder, for people.
+    pub client_name: String,
+    /// The session to go on with; `None` opens one.
+    pub resume: Option<SessionId>,
+    /// The instant to show; `None` is the present.
+    pub at: Option<Version>,
+    /// The client will not write.
+    pub read_only: bool,
+    /// The highest version the client has seen from this store: tells the server whether it lost anything.
+    pub seen: Version,
+}
+
+/// The server's answer to a [`Hello`] it accepts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol both speak from here on.
+    pub protocol: u16,
+    /// The session.
+    pub session: SessionId,
+    /// Drawn at every start of the server: another value than before means that it restarted, so opens are to be
+    /// reclaimed and undurable mutations to be replayed.
+    pub boot: u64,
+    /// The ownership epoch of the metadata store; a client refuses a lower one than it has seen.
+    pub epoch: u64,
+    /// The volume.
+    pub volume: VolumeSpec,
+    /// The volume's incarnation, part of object ids.
+    pub incarnation: u16,
+    /// The root of what the session may see (a token's path scope may lie below the volume's root).
+    pub root: Ino,
+    /// Object counters of the session: `grant.0..grant.1`.
+    pub grant: (u64, u64),
+    /// Last applied version.
+    pub applied: Version,
+    /// Everything up to here survives a power cut.
+    pub durable: Version,
+    /// The server's clock, nanoseconds since the epoch.
+    pub now_ns: u64,
+    /// The session ends when nothing is heard of it for this long.
+    pub ttl_ms: u32,
+    /// Another session may change the volume: nothing may be cached in the kernel past a request.
+    pub shared: bool,
+    /// Writing is refused (by token, by request, or because it is the past).
+    pub read_only: bool,
+    /// The instant shown, if not the present.
+    pub at: Option<Version>,
+    /// Where the volume's objects are.
+    pub store: StoreAccess,
+    /// The server lost mutations up to `seen` and waits for [`ToServer::Replay`].
+    pub replay: bool,
+}
+
+/// How a client reaches the volume's objects.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum StoreAccess {
+    /// A folder. A client that finds `marker` (the store's id) in the folder's `chronofs-store.json` uses it
+    /// directly, any other through the server.
+    Folder {
+        /// Absolute path.
+        path: String,
+        /// Id of the block store.
+        marker: uuid::Uuid,
+    },
+    /// Bytes go through the metadata server.
+    ThroughServer,
+}
+
+/// Why a [`Hello`] is refused for good. Sent in place of [`Welcome`]; the connection then closes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind of refusal.
+    pub reason: RefusalReason,
+    /// What was refused, why, and what to do next; for people.
+    pub message: String,
+}
+
+/// Kinds of refusal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RefusalReason {
+    /// No protocol in common.
+    Protocol,
+    /// The token is unknown, revoked, over, or not for this volume.
+    Token,
+    /// This server does not own the volume.
+    UnknownVolume,
+    /// The instant cannot be had; these can: earliest, latest, and gaps as (after, before) pairs.
+    Instant {
+        /// First instant of the window.
+        earliest: Version,
+        /// Last instant that can be had now.
+        latest: Version,
+    },
+    /// The session to resume is over.
+    SessionOver,
+    /// Not now: starting, stopping, or waiting for the present sessions to learn that the volume is shared. Try
+    /// again after this many milliseconds.
+    NotNow {
+        /// Milliseconds.
+        retry_ms: u32,
+    },
+}
+
+/// The answer to a [`Hello`].
+pub type HelloAnswer = Result<Box<Welcome>, Refusal>;
+
+/// Frames of a client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToServer {
+    /// A request. Ids rise within a session, also over reconnects; a call whose answer did not come is sent again
+    /// with its id. Answers to ids up to `acked` have all arrived.
+    Call { id: u64, acked: u64, caller: Caller, request: Request },
+    /// The session lives. Sent at least every third of its time to live.
+    Renew,
+    /// After a restart of the server: what the session has open, with counts.
+    Reclaim { opens: Vec<(Ino, u32)> },
+    /// After a restart that lost mutations: those answered but not durable, by version; `end` with the last.
+    Replay { calls: Vec<Replayed>, end: bool },
+    /// The client has let go of all that it cached in the kernel, in answer to [`ToClient::Shared`].
+    SharedAck,
+    /// The session is over; everything was published.
+    Goodbye,
+    /// Stores an object through the server. -> [`ToClient::Object`]
+    PutObject { id: u64, name: String, bytes: Bytes },
+    /// Reads a range of an object through the server. -> [`ToClient::Object`]
+    GetObject { id: u64, name: String, offset: u64, len: u32 },
+}
+
+/// Frames of a server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToClient {
+    /// The answer to a call. `version` is the commit of a mutation, else the version read. `durable` is the store's
+    /// durable version: mutations up to it need not be kept for replay.
+    Return { id: u64, version: Version, durable: Version, result: Result<Reply, Errno> },
+    /// The durable version moved and no answer was on the way to say so.
+    Durable { version: Version },
+    /// Whether other sessions may change the volume from now on.
+    Shared { shared: bool },
+    /// The answer to [`ToServer::PutObject`] (no bytes) and [`ToServer::GetObject`].
+    Object { id: u64, result: Result<Bytes, Errno> },
+    /// The server stops in order; reconnect.
+    Closing,
+    /// The answer to [`ToServer::Renew`].
+    Renewed { now_ns: u64 },
+}
