@@ -1,1 +1,7 @@
-//! placeholder
+//! The metadata server: sessions, executor, connections, and the link to the admin server.
+//!
+//! Follow a request: [`server`] reads its frame from a TLS connection and queues it, [`executor`] drains what is
+//! queued, [`machine`] decides it over the namespace, the engine takes the commits of the whole group at once, and
+//! only then the answers go into the connections' buffers. It may depend on every crate below `mount`.
+
+pub mod machine;

@@ -2,7 +2,7 @@
 
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
-use super::{Event, Machine};
+use super::Machine;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -101,10 +101,11 @@ impl Machine {
             return Ok(());
         }
         let Some(assignment) = self.to_assign.take() else { return Ok(()) };
+        let before = group.commits.len();
         for volume in &assignment.volumes {
             self.assign_volume(group, volume)?;
         }
-        if group.commits.is_empty() {
+        if group.commits.len() == before {
             self.take_assignment(group, assignment);
         } else {
             // Its definitions hold once they are applied; the next tick finds nothing more to change.
@@ -184,10 +185,5 @@ impl Machine {
             Some(volume) => volume.row = row,
             None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
         }
-    }
-
-    /// The event that brings an assignment.
-    pub fn assignment_event(assignment: chronofs_wire::admin::Assignment) -> Event {
-        Event::Assignment(Box::new(assignment))
     }
 }
