@@ -4,4 +4,8 @@
 //! queued, [`machine`] decides it over the namespace, the engine takes the commits of the whole group at once, and
 //! only then the answers go into the connections' buffers. It may depend on every crate below `mount`.
 
+pub mod core;
+pub mod executor;
 pub mod machine;
+pub mod metrics;
+pub mod server;

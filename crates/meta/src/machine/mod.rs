@@ -83,7 +83,7 @@ pub struct Call {
 }
 
 /// Something that happens to the server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A connection opens.
     Hello(ConnId, Box<Hello>),
@@ -279,9 +279,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The engine took the group's commits.
-    pub fn applied(&mut self, group: &mut Group) {
-        self.commits_since_mark += group.commits.len() as u64;
+    /// The engine took the group's `commits`.
+    pub fn applied(&mut self, group: &mut Group, commits: u64) {
+        self.commits_since_mark += commits;
         for then in std::mem::take(&mut group.thens) {
             self.then(group, then);
         }

@@ -246,6 +246,9 @@ impl Machine {
         in_order: bool,
         lost_inos: &BTreeSet<Ino>,
     ) -> Result<Result<(Version, Brief), Errno>, EngineError> {
+        if group.full {
+            return Ok(Err(Errno::ENOSPC));
+        }
         if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
             return Ok(Err(Errno::ESTALE));
         }

@@ -11,11 +11,11 @@ use uuid::Uuid;
 pub struct ConnId(pub u64);
 
 /// The most answers a session may leave unacknowledged.
-pub const KEPT_REPLIES_MAX: usize = 8192;
+pub(super) const KEPT_REPLIES_MAX: usize = 8192;
 
 /// An answer that is kept for the case that its call comes again.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Kept {
+pub(super) enum Kept {
     /// As it was given.
     Full(Version, Result<Reply, Errno>),
     /// Its short form, with what can be read again left out. `counted`: an open in it is in the session's opens.
@@ -31,14 +31,14 @@ pub enum Kept {
 
 /// The answers of a session above what the client has acknowledged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Replies {
+pub(super) struct Replies {
     acked: u64,
     kept: BTreeMap<u64, Kept>,
 }
 
 impl Replies {
     /// The client has every answer up to `acked`.
-    pub fn acknowledge(&mut self, acked: u64) {
+    pub(super) fn acknowledge(&mut self, acked: u64) {
         self.acked = self.acked.max(acked);
         while let Some(first) = self.kept.first_entry() {
             if *first.key() > self.acked {
@@ -49,42 +49,42 @@ impl Replies {
     }
 
     /// Whether the client has said that it has the answer to `id`.
-    pub fn is_acknowledged(&self, id: u64) -> bool {
+    pub(super) fn is_acknowledged(&self, id: u64) -> bool {
         id <= self.acked
     }
 
     /// The kept answer to `id`.
-    pub fn get(&self, id: u64) -> Option<&Kept> {
+    pub(super) fn get(&self, id: u64) -> Option<&Kept> {
         self.kept.get(&id)
     }
 
     /// The kept answer to `id`.
-    pub fn get_mut(&mut self, id: u64) -> Option<&mut Kept> {
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Kept> {
         self.kept.get_mut(&id)
     }
 
     /// Keeps the answer to `id`.
-    pub fn keep(&mut self, id: u64, kept: Kept) {
+    pub(super) fn keep(&mut self, id: u64, kept: Kept) {
         self.kept.insert(id, kept);
     }
 
     /// Forgets the answer to `id`, which was never given.
-    pub fn forget(&mut self, id: u64) {
+    pub(super) fn forget(&mut self, id: u64) {
         self.kept.remove(&id);
     }
 
     /// How many answers are kept.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.kept.len()
     }
 
     /// Whether none is kept.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }
 
     /// The short forms of all answers of commits, by id.
-    pub fn briefs(&self) -> impl Iterator<Item = (u64, Version, Brief)> + '_ {
+    pub(super) fn briefs(&self) -> impl Iterator<Item = (u64, Version, Brief)> + '_ {
         self.kept.iter().filter_map(|(&id, kept)| match kept {
             Kept::Full(version, Ok(reply)) => Some((id, *version, Brief::of(reply))),
             // A refusal changed nothing: asked again it is decided again.
@@ -96,7 +96,7 @@ impl Replies {
 
 /// How a session stands with the others on its volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
+pub(super) enum Sharing {
     /// It is alone and may cache.
     Exclusive,
     /// It was told at this time (nanoseconds) that it is not alone, and has not said yet that it let go of its
@@ -108,59 +108,59 @@ pub enum Sharing {
 
 /// A session.
 #[derive(Clone, Debug)]
-pub struct Session {
+pub(super) struct Session {
     /// Its name.
-    pub id: SessionId,
+    pub(super) id: SessionId,
     /// Its volume.
-    pub volume: Uuid,
+    pub(super) volume: Uuid,
     /// The volume's place in keys.
-    pub index: VolumeIndex,
+    pub(super) index: VolumeIndex,
     /// The client's own name for its mount.
-    pub client: u128,
+    pub(super) client: u128,
     /// For people.
-    pub client_name: String,
+    pub(super) client_name: String,
     /// The token it came with; unknown after a restart until it comes again.
-    pub token: Option<Uuid>,
+    pub(super) token: Option<Uuid>,
     /// What it may see lies below.
-    pub root: Ino,
+    pub(super) root: Ino,
     /// The instant it sees, if not the present.
-    pub at: Option<Version>,
+    pub(super) at: Option<Version>,
     /// It cannot write.
-    pub read_only: bool,
+    pub(super) read_only: bool,
     /// Its connection.
-    pub conn: Option<ConnId>,
+    pub(super) conn: Option<ConnId>,
     /// When it was last heard of.
-    pub heard_ns: u64,
+    pub(super) heard_ns: u64,
     /// The commit that opened it: it is welcomed once that is durable.
-    pub opened: Version,
+    pub(super) opened: Version,
     /// When its lease on an instant was last written.
-    pub leased_ns: u64,
+    pub(super) leased_ns: u64,
     /// Answers it may ask for again.
-    pub replies: Replies,
+    pub(super) replies: Replies,
     /// Its opens, with counts.
-    pub opens: BTreeMap<Ino, u32>,
+    pub(super) opens: BTreeMap<Ino, u32>,
     /// Its ranges of object counters.
-    pub grants: Vec<(u64, u64)>,
+    pub(super) grants: Vec<(u64, u64)>,
     /// How it stands with others.
-    pub sharing: Sharing,
+    pub(super) sharing: Sharing,
     /// Answers to `Shared { true }` that are on their way.
-    pub acks_due: u32,
+    pub(super) acks_due: u32,
     /// It has told its opens since the server started.
-    pub reclaimed: bool,
+    pub(super) reclaimed: bool,
     /// The durable version it was last told.
-    pub told_durable: Version,
+    pub(super) told_durable: Version,
     /// Its last commit.
-    pub last_commit: Version,
+    pub(super) last_commit: Version,
 }
 
 impl Session {
     /// Whether its grants hold the object counter `n`.
-    pub fn holds_grant(&self, n: u64) -> bool {
+    pub(super) fn holds_grant(&self, n: u64) -> bool {
         self.grants.iter().any(|(first, end)| (*first..*end).contains(&n))
     }
 
     /// Whether it takes part in sharing: sessions of the past cache for ever and disturb nobody.
-    pub fn is_live(&self) -> bool {
+    pub(super) fn is_live(&self) -> bool {
         self.at.is_none()
     }
 }
