@@ -63,16 +63,6 @@ pub enum EngineError {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// There is no room for more. Nothing was taken; the engine goes on and may take the same later.
-    #[error("{action} {path}: {source}")]
-    NoSpace {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: String,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
     /// Stored bytes are not what was written.
     #[error("{what} is damaged: {detail}")]
     Damaged {

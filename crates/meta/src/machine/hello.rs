@@ -279,7 +279,7 @@ impl Machine {
         }
         self.conns.insert(conn, id);
         // An instant is shown only once everything up to it is durable, so that it never changes.
-        let version = session.at.map_or(session.opened, |at| session.opened.max(at.min(self.last)));
+        let version = session.at.map_or(session.opened, |at| session.opened.max(at));
         if version <= self.durable {
             self.welcome(group, conn, id, replay);
             return;

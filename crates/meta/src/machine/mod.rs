@@ -67,6 +67,9 @@ pub struct Found {
     pub recovered: Vec<Recovered>,
     /// Applied mutations may have been lost: the machine went down with its operating system, or it is not known.
     pub maybe_lost: bool,
+    /// The last commit that survived. Versions above it, up to the engine's first `applied`, may have been given to
+    /// commits that did not.
+    pub last_commit: Version,
 }
 
 /// A call of a client.
@@ -124,7 +127,7 @@ struct WaitingHello {
 }
 
 /// Figures for people and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Figures {
     /// Sessions.
     pub sessions: usize,
@@ -160,7 +163,12 @@ pub struct Machine {
     /// Until then, or until every session told its opens, every file counts as open.
     reclaim_until_ns: Option<u64>,
     last: Version,
+    /// Told to clients: everything they were answered up to here survives.
     durable: Version,
+    /// The engine's durable version says nothing about replays before it is above this.
+    floor: Version,
+    /// The last commit that survived the last stop.
+    recovered: Version,
     marked: Version,
     marked_ns: u64,
     commits_since_mark: u64,
@@ -168,7 +176,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine on the state in `reads`, whose last commit is `last`.
+    /// The machine on the state in `reads`; its commits are to be above `last`.
     pub fn new<R: Reads>(
         config: Config,
         reads: &R,
@@ -189,7 +197,9 @@ impl Machine {
             deferred: VecDeque::new(),
             released: Vec::new(),
             last,
-            durable: last,
+            durable: found.last_commit,
+            floor: last,
+            recovered: found.last_commit,
             marked: Version::ZERO,
             marked_ns: now_ns,
             commits_since_mark: found.recovered.len() as u64,
@@ -216,6 +226,11 @@ impl Machine {
     /// What this server calls itself.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The epoch of ownership changed.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.config.epoch = self.config.epoch.max(epoch);
     }
 
     /// The volumes.
@@ -356,7 +371,10 @@ impl Machine {
     }
 
     fn became_durable(&mut self, group: &mut Group, version: Version) {
-        self.durable = self.durable.max(version);
+        // Up to the floor it speaks of versions that may have been given to what was lost.
+        if version > self.floor && !self.is_recovering() {
+            self.durable = self.durable.max(version);
+        }
         let durable = self.durable;
         for deferred in std::mem::take(&mut self.deferred) {
             if deferred.version > durable {

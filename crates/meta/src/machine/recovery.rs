@@ -34,8 +34,6 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Recovery {
     until_ns: u64,
-    /// What the state held at the start: replays up to here are in it.
-    recovered: Version,
     /// Sessions that have not come yet, or not sent all.
     expected: BTreeSet<SessionId>,
     replays: Vec<(SessionId, Replayed)>,
@@ -107,11 +105,10 @@ impl Machine {
         }
         self.phase = Phase::Recovering(Recovery {
             until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
-            recovered: self.last,
             expected,
             replays: Vec::new(),
             held: Vec::new(),
-            seen: self.last,
+            seen: self.recovered,
         });
     }
 
@@ -130,7 +127,7 @@ impl Machine {
         let live = self.sessions.get(&id).is_some_and(|session| session.is_live() && !session.read_only);
         match &mut self.phase {
             Phase::Recovering(recovery) => {
-                let lost = live && seen > recovery.recovered;
+                let lost = live && seen > self.recovered;
                 if believable {
                     recovery.seen = recovery.seen.max(seen);
                 }
@@ -139,7 +136,11 @@ impl Machine {
                 }
                 lost
             }
-            Phase::Serving => live && believable && seen > self.last,
+            // It missed the window, or its calls were thought to be safe: better asked than lost.
+            Phase::Serving => {
+                let first = self.sessions.get(&id).is_some_and(|session| !session.reclaimed);
+                live && first && believable && seen > self.recovered
+            }
         }
     }
 
@@ -174,7 +175,7 @@ impl Machine {
             }
             // Too late for its place in the order: what can still be done is done now.
             Phase::Serving => {
-                let done = self.apply_replays(group, calls.collect(), None)?;
+                let done = self.apply_replays(group, calls.collect())?;
                 group.thens.push(Then::Replayed(done));
                 Ok(())
             }
@@ -195,10 +196,10 @@ impl Machine {
                  last durable commit is lost"
             )));
         }
-        let (recovered, seen) = (recovery.recovered, recovery.seen);
+        let seen = recovery.seen;
         let mut replays = recovery.replays.clone();
         replays.sort_by_key(|(session, call)| (call.version, *session, call.id));
-        let mut done = self.apply_replays(group, replays, Some(recovered))?;
+        let mut done = self.apply_replays(group, replays)?;
         done.window = true;
         // Versions that were given out once are not given to others.
         if seen > self.last {
@@ -208,26 +209,26 @@ impl Machine {
         Ok(())
     }
 
-    /// Applies replays in their order; at their own versions, if they come in time.
+    /// Applies replays in their order. They get new versions: the engine gives no version twice, and nobody has seen
+    /// an instant that was not durable.
     fn apply_replays(
         &mut self,
         group: &mut Group,
         replays: Vec<(SessionId, Replayed)>,
-        recovered: Option<Version>,
     ) -> Result<ReplayDone, EngineError> {
         let mut done = ReplayDone::default();
         let mut lost_inos: BTreeSet<Ino> = BTreeSet::new();
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
-            let there = recovered.is_some_and(|recovered| call.version <= recovered)
+            let there = call.version <= self.recovered
                 || session.replies.get(call.id).is_some()
                 || !seen.insert((id, call.id));
             if there || !call.request.mutates() {
                 continue;
             }
             let who = Who::of(session);
-            match self.apply_replay(group, who, &call, recovered.is_some(), &lost_inos)? {
+            match self.apply_replay(group, who, &call, &lost_inos)? {
                 Ok((version, brief)) => done.applied.push((id, call.id, version, brief)),
                 Err(errno) => {
                     lost_inos.extend(call.made);
@@ -243,7 +244,6 @@ impl Machine {
         group: &mut Group,
         who: Who,
         call: &Replayed,
-        in_order: bool,
         lost_inos: &BTreeSet<Ino>,
     ) -> Result<Result<(Version, Brief), Errno>, EngineError> {
         if group.full {
@@ -252,9 +252,7 @@ impl Machine {
         if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
             return Ok(Err(Errno::ESTALE));
         }
-        let believable = call.version.0 <= group.now_ns.saturating_add(AHEAD_MAX_NS);
-        let own = in_order && believable && call.version > self.last;
-        let version = if own { call.version } else { self.next_version(group) };
+        let version = self.next_version(group);
         let (result, commit) = self.decide(group, who, &call.caller, &call.request, version)?;
         let reply = match result {
             Ok(reply) => reply,

@@ -22,6 +22,11 @@ impl Stores {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
     }
 
+    /// Whether none is in reach.
+    pub fn is_empty(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Sets all stores.
     pub fn set(&self, stores: HashMap<Uuid, Arc<BlockStore>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = stores;
