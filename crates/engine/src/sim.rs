@@ -246,6 +246,14 @@ impl SimDisk {
         medium.off = false;
     }
 
+    /// Comes back with everything that was written, synced or not: as after a process that was killed. Until then,
+    /// from [`SimDisk::power_off`] on, nothing that the process still tries has an effect.
+    pub fn thaw(&self) {
+        let mut medium = self.lock();
+        medium.faults.clear();
+        medium.off = false;
+    }
+
     /// Changes stored bytes behind everybody's back: `change` gets the content of file `name`.
     pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut medium = self.lock();

@@ -1,4 +1,5 @@
 //! What every engine must do, run over every engine.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 
@@ -6,6 +7,7 @@ use bytes::Bytes;
 use chronofs_core::Version;
 use chronofs_engine::embedded::{self, Embedded, MemMedium, MemStore, Options, RocksOptions};
 use chronofs_engine::memory::Memory;
+use chronofs_engine::sim::SimDisk;
 use chronofs_engine::{Batch, Commit, Engine, Reads};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,8 +35,6 @@ macro_rules! conformance {
         }
     };
 }
-
-use chronofs_engine::sim::SimDisk;
 
 conformance!(
     what_is_put_can_be_read_and_what_is_deleted_cannot,
