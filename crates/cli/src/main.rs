@@ -8,6 +8,8 @@ mod argv;
 mod configure;
 mod credentials;
 mod logs;
+mod meta;
+mod mount;
 mod output;
 mod systemd;
 
@@ -35,6 +37,12 @@ enum Command {
     Admin(admin::Command),
     /// Create, list, show, change and delete accounts, stores, volumes and tokens
     Configure(configure::Configure),
+    /// Run the server that holds names, attributes and the past of volumes
+    #[command(subcommand)]
+    Meta(meta::Command),
+    /// Mount and unmount volumes
+    #[command(subcommand)]
+    Mount(mount::Command),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -66,6 +74,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
+        Command::Meta(command) => meta::run(command),
+        Command::Mount(command) => mount::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut io::stdout());
             Ok(())
