@@ -1,5 +1,8 @@
 //! A real admin server on a port of its own, and clients of it.
 
+// Each test program uses a part of it.
+#![allow(dead_code, unreachable_pub)]
+
 use chronofs_admin::{InitConfig, Server, StartConfig, init_creds};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::token::Token;
