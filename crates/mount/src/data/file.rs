@@ -71,6 +71,8 @@ pub(super) struct State {
     dirty: Dirty,
     mtime_ns: Option<i64>,
     kill_priv: bool,
+    /// How often this mount truncated the file.
+    pub(super) truncations: u64,
     /// In the flusher's queue, or being written back by it.
     queued: bool,
     /// How often bytes were given up, and the last reason.
@@ -171,6 +173,7 @@ impl<M: Meta> FileData<M> {
             dirty: Dirty::new(block_size),
             mtime_ns: None,
             kill_priv: false,
+            truncations: 0,
             queued: false,
             errors: 0,
             last_error: Errno::EIO,
@@ -417,6 +420,7 @@ impl<M: Meta> FileData<M> {
         }
         let exclusive = self.data.meta.exclusive();
         if let Some(size) = size {
+            state.truncations += 1;
             let before = state.dirty.bytes();
             state.dirty.clear(size, u64::MAX);
             self.data.budget.release(before - state.dirty.bytes());

@@ -35,6 +35,7 @@ pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
 
 async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errno> {
     let data = &file.data;
+    let truncations = file.state().truncations;
     let mut list = data.meta.slices(file.ino, number, 1).await?;
     data.keep_staged(&mut list.slices);
     let block = Block::new(list.slices, data.config.block_size);
@@ -68,6 +69,10 @@ async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errn
         merge: Some(Merge { block: number, newest }),
     };
     let _order = file.order.lock().await;
+    // What was read is not what the file holds any more: a cut block must not get its tail back.
+    if file.state().truncations != truncations {
+        return Err(Errno::EAGAIN);
+    }
     data.meta.publish(publish).await?;
     file.state().map.forget(number);
     Ok(())
