@@ -1,5 +1,6 @@
 //! Reading versioned tables: now, or as they were at an instant.
 
+use crate::expire::until_of;
 use crate::{Row, Table, decode_plain, decode_versioned};
 use bytes::Bytes;
 use chronofs_core::{Version, VolumeIndex};
@@ -83,7 +84,10 @@ impl<R: Reads> Snapshot<R> {
     ) -> Result<Vec<(Bytes, Row)>, ReadStop> {
         let to = successor(&table.prefix(self.volume, prefix));
         let pairs = self.reads.scan(&table.prefix(self.volume, from), &to, limit)?;
-        pairs.into_iter().map(|(key, stored)| Ok((key.slice(5..), decode_versioned(&key, &stored)?))).collect()
+        pairs
+            .into_iter()
+            .map(|(key, stored)| Ok((key.slice(5..), decode_versioned(&key, &stored)?)))
+            .collect()
     }
 
     /// Merges the live range with the range of history, page by page.
@@ -123,8 +127,9 @@ impl<R: Reads> Snapshot<R> {
             let row = decode_versioned(&key, &stored)?;
             if order == Ordering::Greater {
                 let split = key.len() - 8;
-                let until = u64::from_be_bytes(key[split..].try_into().unwrap_or_default());
-                if until > at.0 && row.since <= at {
+                // A history key goes on after the row's key, so one that is too low for `from` may come up when
+                // `from` is longer than a key ("after this key").
+                if until_of(&key) > at && row.since <= at && key[6..split] >= *from {
                     found.push((key.slice(6..split), row));
                 }
             } else if row.since <= at {
