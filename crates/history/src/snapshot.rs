@@ -58,6 +58,21 @@ impl<R: Reads> Snapshot<R> {
         self.reads.get(&live_key)?.map(|stored| decode_plain(&live_key, &stored)).transpose()
     }
 
+    /// Rows of a table that is not versioned, as [`Snapshot::scan`] gives them.
+    pub fn scan_plain(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        start: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, ReadStop> {
+        let mut from = prefix.to_vec();
+        from.extend_from_slice(start);
+        let to = successor(&table.prefix(self.volume, prefix));
+        let pairs = self.reads.scan(&table.prefix(self.volume, &from), &to, limit)?;
+        pairs.into_iter().map(|(key, stored)| Ok((key.slice(5..), decode_plain(&key, &stored)?))).collect()
+    }
+
     /// Up to `limit` rows with `prefix` whose key is at or above `prefix` + `start`, in key order. The keys come
     /// whole, without table and volume.
     pub fn scan(
