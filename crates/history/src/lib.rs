@@ -19,7 +19,7 @@ mod txn;
 
 pub use expire::{Expired, expire};
 pub use protected::Protected;
-pub use snapshot::Snapshot;
+pub use snapshot::{PastRow, Snapshot};
 pub use txn::Txn;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -90,6 +90,18 @@ impl<R: Reads> Snapshot<R> {
         }
     }
 
+    /// Up to `limit` rows of history whose key, with `until` behind it, is at or above `start`, in the order of key
+    /// and `until`. To go on, start after [`PastRow::place`] of the last.
+    pub fn history(&self, table: Table, start: &[u8], limit: usize) -> Result<Vec<PastRow>, ReadStop> {
+        let from = table.history_prefix(self.volume, start);
+        let to = successor(&table.history_prefix(self.volume, &[]));
+        let pairs = self.reads.scan(&from, &to, limit)?;
+        pairs
+            .into_iter()
+            .map(|(key, stored)| Ok(PastRow { row: decode_versioned(&key, &stored)?, place: key.slice(6..) }))
+            .collect()
+    }
+
     fn scan_live(
         &self,
         table: Table,
@@ -152,6 +164,27 @@ impl<R: Reads> Snapshot<R> {
             }
         }
         Ok(found)
+    }
+}
+
+/// A row of history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PastRow {
+    /// The row.
+    pub row: Row,
+    /// Its key and, behind it, until when it held.
+    pub place: Bytes,
+}
+
+impl PastRow {
+    /// The key, without table and volume.
+    pub fn key(&self) -> &[u8] {
+        self.place.split_last_chunk::<8>().map_or(&[], |(key, _)| key)
+    }
+
+    /// The version from which on it no longer held.
+    pub fn until(&self) -> Version {
+        self.place.last_chunk::<8>().map_or(Version::ZERO, |until| Version(u64::from_be_bytes(*until)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the server asks of its own store: volumes come, change and go; sessions open and end; the horizon moves.
 
-use crate::ctx::SystemCtx;
+use crate::ctx::{Ctx, Fail, SystemCtx};
+use crate::op::Op;
 use crate::rows::{
     self, CLOSED, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE, Session,
     Store, VOLUME, Volume, ino_key,
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use chronofs_core::name::Position;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
-use chronofs_core::{Ino, Retention, SessionId, Version, VolumeIndex};
-use chronofs_engine::{Batch, ReadStop, Reads};
+use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
+use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
 use chronofs_history::{Snapshot, Table, Txn};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -302,7 +303,28 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     }
 
     fn reap(&mut self, id: Uuid, ino: Ino) -> Decided<SystemReply> {
-        let _ = (id, ino);
+        let (index, volume) = self.live_volume(id)?;
+        let ctx = Ctx {
+            volume: index,
+            version: self.ctx.version,
+            at: None,
+            caller: Caller::ROOT,
+            session: SessionId(0),
+            root: Ino::ROOT,
+            read_only: false,
+            is_open: self.ctx.is_open,
+        };
+        let mut op = Op::new(self.reads, &ctx, &volume);
+        match op.reap(ino) {
+            Ok(()) => {}
+            Err(Fail::Stop(stop)) => return Err(stop.into()),
+            // Freeing only gives back: nothing can refuse it.
+            Err(Fail::Errno(errno)) => {
+                let problem = format!("inode {ino} could not be freed: {errno}; run `chronofs meta verify`");
+                return Err(ReadStop::Failed(EngineError::Store(problem)).into());
+            }
+        }
+        self.batch.0.extend(op.into_batch()?.0);
         Ok(SystemReply::Done)
     }
 
@@ -402,7 +424,7 @@ pub fn list_sessions<R: Reads + ?Sized>(reads: &R) -> Result<Vec<(SessionId, Ses
 }
 
 /// The big-endian number that a key is.
-fn number_of(key: &[u8]) -> u64 {
+pub(crate) fn number_of(key: &[u8]) -> u64 {
     key.iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
