@@ -26,7 +26,7 @@ pub struct Ace {
 pub struct Acl(pub Vec<Ace>);
 
 impl Acl {
-    /// Reads the form of the extended attribute. `None` is the empty list, which removes an ACL.
+    /// Reads the form of the extended attribute; whether it is valid is another question. `None` is the empty list, which removes an ACL.
     pub fn parse(value: &[u8]) -> Result<Option<Acl>, Errno> {
         if value.is_empty() {
             return Ok(None);
@@ -50,12 +50,11 @@ impl Acl {
         if list.is_empty() {
             return Ok(None);
         }
-        let acl = Acl(list);
-        if acl.valid() { Ok(Some(acl)) } else { Err(Errno::EINVAL) }
+        Ok(Some(Acl(list)))
     }
 
     /// The entries stand in order: owner, users, owning group, groups, mask (needed with users or groups), other.
-    fn valid(&self) -> bool {
+    pub fn valid(&self) -> bool {
         let count = |tag| self.0.iter().filter(|ace| ace.tag == tag).count();
         let named = count(USER) + count(GROUP);
         self.0.windows(2).all(|pair| pair[0].tag <= pair[1].tag)

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 type Answer = Result<Reply, Errno>;
 
+static ROOT: Caller = Caller::ROOT;
+
 impl World {
     /// `got` is the answer that the model gives.
     pub fn same_reply(
@@ -71,7 +73,7 @@ impl World {
             true
         }
         let scope = Scope { root: Ino::ROOT, is_open: &open };
-        Reader { state, present: None, caller: &Caller::ROOT, scope, read_only: false }
+        Reader { state, present: None, caller: &ROOT, scope, read_only: false }
     }
 
     fn check_inode(&self, state: &State, ino: Ino, at: Option<Version>) -> Check {

@@ -10,6 +10,9 @@
 //!
 //! Sequence n of a run has seed `CHRONOFS_SEED` + n. One that fails is made as short as it gets and printed.
 
+// The modules of a test are seen by nobody else.
+#![allow(unreachable_pub)]
+
 mod acl;
 mod compare;
 mod generate;

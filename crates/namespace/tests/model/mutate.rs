@@ -394,6 +394,13 @@ impl State {
         if !node.owned_by(around.caller) {
             return Err(Errno::EPERM);
         }
+        if acl.as_ref().is_some_and(|acl| !acl.valid()) {
+            return Err(Errno::EINVAL);
+        }
+        let there = if name == acl::DEFAULT { &node.default_acl } else { &node.acl };
+        if acl.is_none() && there.is_none() {
+            return Ok(Reply::Done);
+        }
         let node = self.node_mut(ino);
         if name == acl::DEFAULT {
             node.default_acl = acl;

@@ -587,10 +587,6 @@ impl World {
         });
     }
 
-    pub fn open_inodes(&self) -> Vec<Ino> {
-        self.open.keys().copied().collect()
-    }
-
     fn resolved(&self, request: &Request) -> Request {
         let mut request = request.clone();
         let slot = |ino: &mut Ino| *ino = self.slots[ino.0 as usize];
