@@ -19,6 +19,7 @@ pub const TIED_XATTRS: [[&str; 2]; 2] =
     [["user.eaghtybo1lq", "user.qxnlwjlwc1a"], ["user.hx1bpcqyl5o", "user.pxtenwmvtkw"]];
 
 /// A small generator of random numbers (splitmix64): the same numbers from a seed for ever.
+#[derive(Clone)]
 pub struct Rng(u64);
 
 impl Rng {
@@ -56,6 +57,8 @@ pub struct Case {
 struct Maker {
     rng: Rng,
     names: Vec<Name>,
+    /// Slots below this one hold directories, as a rule.
+    dirs: u64,
     slots: u64,
     next_object: u64,
     quotas: bool,
@@ -67,9 +70,10 @@ pub fn case(seed: u64) -> Case {
     let retention = if rng.one_in(10) { Retention::None } else { Retention::Forever };
     let names = some_names(&mut rng);
     let (quotas, scopes) = (rng.one_in(4), rng.one_in(4));
-    let slots = 3 + rng.below(SLOTS as u64 - 2);
-    let len = 10 + rng.below(60);
-    let mut maker = Maker { rng, names, slots, next_object: 1, quotas, scopes };
+    let dirs = 1 + rng.below(SLOTS as u64 / 2);
+    let slots = dirs + 2 + rng.below(SLOTS as u64 - dirs - 1);
+    let len = 10 + rng.below(10 + rng.clone().below(300));
+    let mut maker = Maker { rng, names, dirs, slots, next_object: 1, quotas, scopes };
     let mut actions = vec![
         // Without this most of what others than root try would be refused.
         maker.root_mode(),
@@ -105,14 +109,30 @@ impl Maker {
         }
     }
 
+    /// Any slot.
     fn slot(&mut self) -> usize {
-        // The root and the first slots come up more often, so that requests meet.
-        let wide = self.rng.below(self.slots);
-        if self.rng.one_in(2) { self.rng.below(wide + 1) as usize } else { wide as usize }
+        self.rng.below(self.slots) as usize
     }
 
     fn ino(&mut self) -> Ino {
         Ino(self.slot() as u64)
+    }
+
+    /// A directory, as a rule; the root and the first slots come up more often, so that requests meet.
+    fn dir(&mut self) -> Ino {
+        if self.rng.one_in(12) {
+            return self.ino();
+        }
+        let wide = self.rng.below(self.dirs);
+        Ino(if self.rng.one_in(2) { self.rng.below(wide + 1) } else { wide })
+    }
+
+    /// No directory, as a rule.
+    fn file(&mut self) -> Ino {
+        if self.rng.one_in(12) {
+            return self.ino();
+        }
+        Ino(self.dirs + self.rng.below(self.slots - self.dirs))
     }
 
     fn name(&mut self) -> Name {
@@ -135,16 +155,16 @@ impl Maker {
                 let request = self.read();
                 Action::AskPast { caller: self.caller(), pick: self.rng.next(), request }
             }
-            76..79 => Action::Close { slot: self.slot() },
-            79..82 => Action::Reap { slot: self.slot(), tick: self.tick() },
-            82..84 => Action::List { slot: self.slot(), cursor: self.rng.below(2) as usize },
+            76..79 => Action::Close { slot: self.file().0 as usize },
+            79..82 => Action::Reap { slot: self.file().0 as usize, tick: self.tick() },
+            82..84 => Action::List { slot: self.dir().0 as usize, cursor: self.rng.below(2) as usize },
             84..88 => {
                 let limit = 1 + self.rng.below(3) as u32;
                 Action::Page { cursor: self.rng.below(2) as usize, limit, attrs: self.rng.one_in(2) }
             }
             88..90 => {
                 let (block, note) = (self.rng.below(2) as u32, self.rng.below(2) as usize);
-                Action::ReadBlock { slot: self.slot(), block, note }
+                Action::ReadBlock { slot: self.file().0 as usize, block, note }
             }
             90..92 => {
                 let (note, one) = (self.rng.below(2) as usize, self.rng.one_in(2));
@@ -164,7 +184,8 @@ impl Maker {
 
     fn ask(&mut self) -> Action {
         let request = if self.rng.one_in(6) { self.read() } else { self.write() };
-        let keep = 1 + self.rng.below(self.slots - 1) as usize;
+        let new_dir = matches!(request, Request::Create { node: NewNode::Dir, .. });
+        let keep = if new_dir { self.rng.below(self.dirs).max(1) as usize } else { self.file().0.max(1) as usize };
         let scope = if self.scopes && self.rng.one_in(3) { self.slot() } else { 0 };
         let read_only = self.rng.one_in(60);
         Action::Ask { caller: self.caller(), scope, read_only, tick: self.tick(), keep, request }
@@ -173,30 +194,30 @@ impl Maker {
     fn read(&mut self) -> Request {
         let ino = self.ino();
         match self.rng.below(12) {
-            0 | 1 => Request::Lookup { parent: ino, name: self.name() },
-            2 => Request::Parent { dir: ino },
+            0 | 1 => Request::Lookup { parent: self.dir(), name: self.name() },
+            2 => Request::Parent { dir: self.dir() },
             3 => Request::GetAttr { ino },
-            4 => Request::ReadDir { dir: ino, after: 0, limit: 10, attrs: true },
-            5 => Request::ReadLink { ino },
+            4 => Request::ReadDir { dir: self.dir(), after: 0, limit: 10, attrs: true },
+            5 => Request::ReadLink { ino: self.file() },
             6 => Request::GetXattr { ino, name: self.xattr_name() },
             7 => Request::ListXattr { ino },
-            8 => Request::Slices { ino, first: 0, count: 4, staged: true },
+            8 => Request::Slices { ino: self.file(), first: 0, count: 4, staged: true },
             9 => Request::StatFs,
             10 => Request::Access { ino, mask: self.rng.below(8) as u8 },
-            _ => Request::Open { ino, read: self.rng.one_in(2), write: self.rng.one_in(2) },
+            _ => Request::Open { ino: if self.rng.one_in(3) { ino } else { self.file() }, read: self.rng.one_in(2), write: self.rng.one_in(2) },
         }
     }
 
     fn write(&mut self) -> Request {
         match self.rng.below(100) {
             0..28 => self.create(),
-            28..34 => Request::Link { ino: self.ino(), parent: self.ino(), name: self.name() },
-            34..42 => Request::Unlink { parent: self.ino(), name: self.name() },
-            42..46 => Request::Rmdir { parent: self.ino(), name: self.name() },
+            28..34 => Request::Link { ino: self.file(), parent: self.dir(), name: self.name() },
+            34..42 => Request::Unlink { parent: self.dir(), name: self.name() },
+            42..46 => Request::Rmdir { parent: self.dir(), name: self.name() },
             46..60 => Request::Rename {
-                from: self.ino(),
+                from: self.dir(),
                 name: self.name(),
-                to: self.ino(),
+                to: self.dir(),
                 new_name: self.name(),
                 mode: self.rng.pick(&[
                     RenameMode::Replace,
@@ -206,9 +227,9 @@ impl Maker {
                     RenameMode::Whiteout,
                 ]),
             },
-            60..74 => Request::SetAttr { ino: self.ino(), set: self.set_attr() },
-            74..82 => self.set_xattr(),
-            82..85 => Request::RemoveXattr { ino: self.ino(), name: self.xattr_name() },
+            60..72 => self.change_attr(),
+            72..80 => self.set_xattr(),
+            80..83 => Request::RemoveXattr { ino: self.ino(), name: self.xattr_name() },
             _ => self.publish(),
         }
     }
@@ -224,7 +245,7 @@ impl Maker {
         let file = node == NewNode::File;
         let allowed = if node == NewNode::Dir { 0o1777 } else { 0o7777 };
         Request::Create {
-            parent: self.ino(),
+            parent: self.dir(),
             name: self.name(),
             mode: self.mode() & allowed,
             umask: self.rng.pick(&[0, 0o022, 0o077]),
@@ -237,6 +258,11 @@ impl Maker {
     fn mode(&mut self) -> u16 {
         let special = if self.rng.one_in(3) { self.rng.below(8) as u16 } else { 0 };
         special << 9 | self.rng.pick(&[0o777, 0o777, 0o755, 0o644, 0o770, 0o707, 0o070, 0o000, 0o711])
+    }
+
+    fn change_attr(&mut self) -> Request {
+        let set = self.set_attr();
+        Request::SetAttr { ino: if set.size.is_some() { self.file() } else { self.ino() }, set }
     }
 
     fn set_attr(&mut self) -> SetAttr {
@@ -351,7 +377,7 @@ impl Maker {
         }
         let further = end + self.rng.below(30);
         Request::Publish {
-            ino: self.ino(),
+            ino: self.file(),
             size_min: if slices.is_empty() { None } else { Some(self.rng.pick(&[end, end, further])) },
             slices,
             mtime_ns: self.rng.pick(&[None, Some(i64::MAX), Some(1_000_000_001), Some(-3)]),

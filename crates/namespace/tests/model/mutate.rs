@@ -430,13 +430,14 @@ impl State {
         }
         let (now, now_ns) = (around.now, around.now.as_file_time_ns());
         let mut node = old.clone();
+        node.written = now;
         if let Some(merge) = merge {
             let start = u64::from(merge.block) * around.block_size;
             let mut rest = node.content.split_off(&start);
             let after = rest.split_off(&(start + around.block_size));
             let (read, read_at) = around.merged.expect("a merge comes with what was read");
             // What changed must not come back. What is as it was may be refused if something happened in between.
-            if *read != rest || old.ctime_ns > read_at.as_file_time_ns() && around.merge_refused {
+            if *read != rest || old.written > read_at && around.merge_refused {
                 return Err(Errno::EAGAIN);
             }
             node.content.extend(after);

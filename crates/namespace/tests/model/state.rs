@@ -28,6 +28,8 @@ pub struct Node {
     pub target: Bytes,
     pub size: u64,
     pub content: BTreeMap<u64, u8>,
+    /// The last publish, merge or change of size.
+    pub written: Version,
     pub entries: BTreeMap<Bytes, Ino>,
     pub parent: Ino,
     pub removed: bool,
@@ -53,6 +55,7 @@ impl Node {
             target: Bytes::new(),
             size: 0,
             content: BTreeMap::new(),
+            written: now,
             entries: BTreeMap::new(),
             parent: Ino::ROOT,
             removed: false,
@@ -115,7 +118,7 @@ impl Node {
         if size != self.size {
             self.data_version = now;
         }
-        self.size = size;
+        (self.size, self.written) = (size, now);
     }
 }
 

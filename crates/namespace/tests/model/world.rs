@@ -457,7 +457,7 @@ impl World {
 
     fn page(&mut self, cursor: usize, limit: u32, attrs: bool) -> Check {
         let Some(mut listing) = self.cursors[cursor].take() else { return Ok(()) };
-        if listing.end || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir()) {
+        if listing.end || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir() && !node.removed) {
             return Ok(());
         }
         let request = Request::ReadDir { dir: listing.dir, after: listing.after, limit, attrs };
