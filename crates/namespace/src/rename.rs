@@ -207,7 +207,11 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             flags: 0,
             mode: 0,
             uid: self.ctx.caller.uid,
-            gid: if source.dir_inode.mode & S_ISGID != 0 { source.dir_inode.gid } else { self.ctx.caller.gid },
+            gid: if source.dir_inode.mode & S_ISGID != 0 {
+                source.dir_inode.gid
+            } else {
+                self.ctx.caller.gid
+            },
             parent: source.dir,
             position: source.position,
             crtime_ns: now_ns,

@@ -29,7 +29,10 @@ impl World {
                 if let Some(slices) = slices {
                     let content = self.content(slices)?;
                     let node = &state.nodes[&a.ino];
-                    ensure!(content == node.content, "{request:?}: the content that came along is {content:?}");
+                    ensure!(
+                        content == node.content,
+                        "{request:?}: the content that came along is {content:?}"
+                    );
                 }
                 same_attr(request, a, b, past)
             }
@@ -165,7 +168,9 @@ impl World {
             let lookup = Request::Lookup { parent: dir, name };
             match self.query(&Caller::ROOT, Ino::ROOT, false, at, &lookup)? {
                 Ok(Reply::Attr(attr)) if attr.ino == entry.ino => {}
-                other => return Err(format!("{lookup:?} at {at:?}: {other:?}, but it is listed as {entry:?}")),
+                other => {
+                    return Err(format!("{lookup:?} at {at:?}: {other:?}, but it is listed as {entry:?}"));
+                }
             }
             if at.is_none() {
                 self.cookie((dir, entry.name, entry.ino), entry.cookie)?;
@@ -191,7 +196,10 @@ fn same_attr(request: &Request, expected: &Attr, got: &Attr, past: bool) -> Chec
         );
         shown.data_version = expected.data_version;
     }
-    ensure!(shown == *expected, "{request:?}:\n  the namespace shows {got:?},\n  the model says      {expected:?}");
+    ensure!(
+        shown == *expected,
+        "{request:?}:\n  the namespace shows {got:?},\n  the model says      {expected:?}"
+    );
     Ok(())
 }
 

@@ -79,7 +79,9 @@ pub fn case(seed: u64) -> Case {
         maker.root_mode(),
     ];
     actions.extend((0..len).map(|_| maker.action()));
-    actions.extend([Action::Apply, Action::CheckNow]);
+    let picks = (0..maker.rng.below(4)).map(|_| maker.rng.next()).collect();
+    let limit = 1 + maker.rng.below(20) as usize;
+    actions.extend([Action::Apply, Action::CheckNow, Action::Verify, Action::Expire { picks, limit }]);
     Case { retention, actions }
 }
 
@@ -175,7 +177,7 @@ impl Maker {
                 let inodes = self.rng.pick(&[None, Some(1), Some(4), Some(8)]);
                 Action::Quota { bytes, inodes, tick: self.tick() }
             }
-            93 => Action::Crash,
+            93 => self.rng.pick(&[Action::Crash, Action::Verify]),
             94 | 95 => Action::Apply,
             96 | 97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
@@ -185,7 +187,8 @@ impl Maker {
     fn ask(&mut self) -> Action {
         let request = if self.rng.one_in(6) { self.read() } else { self.write() };
         let new_dir = matches!(request, Request::Create { node: NewNode::Dir, .. });
-        let keep = if new_dir { self.rng.below(self.dirs).max(1) as usize } else { self.file().0.max(1) as usize };
+        let keep =
+            if new_dir { self.rng.below(self.dirs).max(1) as usize } else { self.file().0.max(1) as usize };
         let scope = if self.scopes && self.rng.one_in(3) { self.slot() } else { 0 };
         let read_only = self.rng.one_in(60);
         Action::Ask { caller: self.caller(), scope, read_only, tick: self.tick(), keep, request }
@@ -204,7 +207,11 @@ impl Maker {
             8 => Request::Slices { ino: self.file(), first: 0, count: 4, staged: true },
             9 => Request::StatFs,
             10 => Request::Access { ino, mask: self.rng.below(8) as u8 },
-            _ => Request::Open { ino: if self.rng.one_in(3) { ino } else { self.file() }, read: self.rng.one_in(2), write: self.rng.one_in(2) },
+            _ => Request::Open {
+                ino: if self.rng.one_in(3) { ino } else { self.file() },
+                read: self.rng.one_in(2),
+                write: self.rng.one_in(2),
+            },
         }
     }
 
@@ -371,7 +378,8 @@ impl Maker {
             let block = self.rng.pick(&[0u32, 0, 0, 1, 2]);
             let len = 1 + self.rng.below(40) as u32;
             let low = self.rng.below(60) as u32;
-            let offset = self.rng.pick(&[low, low, BLOCK_SIZE - len, (BLOCK_SIZE - 20).min(BLOCK_SIZE - len)]);
+            let offset =
+                self.rng.pick(&[low, low, BLOCK_SIZE - len, (BLOCK_SIZE - 20).min(BLOCK_SIZE - len)]);
             slices.push(self.slice(block, offset, len));
             end = end.max(u64::from(block) * u64::from(BLOCK_SIZE) + u64::from(offset + len));
         }

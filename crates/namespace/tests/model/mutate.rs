@@ -100,7 +100,8 @@ impl State {
 
     fn touch_dir(&mut self, dir: Ino, now: Version) {
         let node = self.node_mut(dir);
-        (node.mtime_ns, node.ctime_ns, node.data_version) = (now.as_file_time_ns(), now.as_file_time_ns(), now);
+        (node.mtime_ns, node.ctime_ns, node.data_version) =
+            (now.as_file_time_ns(), now.as_file_time_ns(), now);
     }
 
     fn put_entry(&mut self, dir: Ino, name: &Name, child: Ino) {
@@ -302,9 +303,9 @@ impl State {
         }
         let owner = node.owned_by(caller);
         let chown = set.uid.is_some_and(|uid| caller.uid != 0 && !(owner && uid == node.uid));
-        let chgrp = set.gid.is_some_and(|gid| {
-            caller.uid != 0 && !(owner && (gid == node.gid || caller.in_group(gid)))
-        });
+        let chgrp = set
+            .gid
+            .is_some_and(|gid| caller.uid != 0 && !(owner && (gid == node.gid || caller.in_group(gid))));
         if chown || chgrp || set.mode.is_some() && !owner {
             return Err(Errno::EPERM);
         }
@@ -352,7 +353,14 @@ impl State {
         node.ctime_ns = now_ns;
     }
 
-    fn set_xattr(&mut self, around: &Around<'_>, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Answer {
+    fn set_xattr(
+        &mut self,
+        around: &Around<'_>,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Answer {
         self.in_scope(around.scope, ino)?;
         check_xattr_name(name)?;
         if name == acl::ACCESS || name == acl::DEFAULT {

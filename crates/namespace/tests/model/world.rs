@@ -10,6 +10,7 @@ use chronofs_core::volume::{Compression, VolumeSpec};
 use chronofs_core::{Caller, Errno, Ino, Retention, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Commit, Engine, Overlay, View};
+use chronofs_history::Protected;
 use chronofs_namespace::{Ctx, SystemCtx, SystemReply};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,26 +25,71 @@ pub const HASH_KEY: [u8; 16] = *b"chronofs-tie-key";
 #[derive(Clone, Debug)]
 pub enum Action {
     /// A client's request; what it makes goes into slot `keep`.
-    Ask { caller: usize, scope: usize, read_only: bool, tick: u64, keep: usize, request: Request },
+    Ask {
+        caller: usize,
+        scope: usize,
+        read_only: bool,
+        tick: u64,
+        keep: usize,
+        request: Request,
+    },
     /// A client's read at a past version.
-    AskPast { caller: usize, pick: u64, request: Request },
-    Close { slot: usize },
-    Reap { slot: usize, tick: u64 },
+    AskPast {
+        caller: usize,
+        pick: u64,
+        request: Request,
+    },
+    Close {
+        slot: usize,
+    },
+    Reap {
+        slot: usize,
+        tick: u64,
+    },
     /// Begins to list a directory.
-    List { slot: usize, cursor: usize },
+    List {
+        slot: usize,
+        cursor: usize,
+    },
     /// The next page.
-    Page { cursor: usize, limit: u32, attrs: bool },
+    Page {
+        cursor: usize,
+        limit: u32,
+        attrs: bool,
+    },
     /// A client reads a block, to merge it later.
-    ReadBlock { slot: usize, block: u32, note: usize },
+    ReadBlock {
+        slot: usize,
+        block: u32,
+        note: usize,
+    },
     /// The merge: the bytes in as many slices as there are runs, or all of the range in one.
-    Merge { note: usize, tick: u64, one: bool, id: SliceId },
-    Quota { bytes: Option<u64>, inodes: Option<u64>, tick: u64 },
+    Merge {
+        note: usize,
+        tick: u64,
+        one: bool,
+        id: SliceId,
+    },
+    Quota {
+        bytes: Option<u64>,
+        inodes: Option<u64>,
+        tick: u64,
+    },
     /// What was decided and not applied yet is lost.
     Crash,
     /// The executor applies its group.
     Apply,
     CheckNow,
-    CheckPast { pick: u64 },
+    CheckPast {
+        pick: u64,
+    },
+    /// The checker finds nothing wrong.
+    Verify,
+    /// All of the past is forgotten but for these instants, which show what they did. Comes last.
+    Expire {
+        picks: Vec<u64>,
+        limit: usize,
+    },
 }
 
 /// A listing of a directory over time.
@@ -217,6 +263,13 @@ impl World {
                 let (at, _) = self.instant(*pick);
                 self.check_tree(Some(at))
             }
+            Action::Verify => {
+                let faults = self.with_reads(|reads| chronofs_namespace::verify(reads));
+                let faults = faults.map_err(|stop| format!("verify: {stop}"))?;
+                ensure!(faults.is_empty(), "verify finds {faults:?}");
+                Ok(())
+            }
+            Action::Expire { picks, limit } => self.expire(picks, *limit),
         }
     }
 
@@ -351,7 +404,9 @@ impl World {
     /// The number of the inode that a request has made, if it has.
     fn inode_made(&self, request: &Request, reply: &Result<Reply, Errno>) -> Result<Option<Ino>, String> {
         match (request, reply) {
-            (Request::Create { .. }, Ok(Reply::Attr(attr) | Reply::Opened { attr, .. })) => Ok(Some(attr.ino)),
+            (Request::Create { .. }, Ok(Reply::Attr(attr) | Reply::Opened { attr, .. })) => {
+                Ok(Some(attr.ino))
+            }
             (Request::Rename { from, name, .. }, Ok(_)) => {
                 let lookup = Request::Lookup { parent: *from, name: name.clone() };
                 match self.query(&Caller::ROOT, Ino::ROOT, false, None, &lookup)? {
@@ -425,8 +480,7 @@ impl World {
 
     pub fn apply(&mut self) {
         self.engine.apply(std::mem::take(&mut self.pending)).expect("memory takes all");
-        self.applied =
-            Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
+        self.applied = Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
     }
 
     fn crash(&mut self) {
@@ -439,6 +493,28 @@ impl World {
         self.cursors = [None, None];
         self.notes = [None, None];
         self.cookies.clear();
+    }
+
+    fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
+        self.apply();
+        let kept: Vec<Version> = picks.iter().map(|pick| self.instant(*pick).0).collect();
+        let protected: Protected = kept.iter().map(|at| (*at, *at)).collect();
+        let (mut from, mut version) = (Bytes::new(), self.now().version);
+        loop {
+            let tables = &chronofs_namespace::rows::VERSIONED;
+            let step =
+                chronofs_history::expire(&*self.engine.view(), self.index, tables, &protected, &from, limit);
+            let step = step.map_err(|stop| format!("expire: {stop}"))?;
+            version.0 += 1;
+            self.pending.push(Commit { version, tag: Bytes::new(), batch: step.batch });
+            self.apply();
+            match step.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        self.check_tree(None)?;
+        kept.into_iter().try_for_each(|at| self.check_tree(Some(at)))
     }
 
     fn list(&mut self, dir: Ino, cursor: usize) {
@@ -457,7 +533,9 @@ impl World {
 
     fn page(&mut self, cursor: usize, limit: u32, attrs: bool) -> Check {
         let Some(mut listing) = self.cursors[cursor].take() else { return Ok(()) };
-        if listing.end || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir() && !node.removed) {
+        if listing.end
+            || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir() && !node.removed)
+        {
             return Ok(());
         }
         let request = Request::ReadDir { dir: listing.dir, after: listing.after, limit, attrs };
@@ -476,7 +554,11 @@ impl World {
             listing.end = true;
             for name in listing.stable.keys() {
                 let times = listing.seen.iter().filter(|seen| *seen == name).count();
-                ensure!(times == 1, "{:?}: {name:?} was there all the time and was listed {times} times", listing.dir);
+                ensure!(
+                    times == 1,
+                    "{:?}: {name:?} was there all the time and was listed {times} times",
+                    listing.dir
+                );
             }
         }
         self.cursors[cursor] = Some(listing);
@@ -498,7 +580,9 @@ impl World {
 
     /// Writes a block that was read some time ago as one, as a client does that found too many slices in it.
     fn merge(&mut self, note: usize, tick: u64, one: bool, id: SliceId) -> Check {
-        let Some(Note { ino, block, newest, read_at, content }) = self.notes[note].take() else { return Ok(()) };
+        let Some(Note { ino, block, newest, read_at, content }) = self.notes[note].take() else {
+            return Ok(());
+        };
         if !self.now().nodes.contains_key(&ino) {
             return Ok(());
         }
@@ -548,7 +632,10 @@ impl World {
         for PlacedSlice { key, slice, staged } in slices {
             let start = u64::from(key.block) * u64::from(BLOCK_SIZE) + u64::from(slice.offset);
             let end = start + u64::from(slice.len);
-            ensure!(slice.len > 0 && slice.offset + slice.len <= BLOCK_SIZE, "a slice out of its block: {slice:?}");
+            ensure!(
+                slice.len > 0 && slice.offset + slice.len <= BLOCK_SIZE,
+                "a slice out of its block: {slice:?}"
+            );
             content.retain(|at, _| !(start..end).contains(at));
             if slice.place != Place::Hole {
                 let bytes = self.shown(slice, staged.as_ref());
