@@ -78,6 +78,7 @@ pub fn case(seed: u64) -> Case {
         // Without this most of what others than root try would be refused.
         maker.root_mode(),
     ];
+    actions.extend((1..slots).map(|slot| maker.first(slot)));
     actions.extend((0..len).map(|_| maker.action()));
     let picks = (0..maker.rng.below(4)).map(|_| maker.rng.next()).collect();
     let limit = 1 + maker.rng.below(20) as usize;
@@ -108,6 +109,22 @@ impl Maker {
             tick: 5,
             keep: 0,
             request: Request::SetAttr { ino: Ino(0), set },
+        }
+    }
+
+    /// Something for a slot to hold at the start.
+    fn first(&mut self, slot: u64) -> Action {
+        let node = if slot < self.dirs { NewNode::Dir } else { NewNode::File };
+        let (parent, name) = (Ino(self.rng.below(slot.min(self.dirs))), self.name());
+        let mode = self.rng.pick(&[0o777, 0o755, 0o644, 0o1777]);
+        let request = Request::Create { parent, name, node, mode, umask: 0, open: false, exclusive: true };
+        Action::Ask {
+            caller: self.caller(),
+            scope: 0,
+            read_only: false,
+            tick: 1,
+            keep: slot as usize,
+            request,
         }
     }
 
@@ -164,22 +181,22 @@ impl Maker {
                 let limit = 1 + self.rng.below(3) as u32;
                 Action::Page { cursor: self.rng.below(2) as usize, limit, attrs: self.rng.one_in(2) }
             }
-            88..90 => {
-                let (block, note) = (self.rng.below(2) as u32, self.rng.below(2) as usize);
+            88..91 => {
+                let (block, note) = (self.rng.pick(&[0, 0, 0, 1]), self.rng.below(2) as usize);
                 Action::ReadBlock { slot: self.file().0 as usize, block, note }
             }
-            90..92 => {
+            91..94 => {
                 let (note, one) = (self.rng.below(2) as usize, self.rng.one_in(2));
                 Action::Merge { note, tick: self.tick(), one, id: self.slice_id() }
             }
-            92 if self.quotas => {
+            94 if self.quotas => {
                 let bytes = self.rng.pick(&[None, Some(0), Some(100), Some(700)]);
                 let inodes = self.rng.pick(&[None, Some(1), Some(4), Some(8)]);
                 Action::Quota { bytes, inodes, tick: self.tick() }
             }
-            93 => self.rng.pick(&[Action::Crash, Action::Verify]),
-            94 | 95 => Action::Apply,
-            96 | 97 => Action::CheckNow,
+            95 => self.rng.pick(&[Action::Crash, Action::Verify]),
+            96 => Action::Apply,
+            97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }
     }
