@@ -18,7 +18,7 @@ pub use target::{Credentials, Source, Target};
 
 use crate::clock::ServerClock;
 use bytes::Bytes;
-use chronofs_core::ops::Request;
+use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, SessionId, Version};
 use chronofs_wire::message::{ToServer, Welcome};
 use state::{Phase, State, Transfer};
@@ -108,11 +108,17 @@ impl Connection {
         Ok((connection, welcome, received))
     }
 
-    /// Asks the server. Waits while it is away; an error is its answer, or its refusal of the mount.
-    pub async fn call(&self, caller: Caller, request: Request) -> Result<Answer, Errno> {
+    /// Asks the server. Waits while it is away; an error means that there is no answer, because it refuses the mount.
+    pub async fn ask(&self, caller: Caller, request: Request) -> Result<Answer, Errno> {
         let answer = self.state().call(caller, request);
         self.wake.notify_one();
         answer.await.unwrap_or(Err(Errno::EIO))
+    }
+
+    /// Asks the server for something that it can only do or refuse.
+    pub async fn call(&self, caller: Caller, request: Request) -> Result<(Version, Reply), Errno> {
+        let answer = self.ask(caller, request).await?;
+        answer.result.map(|reply| (answer.version, reply))
     }
 
     /// Asks without waiting for the answer; it is asked again after a reconnect all the same.

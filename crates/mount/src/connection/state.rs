@@ -12,13 +12,13 @@ use chronofs_wire::message::{ToServer, Welcome};
 use std::collections::{BTreeMap, HashMap};
 use tokio::sync::oneshot;
 
-/// A reply and the version it was given at.
+/// What the server said, and the version it was said at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
     /// The commit of a mutation, else the version read.
     pub version: Version,
-    /// What the server said.
-    pub reply: Reply,
+    /// A reply, or an error that is as true at `version`.
+    pub result: Result<Reply, Errno>,
 }
 
 /// How a mount stands with its server.
@@ -171,7 +171,7 @@ impl State {
             }
         }
         self.replay.durable(durable);
-        let _ = call.waiter.send(result.map(|reply| Answer { version, reply }));
+        let _ = call.waiter.send(Ok(Answer { version, result }));
     }
 
     /// The answer to transfer `id` came.

@@ -170,6 +170,6 @@ fn an_answer_that_comes_twice_is_taken_once() {
     let mut unlinked = state.call(Caller::ROOT, unlink("a"));
     state.returned(1, Version(11), Version(10), Ok(Reply::Done));
     state.returned(1, Version(11), Version(10), Err(Errno::ENOENT));
-    assert_eq!(unlinked.try_recv().unwrap().unwrap().reply, Reply::Done);
+    assert_eq!(unlinked.try_recv().unwrap().unwrap().result, Ok(Reply::Done));
     assert_eq!(state.waiting(), (0, 1));
 }
