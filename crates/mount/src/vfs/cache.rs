@@ -31,6 +31,8 @@ pub(crate) enum CachedEntry {
 pub(crate) struct Cache {
     attrs: QuickCache<Ino, Attr>,
     entries: QuickCache<(Ino, Name), CachedEntry>,
+    /// The content that the kernel's pages of a file show, by its version.
+    pages: QuickCache<Ino, Version>,
     floors: Box<[AtomicU64]>,
     /// Nothing read at an earlier version is believed.
     floor: AtomicU64,
@@ -41,6 +43,7 @@ impl Cache {
         Cache {
             attrs: QuickCache::new(CAPACITY),
             entries: QuickCache::new(CAPACITY),
+            pages: QuickCache::new(CAPACITY),
             floors: (0..FLOORS).map(|_| AtomicU64::new(0)).collect(),
             floor: AtomicU64::new(0),
         }
@@ -102,6 +105,24 @@ impl Cache {
         self.attrs.clear();
     }
 
+    /// The file is opened with this content: whether the kernel may keep the pages that it has of it.
+    pub(crate) fn opened(&self, ino: Ino, data_version: Version) -> bool {
+        let keep = self.pages.get(&ino) == Some(data_version);
+        if !keep {
+            self.pages.insert(ino, data_version);
+        }
+        keep
+    }
+
+    /// This mount changed the content of `ino`; `pages` is what the kernel's pages show now, if that is known.
+    pub(crate) fn published(&self, ino: Ino, pages: Option<Version>) {
+        match pages {
+            // Only what was known before can be known now.
+            Some(version) if self.pages.get(&ino).is_some() => self.pages.insert(ino, version),
+            _ => drop(self.pages.remove(&ino)),
+        }
+    }
+
     /// Forgets everything, and believes nothing read before `version`.
     pub(crate) fn clear(&self, version: Version) {
         self.floor.fetch_max(version.0, Ordering::SeqCst);
@@ -151,6 +172,18 @@ mod tests {
         assert_eq!(cache.entry(Ino(1), &b), Some(CachedEntry::Missing));
         cache.put_entry(Ino(1), &a, CachedEntry::Names(Ino(5)), Version(1));
         assert_eq!(cache.entry(Ino(1), &a), None, "read before the change");
+    }
+
+    #[test]
+    fn the_kernel_keeps_pages_only_of_content_that_is_known_to_be_unchanged() {
+        let cache = Cache::new();
+        assert!(!cache.opened(Ino(5), Version(1)));
+        assert!(cache.opened(Ino(5), Version(1)));
+        assert!(!cache.opened(Ino(5), Version(2)), "somebody else published");
+        cache.published(Ino(5), Some(Version(3)));
+        assert!(cache.opened(Ino(5), Version(3)), "nobody else can have");
+        cache.published(Ino(5), None);
+        assert!(!cache.opened(Ino(5), Version(4)), "somebody may have in between");
     }
 
     #[test]
