@@ -139,6 +139,16 @@ impl Installation {
         });
     }
 
+    /// Starts the metadata server while the admin server is away, and waits until it listens.
+    pub fn start_meta_without_admin(&mut self) {
+        self.meta.start();
+        let (meta, address) = (&mut self.meta, self.meta_address);
+        wait_for("the metadata server to listen", || {
+            meta.assert_running();
+            std::net::TcpStream::connect(address).ok()
+        });
+    }
+
     /// Creates a volume with further flags of `configure create volume`.
     #[track_caller]
     pub fn create_volume(&self, name: &str, flags: &[&str]) {
