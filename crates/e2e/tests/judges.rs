@@ -17,7 +17,8 @@ fn judges(name: &str) -> PathBuf {
 /// The tool from PATH or target/tools; a clear failure where it is missing.
 fn tool(name: &str) -> Command {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin").join(name);
-    let in_path = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|dir| dir.join(name));
+    let path = std::env::var_os("PATH").unwrap();
+    let in_path = std::env::split_paths(&path).map(|dir| dir.join(name));
     let found = in_path.chain([installed]).find(|path| path.is_file());
     Command::new(
         found.unwrap_or_else(|| panic!("{name} is not installed: run `scripts/test packages tools` first")),
