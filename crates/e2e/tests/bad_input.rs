@@ -1,5 +1,6 @@
 //! What people and machines get wrong: each is refused or reported with the thing, the reason and the next step, and
 //! nothing that was acknowledged is lost over it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,6 +1,7 @@
 //! kill -9 of meta, admin and mount at random moments under load: nothing acknowledged is lost.
 //!
 //! Long variant: `CHRONOFS_ROUNDS=1000 cargo test -p chronofs-e2e --test crashes`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

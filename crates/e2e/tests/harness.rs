@@ -1,4 +1,5 @@
 //! The harness itself, on a local folder: a test that leans on it can only be right if these hold.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::path::Path;
 use std::process::Command;

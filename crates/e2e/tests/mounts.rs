@@ -1,4 +1,5 @@
 //! Mounting, unmounting, and what mounts see of each other and of servers that are away.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
