@@ -1,1 +1,19 @@
-//! placeholder
+//! The admin server: what exists (accounts, tokens, block stores, metadata stores, volumes), who may use it, and
+//! where it is served. It is not on the path of data: mounts go on while it is down.
+//!
+//! It may depend on `chronofs-core` and `chronofs-wire` only; it never touches a block store or a metadata store.
+//! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, [`server`] the process.
+
+pub mod api;
+pub mod db;
+mod error;
+mod lock;
+mod metrics;
+pub mod model;
+mod server;
+mod setup;
+
+pub use error::AdminError;
+pub use lock::FolderLock;
+pub use server::{Server, StartConfig, start};
+pub use setup::{InitConfig, Status, init_creds, status};

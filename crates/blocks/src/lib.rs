@@ -1,1 +1,24 @@
-//! placeholder
+//! Slices and objects: how the bytes of files are sealed, packed, named and kept in an object store.
+//!
+//! Follow a write through the modules: [`plan`] cuts it at the borders of blocks and decides where each slice
+//! goes, [`seal`] compresses and checksums one slice, [`object`] puts several into one object, and [`store`]
+//! keeps that object under a name of [`name`] that is never used twice. A read goes through [`layout`], which
+//! says what each byte of a block shows, and back through [`store`] and [`seal`].
+//!
+//! The crate depends on `core` alone. Everything but [`store`] is pure: no I/O, no clock, no random numbers.
+//! Nothing in here overwrites or deletes an object.
+
+pub mod grant;
+pub mod layout;
+pub mod name;
+pub mod object;
+pub mod plan;
+pub mod port;
+pub mod seal;
+pub mod store;
+#[cfg(test)]
+mod testing;
+
+pub use name::object_name;
+pub use port::{ObjectPort, StoreError, Trouble};
+pub use store::BlockStore;

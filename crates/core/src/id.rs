@@ -22,6 +22,8 @@ impl Ino {
     /// The root directory of every volume.
     pub const ROOT: Ino = Ino(1);
     const COUNTER_BITS: u32 = 48;
+    /// Counters of inode numbers lie below this.
+    pub const COUNTER_END: u64 = 1 << Self::COUNTER_BITS;
     const PAST: u64 = 1 << 63;
 
     /// The inode number of `counter` (below 2^48) in `incarnation` (below 2^15).

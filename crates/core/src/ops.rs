@@ -237,6 +237,9 @@ pub struct Replayed {
     pub caller: Caller,
     /// What was asked.
     pub request: Request,
+    /// The inode its reply gave, if it was a create: a replay that would make another one is parked, because what
+    /// follows names this one.
+    pub made: Option<Ino>,
 }
 
 impl Request {

@@ -61,7 +61,9 @@ pub fn parse_instant(text: &str, now: &Zoned) -> Result<Version, BadInstant> {
             let ago = parse_span(&t[1..]).ok_or_else(bad)?;
             now.timestamp().checked_sub(ago).map_err(|_| bad())?
         }
-        t if t.starts_with("today") => on_day(now.date(), &t["today".len()..], now.time_zone()).ok_or_else(bad)?,
+        t if t.starts_with("today") => {
+            on_day(now.date(), &t["today".len()..], now.time_zone()).ok_or_else(bad)?
+        }
         t if t.starts_with("yesterday") => {
             let day = now.date().yesterday().map_err(|_| bad())?;
             on_day(day, &t["yesterday".len()..], now.time_zone()).ok_or_else(bad)?
@@ -72,7 +74,11 @@ pub fn parse_instant(text: &str, now: &Zoned) -> Result<Version, BadInstant> {
 }
 
 fn on_day(day: civil::Date, time: &str, zone: &TimeZone) -> Option<Timestamp> {
-    let time = if time.is_empty() { civil::Time::midnight() } else { time.strip_prefix(' ')?.trim().parse().ok()? };
+    let time = if time.is_empty() {
+        civil::Time::midnight()
+    } else {
+        time.strip_prefix(' ')?.trim().parse().ok()?
+    };
     Some(day.to_datetime(time).to_zoned(zone.clone()).ok()?.timestamp())
 }
 
@@ -196,7 +202,18 @@ mod tests {
 
     #[test]
     fn what_is_no_instant_is_refused_with_the_spellings_that_work() {
-        for text in ["", "-", "-2", "-2x", "-h", "tomorrow", "2026-03-15", "2026-03-15T10:30:00", "yesterday17:00", "1"] {
+        for text in [
+            "",
+            "-",
+            "-2",
+            "-2x",
+            "-h",
+            "tomorrow",
+            "2026-03-15",
+            "2026-03-15T10:30:00",
+            "yesterday17:00",
+            "1",
+        ] {
             let error = parse_instant(text, &now()).expect_err(text);
             assert!(error.to_string().contains("RFC 3339"), "{error}");
         }

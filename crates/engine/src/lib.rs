@@ -4,8 +4,10 @@
 //! tag that can be read back after a restart. It knows nothing of files or of history. It may depend on
 //! `chronofs-core` alone.
 
+pub mod embedded;
 pub mod memory;
 mod overlay;
+pub mod sim;
 
 pub use overlay::Overlay;
 
@@ -47,7 +49,8 @@ pub struct Commit {
     pub batch: Batch,
 }
 
-/// Why an engine could not do what it was asked. None of these is to be retried.
+/// Why an engine could not do what it was asked. None of these is to be retried, but for
+/// [`EngineError::NoSpace`].
 #[derive(Debug, Error)]
 pub enum EngineError {
     /// The operating system refused.
@@ -74,6 +77,28 @@ pub enum EngineError {
     /// The engine stopped after an earlier failure and serves nothing more.
     #[error("the engine stopped after an earlier failure: {0}")]
     Stopped(String),
+    /// The disk is full. Nothing has changed: the engine goes on once there is space.
+    #[error(
+        "{action} {path}: {source}; nothing was changed: make room on that disk, then it goes on by itself"
+    )]
+    NoSpace {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// Another process has the engine's folder.
+    #[error(
+        "{path} is held by {holder}: a folder serves one process at a time; stop that one, or name another folder"
+    )]
+    InUse {
+        /// The lock file.
+        path: String,
+        /// Who holds it.
+        holder: String,
+    },
 }
 
 /// Why a read gave nothing: the state machine on top stops with it, and runs again when it can go on.
@@ -129,14 +154,19 @@ pub struct Recovered {
 ///
 /// Commits come from one thread; views and `durable` may be used from any.
 pub trait Engine: Send + Sync {
-    /// Applies `commits` in order. When it returns they are *applied*: visible to new views, and a killed process
-    /// loses none of them. On an error none of them shows, now or later, and the engine takes no more.
+    /// Applies `commits` in order; their versions must be above [`Engine::applied`]. When it returns they are
+    /// *applied*: visible to new views, and a killed process loses none of them.
+    ///
+    /// On [`EngineError::NoSpace`] none of them shows, now or later; the engine goes on, and `apply` may be called
+    /// again. After any other error none of them shows now, the engine takes no more, and only the next start can
+    /// say which of them, from the first on, got into the log.
     fn apply(&self, commits: Vec<Commit>) -> Result<(), EngineError>;
 
     /// A view of everything applied.
     fn view(&self) -> Arc<dyn View>;
 
-    /// The version of the last applied commit.
+    /// The version of the last applied commit; after a start the highest version that may have been handed out
+    /// before it, which can lie a little above the last commit that survived. No commit lies in between.
     fn applied(&self) -> Version;
 
     /// The version up to which everything survives a power cut.
@@ -146,7 +176,8 @@ pub trait Engine: Send + Sync {
     /// their waits share one fdatasync.
     fn sync(&self) -> Result<Version, EngineError>;
 
-    /// Tags of commits at or after the last [`Engine::mark`], oldest first, as found when the engine was opened.
+    /// Tags of commits at or after the last [`Engine::mark`], oldest first, as found when the engine was opened. A
+    /// mark that was set shortly before a crash may be forgotten: then there are older ones too.
     fn recovered(&self) -> Vec<Recovered>;
 
     /// Everything that tags before `version` say is now in the state itself: they need not be recovered any more,

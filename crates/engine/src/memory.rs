@@ -17,7 +17,12 @@ pub struct State {
 impl State {
     /// Applies one commit.
     pub fn apply(&mut self, commit: &Commit) {
-        assert!(commit.version > self.version, "versions must rise: {:?} after {:?}", commit.version, self.version);
+        assert!(
+            commit.version > self.version,
+            "versions must rise: {:?} after {:?}",
+            commit.version,
+            self.version
+        );
         self.version = commit.version;
         for change in &commit.batch.0 {
             match change {
@@ -44,6 +49,16 @@ impl Reads for State {
         }
         let range = self.pairs.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
         Ok(range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+impl Reads for Arc<State> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadStop> {
+        (**self).get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadStop> {
+        (**self).scan(from, to, limit)
     }
 }
 

@@ -15,7 +15,7 @@
 mod snapshot;
 mod txn;
 
-pub use snapshot::Snapshot;
+pub use snapshot::{PastRow, Snapshot};
 pub use txn::Txn;
 
 use bytes::{BufMut, Bytes, BytesMut};

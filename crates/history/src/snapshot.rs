@@ -57,6 +57,21 @@ impl<R: Reads> Snapshot<R> {
         self.reads.get(&live_key)?.map(|stored| decode_plain(&live_key, &stored)).transpose()
     }
 
+    /// Rows of a table that is not versioned, as [`Snapshot::scan`] gives them.
+    pub fn scan_plain(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        start: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, ReadStop> {
+        let mut from = prefix.to_vec();
+        from.extend_from_slice(start);
+        let to = successor(&table.prefix(self.volume, prefix));
+        let pairs = self.reads.scan(&table.prefix(self.volume, &from), &to, limit)?;
+        pairs.into_iter().map(|(key, stored)| Ok((key.slice(5..), decode_plain(&key, &stored)?))).collect()
+    }
+
     /// Up to `limit` rows with `prefix` whose key is at or above `prefix` + `start`, in key order. The keys come
     /// whole, without table and volume.
     pub fn scan(
@@ -74,6 +89,18 @@ impl<R: Reads> Snapshot<R> {
         }
     }
 
+    /// Up to `limit` rows of history whose key, with `until` behind it, is at or above `start`, in the order of key
+    /// and `until`. To go on, start after [`PastRow::place`] of the last.
+    pub fn history(&self, table: Table, start: &[u8], limit: usize) -> Result<Vec<PastRow>, ReadStop> {
+        let from = table.history_prefix(self.volume, start);
+        let to = successor(&table.history_prefix(self.volume, &[]));
+        let pairs = self.reads.scan(&from, &to, limit)?;
+        pairs
+            .into_iter()
+            .map(|(key, stored)| Ok(PastRow { row: decode_versioned(&key, &stored)?, place: key.slice(6..) }))
+            .collect()
+    }
+
     fn scan_live(
         &self,
         table: Table,
@@ -83,7 +110,10 @@ impl<R: Reads> Snapshot<R> {
     ) -> Result<Vec<(Bytes, Row)>, ReadStop> {
         let to = successor(&table.prefix(self.volume, prefix));
         let pairs = self.reads.scan(&table.prefix(self.volume, from), &to, limit)?;
-        pairs.into_iter().map(|(key, stored)| Ok((key.slice(5..), decode_versioned(&key, &stored)?))).collect()
+        pairs
+            .into_iter()
+            .map(|(key, stored)| Ok((key.slice(5..), decode_versioned(&key, &stored)?)))
+            .collect()
     }
 
     /// Merges the live range with the range of history, page by page.
@@ -132,6 +162,27 @@ impl<R: Reads> Snapshot<R> {
             }
         }
         Ok(found)
+    }
+}
+
+/// A row of history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PastRow {
+    /// The row.
+    pub row: Row,
+    /// Its key and, behind it, until when it held.
+    pub place: Bytes,
+}
+
+impl PastRow {
+    /// The key, without table and volume.
+    pub fn key(&self) -> &[u8] {
+        self.place.split_last_chunk::<8>().map_or(&[], |(key, _)| key)
+    }
+
+    /// The version from which on it no longer held.
+    pub fn until(&self) -> Version {
+        self.place.last_chunk::<8>().map_or(Version::ZERO, |until| Version(u64::from_be_bytes(*until)))
     }
 }
 

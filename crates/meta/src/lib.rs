@@ -1,1 +1,17 @@
-//! placeholder
+//! The metadata server: sessions, executor, connections, and the link to the admin server.
+//!
+//! Follow a request: [`server`] reads its frame from a TLS connection and queues it, [`executor`] drains what is
+//! queued, [`machine`] decides it over the namespace, the engine takes the commits of the whole group at once, and
+//! only then the answers go into the connections' buffers. It may depend on every crate below `mount`.
+
+pub mod admin_link;
+pub mod core;
+pub mod executor;
+pub mod files;
+pub mod http;
+pub mod machine;
+pub mod metrics;
+pub mod server;
+mod start;
+
+pub use start::{Server, StartConfig, Verified, init_creds, start, status};

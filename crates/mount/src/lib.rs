@@ -1,1 +1,3 @@
-//! placeholder
+//! The mount client: the data path of files, the VFS and its FUSE face.
+
+pub mod data;

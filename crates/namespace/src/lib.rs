@@ -1,1 +1,76 @@
-//! placeholder
+//! The file system as a deterministic state machine: inodes, entries, slices, xattrs, ACLs, quotas, orphans.
+//!
+//! [`step`] decides a client's mutation, [`query`] answers a read (now or at an instant), [`system`] decides what
+//! the server itself asks for. They read through [`Reads`] and give a reply and a batch of changes. Nothing here
+//! does I/O, reads a clock, draws random numbers or keeps state: the same reads, context and request give the same
+//! bytes. It may depend on `chronofs-core`, `chronofs-engine` and `chronofs-history`.
+
+mod acl;
+mod attrs;
+mod create;
+mod ctx;
+mod look;
+mod op;
+mod paths;
+mod protect;
+mod publish;
+mod read;
+mod readdir;
+mod remove;
+mod rename;
+pub mod rows;
+mod slices;
+mod slots;
+mod step;
+mod system;
+mod xattr;
+
+pub use create::TARGET_LEN_MAX;
+pub use ctx::{Ctx, Outcome, SystemCtx};
+pub use op::LINKS_MAX;
+pub use paths::{DEPTH_MAX, list_orphans, path_of, resolve, usage};
+pub use protect::{Interval, protected_intervals, union};
+pub use publish::size_max;
+pub use read::SLICES_PER_REPLY_MAX;
+pub use readdir::ENTRIES_PER_REPLY_MAX;
+pub use step::GRANT_MAX;
+pub use system::{
+    SystemError, SystemOutcome, SystemReply, instants, list_sessions, list_volumes, session, volume,
+};
+pub use xattr::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
+
+use chronofs_core::Errno;
+use chronofs_core::ops::{Reply, Request, SystemRequest};
+use chronofs_engine::{ReadStop, Reads};
+use chronofs_history::Snapshot;
+use look::Look;
+
+/// Decides a mutation ([`Request::mutates`]). The batch is to be committed at `ctx.version`, which is above every
+/// version in `reads`; an error leaves it empty.
+pub fn step<R: Reads + ?Sized>(reads: &R, ctx: &Ctx<'_>, request: &Request) -> Result<Outcome, ReadStop> {
+    step::step(reads, ctx, request)
+}
+
+/// Answers a read, at `ctx.at` if that is set. In the past a caller other than root needs the right as of then and,
+/// as long as the inode lives, now.
+pub fn query<R: Reads + ?Sized>(
+    reads: &R,
+    ctx: &Ctx<'_>,
+    request: &Request,
+) -> Result<Result<Reply, Errno>, ReadStop> {
+    let answer = step::live_volume(reads, ctx).and_then(|volume| {
+        let tables = Snapshot::new(reads, ctx.volume, ctx.at);
+        let present = ctx.at.map(|_| Snapshot::new(reads, ctx.volume, None));
+        read::read(&Look { tables, present, ctx, volume: &volume }, request)
+    });
+    ctx::answered(answer)
+}
+
+/// Decides a request of the server itself.
+pub fn system<R: Reads + ?Sized>(
+    reads: &R,
+    ctx: &SystemCtx<'_>,
+    request: &SystemRequest,
+) -> Result<SystemOutcome, ReadStop> {
+    system::system(reads, ctx, request)
+}

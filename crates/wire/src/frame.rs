@@ -20,7 +20,9 @@ pub enum FrameError {
     #[error("a frame of {0} bytes is over the limit of {FRAME_MAX}")]
     TooLong(usize),
     /// The body is not a message of this protocol.
-    #[error("a frame of {len} bytes is no message of this protocol: {source}; do both sides speak one version?")]
+    #[error(
+        "a frame of {len} bytes is no message of this protocol: {source}; do both sides speak one version?"
+    )]
     Unknown {
         /// Length of the body.
         len: usize,
@@ -67,12 +69,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         loop {
             if let Some(body) = self.take_buffered()? {
                 let len = body.len();
-                return postcard::from_bytes(&body).map(Some).map_err(|source| FrameError::Unknown { len, source });
+                return postcard::from_bytes(&body)
+                    .map(Some)
+                    .map_err(|source| FrameError::Unknown { len, source });
             }
             self.buffer.reserve(64 << 10);
             if self.input.read_buf(&mut self.buffer).await? == 0 {
                 let clean = self.buffer.is_empty();
-                return if clean { Ok(None) } else { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) };
+                return if clean {
+                    Ok(None)
+                } else {
+                    Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+                };
             }
         }
     }

@@ -5,4 +5,8 @@
 
 pub mod admin;
 pub mod frame;
+pub mod http;
+pub mod identity;
 pub mod message;
+pub mod tls;
+pub mod token;

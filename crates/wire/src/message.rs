@@ -72,7 +72,8 @@ pub struct Welcome {
     pub durable: Version,
     /// The server's clock, nanoseconds since the epoch.
     pub now_ns: u64,
-    /// The session ends when nothing is heard of it for this long.
+    /// What the client caches holds for this long after it last heard of the server. A session that is silent for
+    /// much longer ([`Welcome::life_ms`]) ends.
     pub ttl_ms: u32,
     /// Another session may change the volume: nothing may be cached in the kernel past a request.
     pub shared: bool,
@@ -84,6 +85,8 @@ pub struct Welcome {
     pub store: StoreAccess,
     /// The server lost mutations up to `seen` and waits for [`ToServer::Replay`].
     pub replay: bool,
+    /// The session ends when nothing is heard of it for this long.
+    pub life_ms: u32,
 }
 
 /// How a client reaches the volume's objects.
@@ -177,4 +180,8 @@ pub enum ToClient {
     Closing,
     /// The answer to [`ToServer::Renew`].
     Renewed { now_ns: u64 },
+    /// The last frame was no message of this protocol, or not one that fits here; the connection closes.
+    Refused { message: String },
+    /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost.
+    Parked { calls: Vec<(u64, Errno)> },
 }

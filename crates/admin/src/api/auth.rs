@@ -1,0 +1,100 @@
+//! Extractors that say who is asking; a handler that takes one cannot be reached without the right token.
+
+use super::App;
+use crate::AdminError;
+use crate::db::tokens::{self, Identity};
+use crate::model::Role;
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use chronofs_wire::token::parse_bearer;
+use std::sync::Arc;
+
+/// An account.
+pub(super) struct Who {
+    pub(super) name: String,
+    pub(super) role: Role,
+}
+
+impl Who {
+    /// Refuses unless the account has at least `role`.
+    pub(super) fn must_be(&self, role: Role) -> Result<(), AdminError> {
+        if self.role >= role {
+            return Ok(());
+        }
+        let Who { name, role: has } = self;
+        Err(AdminError::Forbidden(format!(
+            "account '{name}' has the role {has}, but this needs the role {role}"
+        )))
+    }
+
+    /// Writes down what was changed by whom.
+    pub(super) fn did(&self, action: &'static str, what: &'static str, name: &str) {
+        tracing::info!(target: "chronofs::audit", account = %self.name, action, what, name, "configuration changed");
+    }
+}
+
+/// The server of a metadata store.
+pub(super) struct MetadataServer {
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
+/// A mount.
+pub(super) struct Mount {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) metadata_store: String,
+}
+
+async fn identity(parts: &Parts, app: &Arc<App>) -> Result<Identity, AdminError> {
+    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some((id, secret)) = header.and_then(parse_bearer) else {
+        return Err(AdminError::Unauthorized(
+            "a token is needed: send Authorization: Bearer ID.SECRET".to_owned(),
+        ));
+    };
+    let found = app.database.run(move |tx| tokens::identify(tx, id, &secret)).await?;
+    found.ok_or_else(|| {
+        tracing::warn!(target: "chronofs::audit", token = %id, "a token was refused");
+        AdminError::Unauthorized(
+            "the token is unknown to this server: it was revoked or has ended, or its account, store or volume was \
+             deleted; get a new one"
+                .to_owned(),
+        )
+    })
+}
+
+fn wrong_kind(wanted: &str) -> AdminError {
+    AdminError::Forbidden(format!("the token is of another kind: this needs the token of {wanted}"))
+}
+
+impl FromRequestParts<Arc<App>> for Who {
+    type Rejection = AdminError;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
+        match identity(parts, app).await? {
+            Identity::Account { name, role } => Ok(Who { name, role }),
+            _ => Err(wrong_kind("an account")),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for MetadataServer {
+    type Rejection = AdminError;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
+        match identity(parts, app).await? {
+            Identity::MetadataStore { id, name } => Ok(MetadataServer { id, name }),
+            _ => Err(wrong_kind("a metadata store")),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Mount {
+    type Rejection = AdminError;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
+        match identity(parts, app).await? {
+            Identity::Volume { id, name, metadata_store } => Ok(Mount { id, name, metadata_store }),
+            _ => Err(wrong_kind("a volume")),
+        }
+    }
+}

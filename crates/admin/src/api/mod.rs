@@ -1,0 +1,136 @@
+//! The HTTP/JSON API: routes, who may call them, and the OpenAPI document at `/openapi.json`.
+//!
+//! Reading needs any account, changing the role `operator`, accounts the role `admin`. Metadata servers and mounts
+//! come with tokens of their own kinds and reach only their own routes.
+
+mod accounts;
+mod auth;
+mod servers;
+mod stores;
+mod system;
+mod volumes;
+
+use crate::AdminError;
+use crate::db::Database;
+use crate::metrics::Metrics;
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// A metadata server that was not heard of for this long counts as not connected. It polls at least every 20 s.
+const CONNECTED_FOR: Duration = Duration::from_secs(45);
+
+/// What the handlers share.
+pub(crate) struct App {
+    pub(crate) database: Database,
+    pub(crate) metrics: Metrics,
+    /// Changed after every commit that may concern a metadata server; long polls look again then.
+    pub(crate) changed: watch::Sender<u64>,
+    /// True once the server is to stop.
+    pub(crate) stopping: watch::Receiver<bool>,
+    seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl App {
+    pub(crate) fn new(database: Database, stopping: watch::Receiver<bool>) -> Arc<Self> {
+        let changed = watch::Sender::new(0);
+        Arc::new(App { database, metrics: Metrics::new(), changed, stopping, seen: Mutex::default() })
+    }
+
+    /// The server of metadata store `id` was heard of just now.
+    fn heard_of(&self, id: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), Instant::now());
+    }
+
+    fn is_connected(&self, id: &str) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(id).is_some_and(|at| at.elapsed() < CONNECTED_FOR)
+    }
+
+    fn wake_pollers(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+/// A JSON body whose faults are answered like all others.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = AdminError;
+    async fn from_request(request: Request, state: &S) -> Result<Self, AdminError> {
+        let parsed: Result<Json<T>, JsonRejection> = Json::from_request(request, state).await;
+        parsed
+            .map(|Json(body)| Body(body))
+            .map_err(|e| AdminError::Invalid(format!("request body: {}", e.body_text())))
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "chronofs admin server",
+    description = "Accounts, stores, volumes and who may use them"
+))]
+struct Document;
+
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(accounts::list, accounts::create))
+        .routes(routes!(accounts::show, accounts::change, accounts::delete))
+        .routes(routes!(accounts::whoami))
+        .routes(routes!(stores::list_blocks, stores::create_block))
+        .routes(routes!(stores::show_block, stores::change_block, stores::delete_block))
+        .routes(routes!(stores::list_metadata, stores::create_metadata))
+        .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::change, volumes::delete))
+        .routes(routes!(volumes::list_tokens, volumes::create_token))
+        .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
+        .routes(routes!(servers::register))
+        .routes(routes!(servers::assignment))
+        .routes(routes!(servers::report))
+        .routes(routes!(servers::resolve))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
+        .routes(routes!(system::metrics))
+}
+
+/// The OpenAPI document of the API, as JSON.
+pub fn openapi_json() -> Result<String, AdminError> {
+    let mut document = api().into_openapi();
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    document.to_pretty_json().map_err(|e| AdminError::Internal(format!("OpenAPI document: {e}")))
+}
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let (router, _) = api().split_for_parts();
+    router
+        .route("/openapi.json", get(system::openapi))
+        .fallback(system::unknown)
+        .method_not_allowed_fallback(system::unknown)
+        .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().to_string();
+    let route = request.extensions().get::<MatchedPath>().map_or("(unknown)", MatchedPath::as_str).to_owned();
+    let response = next.run(request).await.into_response();
+    let status = response.status().as_u16();
+    tracing::debug!(%method, %route, status, took_us = started.elapsed().as_micros(), "answered");
+    app.metrics.answered(method, route, status, started.elapsed());
+    response
+}

@@ -1,0 +1,97 @@
+//! What metadata servers and mounts ask. The bodies are those of `chronofs_wire::admin`.
+
+use super::auth::{MetadataServer, Mount};
+use super::{App, Body};
+use crate::AdminError;
+use crate::db::directory;
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved};
+use chronofs_wire::http::ASSIGNMENT_WAIT;
+use serde::Deserialize;
+use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
+
+/// A metadata server serves its store from now on
+#[utoipa::path(post, path = "/v1/meta/register", request_body = serde_json::Value,
+    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+pub(super) async fn register(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(register): Body<Register>,
+) -> Result<Json<Registered>, AdminError> {
+    let address = register.address.clone();
+    let registered = app.database.run(move |tx| directory::register(tx, &server.id, &register)).await?;
+    app.heard_of(&registered.store.to_string());
+    tracing::info!(store = %registered.name, %address, epoch = registered.epoch, "metadata server registered");
+    Ok(Json(registered))
+}
+
+#[derive(Deserialize)]
+pub(super) struct After {
+    #[serde(default)]
+    after: u64,
+}
+
+/// What a metadata server is to serve; waits up to 20 s for a revision other than `after`
+#[utoipa::path(get, path = "/v1/meta/assignment", params(("after" = u64, Query)),
+    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+pub(super) async fn assignment(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Query(After { after }): Query<After>,
+) -> Result<Json<Assignment>, AdminError> {
+    let until = Instant::now() + ASSIGNMENT_WAIT;
+    let mut changed = app.changed.subscribe();
+    let mut stopping = app.stopping.clone();
+    app.heard_of(&server.id);
+    loop {
+        changed.mark_unchanged();
+        let id = server.id.clone();
+        let revision = app.database.run(move |tx| directory::revision(tx, &id)).await?;
+        // Another revision, not only a higher one: a server restored from an old copy counts from there.
+        if revision != after || *stopping.borrow() {
+            break;
+        }
+        let woken = async {
+            tokio::select! {
+                result = changed.changed() => result.is_ok(),
+                _ = stopping.changed() => false,
+            }
+        };
+        if !timeout_at(until, woken).await.unwrap_or(false) {
+            break;
+        }
+    }
+    app.heard_of(&server.id);
+    app.database.run(move |tx| directory::assignment(tx, &server.id)).await.map(Json)
+}
+
+/// What became of the assignment
+#[utoipa::path(post, path = "/v1/meta/report", request_body = serde_json::Value,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn report(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(report): Body<Report>,
+) -> Result<StatusCode, AdminError> {
+    app.heard_of(&server.id);
+    for volume in report.volumes.iter().filter(|volume| volume.problem.is_some()) {
+        tracing::warn!(store = %server.name, volume = %volume.id, problem = volume.problem, "volume has a problem");
+    }
+    app.database.run(move |tx| directory::report(tx, &server.id, &report)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Where a volume is served
+#[utoipa::path(post, path = "/v1/mount/resolve", request_body = serde_json::Value,
+    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+pub(super) async fn resolve(
+    mount: Mount,
+    State(app): State<Arc<App>>,
+    Body(Resolve { volume }): Body<Resolve>,
+) -> Result<Json<Resolved>, AdminError> {
+    let Mount { id, name, metadata_store } = mount;
+    app.database.run(move |tx| directory::resolve(tx, &id, &name, &metadata_store, &volume)).await.map(Json)
+}

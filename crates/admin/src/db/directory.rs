@@ -1,0 +1,184 @@
+//! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
+
+use super::{maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
+use crate::AdminError;
+use chronofs_core::volume::VolumeSpec;
+use chronofs_wire::admin::{
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Register, Registered, Report, Resolved,
+    StoreKind,
+};
+use chronofs_wire::identity::Sha256;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use uuid::Uuid;
+
+/// Registrations of a store that are kept, so that an old server that comes back is known as old.
+const REGISTRATIONS_KEPT: u64 = 1000;
+
+/// Records that the server with this boot serves the store. A new boot gets a higher epoch and owns the store; the
+/// owner that registers again keeps its epoch; one that was followed by another is refused.
+pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<Registered, AdminError> {
+    check_registration(register)?;
+    let found = stores::find_metadata(tx, store)?;
+    let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
+    let boot = register.boot.to_string();
+    let sql = "SELECT epoch FROM registration WHERE metadata_store = ?1 AND boot = ?2";
+    let known: Option<i64> = tx.query_row(sql, params![found.id, boot], |row| row.get(0)).optional()?;
+    let epoch = match known.map(i64::unsigned_abs) {
+        Some(epoch) if epoch < found.epoch => {
+            return Err(AdminError::Superseded(format!(
+                "metadata store '{}' has been taken over by the server at {} (epoch {}, yours is {epoch}); stop this \
+                 server, or restart it to take the store back",
+                found.name,
+                found.address.as_deref().unwrap_or("another address"),
+                found.epoch,
+            )));
+        }
+        Some(epoch) => epoch,
+        None => found.epoch + 1,
+    };
+    tx.execute(
+        "INSERT OR REPLACE INTO registration
+            (metadata_store, boot, epoch, address, certificate_sha256, registered_ns)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            found.id,
+            boot,
+            to_sql(epoch),
+            register.address,
+            register.certificate_sha256,
+            to_sql(now_ns())
+        ],
+    )?;
+    tx.execute("UPDATE metadata_store SET epoch = ?2 WHERE id = ?1", params![found.id, to_sql(epoch)])?;
+    tx.execute(
+        "DELETE FROM registration WHERE metadata_store = ?1 AND epoch < ?2",
+        params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
+    )?;
+    Ok(Registered { store: id, name: found.name, epoch })
+}
+
+fn check_registration(register: &Register) -> Result<(), AdminError> {
+    let port = register.address.rsplit_once(':').and_then(|(host, port)| {
+        let port: u16 = port.parse().ok()?;
+        (!host.is_empty() && port != 0).then_some(port)
+    });
+    if port.is_none() {
+        return Err(AdminError::Invalid(format!(
+            "'{}' is not an address for clients: write HOST:PORT",
+            register.address
+        )));
+    }
+    let pin: Result<Sha256, _> = register.certificate_sha256.parse();
+    pin.map(drop).map_err(|e| AdminError::Invalid(format!("certificate: {e}")))
+}
+
+/// The revision of a metadata store's assignment.
+pub fn revision(tx: &Transaction<'_>, store: &str) -> Result<u64, AdminError> {
+    let sql = "SELECT revision FROM metadata_store WHERE id = ?1";
+    Ok(tx.query_row(sql, [store], |row| unsigned(row, "revision"))?)
+}
+
+/// All that the server of a metadata store has to know.
+pub fn assignment(tx: &Transaction<'_>, store: &str) -> Result<Assignment, AdminError> {
+    let mut statement = tx.prepare_cached(
+        "SELECT volume.*, block_store.id AS store_id, block_store.path AS store_path
+            FROM volume JOIN block_store ON block_store.id = volume.block_store
+            WHERE metadata_store = ?1 ORDER BY volume.id",
+    )?;
+    let volumes = statement.query_map([store], read_volume)?.collect::<Result<_, _>>()?;
+    let mut statement = tx.prepare_cached(
+        "SELECT volume_token.* FROM volume_token JOIN volume ON volume.id = volume_token.volume
+            WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
+    )?;
+    let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
+    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens })
+}
+
+fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
+    let spec = VolumeSpec {
+        id: parsed(row, "id")?,
+        name: row.get("name")?,
+        block_size: row.get("block_size")?,
+        compression: volumes::compression(row)?,
+        retention: parsed(row, "retention")?,
+        max_bytes: maybe_unsigned(row, "max_bytes")?,
+        max_inodes: maybe_unsigned(row, "max_inodes")?,
+        hash_key: row.get("hash_key")?,
+    };
+    let store = AssignedStore {
+        id: parsed(row, "store_id")?,
+        kind: StoreKind::Local { path: row.get("store_path")? },
+    };
+    Ok(AssignedVolume { spec, deleted: row.get::<_, Option<i64>>("deleted_ns")?.is_some(), store })
+}
+
+fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
+    Ok(AssignedToken {
+        id: parsed(row, "id")?,
+        secret_sha256: row.get("secret_sha256")?,
+        volume: parsed(row, "volume")?,
+        path: row.get("path")?,
+        read_only: row.get("read_only")?,
+        past: row.get("past")?,
+        ends_ns: maybe_unsigned(row, "ends_ns")?,
+    })
+}
+
+/// Keeps what the server of a store reports. Volumes of other stores are left alone.
+pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
+    let sql = "UPDATE metadata_store SET reported_revision = ?2 WHERE id = ?1";
+    tx.execute(sql, params![store, to_sql(report.revision)])?;
+    let mut statement = tx.prepare_cached(
+        "UPDATE volume SET born_ns = ?3, earliest_ns = ?4, used_bytes = ?5, used_inodes = ?6, sessions = ?7,
+            problem = ?8 WHERE id = ?2 AND metadata_store = ?1",
+    )?;
+    for volume in &report.volumes {
+        statement.execute(params![
+            store,
+            volume.id.to_string(),
+            to_sql(volume.born_ns),
+            to_sql(volume.earliest_ns),
+            to_sql(volume.used_bytes),
+            to_sql(volume.used_inodes),
+            volume.sessions,
+            volume.problem,
+        ])?;
+    }
+    Ok(())
+}
+
+/// Where the volume is served, for a mount whose token opens volume `id` called `name`.
+pub fn resolve(
+    tx: &Transaction<'_>,
+    id: &str,
+    name: &str,
+    store: &str,
+    asked: &str,
+) -> Result<Resolved, AdminError> {
+    if asked != id && asked != name {
+        return Err(AdminError::NotOpened(format!(
+            "the token does not open volume '{asked}': it is one of volume '{name}'; use a token made with \
+             chronofs configure create volume-token --volume {asked}"
+        )));
+    }
+    let volume: Uuid = id.parse().map_err(|e| AdminError::Internal(format!("id of volume: {e}")))?;
+    let sql = "
+        SELECT metadata_store.name AS store, registration.* FROM metadata_store
+            LEFT JOIN registration ON registration.metadata_store = metadata_store.id
+                AND registration.epoch = metadata_store.epoch
+            WHERE metadata_store.id = ?1";
+    let (store, found) = tx.query_row(sql, [store], |row| {
+        let found = match row.get::<_, Option<String>>("address")? {
+            Some(address) => Some((address, row.get("certificate_sha256")?, unsigned(row, "epoch")?)),
+            None => None,
+        };
+        Ok((row.get::<_, String>("store")?, found))
+    })?;
+    let Some((address, certificate_sha256, epoch)) = found else {
+        return Err(AdminError::Unavailable(format!(
+            "volume '{name}' cannot be mounted yet: no server of metadata store '{store}' has registered; start it \
+             with chronofs meta start"
+        )));
+    };
+    Ok(Resolved { volume, name: name.to_owned(), address, certificate_sha256, epoch })
+}

@@ -1,0 +1,184 @@
+//! The schema, its versions, and how a file is opened. `PRAGMA user_version` holds the version; each migration runs
+//! in a transaction with the step of that number.
+
+use crate::AdminError;
+use rusqlite::{Connection, TransactionBehavior};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// Marks the file as ours ("chra").
+const APPLICATION_ID: i32 = 0x6368_7261;
+
+/// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
+const MIGRATIONS: &[&str] = &[VERSION_1];
+
+/// The newest schema this program knows.
+pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
+
+const VERSION_1: &str = "
+CREATE TABLE setting (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE account (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+-- Tokens of accounts and of metadata stores: exactly one of the two owners.
+CREATE TABLE token (
+    id TEXT PRIMARY KEY,
+    account TEXT REFERENCES account (id) ON DELETE CASCADE,
+    metadata_store TEXT REFERENCES metadata_store (id) ON DELETE CASCADE,
+    secret_sha256 TEXT NOT NULL,
+    created_ns INTEGER NOT NULL,
+    CHECK ((account IS NULL) <> (metadata_store IS NULL))
+) STRICT;
+
+CREATE TABLE block_store (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL CHECK (kind = 'local'),
+    path TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE metadata_store (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    created_ns INTEGER NOT NULL,
+    -- Rises with every change of its volumes and their tokens.
+    revision INTEGER NOT NULL DEFAULT 1,
+    -- Epoch of the newest registration.
+    epoch INTEGER NOT NULL DEFAULT 0,
+    reported_revision INTEGER
+) STRICT;
+
+-- Every start of a metadata server that registered. The one with the highest epoch owns the store.
+CREATE TABLE registration (
+    metadata_store TEXT NOT NULL REFERENCES metadata_store (id) ON DELETE CASCADE,
+    boot TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    address TEXT NOT NULL,
+    certificate_sha256 TEXT NOT NULL,
+    registered_ns INTEGER NOT NULL,
+    PRIMARY KEY (metadata_store, boot)
+) STRICT;
+
+CREATE TABLE volume (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    block_store TEXT NOT NULL REFERENCES block_store (id),
+    metadata_store TEXT NOT NULL REFERENCES metadata_store (id),
+    block_size INTEGER NOT NULL,
+    compression TEXT NOT NULL,
+    retention TEXT NOT NULL,
+    max_bytes INTEGER,
+    max_inodes INTEGER,
+    hash_key BLOB NOT NULL,
+    created_ns INTEGER NOT NULL,
+    -- Kept when deleted, so that its metadata server learns of it.
+    deleted_ns INTEGER,
+    -- As last reported by its metadata server.
+    born_ns INTEGER,
+    earliest_ns INTEGER,
+    used_bytes INTEGER,
+    used_inodes INTEGER,
+    sessions INTEGER,
+    problem TEXT
+) STRICT;
+CREATE UNIQUE INDEX volume_name ON volume (name) WHERE deleted_ns IS NULL;
+
+CREATE TABLE volume_token (
+    id TEXT PRIMARY KEY,
+    volume TEXT NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    secret_sha256 TEXT NOT NULL,
+    path TEXT,
+    read_only INTEGER NOT NULL,
+    past INTEGER NOT NULL,
+    ends_ns INTEGER,
+    created_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX volume_token_volume ON volume_token (volume);
+";
+
+/// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.
+pub(super) fn open(path: &Path) -> Result<Connection, AdminError> {
+    // Made here and not by SQLite, so that nobody else can ever read it.
+    let made = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    made.map_err(AdminError::io(format!("open {}", path.display())))?;
+    let unusable = |reason: String| AdminError::Unusable { path: path.to_owned(), reason };
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    let found: Result<(i64, i32), _> = (|| {
+        let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        Ok::<_, rusqlite::Error>((
+            version,
+            connection.query_row("PRAGMA application_id", [], |row| row.get(0))?,
+        ))
+    })();
+    let (version, application) = found.map_err(|e| unusable(format!("{e}; restore it from a copy")))?;
+    if version != 0 && application != APPLICATION_ID {
+        return Err(unusable("it is the database of another program; choose another folder".to_owned()));
+    }
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > SCHEMA_VERSION {
+        return Err(unusable(format!(
+            "its schema is version {version}, this program knows up to {SCHEMA_VERSION}; use the newer chronofs that \
+             wrote it"
+        )));
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", step + 1)?;
+        transaction.commit()?;
+    }
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_has_the_newest_schema_and_opens_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        for _ in 0..2 {
+            let connection = open(&path).unwrap();
+            let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+            assert_eq!(version, SCHEMA_VERSION);
+            let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+            let synchronous: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+            assert_eq!((mode.as_str(), synchronous), ("wal", 2));
+        }
+    }
+
+    #[test]
+    fn a_newer_schema_and_a_foreign_database_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let newer = open(&path).unwrap_err().to_string();
+        assert!(newer.contains("version 99") && newer.contains("newer chronofs"), "{newer}");
+        let other = folder.path().join("y");
+        Connection::open(&other).unwrap().pragma_update(None, "user_version", 1).unwrap();
+        let foreign = open(&other).unwrap_err().to_string();
+        assert!(foreign.contains("another program"), "{foreign}");
+        let text = folder.path().join("z");
+        std::fs::write(&text, "no database at all, but long enough to be looked at as one".repeat(40))
+            .unwrap();
+        let damaged = open(&text).unwrap_err().to_string();
+        assert!(damaged.contains("not a database"), "{damaged}");
+    }
+}

@@ -1,0 +1,182 @@
+//! Volumes.
+
+use super::{
+    column, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores, taken, to_sql, tokens,
+    unsigned,
+};
+use crate::AdminError;
+use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
+use chronofs_core::Retention;
+use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression};
+use chronofs_wire::identity;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+const WHAT: &str = "volume";
+const DAY_S: u64 = 86_400;
+
+/// The retention of a volume that was created without one.
+pub const RETENTION_DEFAULT: Retention = Retention::Seconds(7 * DAY_S);
+
+const SELECT: &str = "
+SELECT volume.*, block_store.name AS block_store_name, metadata_store.name AS metadata_store_name
+FROM volume
+    JOIN block_store ON block_store.id = volume.block_store
+    JOIN metadata_store ON metadata_store.id = volume.metadata_store
+WHERE deleted_ns IS NULL";
+
+/// A volume with the id of its metadata store, which tells whether its server is connected.
+pub struct Found {
+    /// The volume; `state` says `waiting` when there is no report yet.
+    pub volume: Volume,
+    /// Id of its metadata store.
+    pub metadata_store: String,
+}
+
+/// How a compression is written.
+pub fn compression_name(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => "none",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+    }
+}
+
+/// Reads what [`compression_name`] wrote.
+pub fn parse_compression(text: &str) -> Result<Compression, AdminError> {
+    match text {
+        "none" => Ok(Compression::None),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
+        _ => Err(AdminError::Invalid(format!("'{text}' is not a compression: write lz4, zstd or none"))),
+    }
+}
+
+pub(super) fn compression(row: &Row<'_>) -> rusqlite::Result<Compression> {
+    let text: String = row.get("compression")?;
+    parse_compression(&text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
+    let born = maybe_unsigned(row, "born_ns")?;
+    let problem: Option<String> = row.get("problem")?;
+    let state = match (&problem, born) {
+        (Some(_), _) => "problem",
+        (None, Some(_)) => "ready",
+        (None, None) => "waiting",
+    };
+    let volume = Volume {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        block_store: row.get("block_store_name")?,
+        metadata_store: row.get("metadata_store_name")?,
+        block_size: row.get("block_size")?,
+        compression: compression(row)?,
+        retention: parsed(row, "retention")?,
+        max_bytes: maybe_unsigned(row, "max_bytes")?,
+        max_inodes: maybe_unsigned(row, "max_inodes")?,
+        created: shown(unsigned(row, "created_ns")?),
+        state: state.to_owned(),
+        detail: problem,
+        earliest: maybe_unsigned(row, "earliest_ns")?.map(shown),
+        used_bytes: maybe_unsigned(row, "used_bytes")?,
+        used_inodes: maybe_unsigned(row, "used_inodes")?,
+        sessions: row.get("sessions")?,
+    };
+    Ok(Found { volume, metadata_store: row.get("metadata_store")? })
+}
+
+/// Creates a volume; its metadata server learns of it.
+pub fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<Found, AdminError> {
+    check_name(WHAT, &new.name)?;
+    let block_size = check_block_size(new.block_size.unwrap_or(BLOCK_SIZE_DEFAULT.into()))?;
+    check_quota("bytes", new.max_bytes)?;
+    check_quota("inodes", new.max_inodes)?;
+    let block_store = stores::find_block(tx, &new.block_store)?;
+    let metadata_store = stores::find_metadata(tx, &new.metadata_store)?;
+    let id = new_id();
+    tx.execute(
+        "INSERT INTO volume (id, name, block_store, metadata_store, block_size, compression, retention, max_bytes,
+            max_inodes, hash_key, created_ns) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            id,
+            new.name,
+            block_store.id,
+            metadata_store.id,
+            block_size,
+            compression_name(new.compression.unwrap_or(Compression::Lz4)),
+            new.retention.unwrap_or(RETENTION_DEFAULT).to_string(),
+            new.max_bytes.map(to_sql),
+            new.max_inodes.map(to_sql),
+            identity::random::<16>()?,
+            to_sql(now_ns()),
+        ],
+    )
+    .map_err(taken(WHAT, &new.name))?;
+    raise_revision(tx, &metadata_store.id)?;
+    find(tx, &id)
+}
+
+/// All volumes by name.
+pub fn list(tx: &Transaction<'_>) -> Result<Vec<Found>, AdminError> {
+    let mut statement = tx.prepare_cached(&format!("{SELECT} ORDER BY volume.name"))?;
+    let rows = statement.query_map([], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The volume with this name or id.
+pub fn find(tx: &Transaction<'_>, key: &str) -> Result<Found, AdminError> {
+    let sql = format!("{SELECT} AND (volume.name = ?1 OR volume.id = ?1)");
+    let found = tx.query_row(&sql, [key], read).optional()?;
+    found.ok_or_else(|| AdminError::NotFound { what: WHAT, name: key.to_owned() })
+}
+
+/// Changes a volume; its metadata server learns of it.
+pub fn change(tx: &Transaction<'_>, key: &str, change: &ChangeVolume) -> Result<Found, AdminError> {
+    let Found { volume, metadata_store } = find(tx, key)?;
+    let name = change.name.as_ref().unwrap_or(&volume.name);
+    check_name(WHAT, name)?;
+    let quota = |new: Option<u64>, old: Option<u64>| match new {
+        None => old,
+        Some(0) => None,
+        Some(n) => Some(n),
+    };
+    let max_bytes = quota(change.max_bytes, volume.max_bytes);
+    let max_inodes = quota(change.max_inodes, volume.max_inodes);
+    check_quota("bytes", max_bytes)?;
+    check_quota("inodes", max_inodes)?;
+    tx.execute(
+        "UPDATE volume SET name = ?2, compression = ?3, retention = ?4, max_bytes = ?5, max_inodes = ?6 WHERE id = ?1",
+        params![
+            volume.id,
+            name,
+            compression_name(change.compression.unwrap_or(volume.compression)),
+            change.retention.unwrap_or(volume.retention).to_string(),
+            max_bytes.map(to_sql),
+            max_inodes.map(to_sql),
+        ],
+    )
+    .map_err(taken(WHAT, name))?;
+    raise_revision(tx, &metadata_store)?;
+    find(tx, &volume.id)
+}
+
+/// Deletes a volume that is not mounted and has no tokens that still work; its metadata server learns of it.
+pub fn delete(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
+    let Found { volume, metadata_store } = find(tx, key)?;
+    let mut users: Vec<String> = tokens::live_of_volume(tx, &volume.id)?;
+    if let Some(n) = volume.sessions.filter(|n| *n > 0) {
+        users.push(if n == 1 { "1 mount".to_owned() } else { format!("{n} mounts") });
+    }
+    if !users.is_empty() {
+        return Err(AdminError::InUse { what: WHAT, name: volume.name, users });
+    }
+    tx.execute("DELETE FROM volume_token WHERE volume = ?1", [&volume.id])?;
+    tx.execute("UPDATE volume SET deleted_ns = ?2 WHERE id = ?1", params![volume.id, to_sql(now_ns())])?;
+    raise_revision(tx, &metadata_store)
+}
+
+/// Names of all volumes; for tests and counts.
+pub fn names(tx: &Transaction<'_>) -> Result<Vec<String>, AdminError> {
+    column(tx, "SELECT name FROM volume WHERE deleted_ns IS NULL AND name <> ?1 ORDER BY name", "")
+}

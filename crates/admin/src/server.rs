@@ -1,0 +1,204 @@
+//! The process: folder, certificate, socket, and a stop that loses nothing.
+
+use crate::api::{self, App};
+use crate::db::{Database, set_setting, setting, tokens};
+use crate::{AdminError, FolderLock};
+use axum::serve::Listener;
+use chronofs_wire::identity::Sha256;
+use chronofs_wire::tls::ServerIdentity;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// Who connects must have shown that it speaks TLS after this time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests that run when the server is to stop get this long.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to start an admin server.
+#[derive(Clone, Debug)]
+pub struct StartConfig {
+    /// Folder of the database and the certificate; set up by [`crate::init_creds`].
+    pub db_folder: PathBuf,
+    /// Where to listen.
+    pub bind_addr: SocketAddr,
+    /// Own certificate (chain) and key, instead of the self-made one.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+/// Runs an admin server until SIGTERM or SIGINT.
+pub async fn start(config: StartConfig) -> Result<(), AdminError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AdminError::io("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AdminError::io("listen for SIGINT"))?;
+    let server = Server::bind(config).await?;
+    tracing::info!(address = %server.local_addr(), certificate_sha256 = %server.pin(), "admin server is ready");
+    server
+        .run(async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            }
+        })
+        .await?;
+    tracing::info!("admin server has stopped");
+    Ok(())
+}
+
+/// An admin server that listens.
+pub struct Server {
+    listener: TlsListener,
+    local_addr: SocketAddr,
+    pin: Sha256,
+    database: Database,
+    // Held until the server is gone.
+    lock: FolderLock,
+}
+
+impl Server {
+    /// Locks the folder, opens the database and listens.
+    pub async fn bind(config: StartConfig) -> Result<Self, AdminError> {
+        let folder = &config.db_folder;
+        if !folder.join(crate::db::DATABASE_FILE).exists() {
+            return Err(AdminError::Invalid(format!(
+                "folder {} was not set up: run chronofs admin init creds --db-folder {} first",
+                folder.display(),
+                folder.display()
+            )));
+        }
+        let mut lock = FolderLock::take(folder)?;
+        let database = Database::open(folder)?;
+        let identity = load_identity(folder, config.tls.as_ref())?;
+        note_pin(&database, identity.pin())?;
+        let listening = TcpListener::bind(config.bind_addr).await;
+        let tcp = listening.map_err(AdminError::io(format!("listen on {}", config.bind_addr)))?;
+        let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
+        lock.note(&local_addr.to_string())?;
+        let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
+        Ok(Server { listener, local_addr, pin: identity.pin(), database, lock })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// SHA-256 of its certificate.
+    pub fn pin(&self) -> Sha256 {
+        self.pin
+    }
+
+    /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
+        let (stopping, stopped) = watch::channel(false);
+        let app = App::new(self.database.clone(), stopped.clone());
+        let mut graceful = stopped.clone();
+        let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
+            let _ = graceful.wait_for(|stop| *stop).await;
+        });
+        let deadline = async {
+            stop.await;
+            stopping.send_replace(true);
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        };
+        tokio::select! {
+            served = serving.into_future() => served.map_err(AdminError::io("serve"))?,
+            () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
+        }
+        self.database.checkpoint()?;
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+/// The identity of the server of `folder`: the given files, or its own, made if there is none.
+pub(crate) fn load_identity(
+    folder: &std::path::Path,
+    tls: Option<&(PathBuf, PathBuf)>,
+) -> Result<ServerIdentity, AdminError> {
+    Ok(match tls {
+        Some((certificate, key)) => ServerIdentity::load(certificate, key)?,
+        None => ServerIdentity::load_or_make(folder, &[])?,
+    })
+}
+
+/// Tokens that are made from now on carry this pin; says so when it is another than before.
+fn note_pin(database: &Database, pin: Sha256) -> Result<(), AdminError> {
+    let before = database.write(|tx| {
+        let before = setting(tx, tokens::PIN)?;
+        set_setting(tx, tokens::PIN, &pin.to_string())?;
+        Ok(before)
+    })?;
+    if before.is_some_and(|before| before != pin.to_string()) {
+        tracing::warn!("the certificate is another than before: no token made before works; make new ones");
+    }
+    Ok(())
+}
+
+/// Connections with TLS done. Handshakes run beside each other, so that a slow one holds nobody up.
+struct TlsListener {
+    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    local_addr: SocketAddr,
+}
+
+impl TlsListener {
+    fn start(tcp: TcpListener, acceptor: TlsAcceptor, local_addr: SocketAddr) -> Self {
+        let (sender, ready) = mpsc::channel(64);
+        tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = tcp.accept() => accepted,
+                    () = sender.closed() => return,
+                };
+                match accepted {
+                    Ok((stream, peer)) => {
+                        tokio::spawn(shake_hands(acceptor.clone(), stream, peer, sender.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        TlsListener { ready, local_addr }
+    }
+}
+
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    sender: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+) {
+    // Only speed is lost if this fails.
+    let _ = stream.set_nodelay(true);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        // The server stopped if nobody takes it.
+        Ok(Ok(stream)) => drop(sender.send((stream, peer)).await),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+        Err(_) => tracing::debug!(%peer, "no TLS in time"),
+    }
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        match self.ready.recv().await {
+            Some(connection) => connection,
+            // The accepting task never ends before this listener does.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local_addr)
+    }
+}

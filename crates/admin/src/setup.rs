@@ -1,0 +1,85 @@
+//! What is done without a running server: the first account, and a look at what runs.
+
+use crate::db::tokens::{ADDRESS, PIN};
+use crate::db::{Database, accounts, set_setting, setting, tokens};
+use crate::model::{NewAccount, Role};
+use crate::server::load_identity;
+use crate::{AdminError, FolderLock};
+use chronofs_wire::http::{ADMIN_PORT, with_port};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "root";
+
+/// How to set up the folder of an admin server.
+#[derive(Clone, Debug)]
+pub struct InitConfig {
+    /// The folder; made if it is missing.
+    pub db_folder: PathBuf,
+    /// `HOST:PORT` at which metadata servers, mounts and `configure` reach the server: it stands in every token.
+    /// `localhost:8443` unless given here or before.
+    pub address: Option<String>,
+    /// Own certificate (chain) and key, instead of the self-made one.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Revoke the token of `root` if there is one.
+    pub rotate: bool,
+}
+
+/// Makes database, certificate and the account `root`, and gives its token. Refuses when there is one already,
+/// unless it is to be rotated.
+pub fn init_creds(config: &InitConfig) -> Result<String, AdminError> {
+    let folder = &config.db_folder;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(AdminError::io(format!("make folder {}", folder.display())))?;
+    let _lock = FolderLock::take(folder)?;
+    let database = Database::open(folder)?;
+    let pin = load_identity(folder, config.tls.as_ref())?.pin();
+    let token = database.write(|tx| {
+        let root = match accounts::find(tx, ROOT) {
+            Ok(_) if !config.rotate => {
+                return Err(AdminError::Invalid(format!(
+                    "folder {} was set up before, and its root token was shown then; to revoke that token and get a \
+                     new one, add --rotate",
+                    folder.display()
+                )));
+            }
+            Ok(root) => root,
+            Err(AdminError::NotFound { .. }) => {
+                accounts::create(tx, &NewAccount { name: ROOT.to_owned(), role: Role::Admin })?
+            }
+            Err(error) => return Err(error),
+        };
+        let before = setting(tx, ADDRESS)?;
+        let address = config.address.clone().or(before).unwrap_or_else(|| "localhost".to_owned());
+        set_setting(tx, ADDRESS, &with_port(&address, ADMIN_PORT))?;
+        set_setting(tx, PIN, &pin.to_string())?;
+        tokens::issue_account(tx, &root.id)
+    })?;
+    database.checkpoint()?;
+    Ok(token.to_string())
+}
+
+/// What is known of the admin server of a folder.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// The folder was not set up.
+    NotSetUp,
+    /// No process has the folder.
+    Stopped,
+    /// This process has it.
+    Running {
+        /// Its process id.
+        pid: String,
+        /// Where it listens; empty while it starts.
+        address: String,
+    },
+}
+
+/// Looks at the folder of an admin server.
+pub fn status(db_folder: &Path) -> Status {
+    match FolderLock::holder(db_folder) {
+        Some((pid, address)) => Status::Running { pid, address },
+        None if db_folder.join(crate::db::DATABASE_FILE).exists() => Status::Stopped,
+        None => Status::NotSetUp,
+    }
+}

@@ -1,0 +1,333 @@
+//! The format of an object: header, sealed slices, index, footer. Version 1; all numbers little-endian.
+//!
+//! ```text
+//! header, 64 bytes    magic "CFSOBJ01" | format u16 | header length u16 | incarnation u16 | 0 u16
+//!                     | volume (16 bytes) | session u64 | n u64 | 0 (12 bytes) | CRC32C of the 60 bytes before
+//! slices              the stored bytes of each, one after the other
+//! index               64 bytes for each slice: inode u64 | sequence u64 | at u64 | slice index u32 | block u32
+//!                     | offset u32 | len u32 | stored length u32 | full length u32 | CRC32C u32 | codec u8
+//!                     | 0 (11 bytes)
+//! footer, 32 bytes    index at u64 | slices u32 | CRC32C of the index u32 | 0 u32
+//!                     | CRC32C of the 20 bytes before u32 | magic "CFSOBJND"
+//! ```
+//!
+//! Reading a file needs none of this: rows say where a slice lies. Header and index are for a salvage that has
+//! only the bucket: it reads the tail, then the index, and learns of each slice which bytes of which file it was
+//! and, from session and sequence, in what order the slices of a session were written.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use chronofs_core::slice::{Codec, Seal};
+use chronofs_core::{Ino, ObjectId, SessionId, SliceId};
+use thiserror::Error;
+use uuid::Uuid;
+
+const MAGIC: &[u8; 8] = b"CFSOBJ01";
+const END_MAGIC: &[u8; 8] = b"CFSOBJND";
+const FORMAT: u16 = 1;
+
+/// Bytes of the header: slices begin after it.
+pub const HEADER_LEN: usize = 64;
+/// Bytes of an entry of the index.
+pub const ENTRY_LEN: usize = 64;
+/// Bytes of the footer.
+pub const FOOTER_LEN: usize = 32;
+/// The most sealed bytes that are put together into one object.
+pub const OBJECT_BYTES_MAX: usize = 16 << 20;
+
+/// A slice as the index of its object describes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The file it was written to.
+    pub ino: Ino,
+    /// Its place in the order in which its session wrote.
+    pub sequence: u64,
+    /// Where in the object its stored bytes begin.
+    pub at: u64,
+    /// Number of the block.
+    pub block: u32,
+    /// First byte within the block.
+    pub offset: u32,
+    /// Bytes of the block that it showed when it was written.
+    pub len: u32,
+    /// What it takes to open it.
+    pub seal: Seal,
+}
+
+/// What an object says about itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Its volume.
+    pub volume: Uuid,
+    /// Its id.
+    pub id: ObjectId,
+}
+
+/// What the end of an object says about its index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Footer {
+    /// Where in the object the index begins.
+    pub index_at: u64,
+    /// Its entries.
+    pub count: u32,
+    crc32c: u32,
+}
+
+impl Footer {
+    /// Bytes of the index.
+    pub fn index_len(&self) -> usize {
+        self.count as usize * ENTRY_LEN
+    }
+}
+
+/// Why bytes are no whole object of this format.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum FormatError {
+    /// Too few bytes.
+    #[error("its {part} needs {expected} bytes and has {found}: the object was cut")]
+    Short {
+        /// Which part.
+        part: &'static str,
+        /// Bytes it needs.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// The bytes are something else.
+    #[error("its {0} does not begin or end with the mark of a chronofs object")]
+    Magic(&'static str),
+    /// Written by a later chronofs.
+    #[error("it has format {0} where this program reads up to {FORMAT}: use a newer chronofs")]
+    Format(u16),
+    /// Some bytes changed.
+    #[error("its {part} has checksum {found:08x} where {expected:08x} is written: it is damaged")]
+    Checksum {
+        /// Which part.
+        part: &'static str,
+        /// As written.
+        expected: u32,
+        /// As found.
+        found: u32,
+    },
+    /// The checksums fit and the numbers do not.
+    #[error("entry {entry} of its index says what cannot be: {reason}")]
+    Entry {
+        /// Which entry.
+        entry: u32,
+        /// What is wrong.
+        reason: &'static str,
+    },
+}
+
+/// Puts sealed slices together into an object.
+#[derive(Debug)]
+pub struct ObjectWriter {
+    header: Header,
+    bytes: BytesMut,
+    entries: Vec<Entry>,
+}
+
+impl ObjectWriter {
+    /// An empty object `id` of `volume`, with room for `capacity` stored bytes.
+    pub fn new(volume: Uuid, id: ObjectId, capacity: usize) -> Self {
+        let header = Header { volume, id };
+        let mut bytes = BytesMut::with_capacity(HEADER_LEN + capacity + ENTRY_LEN + FOOTER_LEN);
+        bytes.put_slice(&encode_header(&header));
+        ObjectWriter { header, bytes, entries: Vec::new() }
+    }
+
+    /// Adds a slice; gives where in the object it lies (as `entry.at` will say, whatever it says now).
+    pub fn push(&mut self, entry: Entry, stored: &[u8]) -> u64 {
+        assert_eq!(entry.seal.id.object, self.header.id, "a slice is born in the object of its id");
+        assert_eq!(entry.seal.stored_len as usize, stored.len(), "a seal fits the bytes it seals");
+        let at = self.bytes.len() as u64;
+        self.bytes.put_slice(stored);
+        self.entries.push(Entry { at, ..entry });
+        at
+    }
+
+    /// The whole object.
+    pub fn finish(mut self) -> Bytes {
+        let index_at = self.bytes.len();
+        self.bytes.reserve(self.entries.len() * ENTRY_LEN + FOOTER_LEN);
+        for entry in &self.entries {
+            put_entry(&mut self.bytes, entry);
+        }
+        let index_crc = crc32c::crc32c(&self.bytes[index_at..]);
+        let footer_at = self.bytes.len();
+        self.bytes.put_u64_le(index_at as u64);
+        self.bytes.put_u32_le(self.entries.len() as u32);
+        self.bytes.put_u32_le(index_crc);
+        self.bytes.put_u32_le(0);
+        let footer_crc = crc32c::crc32c(&self.bytes[footer_at..]);
+        self.bytes.put_u32_le(footer_crc);
+        self.bytes.put_slice(END_MAGIC);
+        self.bytes.freeze()
+    }
+}
+
+fn encode_header(header: &Header) -> [u8; HEADER_LEN] {
+    let mut bytes = BytesMut::with_capacity(HEADER_LEN);
+    bytes.put_slice(MAGIC);
+    bytes.put_u16_le(FORMAT);
+    bytes.put_u16_le(HEADER_LEN as u16);
+    bytes.put_u16_le(header.id.incarnation);
+    bytes.put_u16_le(0);
+    bytes.put_slice(header.volume.as_bytes());
+    bytes.put_u64_le(header.id.session.0);
+    bytes.put_u64_le(header.id.n);
+    bytes.put_bytes(0, 12);
+    bytes.put_u32_le(crc32c::crc32c(&bytes));
+    let mut out = [0; HEADER_LEN];
+    out.copy_from_slice(&bytes);
+    out
+}
+
+fn put_entry(bytes: &mut BytesMut, entry: &Entry) {
+    bytes.put_u64_le(entry.ino.0);
+    bytes.put_u64_le(entry.sequence);
+    bytes.put_u64_le(entry.at);
+    bytes.put_u32_le(entry.seal.id.index);
+    bytes.put_u32_le(entry.block);
+    bytes.put_u32_le(entry.offset);
+    bytes.put_u32_le(entry.len);
+    bytes.put_u32_le(entry.seal.stored_len);
+    bytes.put_u32_le(entry.seal.full_len);
+    bytes.put_u32_le(entry.seal.crc32c);
+    bytes.put_u8(match entry.seal.codec {
+        Codec::Raw => 0,
+        Codec::Lz4 => 1,
+        Codec::Zstd => 2,
+    });
+    bytes.put_bytes(0, 11);
+}
+
+/// Takes numbers off the front of a part whose length was checked.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (front, rest) = self.0.split_first_chunk::<N>().unwrap_or((&[0; N], &[]));
+        self.0 = rest;
+        *front
+    }
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+/// Reads the header from the first [`HEADER_LEN`] bytes of an object (more do no harm).
+pub fn read_header(front: &[u8]) -> Result<Header, FormatError> {
+    let part = "header";
+    let Some((bytes, _)) = front.split_first_chunk::<HEADER_LEN>() else {
+        return Err(FormatError::Short { part, expected: HEADER_LEN as u64, found: front.len() as u64 });
+    };
+    let mut fields = Fields(bytes);
+    if &fields.take::<8>() != MAGIC {
+        return Err(FormatError::Magic(part));
+    }
+    let format = fields.u16();
+    if format != FORMAT {
+        return Err(FormatError::Format(format));
+    }
+    check(part, &bytes[..HEADER_LEN - 4], Fields(&bytes[HEADER_LEN - 4..]).u32())?;
+    let _header_len = fields.u16();
+    let incarnation = fields.u16();
+    let _reserved = fields.u16();
+    let volume = Uuid::from_bytes(fields.take());
+    let session = SessionId(fields.u64());
+    Ok(Header { volume, id: ObjectId { incarnation, session, n: fields.u64() } })
+}
+
+/// Reads the footer from the last bytes of an object of `object_len` bytes.
+pub fn read_footer(tail: &[u8], object_len: u64) -> Result<Footer, FormatError> {
+    let part = "footer";
+    let Some((_, bytes)) = tail.split_last_chunk::<FOOTER_LEN>() else {
+        return Err(FormatError::Short { part, expected: FOOTER_LEN as u64, found: tail.len() as u64 });
+    };
+    if &bytes[FOOTER_LEN - 8..] != END_MAGIC {
+        return Err(FormatError::Magic(part));
+    }
+    check(part, &bytes[..20], Fields(&bytes[20..]).u32())?;
+    let mut fields = Fields(bytes);
+    let footer = Footer { index_at: fields.u64(), count: fields.u32(), crc32c: fields.u32() };
+    let expected = footer
+        .index_at
+        .saturating_add(u64::from(footer.count) * ENTRY_LEN as u64)
+        .saturating_add(FOOTER_LEN as u64);
+    if expected != object_len || footer.index_at < HEADER_LEN as u64 {
+        return Err(FormatError::Short { part: "index", expected, found: object_len });
+    }
+    Ok(footer)
+}
+
+/// Reads the index from its bytes (`footer.index_at`, for [`Footer::index_len`]).
+pub fn read_index(id: ObjectId, footer: &Footer, bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
+    let part = "index";
+    if bytes.len() != footer.index_len() {
+        let expected = footer.index_len() as u64;
+        return Err(FormatError::Short { part, expected, found: bytes.len() as u64 });
+    }
+    check(part, bytes, footer.crc32c)?;
+    let entries = bytes.chunks_exact(ENTRY_LEN).zip(0..);
+    entries.map(|(bytes, n)| read_entry(id, footer, bytes, n)).collect()
+}
+
+fn read_entry(object: ObjectId, footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, FormatError> {
+    let mut fields = Fields(bytes);
+    let (ino, sequence, at) = (Ino(fields.u64()), fields.u64(), fields.u64());
+    let id = SliceId { object, index: fields.u32() };
+    let (block, offset, len) = (fields.u32(), fields.u32(), fields.u32());
+    let (stored_len, full_len, crc32c) = (fields.u32(), fields.u32(), fields.u32());
+    let codec = match fields.take::<1>() {
+        [0] => Codec::Raw,
+        [1] => Codec::Lz4,
+        [2] => Codec::Zstd,
+        _ => return Err(FormatError::Entry { entry, reason: "a codec that this program does not know" }),
+    };
+    let end = at.saturating_add(u64::from(stored_len));
+    if at < HEADER_LEN as u64 || end > footer.index_at {
+        return Err(FormatError::Entry { entry, reason: "stored bytes outside the object's slices" });
+    }
+    let seal = Seal { id, codec, stored_len, full_len, crc32c };
+    Ok(Entry { ino, sequence, at, block, offset, len, seal })
+}
+
+fn check(part: &'static str, bytes: &[u8], expected: u32) -> Result<(), FormatError> {
+    let found = crc32c::crc32c(bytes);
+    if found == expected { Ok(()) } else { Err(FormatError::Checksum { part, expected, found }) }
+}
+
+/// An object read whole: what it says about itself, and its slices.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its header.
+    pub header: Header,
+    /// Its index.
+    pub entries: Vec<Entry>,
+    bytes: Bytes,
+}
+
+impl Object {
+    /// Reads an object from all of its bytes. Its slices are verified when they are opened.
+    pub fn read(bytes: Bytes) -> Result<Object, FormatError> {
+        let header = read_header(&bytes)?;
+        let footer = read_footer(&bytes, bytes.len() as u64)?;
+        let start = usize::try_from(footer.index_at).unwrap_or(usize::MAX).min(bytes.len());
+        let index = bytes.get(start..start.saturating_add(footer.index_len())).unwrap_or(&[]);
+        let entries = read_index(header.id, &footer, index)?;
+        Ok(Object { header, entries, bytes })
+    }
+
+    /// The stored bytes of a slice of this object, or `None` if the entry is not one of its own.
+    pub fn stored(&self, entry: &Entry) -> Option<Bytes> {
+        let start = usize::try_from(entry.at).ok()?;
+        let end = start.checked_add(entry.seal.stored_len as usize)?;
+        (end <= self.bytes.len()).then(|| self.bytes.slice(start..end))
+    }
+}

@@ -1,0 +1,100 @@
+//! What the rest of chronofs sees of an object store: put an object, get a range of it.
+//!
+//! A trait, so that a client works the same on a folder of its own, through the metadata server, and on the
+//! failing stores of the tests.
+
+use bytes::Bytes;
+use chronofs_core::Errno;
+use futures::future::BoxFuture;
+use thiserror::Error;
+
+/// Somewhere objects can be put once and read in ranges.
+pub trait ObjectPort: Send + Sync + 'static {
+    /// Stores `bytes` as the object `name`. When it returns, they survive a power cut. Putting the same bytes
+    /// again is no error; other bytes under a name that is taken are refused.
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Exactly `len` bytes of the object `name` from `offset`.
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>>;
+}
+
+/// What kind of trouble an object is in: decides whether to try again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// The object is not there. Trying again does not help.
+    Missing,
+    /// The object is there and not what was stored. Trying again does not help.
+    Damaged,
+    /// The store did not do it now: no connection, no space, no permission. Worth another try.
+    Unavailable,
+}
+
+/// Why an object could not be stored or read.
+#[derive(Clone, Debug, Error)]
+#[error("object {name}: {reason}; {next_step}")]
+pub struct StoreError {
+    /// The object.
+    pub name: String,
+    /// The kind of trouble.
+    pub trouble: Trouble,
+    /// What an application gets to see.
+    pub errno: Errno,
+    /// What was tried and why it failed.
+    pub reason: String,
+    /// What to do about it.
+    pub next_step: &'static str,
+}
+
+impl StoreError {
+    /// The object is not in the store.
+    pub fn missing(name: &str, reason: impl Into<String>) -> Self {
+        StoreError {
+            name: name.to_owned(),
+            trouble: Trouble::Missing,
+            errno: Errno::EIO,
+            reason: reason.into(),
+            next_step: "put it back from a copy of the block store; files that use it fail with EIO meanwhile",
+        }
+    }
+
+    /// The object's bytes are not what was stored.
+    pub fn damaged(name: &str, reason: impl Into<String>) -> Self {
+        StoreError {
+            name: name.to_owned(),
+            trouble: Trouble::Damaged,
+            errno: Errno::EIO,
+            reason: reason.into(),
+            next_step: "check the disk of the block store and put the object back from a copy",
+        }
+    }
+
+    /// The store could not do it now.
+    pub fn unavailable(name: &str, errno: Errno, reason: impl Into<String>) -> Self {
+        StoreError {
+            name: name.to_owned(),
+            trouble: Trouble::Unavailable,
+            errno,
+            reason: reason.into(),
+            next_step: "check that the block store is reachable, writable and not full; it is tried again",
+        }
+    }
+
+    /// The error that a server answered with for `name` (see [`StoreError::wire_errno`]).
+    pub fn from_wire(name: &str, errno: Errno) -> Self {
+        match errno {
+            Errno::ENOENT => Self::missing(name, "the metadata server does not find it in the block store"),
+            Errno::EIO => Self::damaged(name, "the metadata server found it damaged"),
+            other => Self::unavailable(name, other, format!("the metadata server answered {other}")),
+        }
+    }
+
+    /// The error number that carries the kind of trouble over the wire.
+    pub fn wire_errno(&self) -> Errno {
+        match self.trouble {
+            Trouble::Missing => Errno::ENOENT,
+            Trouble::Damaged => Errno::EIO,
+            Trouble::Unavailable if self.errno == Errno::EIO => Errno::EAGAIN,
+            Trouble::Unavailable => self.errno,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! A block store in a folder: objects as files that are written once, synced, and never replaced.
+//!
+//! The folder carries a marker, [`MARKER`], with the store's id, so that an empty mount point or another
+//! store's folder is never taken for this one. The crate `object_store` does the writing: a temporary name, sync
+//! of the file, a hard link that fails if the name is taken, sync of the folder.
+
+use crate::port::{ObjectPort, StoreError};
+use bytes::Bytes;
+use chronofs_core::Errno;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Location;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use serde::{Deserialize, Serialize};
+use std::error::Error as StdError;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+/// The file in a store's folder that says whose it is.
+pub const MARKER: &str = "chronofs-store.json";
+const MARKER_FORMAT: u32 = 1;
+
+/// How many puts and gets are under way at once: more only makes a disk seek.
+const OPERATIONS_MAX: usize = 32;
+
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    id: Uuid,
+}
+
+/// Why a folder cannot be used as a block store.
+#[derive(Debug, Error)]
+#[error("block store folder {}: {reason}; {next_step}", path.display())]
+pub struct FolderError {
+    /// The folder.
+    pub path: PathBuf,
+    /// What was tried and why it failed.
+    pub reason: String,
+    /// What to do about it.
+    pub next_step: &'static str,
+}
+
+/// A block store in a folder that this process reaches itself.
+#[derive(Debug)]
+pub struct BlockStore {
+    folder: PathBuf,
+    files: LocalFileSystem,
+    permits: Semaphore,
+}
+
+impl BlockStore {
+    /// Makes the folder `path` the store `id`, creating it if it is missing, and opens it. Doing it again is no
+    /// error; a folder that belongs to another store is refused. Blocks the calling thread.
+    pub fn create(path: &Path, id: Uuid) -> Result<BlockStore, FolderError> {
+        let refuse = |reason: String, next_step| FolderError { path: path.to_owned(), reason, next_step };
+        match fs::metadata(path) {
+            Ok(found) if !found.is_dir() => {
+                return Err(refuse("it is not a directory".to_owned(), "name another path"));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).and_then(|()| path.parent().map_or(Ok(()), sync_folder)).map_err(
+                    |e| refuse(format!("it cannot be created: {e}"), "create it or name another path"),
+                )?
+            }
+            Err(error) => {
+                return Err(refuse(
+                    format!("it cannot be looked at: {error}"),
+                    "check the path and its rights",
+                ));
+            }
+        }
+        if !path.join(MARKER).exists() {
+            write_marker(path, id).map_err(|e| {
+                refuse(
+                    format!("it cannot be written to: {e}"),
+                    "make it writable for this user or name another path",
+                )
+            })?;
+        }
+        Self::open(path, id)
+    }
+
+    /// Opens the folder `path`, which must carry the marker of the store `id`. Blocks the calling thread.
+    pub fn open(path: &Path, id: Uuid) -> Result<BlockStore, FolderError> {
+        let refuse = |reason: String, next_step| FolderError { path: path.to_owned(), reason, next_step };
+        let found = read_marker(path).map_err(|reason| {
+            refuse(reason, "check that the right disk is mounted there and that this user may read it")
+        })?;
+        if found != id {
+            return Err(refuse(
+                format!("its {MARKER} names the store {found}, not {id}"),
+                "name the folder of this store, or an empty one",
+            ));
+        }
+        let files = LocalFileSystem::new_with_prefix(path)
+            .map_err(|e| refuse(format!("it cannot be opened: {e}"), "check the path and its rights"))?
+            .with_fsync(true);
+        Ok(BlockStore { folder: path.to_owned(), files, permits: Semaphore::new(OPERATIONS_MAX) })
+    }
+
+    async fn put_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        self.check_marker(name)?;
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.files.put_opts(&location, PutPayload::from(bytes.clone()), options).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => self.compare(name, &location, bytes).await,
+            Err(error) => Err(self.unavailable(name, "it cannot be written", &error)),
+        }
+    }
+
+    /// A put that found the name taken: right if an earlier try of the same put got that far.
+    async fn compare(&self, name: &str, location: &Location, bytes: Bytes) -> Result<(), StoreError> {
+        let read = async { self.files.get(location).await?.bytes().await };
+        let found = read.await.map_err(|e| self.unavailable(name, "it exists and cannot be compared", &e))?;
+        if found != bytes {
+            let reason = format!("it exists with other bytes ({} long, not {})", found.len(), bytes.len());
+            return Err(StoreError::damaged(name, reason));
+        }
+        // The earlier try may have been cut before its last sync.
+        let path = self.folder.join(name);
+        let synced = tokio::task::spawn_blocking(move || {
+            File::open(&path)?.sync_all()?;
+            path.parent().map_or(Ok(()), sync_folder)
+        });
+        match synced.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.unavailable(name, "it exists and cannot be synced", &error)),
+            Err(error) => Err(self.unavailable(name, "it exists and cannot be synced", &error)),
+        }
+    }
+
+    async fn get_range(&self, name: &str, offset: u64, len: u32) -> Result<Bytes, StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        let end = offset.saturating_add(u64::from(len));
+        match self.files.get_range(&location, offset..end).await {
+            Ok(bytes) if bytes.len() == len as usize => Ok(bytes),
+            Ok(_) => Err(self.too_short(name, &location, end).await),
+            Err(object_store::Error::NotFound { .. }) => {
+                self.check_marker(name)?;
+                Err(StoreError::missing(name, format!("there is no such file in {}", self.folder.display())))
+            }
+            Err(error) => match errno_of(&error) {
+                Some(Errno::EIO) => {
+                    Err(StoreError::damaged(name, format!("the disk cannot read it: {error}")))
+                }
+                Some(_) => Err(self.unavailable(name, "it cannot be read", &error)),
+                // Not the operating system's: the range does not lie within the file.
+                None => Err(self.too_short(name, &location, end).await),
+            },
+        }
+    }
+
+    async fn too_short(&self, name: &str, location: &Location, end: u64) -> StoreError {
+        match self.files.head(location).await {
+            Ok(meta) if meta.size < end => StoreError::damaged(
+                name,
+                format!("it ends at byte {} and byte {end} was asked for", meta.size),
+            ),
+            Ok(_) => StoreError::unavailable(name, Errno::EIO, "fewer bytes were read than it has"),
+            Err(error) => self.unavailable(name, "it cannot be read", &error),
+        }
+    }
+
+    /// A folder without its marker is an empty mount point: nothing is missing there, and nothing may be put there.
+    fn check_marker(&self, name: &str) -> Result<(), StoreError> {
+        match fs::metadata(self.folder.join(MARKER)) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let reason = format!("{} has lost its {MARKER}: {error}", self.folder.display());
+                Err(StoreError::unavailable(name, Errno::EIO, reason))
+            }
+        }
+    }
+
+    fn unavailable(&self, name: &str, what: &str, error: &(dyn StdError + 'static)) -> StoreError {
+        let reason = format!("{what} in {}: {error}", self.folder.display());
+        StoreError::unavailable(name, errno_of(error).unwrap_or(Errno::EIO), reason)
+    }
+}
+
+impl ObjectPort for BlockStore {
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.put_object(name, bytes).boxed()
+    }
+
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get_range(name, offset, len).boxed()
+    }
+}
+
+fn location(name: &str) -> Result<Location, StoreError> {
+    match crate::name::parse_object_name(name) {
+        Some(_) => Ok(Location::from(name)),
+        None => Err(StoreError::missing(name, "that is not the name of an object")),
+    }
+}
+
+/// The error number of the operating system at the bottom of an error, if there is one.
+fn errno_of(error: &(dyn StdError + 'static)) -> Option<Errno> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(Errno(number));
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn read_marker(folder: &Path) -> Result<Uuid, String> {
+    let text = fs::read(folder.join(MARKER)).map_err(|e| format!("its {MARKER} cannot be read: {e}"))?;
+    let marker: Marker = serde_json::from_slice(&text)
+        .map_err(|e| format!("its {MARKER} is not a marker of chronofs: {e}"))?;
+    if marker.format != MARKER_FORMAT {
+        return Err(format!("its {MARKER} has format {}, this program knows {MARKER_FORMAT}", marker.format));
+    }
+    Ok(marker.id)
+}
+
+fn write_marker(folder: &Path, id: Uuid) -> io::Result<()> {
+    let temporary = folder.join(format!("{MARKER}.{id}.tmp"));
+    let mut file = File::create(&temporary)?;
+    serde_json::to_writer(&mut file, &Marker { format: MARKER_FORMAT, id })?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    // A link, not a rename: of two that claim the folder at once, the second must see the first.
+    let linked = fs::hard_link(&temporary, folder.join(MARKER));
+    fs::remove_file(&temporary)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_folder(folder),
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    // The parent of a relative path of one part is the empty path.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,186 @@
+//! Group commit: who calls fdatasync, who waits for it, who is told.
+//!
+//! Threads that need durability elect a leader; the leader syncs the newest segment once for everything written
+//! before it began, the others wait. Segments before the newest are durable already.
+
+use super::log::format::Place;
+use super::log::{Log, Mark};
+use crate::EngineError;
+use crate::embedded::disk::{Disk, DiskFile};
+use chronofs_core::Version;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// Told about every rise of the durable version.
+pub type OnDurable = Box<dyn Fn(Version) + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct State {
+    written: Mark,
+    durable: Mark,
+    syncing: bool,
+    /// A sync is wanted before its time.
+    urgent: bool,
+    closing: bool,
+    stopped: Option<String>,
+}
+
+/// The state of durability of a log.
+#[derive(Default)]
+pub(crate) struct Durability {
+    state: Mutex<State>,
+    changed: Condvar,
+    work: Condvar,
+    hooks: RwLock<Vec<OnDurable>>,
+    durable_version: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) last_sync_micros: AtomicU64,
+}
+
+impl Durability {
+    /// Begins where a recovered log ends.
+    pub(crate) fn start(&self, at: Mark) {
+        let mut state = self.lock();
+        state.written = at;
+        state.durable = at;
+        self.durable_version.store(at.version.0, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds someone to be told.
+    pub(crate) fn on_durable(&self, hook: OnDurable) {
+        self.hooks.write().unwrap_or_else(PoisonError::into_inner).push(hook);
+    }
+
+    /// Notes what has been written.
+    pub(crate) fn written(&self, mark: Mark) {
+        self.lock().written = mark;
+        self.work.notify_one();
+    }
+
+    /// What has been written.
+    pub(crate) fn written_mark(&self) -> Mark {
+        self.lock().written
+    }
+
+    /// What is durable.
+    pub(crate) fn durable_mark(&self) -> Mark {
+        self.lock().durable
+    }
+
+    /// The durable version.
+    pub(crate) fn durable(&self) -> Version {
+        Version(self.durable_version.load(Ordering::SeqCst))
+    }
+
+    /// An error if the engine has stopped.
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        match &self.lock().stopped {
+            Some(reason) => Err(EngineError::Stopped(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the engine for good; the first reason is kept.
+    pub(crate) fn stop(&self, reason: &EngineError) {
+        let mut state = self.lock();
+        if state.stopped.is_none() {
+            tracing::error!("the engine stops: {reason}");
+            state.stopped = Some(reason.to_string());
+        }
+        drop(state);
+        self.changed.notify_all();
+        self.work.notify_all();
+    }
+
+    /// Returns once everything written before the call is durable.
+    pub(crate) fn sync<D: Disk>(&self, log: &Log<D>) -> Result<Version, EngineError> {
+        let mut state = self.lock();
+        let target = state.written.place;
+        loop {
+            if let Some(reason) = &state.stopped {
+                return Err(EngineError::Stopped(reason.clone()));
+            }
+            if state.durable.place >= target {
+                return Ok(state.durable.version);
+            }
+            if !state.syncing {
+                break;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.syncing = true;
+        state.urgent = false;
+        let mark = state.written;
+        // Taken with the lock held: a roll notes the new segment as written only when this one is durable.
+        let file = log.current();
+        drop(state);
+        self.lead(log, &*file, mark)
+    }
+
+    fn lead<D: Disk>(&self, log: &Log<D>, file: &D::File, mark: Mark) -> Result<Version, EngineError> {
+        let begun = Instant::now();
+        let synced = file.sync_data();
+        self.last_sync_micros.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        if let Err(source) = synced {
+            // The kernel may have dropped what it could not write; to ask again would only hide that.
+            let path = log.path(mark.place.segment);
+            let error = EngineError::Io { action: "fdatasync", path, source };
+            self.lock().syncing = false;
+            self.stop(&error);
+            return Err(error);
+        }
+        let mut state = self.lock();
+        state.syncing = false;
+        state.durable = mark;
+        self.durable_version.store(mark.version.0, Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_all();
+        for hook in self.hooks.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            hook(mark.version);
+        }
+        Ok(mark.version)
+    }
+
+    /// After a roll, which makes everything durable before it: nothing is written behind `place` yet.
+    pub(crate) fn rolled(&self, place: Place) {
+        let mut state = self.lock();
+        state.written.place = place;
+        state.durable.place = place;
+    }
+
+    /// Asks the thread in [`Durability::wait_for_work`] not to wait any longer.
+    pub(crate) fn hurry(&self) {
+        self.lock().urgent = true;
+        self.work.notify_all();
+    }
+
+    /// Ends the thread in [`Durability::wait_for_work`].
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.work.notify_all();
+    }
+
+    /// Waits until something written has not been durable for `delay`, or until a sync is wanted at once. `false`
+    /// when it is time to end.
+    pub(crate) fn wait_for_work(&self, delay: Duration) -> bool {
+        let mut state = self.lock();
+        while !state.closing && state.stopped.is_none() && state.durable.place >= state.written.place {
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let until = Instant::now() + delay;
+        while !state.closing && !state.urgent && state.stopped.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !state.closing && state.stopped.is_none()
+    }
+}

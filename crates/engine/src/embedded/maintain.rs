@@ -1,0 +1,158 @@
+//! What the embedded engine does behind its user's back: syncs, flushes of the store, dropping of segments, figures.
+
+use super::disk::Disk;
+use super::store::{Position, Store};
+use super::{Core, lock};
+use crate::EngineError;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often the engine looks for something to flush, or to drop.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How the engine is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Metrics {
+    /// Segments of the log.
+    pub log_segments: u64,
+    /// Space that they take.
+    pub log_bytes: u64,
+    /// Calls of fdatasync since the start.
+    pub syncs: u64,
+    /// How long the last one took.
+    pub last_sync_micros: u64,
+    /// Groups applied since the start.
+    pub groups: u64,
+    /// Flushes of the store started since the start.
+    pub flushes: u64,
+    /// Memory taken by what the store has not flushed.
+    pub unflushed_bytes: u64,
+    /// Memory taken by the row cache.
+    pub row_cache_bytes: u64,
+}
+
+/// The state of the background work.
+pub(crate) struct Maintenance {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+struct State {
+    /// What the store holds durably.
+    flushed: Position,
+    /// What it is flushing.
+    flushing: Option<Position>,
+    flushes: u64,
+    closing: bool,
+}
+
+impl Maintenance {
+    pub(crate) fn new(flushed: Position) -> Self {
+        let state = State { flushed, flushing: None, flushes: 0, closing: false };
+        Maintenance { state: Mutex::new(state), wake: Condvar::new() }
+    }
+
+    pub(crate) fn close(&self) {
+        lock(&self.state).closing = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits a while; `false` when it is time to end.
+    fn wait(&self) -> bool {
+        let state = lock(&self.state);
+        if state.closing {
+            return false;
+        }
+        !self.wake.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0.closing
+    }
+}
+
+impl<S: Store, D: Disk> Core<S, D> {
+    pub(crate) fn start_threads(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, EngineError> {
+        let Some(delay) = self.options.sync_delay else { return Ok(Vec::new()) };
+        let syncer = self.clone();
+        let keeper = self.clone();
+        let sync = move || while syncer.durability.wait_for_work(delay) && syncer.sync().is_ok() {};
+        let keep = move || while keeper.maintenance.wait() && keeper.maintain(false).is_ok() {};
+        Ok(vec![spawn("engine-sync", sync)?, spawn("engine-keep", keep)?])
+    }
+
+    /// See [`super::Embedded::maintain`].
+    pub(crate) fn maintain(&self, flush_now: bool) -> Result<(), EngineError> {
+        self.durability.check()?;
+        match self.try_maintain(flush_now) {
+            Err(error @ EngineError::Stopped(_)) => Err(error),
+            Err(error) => self.stop(error),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn try_maintain(&self, flush_now: bool) -> Result<(), EngineError> {
+        if lock(&self.maintenance.state).flushing.is_some() {
+            if !self.store.is_flushed()? {
+                return Ok(());
+            }
+            let mut state = lock(&self.maintenance.state);
+            if let Some(done) = state.flushing.take() {
+                state.flushed = done;
+            }
+        }
+        if flush_now || self.wants_flush() {
+            self.start_flush()?;
+        }
+        let flushed = lock(&self.maintenance.state).flushed;
+        let mark = self.durability.durable_mark().mark;
+        self.log.pop(|segment| segment.number < flushed.place.segment && segment.last < mark)
+    }
+
+    fn wants_flush(&self) -> bool {
+        let flushed = lock(&self.maintenance.state).flushed.place;
+        let written = self.durability.written_mark().place;
+        // Segments in between are taken as full.
+        let log_bytes = (written.segment - flushed.segment.min(written.segment)) * self.options.segment_bytes
+            + written.offset.saturating_sub(if flushed.segment == written.segment {
+                flushed.offset
+            } else {
+                0
+            });
+        self.store.unflushed_bytes() >= self.options.flush_bytes || log_bytes >= self.options.flush_log_bytes
+    }
+
+    fn start_flush(&self) -> Result<(), EngineError> {
+        // Most of the sync happens here, so that what is left to sync while nothing can be applied is little.
+        self.sync()?;
+        let writer = lock(&self.writer);
+        self.sync()?;
+        if writer.position == lock(&self.maintenance.state).flushed {
+            return Ok(());
+        }
+        self.store.flush()?;
+        let mut state = lock(&self.maintenance.state);
+        state.flushing = Some(writer.position);
+        state.flushes += 1;
+        Ok(())
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let (log_segments, log_bytes) = self.log.size();
+        Metrics {
+            log_segments,
+            log_bytes,
+            syncs: self.durability.syncs.load(Ordering::Relaxed),
+            last_sync_micros: self.durability.last_sync_micros.load(Ordering::Relaxed),
+            groups: lock(&self.writer).group,
+            flushes: lock(&self.maintenance.state).flushes,
+            unflushed_bytes: self.store.unflushed_bytes(),
+            row_cache_bytes: self.cache.bytes(),
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source: io::Error| {
+        EngineError::Io { action: "start the thread", path: name.to_owned(), source }
+    })
+}

@@ -1,0 +1,238 @@
+//! The link to the admin server: registers, waits for assignments, keeps the last one, reports what became of it.
+//! The server goes on without the admin server with what it was told last.
+
+use crate::executor::{Ask, Input};
+use crate::files::Folder;
+use crate::machine::Event;
+use crate::server::objects::Stores;
+use chronofs_blocks::BlockStore;
+use chronofs_namespace::instants;
+use chronofs_wire::admin::{AssignedStore, Assignment, Register, Report, StoreKind, VolumeReport};
+use chronofs_wire::http::{AdminClient, ClientError};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The link.
+pub struct AdminLink {
+    /// Calls go through it.
+    pub client: AdminClient,
+    /// What the server says of itself.
+    pub register: Register,
+    /// Where the last assignment is kept.
+    pub folder: Folder,
+    /// The executor.
+    pub queue: mpsc::Sender<Input>,
+    /// The block stores in reach.
+    pub stores: Stores,
+    /// Told the epoch at every registration.
+    pub registered: mpsc::UnboundedSender<u64>,
+}
+
+impl AdminLink {
+    /// Runs until it is dropped.
+    pub async fn run(self, kept: Option<Assignment>) {
+        let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
+        let mut problems = BTreeMap::new();
+        if let Some(assignment) = kept {
+            problems = self.take(assignment).await;
+        }
+        let mut told_failure = false;
+        loop {
+            match self.serve(&mut revision, &mut problems, &mut told_failure).await {
+                Ok(()) => {}
+                Err(error) => {
+                    if !told_failure {
+                        tracing::error!(%error, "no link to the admin server; going on with the last assignment");
+                        told_failure = true;
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Registers and then follows assignments until a call fails.
+    async fn serve(
+        &self,
+        revision: &mut u64,
+        problems: &mut BTreeMap<Uuid, String>,
+        told_failure: &mut bool,
+    ) -> Result<(), ClientError> {
+        let registered = self.client.register(&self.register).await?;
+        tracing::info!(store = registered.name, epoch = registered.epoch, "registered with the admin server");
+        *told_failure = false;
+        if let Err(error) = self.folder.save_registered(&registered) {
+            tracing::error!("{error:#}");
+        }
+        drop(self.registered.send(registered.epoch));
+        // The first answer comes at once whatever is known already: the admin server may have been restored.
+        let mut after = 0;
+        loop {
+            let assignment = self.client.assignment(after).await?;
+            after = assignment.revision;
+            if assignment.revision != *revision || !problems.is_empty() || self.stores.is_empty() {
+                *revision = assignment.revision;
+                if let Err(error) = self.folder.save_assignment(&assignment) {
+                    tracing::error!("{error:#}; a restart without the admin server will use an older one");
+                }
+                *problems = self.take(assignment).await;
+            }
+            if let Some(report) = self.report(problems.clone()).await {
+                self.client.report(&report).await?;
+            }
+        }
+    }
+
+    /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
+    async fn take(&self, assignment: Assignment) -> BTreeMap<Uuid, String> {
+        let wanted: Vec<(Uuid, AssignedStore)> = assignment
+            .volumes
+            .iter()
+            .filter(|volume| !volume.deleted)
+            .map(|volume| (volume.spec.id, volume.store.clone()))
+            .collect();
+        let folder = self.folder.clone();
+        let opened = tokio::task::spawn_blocking(move || open_stores(&folder, wanted)).await;
+        let (stores, problems) = opened.unwrap_or_default();
+        for (volume, problem) in &problems {
+            tracing::error!(%volume, "the volume cannot be served: {problem}");
+        }
+        self.stores.set(stores);
+        let ids: Vec<Uuid> = assignment.volumes.iter().map(|volume| volume.spec.id).collect();
+        let set = problems.clone();
+        drop(self.queue.send(Input::Events(vec![Event::Assignment(Box::new(assignment))])).await);
+        // New volumes are in the state after the next tick.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let ask: Ask = Box::new(move |core, _| {
+            for id in ids {
+                core.machine.set_problem(id, set.get(&id).cloned());
+            }
+        });
+        drop(self.queue.send(Input::Ask(ask)).await);
+        problems
+    }
+
+    /// The state of every volume.
+    async fn report(&self, problems: BTreeMap<Uuid, String>) -> Option<Report> {
+        let (sender, answer) = oneshot::channel();
+        let ask: Ask = Box::new(move |core, now_ns| {
+            let indexes: Vec<_> = core.machine.volumes().map(|volume| volume.index).collect();
+            let mut volumes = Vec::new();
+            for index in indexes {
+                let mut figures = (0, 0);
+                let read = core.decide(now_ns, |machine, group| {
+                    figures = machine.volume_figures(group, index)?;
+                    Ok(())
+                });
+                if let Err(error) = read {
+                    tracing::error!(%error, "the figures of a volume cannot be read");
+                }
+                let Some(volume) = core.machine.volume(index) else { continue };
+                if volume.row.deleted.is_some() {
+                    continue;
+                }
+                let (earliest, _) = instants(&volume.row, core.machine.last());
+                volumes.push(VolumeReport {
+                    id: volume.id(),
+                    born_ns: volume.row.born.0,
+                    earliest_ns: earliest.0,
+                    used_bytes: figures.0,
+                    used_inodes: figures.1,
+                    sessions: core.machine.sessions_of(index),
+                    problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
+                });
+            }
+            drop(sender.send(Report { revision: core.machine.figures().revision, volumes }));
+        });
+        self.queue.send(Input::Ask(ask)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+type Opened = (HashMap<Uuid, Arc<BlockStore>>, BTreeMap<Uuid, String>);
+
+/// Opens the block stores of volumes. A folder is marked as a store's own only the first time that this server sees
+/// the store: later a folder without the marker is an unmounted disk, not a new store.
+fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
+    let mut marked = folder.marked_stores().unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        Default::default()
+    });
+    let before = marked.clone();
+    let (mut stores, mut problems) = (HashMap::new(), BTreeMap::new());
+    let mut by_store: BTreeMap<Uuid, Result<Arc<BlockStore>, String>> = BTreeMap::new();
+    for (volume, store) in wanted {
+        let StoreKind::Local { path } = &store.kind;
+        let first_time = !marked.contains(&store.id);
+        let opened = by_store.entry(store.id).or_insert_with(|| open_store(Path::new(path), store.id, first_time));
+        match opened {
+            Ok(opened) => {
+                marked.insert(store.id);
+                stores.insert(volume, opened.clone());
+            }
+            Err(problem) => drop(problems.insert(volume, problem.clone())),
+        }
+    }
+    if marked != before
+        && let Err(error) = folder.save_marked_stores(&marked)
+    {
+        tracing::error!("{error:#}");
+    }
+    (stores, problems)
+}
+
+fn open_store(path: &Path, id: Uuid, first_time: bool) -> Result<Arc<BlockStore>, String> {
+    let opened = if first_time && is_free(path) { BlockStore::create(path, id) } else { BlockStore::open(path, id) };
+    opened.map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// Whether a folder is missing or empty, so that it may become a store's.
+fn is_free(path: &Path) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(id: u128, path: &Path) -> (Uuid, AssignedStore) {
+        let kind = StoreKind::Local { path: path.to_str().unwrap().to_owned() };
+        (Uuid::from_u128(id + 100), AssignedStore { id: Uuid::from_u128(id), kind })
+    }
+
+    #[test]
+    fn a_folder_is_marked_once_and_an_unmounted_disk_is_not_taken_for_a_new_store() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(&temp.path().join("db")).unwrap();
+        let path = temp.path().join("store");
+        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]);
+        assert_eq!((stores.len(), problems.len()), (1, 0));
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]);
+        assert_eq!((stores.len(), problems.len()), (0, 1), "{problems:?}");
+    }
+
+    #[test]
+    fn a_strangers_folder_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(&temp.path().join("db")).unwrap();
+        let path = temp.path().join("store");
+        open_stores(&folder, vec![assigned(1, &path)]);
+        let (_, problems) = open_stores(&folder, vec![assigned(2, &path)]);
+        assert_eq!(problems.len(), 1);
+        std::fs::create_dir(temp.path().join("full")).unwrap();
+        std::fs::write(temp.path().join("full/letter"), "dear").unwrap();
+        let (_, problems) = open_stores(&folder, vec![assigned(3, &temp.path().join("full"))]);
+        assert_eq!(problems.len(), 1);
+    }
+}

@@ -1,0 +1,125 @@
+//! The machine and the engine together: groups of events are decided, committed at once, and only then their
+//! effects are given out. No threads and no clock, so that simulations run the very same code.
+
+use crate::machine::{Call, ConnId, Effect, Event, Group, Machine};
+use chronofs_core::Version;
+use chronofs_engine::{Engine, EngineError};
+use std::sync::Arc;
+
+/// What a group came to.
+#[derive(Debug, Default)]
+pub struct Decided {
+    /// To be carried out, in order.
+    pub effects: Vec<Effect>,
+    /// Requests answered, by kind and errno (0: none).
+    pub answered: Vec<(u8, i32)>,
+    /// Commits applied.
+    pub commits: usize,
+    /// Bytes of keys, values and tags in them.
+    pub bytes: usize,
+    /// The engine had no room; writes were answered with ENOSPC.
+    pub full: Option<String>,
+}
+
+/// Machine and engine.
+pub struct Core {
+    /// The machine.
+    pub machine: Machine,
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+}
+
+impl Core {
+    /// Decides `events`, which came together, in their order. Calls that follow each other share one apply. An error
+    /// is the end of the server: nothing that was decided in the failing group is given out.
+    pub fn run(
+        &mut self,
+        now_ns: u64,
+        events: Vec<Event>,
+        give_out: &mut dyn FnMut(Decided),
+    ) -> Result<(), EngineError> {
+        let mut calls: Vec<(ConnId, Call)> = Vec::new();
+        for event in events {
+            match event {
+                Event::Call(conn, call) => calls.push((conn, call)),
+                event => {
+                    self.run_calls(now_ns, std::mem::take(&mut calls), give_out)?;
+                    let decided = self.decide(now_ns, |machine, group| machine.event(group, event.clone()))?;
+                    give_out(decided);
+                    let released = self.machine.take_released();
+                    self.run_calls(now_ns, released, give_out)?;
+                }
+            }
+        }
+        self.run_calls(now_ns, calls, give_out)
+    }
+
+    fn run_calls(
+        &mut self,
+        now_ns: u64,
+        calls: Vec<(ConnId, Call)>,
+        give_out: &mut dyn FnMut(Decided),
+    ) -> Result<(), EngineError> {
+        if !calls.is_empty() {
+            let decided = self.decide(now_ns, |machine, group| machine.calls(group, &calls))?;
+            give_out(decided);
+        }
+        Ok(())
+    }
+
+    /// Decides one group and applies it; when the engine has no room, decides it again with every write refused.
+    pub fn decide(
+        &mut self,
+        now_ns: u64,
+        mut decide: impl FnMut(&mut Machine, &mut Group) -> Result<(), EngineError>,
+    ) -> Result<Decided, EngineError> {
+        let mut group = Group::new(now_ns, self.engine.view(), false);
+        decide(&mut self.machine, &mut group)?;
+        match self.apply(&mut group) {
+            Ok(decided) => Ok(decided),
+            Err(error @ EngineError::NoSpace { .. }) => {
+                self.machine.failed(&mut group);
+                let mut group = Group::new(now_ns, self.engine.view(), true);
+                decide(&mut self.machine, &mut group)?;
+                let mut decided = self.apply(&mut group)?;
+                decided.full = Some(error.to_string());
+                Ok(decided)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn apply(&mut self, group: &mut Group) -> Result<Decided, EngineError> {
+        let commits = group.commits.len();
+        let mut bytes = 0;
+        if commits > 0 {
+            for commit in &group.commits {
+                let batch = &commit.batch.0;
+                bytes += commit.tag.len() + batch.iter().map(change_len).sum::<usize>();
+            }
+            self.engine.apply(std::mem::take(&mut group.commits))?;
+        }
+        self.machine.applied(group, commits as u64);
+        let (effects, answered) = (std::mem::take(&mut group.effects), std::mem::take(&mut group.answered));
+        Ok(Decided { effects, answered, commits, bytes, full: None })
+    }
+
+    /// A clean stop: what only tags say is written into the state, and all is made durable.
+    pub fn stop(&mut self, now_ns: u64) -> Result<Version, EngineError> {
+        let decided = self.decide(now_ns, |machine, group| machine.stop(group))?;
+        let durable = self.engine.sync()?;
+        for effect in decided.effects {
+            if let Effect::Mark(version) = effect {
+                self.engine.mark(version)?;
+            }
+        }
+        Ok(durable)
+    }
+}
+
+fn change_len(change: &chronofs_engine::Change) -> usize {
+    match change {
+        chronofs_engine::Change::Put(key, value) => key.len() + value.len(),
+        chronofs_engine::Change::Delete(key) => key.len(),
+    }
+}

@@ -1,0 +1,378 @@
+//! The threads around the core: one decides, a few read, one makes durable.
+
+use crate::core::{Core, Decided};
+use crate::machine::{ConnId, Effect, Event, ObjectJob, ReadJob, SharedView, kind_of};
+use crate::metrics::Metrics;
+use crate::server::outbox::Outbox;
+use chronofs_core::{Errno, Version};
+use chronofs_engine::{Engine, EngineError, ReadStop, View};
+use chronofs_namespace::Ctx;
+use chronofs_wire::message::{Hello, HelloAnswer, ToClient};
+use std::collections::HashMap;
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// How many inputs may be queued before connections have to wait.
+const QUEUE: usize = 4096;
+/// How many inputs are taken at once.
+const GROUP_MAX: usize = 256;
+/// Threads that do the longer reads.
+const READERS: usize = 2;
+/// How long a commit may wait for the sync that it shares with others.
+const SYNC_WITHIN: Duration = Duration::from_millis(10);
+
+/// Something to be done on the executor's thread.
+pub type Ask = Box<dyn FnOnce(&mut Core, u64) + Send>;
+
+/// What the executor is handed.
+pub enum Input {
+    /// A connection says hello.
+    Open(ConnId, Arc<Outbox>, Box<Hello>),
+    /// Frames of one connection, and whatever else happens.
+    Events(Vec<Event>),
+    /// A question about the machine.
+    Ask(Ask),
+    /// The clean end. Answered when all is durable.
+    Stop(oneshot::Sender<Result<(), EngineError>>),
+}
+
+/// Who carries out what the executor does not.
+pub trait ObjectHandler: Send + 'static {
+    /// Stores or reads an object and puts the answer into the outbox.
+    fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>);
+}
+
+/// The server's clock: nanoseconds since the epoch.
+pub fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// The running executor.
+pub struct Executor {
+    /// Where inputs go.
+    pub queue: mpsc::Sender<Input>,
+    /// Resolves when a thread failed; then the process is to end.
+    pub failed: oneshot::Receiver<EngineError>,
+    thread: JoinHandle<()>,
+    syncer: (Arc<SyncState>, JoinHandle<()>),
+}
+
+impl Executor {
+    /// Starts the threads.
+    pub fn start(
+        core: Core,
+        metrics: Arc<Metrics>,
+        objects: impl ObjectHandler,
+    ) -> std::io::Result<Executor> {
+        let (queue, inputs) = mpsc::channel(QUEUE);
+        let (failure, failed) = oneshot::channel();
+        let failure = Arc::new(Mutex::new(Some(failure)));
+        let sync_state = Arc::new(SyncState::default());
+        let syncer = std::thread::Builder::new().name("meta-sync".to_owned()).spawn({
+            let (state, engine, queue) = (sync_state.clone(), core.engine.clone(), queue.clone());
+            let (metrics, failure) = (metrics.clone(), failure.clone());
+            move || sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure, error))
+        })?;
+        let readers = (0..READERS).map(|n| spawn_reader(n, metrics.clone())).collect::<Result<_, _>>()?;
+        let worker = Worker {
+            core,
+            metrics,
+            outboxes: HashMap::new(),
+            readers,
+            objects: Box::new(objects),
+            sync: sync_state.clone(),
+            full_since: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("meta-exec".to_owned())
+            .spawn(move || worker.run(inputs).unwrap_or_else(|error| fail(&failure, error)))?;
+        Ok(Executor { queue, failed, thread, syncer: (sync_state, syncer) })
+    }
+
+    /// Ends in order: replies are written, all is made durable. Blocks the calling thread.
+    pub fn stop(self) -> Result<(), EngineError> {
+        let stopped = || EngineError::Stopped("the executor is gone".to_owned());
+        let (sender, done) = oneshot::channel();
+        let result = match self.queue.blocking_send(Input::Stop(sender)) {
+            Ok(()) => done.blocking_recv().unwrap_or_else(|_| Err(stopped())),
+            Err(_) => Err(stopped()),
+        };
+        let (state, syncer) = self.syncer;
+        state.change(|inner| inner.stop = true);
+        // The syncer may be about to report; nobody listens any more, so it is not held up.
+        drop(self.queue);
+        let joined = self.thread.join().is_ok() && syncer.join().is_ok();
+        if joined { result } else { Err(stopped()) }
+    }
+}
+
+fn fail(failure: &Mutex<Option<oneshot::Sender<EngineError>>>, error: EngineError) {
+    tracing::error!(%error, "the metadata store failed; the server ends");
+    if let Some(sender) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        drop(sender.send(error));
+    }
+}
+
+struct Worker {
+    core: Core,
+    metrics: Arc<Metrics>,
+    outboxes: HashMap<ConnId, Arc<Outbox>>,
+    readers: Vec<std_mpsc::SyncSender<ReadTask>>,
+    objects: Box<dyn ObjectHandler>,
+    sync: Arc<SyncState>,
+    full_since: Option<Instant>,
+}
+
+impl Worker {
+    fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), EngineError> {
+        let mut taken = Vec::with_capacity(GROUP_MAX);
+        loop {
+            if inputs.blocking_recv_many(&mut taken, GROUP_MAX) == 0 {
+                return Ok(());
+            }
+            let now_ns = now_ns();
+            let mut events = Vec::new();
+            for input in taken.drain(..) {
+                match input {
+                    Input::Open(conn, outbox, hello) => {
+                        self.outboxes.insert(conn, outbox);
+                        events.push(Event::Hello(conn, hello));
+                    }
+                    Input::Events(more) => events.extend(more),
+                    Input::Ask(ask) => {
+                        self.decide(now_ns, std::mem::take(&mut events))?;
+                        ask(&mut self.core, now_ns);
+                    }
+                    Input::Stop(done) => {
+                        self.decide(now_ns, std::mem::take(&mut events))?;
+                        let result = self.core.stop(now_ns).map(drop);
+                        self.outboxes.values().for_each(|outbox| outbox.close());
+                        drop(done.send(result));
+                        return Ok(());
+                    }
+                }
+            }
+            self.decide(now_ns, events)?;
+        }
+    }
+
+    fn decide(&mut self, now_ns: u64, events: Vec<Event>) -> Result<(), EngineError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let gone: Vec<ConnId> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Gone(conn) => Some(*conn),
+                _ => None,
+            })
+            .collect();
+        let mut decided = Vec::new();
+        self.core.run(now_ns, events, &mut |group| decided.push(group))?;
+        let mut view = None;
+        for group in decided {
+            self.count(&group);
+            for effect in group.effects {
+                self.carry_out(effect, &mut view);
+            }
+        }
+        for conn in gone {
+            self.outboxes.remove(&conn);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, group: &Decided) {
+        for &(kind, errno) in &group.answered {
+            self.metrics.answered(kind, errno);
+        }
+        if group.commits > 0 {
+            self.metrics.commits.inc_by(group.commits as u64);
+            self.metrics.group_size.observe(group.commits as f64);
+            self.metrics.log_bytes.inc_by(group.bytes as u64);
+            self.sync.change(|inner| inner.dirty = true);
+        }
+        match (&group.full, self.full_since) {
+            (Some(error), None) => {
+                self.metrics.full.inc();
+                self.full_since = Some(Instant::now());
+                tracing::error!(error, "the metadata store's disk is full; writes answer ENOSPC until there is room");
+            }
+            (Some(_), Some(_)) => drop(self.metrics.full.inc()),
+            (None, Some(since)) if group.commits > 0 => {
+                self.full_since = None;
+                tracing::info!(seconds = since.elapsed().as_secs(), "the metadata store has room again");
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, view: &mut Option<Arc<dyn View>>) {
+        match effect {
+            Effect::Send(conn, frame) => self.push(conn, &frame),
+            Effect::Answer(conn, answer) => {
+                let refused = answer.is_err();
+                if let Err(refusal) = &answer {
+                    tracing::info!(reason = ?refusal.reason, "a client is refused: {}", refusal.message);
+                }
+                self.push::<HelloAnswer>(conn, &answer);
+                if refused && let Some(outbox) = self.outboxes.get(&conn) {
+                    outbox.close();
+                }
+            }
+            Effect::Close(conn) => {
+                if let Some(outbox) = self.outboxes.get(&conn) {
+                    outbox.close();
+                }
+            }
+            Effect::Read(job) => {
+                let Some(outbox) = self.outboxes.get(&job.conn).cloned() else { return };
+                let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
+                let reader = &self.readers[job.conn.0 as usize % self.readers.len()];
+                let durable = self.core.engine.durable();
+                drop(reader.send(ReadTask { job, view, outbox, durable }));
+            }
+            Effect::Object(job) => {
+                if let Some(outbox) = self.outboxes.get(&job.conn).cloned() {
+                    self.objects.handle(*job, outbox);
+                }
+            }
+            Effect::Hurry => self.sync.change(|inner| (inner.hurry, inner.dirty) = (true, true)),
+            Effect::Mark(version) => self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true)),
+            Effect::Warn(warning) => tracing::warn!("{warning}"),
+        }
+    }
+
+    fn push<T: serde::Serialize>(&self, conn: ConnId, frame: &T) {
+        let Some(outbox) = self.outboxes.get(&conn) else { return };
+        if let Err(error) = outbox.push(frame) {
+            tracing::error!(%error, "an answer could not be encoded; the connection ends");
+            outbox.cut();
+        }
+    }
+}
+
+struct ReadTask {
+    job: Box<ReadJob>,
+    view: Arc<dyn View>,
+    outbox: Arc<Outbox>,
+    durable: Version,
+}
+
+fn spawn_reader(n: usize, metrics: Arc<Metrics>) -> std::io::Result<std_mpsc::SyncSender<ReadTask>> {
+    let (sender, tasks) = std_mpsc::sync_channel::<ReadTask>(1024);
+    std::thread::Builder::new().name(format!("meta-read-{n}")).spawn(move || {
+        for task in tasks {
+            let version = task.view.version();
+            let result = run_read(&task.job, task.view.clone());
+            metrics.answered(kind_of(&task.job.request), result.as_ref().err().map_or(0, |errno| errno.0));
+            let answer = ToClient::Return { id: task.job.id, version, durable: task.durable, result };
+            if let Err(error) = task.outbox.push(&answer) {
+                tracing::error!(%error, "an answer could not be encoded; the connection ends");
+                task.outbox.cut();
+            }
+        }
+    })?;
+    Ok(sender)
+}
+
+/// Answers a read on a view.
+pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops::Reply, Errno> {
+    // Only mutations ask who has a file open.
+    let is_open = |_| true;
+    let ctx = Ctx {
+        volume: job.volume,
+        version: view.version(),
+        at: job.at,
+        caller: job.caller.clone(),
+        session: job.session,
+        root: job.root,
+        read_only: job.read_only,
+        is_open: &is_open,
+    };
+    match chronofs_namespace::query(&SharedView(view), &ctx, &job.request) {
+        Ok(result) => result,
+        Err(ReadStop::Failed(error)) => {
+            tracing::error!(%error, request = ?job.request, "a read failed and is answered with EIO");
+            Err(Errno::EIO)
+        }
+        Err(ReadStop::Need(_)) => Err(Errno::EIO),
+    }
+}
+
+#[derive(Default)]
+struct SyncInner {
+    dirty: bool,
+    hurry: bool,
+    mark: Option<Version>,
+    stop: bool,
+}
+
+#[derive(Default)]
+struct SyncState {
+    inner: Mutex<SyncInner>,
+    changed: Condvar,
+}
+
+impl SyncState {
+    fn lock(&self) -> MutexGuard<'_, SyncInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut SyncInner)) {
+        let mut inner = self.lock();
+        let idle = !inner.dirty;
+        change(&mut inner);
+        if idle || inner.hurry || inner.stop {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits until there is something to sync, and then a little for more, unless somebody waits for it. `None`: the
+    /// server stops.
+    fn wait(&self) -> Option<Option<Version>> {
+        let wait = |inner| self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
+        while !inner.dirty && !inner.stop {
+            inner = wait(inner);
+        }
+        let until = Instant::now() + SYNC_WITHIN;
+        while !inner.hurry && !inner.stop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if inner.stop {
+            return None;
+        }
+        (inner.dirty, inner.hurry) = (false, false);
+        Some(inner.mark.take())
+    }
+}
+
+fn sync_loop(
+    state: &SyncState,
+    engine: &dyn Engine,
+    queue: &mpsc::Sender<Input>,
+    metrics: &Metrics,
+) -> Result<(), EngineError> {
+    while let Some(mark) = state.wait() {
+        let began = Instant::now();
+        let durable = engine.sync()?;
+        metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
+        let lag_ns = engine.applied().0.saturating_sub(durable.0);
+        metrics.durable_lag.set(lag_ns as f64 / 1e9);
+        if let Some(mark) = mark {
+            engine.mark(mark)?;
+        }
+        if queue.blocking_send(Input::Events(vec![Event::Durable(durable)])).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

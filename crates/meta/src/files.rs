@@ -1,0 +1,202 @@
+//! The server's folder: who holds it, its credentials, the last assignment, and how it went down.
+//!
+//! ```text
+//! lock             held while a server (or verify) uses the folder
+//! tls.pem          key and certificate of the server
+//! credentials      the token of the metadata store
+//! registered.json  what the admin server last said of the store
+//! assignment.json  the last assignment
+//! stores.json      block stores whose folder this server has seen marked
+//! running          the kernel's boot id while a server runs; away after a clean stop
+//! engine/          log and store
+//! ```
+
+use anyhow::{Context, Result, bail};
+use chronofs_wire::admin::{Assignment, Registered};
+use chronofs_wire::tls::write_secret;
+use chronofs_wire::token::{Token, TokenKind};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The folder, not locked.
+#[derive(Clone, Debug)]
+pub struct Folder(pub PathBuf);
+
+/// The folder, held by this process until it is dropped.
+pub struct LockedFolder {
+    /// The folder.
+    pub folder: Folder,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder if it is not there.
+    pub fn make(path: &Path) -> Result<Folder> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("cannot make the folder {}; choose one with --db-folder", path.display()))?;
+        Ok(Folder(path.to_owned()))
+    }
+
+    /// Where the engine keeps its files.
+    pub fn engine(&self) -> PathBuf {
+        self.0.join("engine")
+    }
+
+    /// Takes the folder for this process.
+    pub fn lock(&self) -> Result<LockedFolder> {
+        let path = self.0.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(LockedFolder { folder: self.clone(), _lock: file }),
+            Err(TryLockError::WouldBlock) => bail!(
+                "the folder {} is in use by another chronofs process; stop that one, or choose another folder with \
+                 --db-folder",
+                self.0.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
+    }
+
+    /// Keeps the token of the metadata store.
+    pub fn save_token(&self, token: &Token) -> Result<()> {
+        self.write("credentials", token.to_string().as_bytes())
+    }
+
+    /// The token of the metadata store.
+    pub fn token(&self) -> Result<Token> {
+        let path = self.0.join("credentials");
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+                "{} is not there: this server has no token yet; run `chronofs meta init creds --token TOKEN` with \
+                 the token that `chronofs configure create metadata-store NAME` printed",
+                path.display()
+            ),
+            read => read.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        Token::parse_as(&text, TokenKind::MetadataStore).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Keeps an assignment.
+    pub fn save_assignment(&self, assignment: &Assignment) -> Result<()> {
+        self.write_json("assignment.json", assignment)
+    }
+
+    /// The last assignment.
+    pub fn assignment(&self) -> Result<Option<Assignment>> {
+        self.read_json("assignment.json")
+    }
+
+    /// Keeps what the admin server said of the store.
+    pub fn save_registered(&self, registered: &Registered) -> Result<()> {
+        self.write_json("registered.json", registered)
+    }
+
+    /// What the admin server last said of the store.
+    pub fn registered(&self) -> Result<Option<Registered>> {
+        self.read_json("registered.json")
+    }
+
+    /// Block stores whose folder was seen marked.
+    pub fn marked_stores(&self) -> Result<BTreeSet<Uuid>> {
+        Ok(self.read_json("stores.json")?.unwrap_or_default())
+    }
+
+    /// Keeps which block stores' folders were seen marked.
+    pub fn save_marked_stores(&self, stores: &BTreeSet<Uuid>) -> Result<()> {
+        self.write_json("stores.json", stores)
+    }
+
+    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        self.write(name, &serde_json::to_vec_pretty(value)?)
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.0.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!("{} is damaged; remove it and start with the admin server reachable", path.display())
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.0.join(name);
+        write_secret(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl LockedFolder {
+    /// Notes that a server runs. Whether the last one may have lost what it had answered: it went down with its
+    /// operating system, which a killed process survives.
+    pub fn begin_run(&self) -> Result<bool> {
+        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        let before = match fs::read(self.folder.0.join("running")) {
+            Ok(before) => Some(before),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).context("cannot read how the last server ended"),
+        };
+        let maybe_lost = before.is_some_and(|before| boot.is_empty() || before != boot);
+        self.folder.write("running", &boot)?;
+        Ok(maybe_lost)
+    }
+
+    /// The run is over and everything is durable.
+    pub fn end_run(&self) -> Result<()> {
+        fs::remove_file(self.folder.0.join("running")).context("cannot note the clean stop")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_on_a_folder_is_refused_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let held = folder.lock().unwrap();
+        let error = folder.lock().err().unwrap().to_string();
+        assert!(error.contains("in use") && error.contains(temp.path().to_str().unwrap()), "{error}");
+        drop(held);
+        folder.lock().unwrap();
+    }
+
+    #[test]
+    fn only_a_lost_kernel_makes_a_start_doubt_what_was_answered() {
+        let temp = tempfile::tempdir().unwrap();
+        let locked = Folder::make(temp.path()).unwrap().lock().unwrap();
+        assert!(!locked.begin_run().unwrap(), "the first start");
+        assert!(!locked.begin_run().unwrap(), "after a kill under the same kernel");
+        fs::write(temp.path().join("running"), "another boot").unwrap();
+        assert!(locked.begin_run().unwrap(), "after a power cut");
+        locked.end_run().unwrap();
+        assert!(!locked.begin_run().unwrap(), "after a clean stop");
+    }
+
+    #[test]
+    fn a_missing_token_is_refused_with_the_next_step() {
+        let temp = tempfile::tempdir().unwrap();
+        let error = Folder::make(temp.path()).unwrap().token().unwrap_err().to_string();
+        assert!(error.contains("meta init creds"), "{error}");
+    }
+}

@@ -1,0 +1,208 @@
+//! A group of events that is decided together: what they read, what they commit, and what is to be done once the
+//! engine has taken the commits.
+
+use super::session::{ConnId, Session};
+use super::tag::{self, Brief, Tag};
+use bytes::Bytes;
+use chronofs_core::ops::{Reply, Request};
+use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
+use chronofs_engine::{Batch, Commit, Overlay, ReadStop, Reads, View};
+use chronofs_namespace::rows::Volume;
+use chronofs_wire::message::{HelloAnswer, ToClient};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// A view of the engine that can be read through an overlay.
+#[derive(Clone)]
+pub struct SharedView(pub Arc<dyn View>);
+
+impl Reads for SharedView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadStop> {
+        self.0.get(key)
+    }
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadStop> {
+        self.0.scan(from, to, limit)
+    }
+    fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<(Bytes, Bytes)>, ReadStop> {
+        self.0.first(from, to)
+    }
+}
+
+/// What a group reads: the engine's state with the group's own commits over it.
+pub type GroupReads = Overlay<SharedView>;
+
+/// A read that does not have to be done by the executor. It runs on a view taken after the group is applied, so it
+/// sees every mutation answered before it was sent.
+#[derive(Clone, Debug)]
+pub struct ReadJob {
+    /// Who gets the answer.
+    pub conn: ConnId,
+    /// The call.
+    pub id: u64,
+    /// Who asks.
+    pub caller: Caller,
+    /// What is asked.
+    pub request: Request,
+    /// Volume.
+    pub volume: VolumeIndex,
+    /// Session.
+    pub session: SessionId,
+    /// The session's root.
+    pub root: Ino,
+    /// The instant.
+    pub at: Option<Version>,
+    /// The session cannot write.
+    pub read_only: bool,
+}
+
+/// An object to be stored or read for a client.
+#[derive(Clone, Debug)]
+pub struct ObjectJob {
+    /// Who gets the answer.
+    pub conn: ConnId,
+    /// The call.
+    pub id: u64,
+    /// The volume whose store is meant.
+    pub volume: Uuid,
+    /// The object's name, checked to be the session's to use.
+    pub name: String,
+    /// What to do.
+    pub action: ObjectAction,
+}
+
+/// See [`ObjectJob`].
+#[derive(Clone, Debug)]
+pub enum ObjectAction {
+    /// Store these bytes.
+    Put(Bytes),
+    /// Read this range.
+    Get {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+}
+
+/// What is to be done after a group, in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a frame.
+    Send(ConnId, ToClient),
+    /// Answer a hello; after a refusal the connection closes.
+    Answer(ConnId, HelloAnswer),
+    /// Close a connection once what was sent before is out.
+    Close(ConnId),
+    /// Read on another thread.
+    Read(Box<ReadJob>),
+    /// Store or read an object.
+    Object(Box<ObjectJob>),
+    /// Somebody waits for what was committed to become durable.
+    Hurry,
+    /// Tags before this version are not needed any more.
+    Mark(Version),
+    /// A human should know.
+    Warn(String),
+}
+
+/// A change of the machine's memory that holds only when the group's commits do.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// A volume was created, changed or marked as deleted.
+    VolumeChanged(VolumeIndex, Box<Volume>),
+    /// A session was opened for the hello of a connection.
+    SessionOpened(Box<Session>, ConnId),
+    /// A session is over.
+    SessionOver(SessionId),
+    /// A session's lease on an instant was renewed.
+    LeaseRenewed(SessionId),
+    /// An inode was freed.
+    Reaped(VolumeIndex, Ino),
+    /// The replies are in the state.
+    Marked(Version),
+    /// Replays are applied.
+    Replayed(ReplayDone),
+}
+
+/// A change of the machine's memory made by a call, to be taken back if its commit cannot be.
+#[derive(Debug)]
+pub(super) enum Undo {
+    Replied(SessionId, u64),
+    Opened(SessionId, Ino),
+    Closed(SessionId, Ino, u32),
+    Granted(SessionId),
+    Deferred,
+    Counted(SessionId, u64),
+}
+
+/// What came of a series of replays.
+#[derive(Debug, Default)]
+pub(super) struct ReplayDone {
+    /// Every session that is waited for has come, or the window is over.
+    pub(super) window: bool,
+    /// Applied calls.
+    pub(super) applied: Vec<(SessionId, u64, Version, Brief)>,
+    /// Calls that could not be applied.
+    pub(super) parked: Vec<(SessionId, u64, Errno)>,
+}
+
+/// The group.
+pub struct Group {
+    /// The server's clock.
+    pub now_ns: u64,
+    /// What its events read.
+    pub reads: GroupReads,
+    /// What they commit.
+    pub commits: Vec<Commit>,
+    /// What follows from them.
+    pub effects: Vec<Effect>,
+    /// Requests answered, with kind and errno (0: none).
+    pub answered: Vec<(u8, i32)>,
+    /// Every write is answered with ENOSPC.
+    pub full: bool,
+    pub(super) thens: Vec<Then>,
+    pub(super) undo: Vec<Undo>,
+    pub(super) last_before: Version,
+}
+
+impl Group {
+    /// An empty group on `view`.
+    pub fn new(now_ns: u64, view: Arc<dyn View>, full: bool) -> Self {
+        Group {
+            now_ns,
+            reads: Overlay::new(SharedView(view)),
+            commits: Vec::new(),
+            effects: Vec::new(),
+            answered: Vec::new(),
+            full,
+            thens: Vec::new(),
+            undo: Vec::new(),
+            last_before: Version::ZERO,
+        }
+    }
+
+    /// Adds a commit; the events that follow see it.
+    pub(super) fn commit(&mut self, version: Version, tag: &Tag, batch: Batch) {
+        self.reads.push(&batch);
+        self.commits.push(Commit { version, tag: tag::encode(tag), batch });
+    }
+
+    /// Sends a frame once the group is applied.
+    pub(super) fn send(&mut self, conn: ConnId, frame: ToClient) {
+        self.effects.push(Effect::Send(conn, frame));
+    }
+
+    /// Answers a call.
+    pub(super) fn answer(
+        &mut self,
+        conn: ConnId,
+        id: u64,
+        kind: u8,
+        version: Version,
+        durable: Version,
+        result: Result<Reply, Errno>,
+    ) {
+        self.answered.push((kind, result.as_ref().err().map_or(0, |errno| errno.0)));
+        self.send(conn, ToClient::Return { id, version, durable, result });
+    }
+}

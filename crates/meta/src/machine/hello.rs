@@ -1,0 +1,365 @@
+//! Hellos: who may come in, with which session, and when.
+
+use super::calls::Who;
+use super::group::{Effect, Group, Then};
+use super::session::{ConnId, Replies, Session, Sharing};
+use super::{Deferred, Machine, Waits, WaitingHello};
+use chronofs_core::ops::{Reply, Request, SystemRequest};
+use chronofs_core::{Caller, Ino, Name, SessionId, Version, VolumeIndex};
+use chronofs_engine::EngineError;
+use chronofs_namespace::{SystemError, SystemReply, rows};
+use chronofs_wire::admin::{AssignedToken, StoreKind};
+use chronofs_wire::identity::{Sha256, secret_matches};
+use chronofs_wire::message::{
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, Welcome,
+};
+use std::collections::BTreeMap;
+
+fn refusal(reason: RefusalReason, message: impl Into<String>) -> Refusal {
+    Refusal { reason, message: message.into() }
+}
+
+fn not_now(retry_ms: u32, message: impl Into<String>) -> Refusal {
+    refusal(RefusalReason::NotNow { retry_ms }, message)
+}
+
+/// A hello that passed the checks of protocol, token and volume.
+struct Checked {
+    index: VolumeIndex,
+    token: AssignedToken,
+}
+
+impl Machine {
+    pub(super) fn hello(
+        &mut self,
+        group: &mut Group,
+        conn: ConnId,
+        hello: Box<Hello>,
+    ) -> Result<(), EngineError> {
+        let checked = match self.check(group, &hello) {
+            Ok(checked) => checked,
+            Err(refusal) => {
+                group.effects.push(Effect::Answer(conn, Err(refusal)));
+                return Ok(());
+            }
+        };
+        match hello.resume {
+            Some(session) => self.resume(group, conn, &hello, &checked, session),
+            None => self.admit(group, conn, hello, checked),
+        }
+    }
+
+    fn check(&self, group: &Group, hello: &Hello) -> Result<Checked, Refusal> {
+        if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+            let message = format!(
+                "the client speaks protocols {} to {}, this server {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the older one",
+                hello.protocol_min, hello.protocol_max
+            );
+            return Err(refusal(RefusalReason::Protocol, message));
+        }
+        if !self.is_assigned() {
+            return Err(not_now(500, "this server has not learnt its volumes yet; it asks the admin server"));
+        }
+        let token = self.check_token(group, hello)?;
+        let Some(volume) = self.volume_by_id(hello.volume) else {
+            let message = format!("volume {} is not served here; ask the admin server where it is", hello.volume);
+            return Err(refusal(RefusalReason::UnknownVolume, message));
+        };
+        if let (Some(problem), None) = (&volume.problem, hello.resume) {
+            let message = format!("volume {} cannot be served: {problem}", volume.row.spec.name);
+            return Err(refusal(RefusalReason::UnknownVolume, message));
+        }
+        Ok(Checked { index: volume.index, token })
+    }
+
+    /// The same message whatever is wrong with id or secret, so that ids cannot be guessed.
+    fn check_token(&self, group: &Group, hello: &Hello) -> Result<AssignedToken, Refusal> {
+        let refuse = |message: &str| Err(refusal(RefusalReason::Token, message));
+        let known = self.tokens.get(&hello.token_id);
+        let kept: Sha256 = known.and_then(|token| token.secret_sha256.parse().ok()).unwrap_or(Sha256([0; 32]));
+        let matches = secret_matches(&hello.token_secret, &kept);
+        let Some(token) = known.filter(|_| matches) else {
+            return refuse("the volume token is unknown or was deleted; make one with `chronofs configure create volume-token`");
+        };
+        if token.ends_ns.is_some_and(|ends_ns| ends_ns <= group.now_ns) {
+            return refuse("the volume token's time is over; make a new one with `chronofs configure create volume-token`");
+        }
+        if token.volume != hello.volume {
+            return refuse("the volume token is for another volume; use a token of this one");
+        }
+        if hello.at.is_some() && !token.past {
+            return refuse("the volume token has no right to the past; make one without --no-past");
+        }
+        Ok(token.clone())
+    }
+
+    /// A client goes on with its session.
+    fn resume(
+        &mut self,
+        group: &mut Group,
+        conn: ConnId,
+        hello: &Hello,
+        checked: &Checked,
+        id: SessionId,
+    ) -> Result<(), EngineError> {
+        let fits = self.sessions.get(&id).is_some_and(|session| {
+            session.client == hello.client && session.index == checked.index && session.at == hello.at
+        });
+        if !fits {
+            let message = format!("session {} is over; mount again", id.0);
+            let refusal = refusal(RefusalReason::SessionOver, message);
+            group.effects.push(Effect::Answer(conn, Err(refusal)));
+            return Ok(());
+        }
+        let root = match self.scope(group, checked)? {
+            Ok(root) => root,
+            Err(refusal) => {
+                group.effects.push(Effect::Answer(conn, Err(refusal)));
+                return Ok(());
+            }
+        };
+        let replay = self.expect_replay(group, id, hello.seen);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.root = root;
+            session.token = Some(checked.token.id);
+            session.client_name.clone_from(&hello.client_name);
+            session.read_only = hello.read_only || checked.token.read_only || session.at.is_some();
+        }
+        self.attach(group, conn, id, replay);
+        self.recovery_progress(group)
+    }
+
+    /// Opens a session, at once or when nobody caches any more.
+    fn admit(
+        &mut self,
+        group: &mut Group,
+        conn: ConnId,
+        hello: Box<Hello>,
+        checked: Checked,
+    ) -> Result<(), EngineError> {
+        if self.is_recovering() {
+            let refusal = not_now(500, "this server has restarted and collects what was lost; it is soon done");
+            group.effects.push(Effect::Answer(conn, Err(refusal)));
+            return Ok(());
+        }
+        if group.full {
+            let refusal = not_now(1000, "the metadata server's disk is full, so it can open no session");
+            group.effects.push(Effect::Answer(conn, Err(refusal)));
+            return Ok(());
+        }
+        let again = self.sessions.values().any(|session| {
+            (session.client, session.index, session.at) == (hello.client, checked.index, hello.at)
+        });
+        if hello.at.is_none() && !again && !self.caches_are_gone(checked.index) {
+            let volume = checked.index;
+            self.waiting.push(WaitingHello { conn, hello, volume });
+            self.settle_sharing(group, volume);
+            return Ok(());
+        }
+        self.open_session(group, conn, &hello, &checked)
+    }
+
+    /// Hellos whose wait is over.
+    pub(super) fn admit_waiting(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        if group.full {
+            return Ok(());
+        }
+        let ready: Vec<bool> = self.waiting.iter().map(|waiting| self.caches_are_gone(waiting.volume)).collect();
+        let mut ready = ready.into_iter();
+        let (go, stay) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|_| ready.next().unwrap_or_default());
+        self.waiting = stay;
+        for waiting in go {
+            // The token may have ended while it waited.
+            match self.check(group, &waiting.hello) {
+                Ok(checked) => self.open_session(group, waiting.conn, &waiting.hello, &checked)?,
+                Err(refusal) => group.effects.push(Effect::Answer(waiting.conn, Err(refusal))),
+            }
+        }
+        Ok(())
+    }
+
+    fn open_session(
+        &mut self,
+        group: &mut Group,
+        conn: ConnId,
+        hello: &Hello,
+        checked: &Checked,
+    ) -> Result<(), EngineError> {
+        let root = match self.scope(group, checked)? {
+            Ok(root) => root,
+            Err(refusal) => {
+                group.effects.push(Effect::Answer(conn, Err(refusal)));
+                return Ok(());
+            }
+        };
+        let read_only = hello.read_only || checked.token.read_only || hello.at.is_some();
+        let request = SystemRequest::OpenSession {
+            volume: hello.volume,
+            client: hello.client,
+            at: hello.at,
+            read_only,
+            ttl_ms: self.config.life_ms,
+        };
+        match self.system(group, &request)? {
+            Ok(SystemReply::Session { id, session: row }) => {
+                let mut session = self.session_of_row(id, &row, group.now_ns);
+                session.root = root;
+                session.read_only = read_only;
+                session.token = Some(checked.token.id);
+                session.client_name.clone_from(&hello.client_name);
+                session.reclaimed = true;
+                group.thens.push(Then::SessionOpened(Box::new(session), conn));
+            }
+            Ok(_) => {
+                let refusal = not_now(1000, "the session could not be opened; the server's log says more");
+                group.effects.push(Effect::Answer(conn, Err(refusal)));
+            }
+            Err(error) => group.effects.push(Effect::Answer(conn, Err(refuse_session(error)))),
+        }
+        Ok(())
+    }
+
+    /// A session as its row says, before a client is there.
+    pub(super) fn session_of_row(&self, id: SessionId, row: &rows::Session, now_ns: u64) -> Session {
+        Session {
+            id,
+            volume: self.volumes.get(&row.volume).map(|volume| volume.id()).unwrap_or_default(),
+            index: row.volume,
+            client: row.client,
+            client_name: String::new(),
+            token: None,
+            root: Ino::ROOT,
+            at: row.at,
+            read_only: row.flags & rows::Session::READ_ONLY != 0,
+            conn: None,
+            heard_ns: now_ns,
+            opened: row.opened,
+            leased_ns: now_ns,
+            replies: Replies::default(),
+            opens: BTreeMap::new(),
+            grants: vec![(0, row.granted)],
+            sharing: Sharing::Shared,
+            acks_due: 0,
+            reclaimed: false,
+            told_durable: Version::ZERO,
+            last_commit: Version::ZERO,
+        }
+    }
+
+    pub(super) fn session_opened(&mut self, group: &mut Group, session: Session, conn: ConnId) {
+        let (id, index, live) = (session.id, session.index, session.is_live());
+        // The same client may have come twice, its first welcome lost: the session it has stays.
+        self.sessions.entry(id).or_insert(session);
+        let alone = self.sessions.values().filter(|other| other.index == index && other.is_live()).count() == 1
+            && !self.waiting.iter().any(|waiting| waiting.volume == index);
+        if let Some(session) = self.sessions.get_mut(&id)
+            && live
+            && alone
+        {
+            session.sharing = Sharing::Exclusive;
+        }
+        self.attach(group, conn, id, false);
+    }
+
+    /// Joins a connection with its session and welcomes it as soon as the session is sure to survive.
+    fn attach(&mut self, group: &mut Group, conn: ConnId, id: SessionId, replay: bool) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.heard_ns = group.now_ns;
+        session.acks_due = 0;
+        if matches!(session.sharing, Sharing::Asked(_)) {
+            session.sharing = Sharing::Exclusive;
+        }
+        if let Some(before) = session.conn.replace(conn)
+            && before != conn
+        {
+            self.conns.remove(&before);
+            self.deferred.retain(|deferred| deferred.conn != before);
+            group.effects.push(Effect::Close(before));
+        }
+        self.conns.insert(conn, id);
+        // An instant is shown only once everything up to it is durable, so that it never changes.
+        let version = session.at.map_or(session.opened, |at| session.opened.max(at));
+        if version <= self.durable {
+            self.welcome(group, conn, id, replay);
+            return;
+        }
+        self.deferred.push_back(Deferred { version, conn, what: Waits::Welcome { session: id, replay } });
+        group.effects.push(Effect::Hurry);
+    }
+
+    pub(super) fn welcome(&mut self, group: &mut Group, conn: ConnId, id: SessionId, replay: bool) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(volume) = self.volumes.get(&session.index) else { return };
+        let store = match volume.store.as_ref().map(|store| (&store.kind, store.id)) {
+            Some((StoreKind::Local { path }, marker)) => StoreAccess::Folder { path: path.clone(), marker },
+            None => StoreAccess::ThroughServer,
+        };
+        session.told_durable = self.durable;
+        let welcome = Welcome {
+            protocol: PROTOCOL_MAX,
+            session: id,
+            boot: self.config.boot,
+            epoch: self.config.epoch,
+            volume: volume.row.spec.clone(),
+            incarnation: volume.row.incarnation,
+            root: session.root,
+            grant: session.grants.last().copied().unwrap_or_default(),
+            applied: self.last,
+            durable: self.durable,
+            now_ns: group.now_ns,
+            ttl_ms: self.config.ttl_ms,
+            shared: session.is_live() && session.sharing == Sharing::Shared,
+            read_only: session.read_only,
+            at: session.at,
+            store,
+            replay,
+            life_ms: self.config.life_ms,
+        };
+        let index = session.index;
+        group.effects.push(Effect::Answer(conn, Ok(Box::new(welcome))));
+        self.settle_sharing(group, index);
+    }
+
+    /// The directory a token is confined to.
+    fn scope(&self, group: &mut Group, checked: &Checked) -> Result<Result<Ino, Refusal>, EngineError> {
+        let mut dir = Ino::ROOT;
+        let path = checked.token.path.as_deref().unwrap_or("/");
+        let who = Who {
+            session: SessionId(0),
+            index: checked.index,
+            root: Ino::ROOT,
+            at: None,
+            read_only: true,
+        };
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            let found = match Name::new(part.as_bytes().to_vec()) {
+                Ok(name) => self.query(group, who, &Caller::ROOT, &Request::Lookup { parent: dir, name })?,
+                Err(errno) => Err(errno),
+            };
+            match found {
+                Ok(Reply::Attr(attr)) if attr.kind == chronofs_core::FileKind::Dir => dir = attr.ino,
+                _ => {
+                    let message = format!(
+                        "the volume token is confined to {path}, and '{part}' in it is no directory now; \
+                         make the directory through another mount, or use another token"
+                    );
+                    return Ok(Err(refusal(RefusalReason::Token, message)));
+                }
+            }
+        }
+        Ok(Ok(dir))
+    }
+}
+
+fn refuse_session(error: SystemError) -> Refusal {
+    let message = error.to_string();
+    let reason = match error {
+        SystemError::Instant { earliest, latest, .. } => RefusalReason::Instant { earliest, latest },
+        SystemError::Gap { before, after, .. } => RefusalReason::Instant { earliest: after, latest: before },
+        SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
+        SystemError::UnknownSession(_) => RefusalReason::SessionOver,
+        SystemError::BadSpec(_) | SystemError::Exhausted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
+    };
+    refusal(reason, message)
+}

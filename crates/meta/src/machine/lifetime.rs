@@ -1,0 +1,237 @@
+//! What time brings: silent sessions end, orphans go, leases are renewed, replies are written down.
+
+use super::Machine;
+use super::group::{Group, Then};
+use super::tag::KeptReplies;
+use chronofs_core::ops::{Reply, Request, SystemRequest};
+use chronofs_core::{Caller, Ino, SessionId, VolumeIndex};
+use chronofs_engine::{Batch, Change, EngineError, Reads};
+use chronofs_history::{Snapshot, Table, Txn};
+use chronofs_namespace::rows::{ORPHAN, STORE_WIDE};
+use chronofs_wire::message::ToClient;
+
+/// The replies of all sessions as of the last mark, one row in the store-wide tables. Key: none.
+pub(super) const REPLIES: Table = Table { number: 0x40, key_len: 0, name: "replies" };
+
+/// How many orphans are looked at, and freed, at a time.
+const REAP_MAX: usize = 256;
+
+/// A busy server writes replies down at the latest after this time.
+const MARK_AFTER_NS: u64 = 30_000_000_000;
+
+impl Machine {
+    pub(super) fn tick(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        self.recovery_progress(group)?;
+        if self.is_recovering() {
+            return Ok(());
+        }
+        self.end_reclaim_window(group)?;
+        self.tell_durable(group);
+        self.lapse_caches(group);
+        self.cut_off_revoked(group);
+        if group.full {
+            return Ok(());
+        }
+        self.assign(group)?;
+        self.expire_sessions(group)?;
+        self.admit_waiting(group)?;
+        self.renew_leases(group)?;
+        self.reap(group)?;
+        self.mark(group)
+    }
+
+    /// Clients drop what they kept for a replay once they know that it is durable.
+    fn tell_durable(&mut self, group: &mut Group) {
+        let durable = self.durable;
+        for session in self.sessions.values_mut() {
+            let Some(conn) = session.conn else { continue };
+            if session.told_durable < session.last_commit && session.told_durable < durable {
+                session.told_durable = durable;
+                group.send(conn, ToClient::Durable { version: durable });
+            }
+        }
+    }
+
+    fn expire_sessions(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let life_ns = u64::from(self.config.life_ms) * 1_000_000;
+        let now_ns = group.now_ns;
+        let over: Vec<SessionId> = self
+            .sessions
+            .values()
+            .filter(|session| {
+                let gone = self.volumes.get(&session.index).is_none_or(|volume| volume.row.deleted.is_some());
+                gone || now_ns.saturating_sub(session.heard_ns) > life_ns
+            })
+            .map(|session| session.id)
+            .collect();
+        for session in over {
+            self.end_session(group, session)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a session through the log.
+    pub(super) fn end_session(&mut self, group: &mut Group, session: SessionId) -> Result<(), EngineError> {
+        if group.full {
+            return Ok(());
+        }
+        if self.system(group, &SystemRequest::EndSession { session })?.is_ok() {
+            group.thens.push(Then::SessionOver(session));
+        }
+        Ok(())
+    }
+
+    pub(super) fn session_over(&mut self, group: &mut Group, id: SessionId) {
+        let opens: Vec<(Ino, u32)> = match self.sessions.get(&id) {
+            Some(session) => session.opens.iter().map(|(&ino, &count)| (ino, count)).collect(),
+            None => return,
+        };
+        for (ino, count) in opens {
+            self.count_closed(id, ino, count);
+        }
+        let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(conn) = session.conn {
+            self.conns.remove(&conn);
+            self.deferred.retain(|deferred| deferred.conn != conn);
+            group.effects.push(super::Effect::Close(conn));
+        }
+        self.settle_sharing(group, session.index);
+    }
+
+    /// Leases on instants are renewed in the log at every third of their life, while their mount is heard of.
+    fn renew_leases(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let third_ns = u64::from(self.config.life_ms) * 1_000_000 / 3;
+        let due: Vec<SessionId> = self
+            .sessions
+            .values()
+            .filter(|session| session.at.is_some() && group.now_ns.saturating_sub(session.leased_ns) > third_ns)
+            .map(|session| session.id)
+            .collect();
+        for session in due {
+            if self.system(group, &SystemRequest::RenewSession { session })?.is_ok() {
+                group.thens.push(Then::LeaseRenewed(session));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every session has told what it has open, or had the time to: who did not come ends, and what nobody has open
+    /// and has no link goes.
+    fn end_reclaim_window(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let Some(until_ns) = self.reclaim_until_ns else { return Ok(()) };
+        let all_told = self.sessions.values().all(|session| session.reclaimed || session.at.is_some());
+        if !all_told && group.now_ns < until_ns {
+            return Ok(());
+        }
+        let mut orphans: Vec<(VolumeIndex, Ino)> = Vec::new();
+        for index in self.volumes.keys() {
+            match list_orphans(&group.reads, *index) {
+                Ok(found) => orphans.extend(found.into_iter().map(|ino| (*index, ino))),
+                Err(stop) => drop(self.stopped(group, stop, "listing files without links")?),
+            }
+        }
+        self.reclaim_until_ns = None;
+        for (index, ino) in orphans {
+            if let Some(volume) = self.volumes.get_mut(&index)
+                && !volume.opens.contains_key(&ino)
+            {
+                volume.to_reap.insert(ino);
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees files whose last open ended and that have no link.
+    fn reap(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        if self.reclaim_until_ns.is_some() {
+            return Ok(());
+        }
+        let candidates: Vec<(VolumeIndex, Ino)> = self
+            .volumes
+            .values()
+            .flat_map(|volume| volume.to_reap.iter().map(|&ino| (volume.index, ino)))
+            .take(REAP_MAX)
+            .collect();
+        for (index, ino) in candidates {
+            let key = ORPHAN.live_key(index, &ino.0.to_be_bytes());
+            let orphan = match group.reads.get(&key) {
+                Ok(row) => row.is_some(),
+                Err(stop) => {
+                    self.stopped(group, stop, "looking for a file without links")?;
+                    false
+                }
+            };
+            let Some(volume) = self.volumes.get_mut(&index) else { continue };
+            if !orphan || volume.opens.contains_key(&ino) {
+                volume.to_reap.remove(&ino);
+                continue;
+            }
+            let request = SystemRequest::Reap { volume: volume.id(), ino };
+            if self.system(group, &request)?.is_ok() {
+                group.thens.push(Then::Reaped(index, ino));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the replies of all sessions into the state, so that the tags before are not needed any more.
+    fn mark(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let due = self.commits_since_mark >= self.config.mark_after_commits
+            || (self.commits_since_mark > 1 && group.now_ns.saturating_sub(self.marked_ns) > MARK_AFTER_NS);
+        if due { self.write_mark(group) } else { Ok(()) }
+    }
+
+    pub(super) fn write_mark(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let sessions = self.sessions.values().map(|session| (session.id, session.replies.briefs().collect()));
+        let kept = KeptReplies(sessions.filter(|(_, replies): &(_, Vec<_>)| !replies.is_empty()).collect());
+        let row = postcard::to_stdvec(&kept).map_err(|error| EngineError::Store(error.to_string()))?;
+        let version = self.next_version(group);
+        let mut txn = Txn::new(&group.reads, STORE_WIDE, version, false);
+        txn.put_plain(REPLIES, &[], &row);
+        let batch = txn.into_batch();
+        self.commit_system(group, version, batch);
+        group.thens.push(Then::Marked(version));
+        Ok(())
+    }
+
+    /// Events of a clean stop: replies are written down, so that the next start has nothing to recover.
+    pub fn stop(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        group.last_before = self.last;
+        if self.is_recovering() { Ok(()) } else { self.write_mark(group) }
+    }
+
+    /// Commits a version without changes, so that `last` is at least the group's time.
+    pub fn raise(&mut self, group: &mut Group) {
+        group.last_before = self.last;
+        let version = self.next_version(group);
+        self.commit_system(group, version, Batch(Vec::<Change>::new()));
+    }
+
+    /// Whether the caller may do something nobody is asked for: reads of the server's own.
+    pub fn volume_figures(&self, group: &mut Group, index: VolumeIndex) -> Result<(u64, u64), EngineError> {
+        let who = super::calls::Who {
+            session: SessionId(0),
+            index,
+            root: Ino::ROOT,
+            at: None,
+            read_only: true,
+        };
+        match self.query(group, who, &Caller::ROOT, &Request::StatFs)? {
+            Ok(Reply::StatFs(figures)) => Ok((figures.used_bytes, figures.used_inodes)),
+            _ => Ok((0, 0)),
+        }
+    }
+}
+
+fn list_orphans<R: Reads>(reads: &R, index: VolumeIndex) -> Result<Vec<Ino>, chronofs_engine::ReadStop> {
+    let snapshot = Snapshot::new(reads, index, None);
+    let mut found = Vec::new();
+    let mut start = Vec::new();
+    loop {
+        let page = snapshot.scan_plain(ORPHAN, &[], &start, REAP_MAX)?;
+        let Some((last, _)) = page.last() else { return Ok(found) };
+        start = [last.as_ref(), &[0]].concat();
+        let inos = page.iter().filter_map(|(key, _)| Some(Ino(u64::from_be_bytes(key.first_chunk().copied()?))));
+        found.extend(inos);
+    }
+}

@@ -1,0 +1,460 @@
+//! The metadata server as a deterministic machine: events in, commits and frames out.
+//!
+//! It holds what the server remembers between requests: sessions, opens, replies, tokens, sharing. It does no
+//! I/O, reads no clock and starts no thread; the executor (or a simulation) feeds it groups of events with the time
+//! and a view, hands its commits to the engine, and carries out its effects only when the engine has taken them.
+
+mod calls;
+mod group;
+mod hello;
+mod lifetime;
+mod recovery;
+mod session;
+mod sharing;
+pub mod tag;
+mod volumes;
+
+pub use calls::{KINDS, kind_of};
+pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
+pub use session::ConnId;
+pub use volumes::VolumeState;
+
+use chronofs_core::ops::Request;
+use chronofs_core::{Caller, Errno, SessionId, Version, VolumeIndex};
+use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
+use chronofs_wire::admin::{AssignedToken, Assignment};
+use chronofs_wire::message::{Hello, ToClient, ToServer};
+use group::{Then, Undo};
+use recovery::Phase;
+use session::{Kept, Session};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use uuid::Uuid;
+
+/// What the machine is set up with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Drawn at every start.
+    pub boot: u64,
+    /// The epoch of ownership.
+    pub epoch: u64,
+    /// How long a client may use its caches after it last heard of the server.
+    pub ttl_ms: u32,
+    /// How long a silent session lives.
+    pub life_ms: u32,
+    /// How long a restarted server waits for what sessions did and it lost.
+    pub replay_window_ms: u32,
+    /// Replies are written, and tags let go, after so many commits.
+    pub mark_after_commits: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            boot: 0,
+            epoch: 0,
+            ttl_ms: 5_000,
+            life_ms: 60_000,
+            replay_window_ms: 10_000,
+            mark_after_commits: 50_000,
+        }
+    }
+}
+
+/// What the machine finds at its start, beside the state itself.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Tags since the last mark.
+    pub recovered: Vec<Recovered>,
+    /// Applied mutations may have been lost: the machine went down with its operating system, or it is not known.
+    pub maybe_lost: bool,
+    /// The last commit that survived. Versions above it, up to the engine's first `applied`, may have been given to
+    /// commits that did not.
+    pub last_commit: Version,
+}
+
+/// A call of a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// Its id.
+    pub id: u64,
+    /// The client has the answers up to here.
+    pub acked: u64,
+    /// Who asks.
+    pub caller: Caller,
+    /// What.
+    pub request: Request,
+}
+
+/// Something that happens to the server.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A connection opens.
+    Hello(ConnId, Box<Hello>),
+    /// A call comes in.
+    Call(ConnId, Call),
+    /// Any other frame comes in.
+    Frame(ConnId, ToServer),
+    /// A connection is gone.
+    Gone(ConnId),
+    /// Time passes.
+    Tick,
+    /// The store is durable up to here.
+    Durable(Version),
+    /// The admin server says what is to be served.
+    Assignment(Box<Assignment>),
+}
+
+/// Someone waits until a version is durable.
+#[derive(Debug)]
+struct Deferred {
+    version: Version,
+    conn: ConnId,
+    what: Waits,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Waits {
+    Sync { id: u64 },
+    Welcome { session: SessionId, replay: bool },
+}
+
+/// A hello that waits until the sessions there are have let go of their caches.
+#[derive(Debug)]
+struct WaitingHello {
+    conn: ConnId,
+    hello: Box<Hello>,
+    volume: VolumeIndex,
+}
+
+/// Figures for people and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Figures {
+    /// Sessions.
+    pub sessions: usize,
+    /// Of them with a connection.
+    pub connected: usize,
+    /// Open files.
+    pub opens: usize,
+    /// Clients that wait for a volume to become shared.
+    pub waiting: usize,
+    /// Replayed calls that could not be applied, since the start.
+    pub parked: u64,
+    /// Lost mutations are being collected.
+    pub recovering: bool,
+    /// The revision of the assignment in force.
+    pub revision: u64,
+}
+
+/// The machine.
+pub struct Machine {
+    config: Config,
+    volumes: BTreeMap<VolumeIndex, VolumeState>,
+    tokens: BTreeMap<Uuid, AssignedToken>,
+    assignment: Option<Box<Assignment>>,
+    /// An assignment that is not (wholly) applied yet.
+    to_assign: Option<Box<Assignment>>,
+    sessions: BTreeMap<SessionId, Session>,
+    conns: HashMap<ConnId, SessionId>,
+    waiting: Vec<WaitingHello>,
+    deferred: VecDeque<Deferred>,
+    phase: Phase,
+    /// Calls held back while replays were collected, to be decided next.
+    released: Vec<(ConnId, Call)>,
+    /// Until then, or until every session told its opens, every file counts as open.
+    reclaim_until_ns: Option<u64>,
+    last: Version,
+    /// Told to clients: everything they were answered up to here survives.
+    durable: Version,
+    /// The engine's durable version says nothing about replays before it is above this.
+    floor: Version,
+    /// The last commit that survived the last stop.
+    recovered: Version,
+    marked: Version,
+    marked_ns: u64,
+    commits_since_mark: u64,
+    parked: u64,
+}
+
+impl Machine {
+    /// The machine on the state in `reads`; its commits are to be above `last`.
+    pub fn new<R: Reads>(
+        config: Config,
+        reads: &R,
+        last: Version,
+        found: Found,
+        now_ns: u64,
+    ) -> Result<Self, ReadStop> {
+        let mut machine = Machine {
+            phase: Phase::Serving,
+            reclaim_until_ns: None,
+            volumes: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            assignment: None,
+            to_assign: None,
+            sessions: BTreeMap::new(),
+            conns: HashMap::new(),
+            waiting: Vec::new(),
+            deferred: VecDeque::new(),
+            released: Vec::new(),
+            last,
+            durable: found.last_commit,
+            floor: last,
+            recovered: found.last_commit,
+            marked: Version::ZERO,
+            marked_ns: now_ns,
+            commits_since_mark: found.recovered.len() as u64,
+            parked: 0,
+            config,
+        };
+        for (index, row) in chronofs_namespace::list_volumes(reads)? {
+            machine.volumes.insert(index, VolumeState::new(index, row));
+        }
+        for (id, row) in chronofs_namespace::list_sessions(reads)? {
+            machine.restore_session(id, &row, now_ns);
+        }
+        machine.restore_replies(reads, &found.recovered)?;
+        machine.settle_after_restart();
+        machine.begin_recovery(found.maybe_lost, now_ns);
+        Ok(machine)
+    }
+
+    /// The last version given.
+    pub fn last(&self) -> Version {
+        self.last
+    }
+
+    /// What this server calls itself.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The epoch of ownership changed.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.config.epoch = self.config.epoch.max(epoch);
+    }
+
+    /// The volumes.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeState> {
+        self.volumes.values()
+    }
+
+    /// The volume of an index.
+    pub fn volume(&self, index: VolumeIndex) -> Option<&VolumeState> {
+        self.volumes.get(&index)
+    }
+
+    /// How many sessions each volume has.
+    pub fn sessions_of(&self, index: VolumeIndex) -> u32 {
+        self.sessions.values().filter(|session| session.index == index).count() as u32
+    }
+
+    /// Figures.
+    pub fn figures(&self) -> Figures {
+        Figures {
+            sessions: self.sessions.len(),
+            connected: self.sessions.values().filter(|session| session.conn.is_some()).count(),
+            opens: self.volumes.values().map(|volume| volume.opens.len()).sum(),
+            waiting: self.waiting.len(),
+            parked: self.parked,
+            recovering: matches!(self.phase, Phase::Recovering(_)),
+            revision: self.assignment.as_ref().map_or(0, |assignment| assignment.revision),
+        }
+    }
+
+    /// Whether a volume list was received: before it no client can be admitted.
+    pub fn is_assigned(&self) -> bool {
+        self.assignment.is_some()
+    }
+
+    /// Decides one event that stands alone. Its changes of the machine's memory that rest on commits follow in
+    /// [`Machine::applied`].
+    pub fn event(&mut self, group: &mut Group, event: Event) -> Result<(), EngineError> {
+        self.begin(group);
+        match event {
+            Event::Hello(conn, hello) => self.hello(group, conn, hello)?,
+            Event::Call(conn, call) => self.call(group, conn, &call)?,
+            Event::Frame(conn, frame) => self.frame(group, conn, frame)?,
+            Event::Gone(conn) => self.gone(group, conn),
+            Event::Tick => self.tick(group)?,
+            Event::Durable(version) => self.became_durable(group, version),
+            Event::Assignment(assignment) => {
+                self.to_assign = Some(assignment);
+                self.assign(group)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides calls that come together.
+    pub fn calls(&mut self, group: &mut Group, calls: &[(ConnId, Call)]) -> Result<(), EngineError> {
+        self.begin(group);
+        for (conn, call) in calls {
+            self.call(group, *conn, call)?;
+        }
+        Ok(())
+    }
+
+    /// The engine took the group's `commits`.
+    pub fn applied(&mut self, group: &mut Group, commits: u64) {
+        self.commits_since_mark += commits;
+        for then in std::mem::take(&mut group.thens) {
+            self.then(group, then);
+        }
+    }
+
+    /// The engine took none of the group's commits: the machine is as before it.
+    pub fn failed(&mut self, group: &mut Group) {
+        self.last = group.last_before;
+        group.thens.clear();
+        group.effects.clear();
+        group.answered.clear();
+        for undo in std::mem::take(&mut group.undo).into_iter().rev() {
+            self.undo(undo);
+        }
+    }
+
+    /// Calls that were held back and are to be decided now.
+    pub fn take_released(&mut self) -> Vec<(ConnId, Call)> {
+        std::mem::take(&mut self.released)
+    }
+
+    fn begin(&mut self, group: &mut Group) {
+        group.last_before = self.last;
+    }
+
+    fn frame(&mut self, group: &mut Group, conn: ConnId, frame: ToServer) -> Result<(), EngineError> {
+        let Some(session) = self.heard(group, conn) else { return Ok(()) };
+        match frame {
+            ToServer::Call { id, acked, caller, request } => {
+                self.call(group, conn, &Call { id, acked, caller, request })?;
+            }
+            ToServer::Renew => group.send(conn, ToClient::Renewed { now_ns: group.now_ns }),
+            ToServer::Reclaim { opens } => self.reclaim(session, opens),
+            ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
+            ToServer::SharedAck => self.shared_ack(group, session)?,
+            ToServer::Goodbye => self.end_session(group, session)?,
+            ToServer::PutObject { id, name, bytes } => {
+                self.object(group, session, conn, id, name, ObjectAction::Put(bytes));
+            }
+            ToServer::GetObject { id, name, offset, len } => {
+                self.object(group, session, conn, id, name, ObjectAction::Get { offset, len });
+            }
+        }
+        Ok(())
+    }
+
+    /// Something was heard of the session of `conn`.
+    fn heard(&mut self, group: &mut Group, conn: ConnId) -> Option<SessionId> {
+        let Some(&id) = self.conns.get(&conn) else {
+            group.effects.push(Effect::Close(conn));
+            return None;
+        };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.heard_ns = group.now_ns;
+        }
+        Some(id)
+    }
+
+    fn gone(&mut self, group: &mut Group, conn: ConnId) {
+        self.waiting.retain(|waiting| waiting.conn != conn);
+        self.deferred.retain(|deferred| deferred.conn != conn);
+        let Some(id) = self.conns.remove(&conn) else { return };
+        let index = self.sessions.get_mut(&id).map(|session| {
+            if session.conn == Some(conn) {
+                session.conn = None;
+            }
+            session.index
+        });
+        if let Some(index) = index {
+            self.settle_sharing(group, index);
+        }
+    }
+
+    fn became_durable(&mut self, group: &mut Group, version: Version) {
+        // Up to the floor it speaks of versions that may have been given to what was lost.
+        if version > self.floor && !self.is_recovering() {
+            self.durable = self.durable.max(version);
+        }
+        let durable = self.durable;
+        for deferred in std::mem::take(&mut self.deferred) {
+            if deferred.version > durable {
+                self.deferred.push_back(deferred);
+                continue;
+            }
+            match deferred.what {
+                Waits::Sync { id } => {
+                    let result = Ok(chronofs_core::ops::Reply::Instant(deferred.version));
+                    group.answer(deferred.conn, id, calls::SYNC, deferred.version, durable, result);
+                }
+                Waits::Welcome { session, replay } => self.welcome(group, deferred.conn, session, replay),
+            }
+        }
+    }
+
+    /// The next version at the group's time.
+    fn next_version(&self, group: &Group) -> Version {
+        self.last.next(group.now_ns)
+    }
+
+    /// What a stopped read is for the one who asked: EIO with a warning when rows are damaged. Anything else stops
+    /// the server.
+    fn stopped(&self, group: &mut Group, stop: ReadStop, what: &str) -> Result<Errno, EngineError> {
+        match stop {
+            ReadStop::Failed(error @ EngineError::Damaged { .. }) => {
+                group.effects.push(Effect::Warn(format!("{what}: answered with EIO: {error}")));
+                Ok(Errno::EIO)
+            }
+            ReadStop::Failed(error) => Err(error),
+            ReadStop::Need(_) => {
+                Err(EngineError::Store("asked to fetch keys first, which this server does not do".to_owned()))
+            }
+        }
+    }
+
+    fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Replied(session, id) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.replies.forget(id);
+                }
+            }
+            Undo::Opened(session, ino) => self.count_closed(session, ino, 1),
+            Undo::Closed(session, ino, count) => self.count_opened(session, ino, count),
+            Undo::Granted(session) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.grants.pop();
+                }
+            }
+            Undo::Deferred => drop(self.deferred.pop_back()),
+            Undo::Counted(session, id) => {
+                let kept = self.sessions.get_mut(&session).and_then(|session| session.replies.get_mut(id));
+                if let Some(Kept::Brief { counted, .. }) = kept {
+                    *counted = false;
+                }
+            }
+        }
+    }
+
+    fn then(&mut self, group: &mut Group, then: Then) {
+        match then {
+            Then::VolumeChanged(index, row) => self.volume_changed(group, index, *row),
+            Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
+            Then::SessionOver(session) => self.session_over(group, session),
+            Then::LeaseRenewed(session) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.leased_ns = group.now_ns;
+                }
+            }
+            Then::Reaped(index, ino) => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.to_reap.remove(&ino);
+                }
+            }
+            Then::Marked(version) => {
+                (self.marked, self.marked_ns, self.commits_since_mark) = (version, group.now_ns, 0);
+                group.effects.push(Effect::Mark(version));
+            }
+            Then::Replayed(replayed) => self.replays_applied(group, replayed),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! After a restart: what sessions did and the server lost is collected and applied in its order before anything new.
+//!
+//! A killed server loses nothing that it answered. A power cut may take the last milliseconds of what was answered
+//! but not durable; clients keep those calls until they hear that they are durable, and send them again. What
+//! cannot be applied as it was, because something it rests on did not come back, is parked: not applied, reported.
+
+use super::calls::Who;
+use super::group::{Effect, Group, ReplayDone, Then};
+use super::lifetime::REPLIES;
+use super::session::{ConnId, Kept, Session, Sharing};
+use super::tag::{self, Brief, KeptReplies, Tag};
+use super::{Call, Machine};
+use chronofs_core::ops::{Replayed, Reply, Request};
+use chronofs_core::{Errno, Ino, SessionId, Version};
+use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
+use chronofs_history::Snapshot;
+use chronofs_namespace::rows::{self, STORE_WIDE};
+use chronofs_wire::message::ToClient;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The most calls that are held back while replays are collected.
+const HELD_MAX: usize = 1 << 16;
+/// A client's clock of versions is not believed further ahead than this.
+const AHEAD_MAX_NS: u64 = 3_600_000_000_000;
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Replays are collected.
+    Recovering(Recovery),
+    /// As usual.
+    Serving,
+}
+
+#[derive(Debug)]
+pub(super) struct Recovery {
+    until_ns: u64,
+    /// Sessions that have not come yet, or not sent all.
+    expected: BTreeSet<SessionId>,
+    replays: Vec<(SessionId, Replayed)>,
+    held: Vec<(ConnId, Call)>,
+    /// The highest version that a client has seen.
+    seen: Version,
+}
+
+impl Machine {
+    pub(super) fn is_recovering(&self) -> bool {
+        matches!(self.phase, Phase::Recovering(_))
+    }
+
+    pub(super) fn restore_session(&mut self, id: SessionId, row: &rows::Session, now_ns: u64) {
+        let session = self.session_of_row(id, row, now_ns);
+        self.sessions.insert(id, session);
+    }
+
+    /// Fills the reply caches from the row of the last mark and the tags since.
+    pub(super) fn restore_replies<R: Reads>(
+        &mut self,
+        reads: &R,
+        recovered: &[Recovered],
+    ) -> Result<(), ReadStop> {
+        let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(REPLIES, &[])?;
+        if let Some(kept) = row.and_then(|row| postcard::from_bytes::<KeptReplies>(&row).ok()) {
+            for (session, replies) in kept.0 {
+                for (id, version, brief) in replies {
+                    self.restore_reply(session, id, version, brief);
+                }
+            }
+        }
+        for found in recovered {
+            if let Some(Tag::Call { session, id, reply }) = tag::decode(&found.tag) {
+                self.restore_reply(session, id, found.version, reply);
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_reply(&mut self, session: SessionId, id: u64, version: Version, brief: Brief) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        session.last_commit = session.last_commit.max(version);
+        session.replies.keep(id, Kept::Brief { version, brief, counted: false });
+    }
+
+    /// A session that was alone before is alone still.
+    pub(super) fn settle_after_restart(&mut self) {
+        let mut live = BTreeMap::new();
+        for session in self.sessions.values().filter(|session| session.is_live()) {
+            *live.entry(session.index).or_insert(0u32) += 1;
+        }
+        for session in self.sessions.values_mut().filter(|session| session.is_live()) {
+            if live.get(&session.index) == Some(&1) {
+                session.sharing = Sharing::Exclusive;
+            }
+        }
+    }
+
+    pub(super) fn begin_recovery(&mut self, maybe_lost: bool, now_ns: u64) {
+        if self.sessions.values().any(Session::is_live) {
+            self.reclaim_until_ns = Some(now_ns + u64::from(self.config.life_ms) * 1_000_000);
+        }
+        let writes = |session: &&Session| session.is_live() && !session.read_only;
+        let expected: BTreeSet<SessionId> =
+            self.sessions.values().filter(writes).map(|session| session.id).collect();
+        if !maybe_lost || expected.is_empty() {
+            return;
+        }
+        self.phase = Phase::Recovering(Recovery {
+            until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
+            expected,
+            replays: Vec::new(),
+            held: Vec::new(),
+            seen: self.recovered,
+        });
+    }
+
+    /// Holds a call back while replays are collected; a client that floods is left to send it again.
+    pub(super) fn hold_back(&mut self, conn: ConnId, call: &Call) -> bool {
+        let Phase::Recovering(recovery) = &mut self.phase else { return false };
+        if recovery.held.len() < HELD_MAX {
+            recovery.held.push((conn, call.clone()));
+        }
+        true
+    }
+
+    /// A session is back, having seen `seen`: whether it has something to replay.
+    pub(super) fn expect_replay(&mut self, group: &Group, id: SessionId, seen: Version) -> bool {
+        let believable = seen.0 <= group.now_ns.saturating_add(AHEAD_MAX_NS);
+        let live = self.sessions.get(&id).is_some_and(|session| session.is_live() && !session.read_only);
+        match &mut self.phase {
+            Phase::Recovering(recovery) => {
+                let lost = live && seen > self.recovered;
+                if believable {
+                    recovery.seen = recovery.seen.max(seen);
+                }
+                if !lost {
+                    recovery.expected.remove(&id);
+                }
+                lost
+            }
+            // It missed the window, or its calls were thought to be safe: better asked than lost.
+            Phase::Serving => {
+                let first = self.sessions.get(&id).is_some_and(|session| !session.reclaimed);
+                live && first && believable && seen > self.recovered
+            }
+        }
+    }
+
+    /// What a session has open, after a restart.
+    pub(super) fn reclaim(&mut self, id: SessionId, opens: Vec<(Ino, u32)>) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.reclaimed {
+            return;
+        }
+        session.reclaimed = true;
+        for (ino, count) in opens {
+            self.count_opened(id, ino, count);
+        }
+    }
+
+    /// Calls that a session was answered and the server may have lost.
+    pub(super) fn replay(
+        &mut self,
+        group: &mut Group,
+        id: SessionId,
+        calls: Vec<Replayed>,
+        end: bool,
+    ) -> Result<(), EngineError> {
+        let calls = calls.into_iter().map(|call| (id, call));
+        match &mut self.phase {
+            Phase::Recovering(recovery) => {
+                recovery.replays.extend(calls);
+                if end {
+                    recovery.expected.remove(&id);
+                }
+                self.recovery_progress(group)
+            }
+            // Too late for its place in the order: what can still be done is done now.
+            Phase::Serving => {
+                let done = self.apply_replays(group, calls.collect())?;
+                group.thens.push(Then::Replayed(done));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the window when everybody came or the time is over.
+    pub(super) fn recovery_progress(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let Phase::Recovering(recovery) = &self.phase else { return Ok(()) };
+        let over = recovery.expected.is_empty() || group.now_ns >= recovery.until_ns;
+        if !over || group.full {
+            return Ok(());
+        }
+        let missing = recovery.expected.len();
+        if missing > 0 {
+            group.effects.push(Effect::Warn(format!(
+                "{missing} session(s) did not come back within the replay window; what only they did since the \
+                 last durable commit is lost"
+            )));
+        }
+        let seen = recovery.seen;
+        let mut replays = recovery.replays.clone();
+        replays.sort_by_key(|(session, call)| (call.version, *session, call.id));
+        let mut done = self.apply_replays(group, replays)?;
+        done.window = true;
+        // Versions that were given out once are not given to others.
+        if seen > self.last {
+            self.commit_system(group, seen, chronofs_engine::Batch::default());
+        }
+        group.thens.push(Then::Replayed(done));
+        Ok(())
+    }
+
+    /// Applies replays in their order. They get new versions: the engine gives no version twice, and nobody has seen
+    /// an instant that was not durable.
+    fn apply_replays(
+        &mut self,
+        group: &mut Group,
+        replays: Vec<(SessionId, Replayed)>,
+    ) -> Result<ReplayDone, EngineError> {
+        let mut done = ReplayDone::default();
+        let mut lost_inos: BTreeSet<Ino> = BTreeSet::new();
+        let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
+        for (id, call) in replays {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            let there = call.version <= self.recovered
+                || session.replies.get(call.id).is_some()
+                || !seen.insert((id, call.id));
+            if there || !call.request.mutates() {
+                continue;
+            }
+            let who = Who::of(session);
+            match self.apply_replay(group, who, &call, &lost_inos)? {
+                Ok((version, brief)) => done.applied.push((id, call.id, version, brief)),
+                Err(errno) => {
+                    lost_inos.extend(call.made);
+                    done.parked.push((id, call.id, errno));
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn apply_replay(
+        &mut self,
+        group: &mut Group,
+        who: Who,
+        call: &Replayed,
+        lost_inos: &BTreeSet<Ino>,
+    ) -> Result<Result<(Version, Brief), Errno>, EngineError> {
+        if group.full {
+            return Ok(Err(Errno::ENOSPC));
+        }
+        if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
+            return Ok(Err(Errno::ESTALE));
+        }
+        let version = self.next_version(group);
+        let (result, commit) = self.decide(group, who, &call.caller, &call.request, version)?;
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let brief = Brief::of(&reply);
+        let made = match &reply {
+            Reply::Attr(attr) | Reply::Opened { attr, .. } => Some(attr.ino),
+            _ => None,
+        };
+        // Another inode than the client knows: what follows would go to the wrong file.
+        if call.made.is_some() && call.made != made {
+            return Ok(Err(Errno::ESTALE));
+        }
+        if let Some((_, batch)) = commit {
+            self.last = version;
+            let tag = Tag::Call { session: who.session, id: call.id, reply: brief.clone() };
+            group.commit(version, &tag, batch);
+        }
+        Ok(Ok((version, brief)))
+    }
+
+    /// The engine took the replays.
+    pub(super) fn replays_applied(&mut self, group: &mut Group, done: ReplayDone) {
+        for (session, id, version, brief) in done.applied {
+            if let Some(session) = self.sessions.get_mut(&session) {
+                session.last_commit = session.last_commit.max(version);
+                // Its opens are in what the session reclaims.
+                session.replies.keep(id, Kept::Brief { version, brief, counted: true });
+            }
+        }
+        let mut parked: BTreeMap<SessionId, Vec<(u64, Errno)>> = BTreeMap::new();
+        for (session, id, errno) in done.parked {
+            self.parked += 1;
+            parked.entry(session).or_default().push((id, errno));
+        }
+        for (id, calls) in parked {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            group.effects.push(Effect::Warn(format!(
+                "{} calls of session {} ({}) were lost with the power and cannot be done again: {calls:?}",
+                calls.len(),
+                id.0,
+                session.client_name
+            )));
+            if let Some(conn) = session.conn {
+                group.send(conn, ToClient::Parked { calls });
+            }
+        }
+        if done.window
+            && let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Serving)
+        {
+            self.released = recovery.held;
+        }
+        group.effects.push(Effect::Hurry);
+    }
+}
+
+/// The inodes that a mutation names.
+fn named_inos(request: &Request) -> [Option<Ino>; 2] {
+    match request {
+        Request::Create { parent, .. } | Request::Unlink { parent, .. } | Request::Rmdir { parent, .. } => {
+            [Some(*parent), None]
+        }
+        Request::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
+        Request::Rename { from, to, .. } => [Some(*from), Some(*to)],
+        Request::SetAttr { ino, .. }
+        | Request::SetXattr { ino, .. }
+        | Request::RemoveXattr { ino, .. }
+        | Request::Publish { ino, .. } => [Some(*ino), None],
+        _ => [None, None],
+    }
+}

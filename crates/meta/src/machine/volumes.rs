@@ -1,0 +1,189 @@
+//! Volumes and tokens: what the admin server assigns, brought into the state through the log.
+
+use super::group::{Effect, Group, Then};
+use super::tag::Tag;
+use super::Machine;
+use chronofs_core::ops::SystemRequest;
+use chronofs_core::{Ino, Version, VolumeIndex};
+use chronofs_engine::EngineError;
+use chronofs_namespace::{SystemCtx, SystemError, SystemReply, rows};
+use chronofs_wire::admin::{AssignedStore, AssignedVolume};
+use std::collections::{BTreeSet, HashMap};
+use uuid::Uuid;
+
+/// A volume as the server serves it.
+#[derive(Clone, Debug)]
+pub struct VolumeState {
+    /// Its place in keys.
+    pub index: VolumeIndex,
+    /// Its row.
+    pub row: rows::Volume,
+    /// Where its objects are; unknown until it is assigned.
+    pub store: Option<AssignedStore>,
+    /// Why it cannot be served, if it cannot.
+    pub problem: Option<String>,
+    /// Open files with the number of their opens.
+    pub(super) opens: HashMap<Ino, u32>,
+    /// Files whose last open ended: they go if they have no link.
+    pub(super) to_reap: BTreeSet<Ino>,
+}
+
+impl VolumeState {
+    pub(super) fn new(index: VolumeIndex, row: rows::Volume) -> Self {
+        VolumeState {
+            index,
+            row,
+            store: None,
+            problem: None,
+            opens: HashMap::new(),
+            to_reap: BTreeSet::new(),
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Uuid {
+        self.row.spec.id
+    }
+
+    /// Ends `count` opens of `ino`; whether none is left.
+    pub(super) fn closed(&mut self, ino: Ino, count: u32) -> bool {
+        let Some(have) = self.opens.get_mut(&ino) else { return true };
+        *have = have.saturating_sub(count);
+        let last = *have == 0;
+        if last {
+            self.opens.remove(&ino);
+        }
+        last
+    }
+}
+
+impl Machine {
+    /// The live volume of an id.
+    pub(super) fn volume_by_id(&self, id: Uuid) -> Option<&VolumeState> {
+        self.volumes.values().find(|volume| volume.id() == id && volume.row.deleted.is_none())
+    }
+
+    /// A system request, decided and committed with the group. `None`: it was refused for the reason given.
+    pub(super) fn system(
+        &mut self,
+        group: &mut Group,
+        request: &SystemRequest,
+    ) -> Result<Result<SystemReply, SystemError>, EngineError> {
+        let version = self.next_version(group);
+        // A reap is asked for only when nobody has the file open.
+        let is_open = |_: Ino| false;
+        let ctx = SystemCtx { version, is_open: &is_open };
+        let outcome = match chronofs_namespace::system(&group.reads, &ctx, request) {
+            Ok(outcome) => outcome,
+            Err(stop) => {
+                self.stopped(group, stop, &format!("{request:?}"))?;
+                return Err(EngineError::Damaged {
+                    what: "the metadata store's own tables".to_owned(),
+                    detail: format!("{request:?} could not be decided; run `chronofs meta verify`"),
+                });
+            }
+        };
+        if outcome.reply.is_ok() && !outcome.batch.0.is_empty() {
+            self.commit_system(group, version, outcome.batch);
+        }
+        Ok(outcome.reply)
+    }
+
+    pub(super) fn commit_system(&mut self, group: &mut Group, version: Version, batch: chronofs_engine::Batch) {
+        self.last = version;
+        group.commit(version, &Tag::System, batch);
+    }
+
+    /// Brings the volumes of the waiting assignment into the state. What could not be committed is tried again at
+    /// the next tick.
+    pub(super) fn assign(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        if self.is_recovering() {
+            return Ok(());
+        }
+        let Some(assignment) = self.to_assign.take() else { return Ok(()) };
+        let before = group.commits.len();
+        for volume in &assignment.volumes {
+            self.assign_volume(group, volume)?;
+        }
+        if group.commits.len() == before {
+            self.take_assignment(group, assignment);
+        } else {
+            // Its definitions hold once they are applied; the next tick finds nothing more to change.
+            self.to_assign = Some(assignment);
+        }
+        Ok(())
+    }
+
+    fn assign_volume(&mut self, group: &mut Group, assigned: &AssignedVolume) -> Result<(), EngineError> {
+        let id = assigned.spec.id;
+        let known = self.volumes.values().find(|volume| volume.id() == id).map(|volume| &volume.row);
+        let request = match known {
+            None if assigned.deleted => return Ok(()),
+            None => SystemRequest::CreateVolume(assigned.spec.clone()),
+            Some(row) if row.deleted.is_some() => return Ok(()),
+            Some(_) if assigned.deleted => SystemRequest::DeleteVolume { id },
+            Some(row) if row.spec != assigned.spec => SystemRequest::UpdateVolume(assigned.spec.clone()),
+            Some(_) => return Ok(()),
+        };
+        match self.system(group, &request)? {
+            Ok(SystemReply::Volume { index, volume }) => group.thens.push(Then::VolumeChanged(index, volume)),
+            Ok(_) => {
+                let gone = self.volumes.values().find(|volume| volume.id() == id);
+                if let Some((index, mut row)) = gone.map(|volume| (volume.index, volume.row.clone())) {
+                    row.deleted = Some(self.last);
+                    group.thens.push(Then::VolumeChanged(index, Box::new(row)));
+                }
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                let warning = format!("volume {} cannot be as assigned: {problem}", assigned.spec.name);
+                group.effects.push(Effect::Warn(warning));
+                if let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == id) {
+                    volume.problem = Some(problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores, tokens and revision of an assignment whose volumes are all in the state.
+    fn take_assignment(&mut self, group: &mut Group, assignment: Box<chronofs_wire::admin::Assignment>) {
+        for assigned in &assignment.volumes {
+            if let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == assigned.spec.id) {
+                volume.store = Some(assigned.store.clone());
+            }
+        }
+        self.tokens = assignment.tokens.iter().map(|token| (token.id, token.clone())).collect();
+        self.assignment = Some(assignment);
+        self.cut_off_revoked(group);
+    }
+
+    /// Connections that came with a token that is no more, or to a volume that is deleted, end.
+    pub(super) fn cut_off_revoked(&mut self, group: &mut Group) {
+        let now_ns = group.now_ns;
+        for session in self.sessions.values() {
+            let (Some(conn), Some(token)) = (session.conn, session.token) else { continue };
+            let token_holds =
+                self.tokens.get(&token).is_some_and(|token| token.ends_ns.is_none_or(|ends_ns| ends_ns > now_ns));
+            let volume_holds =
+                self.volumes.get(&session.index).is_some_and(|volume| volume.row.deleted.is_none());
+            if !token_holds || !volume_holds {
+                group.effects.push(Effect::Close(conn));
+            }
+        }
+    }
+
+    /// Sets or clears the reason why a volume cannot be served.
+    pub fn set_problem(&mut self, id: Uuid, problem: Option<String>) {
+        if let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == id) {
+            volume.problem = problem;
+        }
+    }
+
+    pub(super) fn volume_changed(&mut self, _group: &mut Group, index: VolumeIndex, row: rows::Volume) {
+        match self.volumes.get_mut(&index) {
+            Some(volume) => volume.row = row,
+            None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
+        }
+    }
+}

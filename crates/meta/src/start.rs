@@ -1,0 +1,267 @@
+//! What the command line calls: start, init creds, status, verify.
+
+use crate::admin_link::AdminLink;
+use crate::core::Core;
+use crate::executor::{Executor, Input, now_ns};
+use crate::files::{Folder, LockedFolder};
+use crate::http::{Pages, Status};
+use crate::machine::{Config, Event, Found, Machine, SharedView};
+use crate::metrics::Metrics;
+use crate::server::objects::{Objects, Stores};
+use crate::server::{self, Shared};
+use anyhow::{Context, Result, anyhow, bail};
+use chronofs_engine::Engine;
+use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
+use chronofs_wire::admin::Register;
+use chronofs_wire::http::AdminClient;
+use chronofs_wire::identity::random;
+use chronofs_wire::message::ToClient;
+use chronofs_wire::tls::ServerIdentity;
+use chronofs_wire::token::{Token, TokenKind};
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// How to start a metadata server.
+#[derive(Clone, Debug)]
+pub struct StartConfig {
+    /// Its folder.
+    pub db_folder: PathBuf,
+    /// Where it listens for clients.
+    pub bind_addr: SocketAddr,
+    /// Where clients reach it, `host:port`. `None`: the bound address, or this host's name.
+    pub advertise: Option<String>,
+    /// Where figures and health are served over plain HTTP, if at all.
+    pub http_addr: Option<SocketAddr>,
+    /// Certificate and key of its own, in PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+/// Saves the token of a metadata store, with another address of the admin server if one is given.
+pub fn init_creds(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<()> {
+    let mut token = Token::parse_as(token, TokenKind::MetadataStore)?;
+    if let Some(admin) = admin {
+        token.admin = admin.to_owned();
+    }
+    Folder::make(db_folder)?.save_token(&token)
+}
+
+/// A server that runs.
+pub struct Server {
+    folder: LockedFolder,
+    executor: Executor,
+    shared: Arc<Shared>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Where clients reach it.
+    pub address: SocketAddr,
+    /// Where figures are served.
+    pub http_address: Option<SocketAddr>,
+    /// Where events go: for tests that play the admin server.
+    pub queue: mpsc::Sender<Input>,
+    /// The block stores in reach.
+    pub stores: Stores,
+}
+
+/// Runs a metadata server until SIGTERM or SIGINT, or until its store fails.
+pub async fn start(config: StartConfig) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut server = Server::start(&config, true).await?;
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        error = &mut server.executor.failed => Some(error),
+    };
+    match failure {
+        None => server.stop().await,
+        Some(Ok(error)) => Err(anyhow!(error).context("the metadata store failed")),
+        Some(Err(_)) => bail!("a thread of the metadata server ended; its log says more"),
+    }
+}
+
+impl Server {
+    /// Starts a server; `with_admin`: also its link to the admin server.
+    pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
+        let locked = Folder::make(&config.db_folder)?.lock()?;
+        let folder = locked.folder.clone();
+        let token = if with_admin { Some(folder.token()?) } else { None };
+        let identity = match &config.tls {
+            Some((certificate, key)) => ServerIdentity::load(certificate, key)?,
+            None => ServerIdentity::load_or_make(&folder.0, &[])?,
+        };
+        let listener = bind(config.bind_addr, "--bind-addr").await?;
+        let address = listener.local_addr()?;
+        let http_listener = match config.http_addr {
+            Some(http_addr) => Some(bind(http_addr, "--http-addr").await?),
+            None => None,
+        };
+        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let core = open_core(&locked).await?;
+        let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
+        let boot = core.machine.config().boot;
+        let (metrics, registry) = Metrics::new();
+        let metrics = Arc::new(metrics);
+        let stores = Stores::default();
+        let objects = Objects { stores: stores.clone(), runtime: tokio::runtime::Handle::current() };
+        let executor = Executor::start(core, metrics.clone(), objects)?;
+        let queue = executor.queue.clone();
+        let shared = Shared::new(queue.clone(), metrics, life);
+        let mut tasks = vec![tokio::spawn(ticks(queue.clone()))];
+        tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
+        if let Some(http_listener) = http_listener {
+            tasks.push(spawn_http(http_listener, queue.clone(), registry));
+        }
+        if let Some(token) = token {
+            let register = Register {
+                address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
+                certificate_sha256: identity.pin().to_string(),
+                boot,
+            };
+            tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone())?);
+        }
+        tracing::info!(%address, pin = %identity.pin(), "serving");
+        Ok(Server { folder: locked, executor, shared, tasks, address, http_address, queue, stores })
+    }
+
+    /// Stops in order: nobody new, clients are told, everything is durable.
+    pub async fn stop(self) -> Result<()> {
+        tracing::info!("stopping");
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.shared.close_all(&ToClient::Closing);
+        let executor = self.executor;
+        tokio::task::spawn_blocking(move || executor.stop()).await?.context("stopping the metadata store")?;
+        self.folder.end_run()?;
+        // Answers and farewells that are on their way.
+        for _ in 0..20 {
+            if self.shared.connections() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn bind(address: SocketAddr, option: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; is another server running there? choose another address with {option}")
+    })
+}
+
+/// What to call a server that is bound to every address.
+fn reached_at(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+    format!("{host}:{}", address.port())
+}
+
+fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
+    let path = folder.engine();
+    embedded::open(&path, Options::default(), &RocksOptions::default())
+        .with_context(|| format!("cannot open the metadata store in {}", path.display()))
+}
+
+async fn open_core(locked: &LockedFolder) -> Result<Core> {
+    let maybe_lost = locked.begin_run()?;
+    let folder = locked.folder.clone();
+    let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
+    let core = tokio::task::spawn_blocking(move || {
+        let engine = open_engine(&folder)?;
+        let opening = engine.opening();
+        if opening.torn {
+            tracing::warn!("the end of the log was torn and is cut off: the last server went down while it wrote");
+        }
+        tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
+        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
+        let config = Config { boot: u64::from_le_bytes(random()?), epoch, ..Config::default() };
+        let reads = SharedView(engine.view());
+        let machine = Machine::new(config, &reads, engine.applied(), found, now_ns())?;
+        anyhow::Ok(Core { machine, engine })
+    });
+    core.await?
+}
+
+async fn ticks(queue: mpsc::Sender<Input>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if queue.send(Input::Events(vec![Event::Tick])).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn spawn_http(
+    listener: TcpListener,
+    queue: mpsc::Sender<Input>,
+    registry: Registry,
+) -> tokio::task::JoinHandle<()> {
+    let pages = Pages { queue, registry: Arc::new(registry) };
+    tokio::spawn(async move {
+        if let Err(error) = crate::http::serve(listener, pages).await {
+            tracing::error!(%error, "figures and health are not served any more");
+        }
+    })
+}
+
+fn spawn_link(
+    token: &Token,
+    register: Register,
+    folder: Folder,
+    queue: mpsc::Sender<Input>,
+    stores: Stores,
+) -> Result<[tokio::task::JoinHandle<()>; 2]> {
+    let kept = folder.assignment()?;
+    let (registered, mut epochs) = mpsc::unbounded_channel();
+    let link = AdminLink {
+        client: AdminClient::new(token)?,
+        register,
+        folder,
+        queue: queue.clone(),
+        stores,
+        registered,
+    };
+    let follow = tokio::spawn(async move {
+        while let Some(epoch) = epochs.recv().await {
+            let ask: crate::executor::Ask = Box::new(move |core, _| core.machine.set_epoch(epoch));
+            drop(queue.send(Input::Ask(ask)).await);
+        }
+    });
+    Ok([tokio::spawn(link.run(kept)), follow])
+}
+
+/// The status of a running server, asked over its HTTP address.
+pub async fn status(http_addr: SocketAddr) -> Result<Status> {
+    let answer = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(5))
+        .tls_backend_preconfigured((*chronofs_wire::tls::client_config(chronofs_wire::identity::Sha256([0; 32]))?).clone())
+        .build()?
+        .get(format!("http://{http_addr}/status"))
+        .send()
+        .await
+        .with_context(|| format!("no metadata server answers on {http_addr}; is it running? name it with --http-addr"))?;
+    answer.error_for_status()?.json().await.context("the answer is no status; are the versions the same?")
+}
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Verified {
+    /// Every fault, as one line.
+    pub faults: Vec<String>,
+    /// Volumes looked at.
+    pub volumes: usize,
+}

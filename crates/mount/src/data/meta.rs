@@ -1,0 +1,62 @@
+//! What the data path asks of a metadata server.
+
+use bytes::Bytes;
+use chronofs_core::ops::Merge;
+use chronofs_core::slice::{NewSlice, PlacedSlice};
+use chronofs_core::{Attr, Errno, Ino, SliceId, Version};
+use std::future::Future;
+
+/// The slices of some blocks as of `version`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SliceList {
+    /// The version that was read (of `ToClient::Return`).
+    pub version: Version,
+    /// By key: oldest first within a block. Staged ones may carry their bytes.
+    pub slices: Vec<PlacedSlice>,
+}
+
+/// A publish as the data path asks for it: see `Request::Publish`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Publish {
+    /// The inode.
+    pub ino: Ino,
+    /// In the order written.
+    pub slices: Vec<NewSlice>,
+    /// The file is at least this long afterwards.
+    pub size_min: Option<u64>,
+    /// When the last of it was written; `None` leaves it.
+    pub mtime_ns: Option<i64>,
+    /// Clear setuid and setgid.
+    pub kill_priv: bool,
+    /// A merge instead of a write.
+    pub merge: Option<Merge>,
+}
+
+/// A connection to the metadata server of one volume.
+///
+/// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
+/// answer. Publishes of one inode are called one after the other.
+pub trait Meta: Send + Sync + 'static {
+    /// The slices of blocks `first..first + count`, with as many staged bytes as fit.
+    fn slices(
+        &self,
+        ino: Ino,
+        first: u32,
+        count: u32,
+    ) -> impl Future<Output = Result<SliceList, Errno>> + Send;
+
+    /// The stored bytes of staged slices, in the order asked; at least the first.
+    fn staged(&self, ino: Ino, ids: Vec<SliceId>) -> impl Future<Output = Result<Vec<Bytes>, Errno>> + Send;
+
+    /// Makes written bytes part of the file; the attributes afterwards.
+    fn publish(&self, publish: Publish) -> impl Future<Output = Result<Attr, Errno>> + Send;
+
+    /// A further range `first..end` of object counters of the session.
+    fn grant(&self, count: u64) -> impl Future<Output = Result<(u64, u64), Errno>> + Send;
+
+    /// The server's clock, nanoseconds since the epoch.
+    fn now_ns(&self) -> i64;
+
+    /// Whether no other session may change the volume now: what is cached stays right after an own publish.
+    fn exclusive(&self) -> bool;
+}

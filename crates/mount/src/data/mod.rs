@@ -1,0 +1,51 @@
+//! The data path of a mount: written bytes on their way into slices and objects, and back.
+//!
+//! It knows neither FUSE nor the network. It speaks to the metadata server through [`Meta`] and to the object
+//! store through [`ObjectPort`](chronofs_blocks::ObjectPort), and is tested over implementations in memory that
+//! fail and dawdle.
+//!
+//! [`Data`] is one volume as mounted: memory budget, slice cache, object counters, background flushing.
+//! [`FileData`] is the content of one inode, shared by all its open handles. What a VFS does with them:
+//!
+//! | the kernel asks | the VFS calls |
+//! |---|---|
+//! | open, create | `data.file(&attr)`, then `file.opened(&attr, slices)`; keep `file.error_mark()` in the handle |
+//! | read | `file.try_read(offset, len)` on the FUSE thread; when that is `None`, `file.read(offset, len).await` |
+//! | write | `file.try_write(..)` on the FUSE thread; when that is `None`, `file.write(..).await` |
+//! | flush (close) | `file.flush(&mark).await` |
+//! | fsync | `file.flush(&mark).await`, then `Sync` to the server |
+//! | setattr with size or mtime | `file.set_attr(size, sets_mtime, async { SetAttr to the server }).await` |
+//! | getattr, lookup, readdirplus | `file.overlay(attr)` if `data.existing(ino)` has one: shows unflushed size and mtime |
+//! | fallocate punch hole, zero range | `file.zero(offset, len, extend, kill_priv).await` |
+//! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
+//! | release of an unlinked inode's last handle | `file.discard()` |
+//! | syncfs, `instant`, unmount | `data.flush_all().await` |
+//! | a new session after a reconnect | `data.set_grant(..)` |
+//!
+//! ```text
+//! Config { volume: Uuid, incarnation: u16, session: SessionId, grant: (u64, u64), block_size: u32,
+//!          compression: Compression, read_only: bool, tuning: Tuning (Default) }
+//! Data::start(config, meta: Arc<M>, port: Arc<dyn ObjectPort>) -> Arc<Data<M>>      within a tokio runtime
+//! Data::file(&self, &Attr) -> Arc<FileData<M>>        Data::existing(&self, Ino) -> Option<Arc<FileData<M>>>
+//! Data::flush_all(&self) async -> Result<(), Errno>   Data::set_grant(&self, incarnation, session, (first, end))
+//! FileData::opened(&self, &Attr, Option<Vec<PlacedSlice>>)          the reply of Open, or of Create
+//! FileData::overlay(&self, Attr) -> Attr              FileData::error_mark(&self) -> ErrorMark
+//! FileData::read(&self, offset: u64, len: u32) async -> Result<Bytes, Errno>     short only at the end of file
+//! FileData::try_read(&self, offset: u64, len: u32) -> Option<Result<Bytes, Errno>>
+//! FileData::write(&self, offset: u64, &[u8], kill_priv: bool) async -> Result<(), Errno>
+//! FileData::try_write(&self, offset: u64, &[u8], kill_priv: bool) -> Option<Result<(), Errno>>
+//! FileData::append(&self, &[u8], kill_priv: bool) async -> Result<u64, Errno>    at the end of file; gives the offset
+//! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>
+//! FileData::set_attr(&self, size: Option<u64>, sets_mtime: bool, impl Future<Output = Result<Attr, Errno>>)
+//!          async -> Result<Attr, Errno>
+//! FileData::zero(&self, offset: u64, len: u64, extend: bool, kill_priv: bool) async -> Result<(), Errno>
+//! FileData::seek(&self, offset: u64, Seek) async -> Result<u64, Errno>           ENXIO past the end
+//! FileData::discard(&self)
+//! ```
+//! All take `self: &Arc<Self>` where they start background work.
+//!
+//! Dropping the last `Arc<FileData>` while bytes are unpublished is safe: the background flusher holds it.
+
+mod meta;
+
+pub use meta::{Meta, Publish, SliceList};

@@ -1,0 +1,253 @@
+//! A client of the admin server's HTTP API: pinned TLS, a token, typed calls for servers and mounts, and plain JSON
+//! calls for `configure`.
+
+use crate::admin::{Assignment, Problem, Register, Registered, Report, Resolve, Resolved};
+use crate::tls::{self, TlsError};
+use crate::token::Token;
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use thiserror::Error;
+
+/// The port of the admin server where an address names none.
+pub const ADMIN_PORT: u16 = 8443;
+/// How long the server may hold back the answer to [`AdminClient::assignment`].
+pub const ASSIGNMENT_WAIT: Duration = Duration::from_secs(20);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// No connection, or it broke, or the answer took too long.
+    #[error("cannot reach the admin server at {admin}: {reason}; is it running, and is the address right?")]
+    Unreachable {
+        /// Its address.
+        admin: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Another server than the token names answered.
+    #[error(
+        "the server at {admin} is not the admin server that the token was made by: its certificate is another; \
+         get a new token, or correct the address"
+    )]
+    WrongCertificate {
+        /// The address.
+        admin: String,
+    },
+    /// The server refused.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// See [`Problem`].
+        code: String,
+        /// See [`Problem`].
+        message: String,
+    },
+    /// The answer was not understood.
+    #[error(
+        "the server at {admin} gave an answer that is not understood ({reason}); are the versions the same?"
+    )]
+    Unexpected {
+        /// Its address.
+        admin: String,
+        /// What it was.
+        reason: String,
+    },
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl ClientError {
+    /// Whether the same call may succeed later without anybody's doing: worth trying again.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ClientError::Unreachable { .. } => true,
+            ClientError::Refused { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
+    /// The word for programs of a refusal, see [`Problem::code`].
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            ClientError::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+}
+
+/// Calls to the admin server in the name of a token. Cheap to clone; connections are kept and shared.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    http: reqwest::Client,
+    admin: String,
+    bearer: String,
+}
+
+impl AdminClient {
+    /// A client of the admin server that `token` names.
+    pub fn new(token: &Token) -> Result<Self, ClientError> {
+        Self::at(&token.admin, token)
+    }
+
+    /// The same, at another address (`host:port`); the pin of the token still decides.
+    pub fn at(address: &str, token: &Token) -> Result<Self, ClientError> {
+        let admin = with_port(address, ADMIN_PORT);
+        let tls = tls::client_config(token.pin)?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured((*tls).clone())
+            .no_proxy()
+            .https_only(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .build()
+            .map_err(|e| ClientError::Unexpected { admin: admin.clone(), reason: chain(&e) })?;
+        Ok(AdminClient { http, admin, bearer: token.bearer() })
+    }
+
+    /// `host:port` of the admin server.
+    pub fn address(&self) -> &str {
+        &self.admin
+    }
+
+    /// Says that this metadata server serves its store from now on.
+    pub async fn register(&self, register: &Register) -> Result<Registered, ClientError> {
+        self.call(Method::POST, "/v1/meta/register", Some(register)).await
+    }
+
+    /// Waits for an assignment with a revision above `after`; answers after about [`ASSIGNMENT_WAIT`] at the
+    /// latest, then perhaps with the same revision.
+    pub async fn assignment(&self, after: u64) -> Result<Assignment, ClientError> {
+        self.call(Method::GET, &format!("/v1/meta/assignment?after={after}"), None::<&()>).await
+    }
+
+    /// Says what became of the assignment.
+    pub async fn report(&self, report: &Report) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/report", Some(report)).await
+    }
+
+    /// Asks where the volume with this name or id is served.
+    pub async fn resolve(&self, volume: &str) -> Result<Resolved, ClientError> {
+        self.call(Method::POST, "/v1/mount/resolve", Some(&Resolve { volume: volume.to_owned() })).await
+    }
+
+    /// A call with a JSON body (or none) that is answered with JSON; an empty answer reads as `null`.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let mut request = self.http.request(method, format!("https://{}{path}", self.admin));
+        request = request.header(AUTHORIZATION, &self.bearer);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|e| self.failed(&e))?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|e| self.failed(&e))?;
+        if !status.is_success() {
+            return Err(self.refused(status, &bytes));
+        }
+        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes[..] };
+        serde_json::from_slice(bytes).map_err(|e| ClientError::Unexpected {
+            admin: self.admin.clone(),
+            reason: format!("{path}: {e}"),
+        })
+    }
+
+    fn failed(&self, error: &reqwest::Error) -> ClientError {
+        let admin = self.admin.clone();
+        if tls::is_wrong_certificate(error) {
+            ClientError::WrongCertificate { admin }
+        } else if error.is_builder() {
+            ClientError::Unexpected { admin, reason: chain(error) }
+        } else {
+            ClientError::Unreachable { admin, reason: root_cause(error) }
+        }
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<Problem>(body) {
+            Ok(Problem { code, message }) => ClientError::Refused { status: status.as_u16(), code, message },
+            Err(_) => {
+                ClientError::Unexpected { admin: self.admin.clone(), reason: format!("HTTP status {status}") }
+            }
+        }
+    }
+}
+
+/// `address` with `port` unless it names one.
+pub fn with_port(address: &str, port: u16) -> String {
+    let after_bracket = address.rsplit_once(']').map_or(address, |(_, rest)| rest);
+    let bare_ipv6 = !address.starts_with('[') && address.matches(':').count() > 1;
+    if bare_ipv6 {
+        format!("[{address}]:{port}")
+    } else if after_bracket.contains(':') {
+        address.to_owned()
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = format!("{text}: {error}");
+        next = error.source();
+    }
+    text
+}
+
+/// The innermost error says what happened; those around it only that it did.
+fn root_cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Sha256;
+    use crate::token::TokenKind;
+
+    #[test]
+    fn an_address_gets_a_port_unless_it_has_one() {
+        for (address, full) in [
+            ("host", "host:8443"),
+            ("host:1", "host:1"),
+            ("10.0.0.1", "10.0.0.1:8443"),
+            ("[::1]", "[::1]:8443"),
+            ("[::1]:1", "[::1]:1"),
+            ("::1", "[::1]:8443"),
+        ] {
+            assert_eq!(with_port(address, 8443), full);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_a_transient_failure_that_names_the_address() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let token = Token::draw(TokenKind::Volume, &free.to_string(), Sha256::of(b"")).unwrap();
+        let error = AdminClient::new(&token).unwrap().resolve("v").await.unwrap_err();
+        assert!(error.is_transient());
+        assert!(
+            error.to_string().contains(&free.to_string()) && error.to_string().contains("refused"),
+            "{error}"
+        );
+    }
+}
