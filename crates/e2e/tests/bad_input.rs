@@ -11,6 +11,7 @@ use std::process::Command;
 use chronofs_e2e::installation::{assert_failed_cleanly, detach, token_in};
 use chronofs_e2e::process::{Process, free_address, run, text_of, wait_for};
 use chronofs_e2e::{Installation, Mount, Rng};
+use chronofs_wire::token::{Token, TokenKind};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -23,12 +24,17 @@ fn place(installation: &Installation) -> PathBuf {
     dir
 }
 
-/// The token with another secret: one letter in its last third is another one.
+/// The token with another secret.
 fn forged(token: &str) -> String {
-    let mut bytes = token.as_bytes().to_vec();
-    let at = bytes.len() / 2;
-    bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
-    String::from_utf8(bytes).unwrap()
+    let good: Token = token.parse().unwrap();
+    let drawn = Token::draw(TokenKind::Volume, &good.admin, good.pin).unwrap();
+    Token { secret: drawn.secret, ..good }.to_string()
+}
+
+/// A token of the right server that nobody issued.
+fn unknown(token: &str) -> String {
+    let good: Token = token.parse().unwrap();
+    Token::draw(TokenKind::Volume, &good.admin, good.pin).unwrap().to_string()
 }
 
 #[test]
@@ -40,10 +46,11 @@ fn tokens_that_do_not_fit_are_refused() {
     let good = installation.create_token("v", &[]);
     let for_other = installation.create_token("other", &[]);
     let no_past = installation.create_token("v", &["--no-past"]);
-    let table: [(&str, &str, &[&str], &str); 6] = [
+    let table: [(&str, &str, &[&str], &str); 7] = [
         ("no token at all", "hello", &[], "token"),
         ("a token cut short", &good[..good.len() / 2], &[], "token"),
         ("a token with another secret", &forged(&good), &[], "token"),
+        ("a token that nobody issued", &unknown(&good), &[], "token"),
         ("a token of another volume", &for_other, &[], "token"),
         ("a token without the past", &no_past, &["--at-time", "-1s"], "past"),
         ("a volume that is not there", &good, &[], "nowhere"),
