@@ -1,0 +1,318 @@
+//! A whole chronofs of its own in a temporary folder: admin, meta, block store, volumes, mounts, on free loopback
+//! ports. Dropping it unmounts and ends everything.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::process::{Process, chronofs_binary, free_address, http_get, run, text_of, wait_for};
+
+/// What every token starts with.
+const TOKEN_START: &str = "chronofs1_";
+
+/// See the module.
+pub struct Installation {
+    dir: tempfile::TempDir,
+    /// The admin server.
+    pub admin: Process,
+    /// The metadata server.
+    pub meta: Process,
+    /// Where the admin server listens.
+    pub admin_address: SocketAddr,
+    /// Where the metadata server listens.
+    pub meta_address: SocketAddr,
+    /// Where the metadata server answers `/metrics`, `/healthz`, `/readyz`.
+    pub http_address: SocketAddr,
+    mounts_made: RefCell<u32>,
+}
+
+impl Installation {
+    /// Admin and meta run, block store `blocks` and metadata store `store` exist; there is no volume yet.
+    pub fn start() -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        Installation::start_in(dir, &meta_folder)
+    }
+
+    /// The same with the metadata server's folder at `meta_folder`.
+    pub fn start_with_meta_folder(meta_folder: &Path) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        Installation::start_in(dir, meta_folder)
+    }
+
+    fn start_in(dir: tempfile::TempDir, meta_folder: &Path) -> Installation {
+        crate::require_root_and_fuse();
+        let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
+        let path = |name: &str| dir.path().join(name);
+        let text = |path: &Path| path.to_str().expect("printable paths").to_owned();
+        let admin_folder = text(&path("admin"));
+        let meta_folder = text(meta_folder);
+        let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
+        let admin = Process::new(
+            "admin",
+            &["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a],
+            &[],
+            &path("admin.log"),
+        );
+        let meta_arguments = [
+            "meta",
+            "start",
+            "--db-folder",
+            &meta_folder,
+            "--bind-addr",
+            &m,
+            "--advertise",
+            &m,
+            "--http-addr",
+            &h,
+        ];
+        let meta = Process::new("meta", &meta_arguments, &[], &path("meta.log"));
+        std::fs::create_dir(path("blocks")).expect("folder of the block store");
+        let mut it = Installation {
+            dir,
+            admin,
+            meta,
+            admin_address,
+            meta_address,
+            http_address,
+            mounts_made: RefCell::new(0),
+        };
+        let root =
+            token_in(&it.ok(&["admin", "init", "creds", "--db-folder", &admin_folder, "--address", &a]));
+        it.start_admin();
+        it.ok(&["configure", "init", "creds", "--token", &root]);
+        let blocks = text(&it.path("blocks"));
+        it.ok(&["configure", "create", "block-store", "blocks", "--kind", "local", "--path", &blocks]);
+        let store = token_in(&it.ok(&["configure", "create", "metadata-store", "store"]));
+        it.ok(&["meta", "init", "creds", "--token", &store, "--db-folder", &meta_folder]);
+        it.start_meta();
+        it
+    }
+
+    /// A path in the installation's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `chronofs ARGUMENTS` with this installation's settings.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(chronofs_binary());
+        command.args(arguments).env("CHRONOFS_CONFIG_DIR", self.path("etc")).env_remove("CHRONOFS_TOKEN");
+        command
+    }
+
+    /// Runs `chronofs ARGUMENTS`, which must succeed, and gives what it printed.
+    #[track_caller]
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = run(&mut self.command(arguments));
+        assert!(output.status.success(), "chronofs {} failed:\n{}", arguments.join(" "), text_of(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `chronofs ARGUMENTS`, which must fail by itself (not by a panic), and gives the whole output.
+    #[track_caller]
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        let output = run(&mut self.command(arguments));
+        assert_failed_cleanly(&output, &arguments.join(" "))
+    }
+
+    /// Starts the admin server and waits until it listens.
+    pub fn start_admin(&mut self) {
+        self.admin.start();
+        let (admin, address) = (&mut self.admin, self.admin_address);
+        wait_for("the admin server to listen", || {
+            admin.assert_running();
+            std::net::TcpStream::connect(address).ok()
+        });
+    }
+
+    /// Starts the metadata server and waits until it is ready.
+    pub fn start_meta(&mut self) {
+        self.meta.start();
+        let (meta, address) = (&mut self.meta, self.http_address);
+        wait_for("the metadata server to be ready", || {
+            meta.assert_running();
+            http_get(address, "/readyz").ok().filter(|(status, _)| *status == 200)
+        });
+    }
+
+    /// Starts the metadata server while the admin server is away, and waits until it listens.
+    pub fn start_meta_without_admin(&mut self) {
+        self.meta.start();
+        let (meta, address) = (&mut self.meta, self.meta_address);
+        wait_for("the metadata server to listen", || {
+            meta.assert_running();
+            std::net::TcpStream::connect(address).ok()
+        });
+    }
+
+    /// Creates a volume with further flags of `configure create volume`.
+    #[track_caller]
+    pub fn create_volume(&self, name: &str, flags: &[&str]) {
+        let mut arguments = vec![
+            "configure",
+            "create",
+            "volume",
+            name,
+            "--block-store",
+            "blocks",
+            "--metadata-store",
+            "store",
+        ];
+        arguments.extend(flags);
+        self.ok(&arguments);
+    }
+
+    /// Creates a token for `volume` with further flags.
+    #[track_caller]
+    pub fn create_token(&self, volume: &str, flags: &[&str]) -> String {
+        let mut arguments = vec!["configure", "create", "volume-token", "--volume", volume];
+        arguments.extend(flags);
+        token_in(&self.ok(&arguments))
+    }
+
+    /// Mounts `volume` in the foreground of a child process with a new token.
+    #[track_caller]
+    pub fn mount(&self, volume: &str, flags: &[&str]) -> Mount {
+        let token = self.create_token(volume, &[]);
+        self.mount_with(volume, &token, flags)
+    }
+
+    /// Mounts `volume` as it was at `instant`, with the token of another mount of it.
+    #[track_caller]
+    pub fn mount_past(&self, live: &Mount, instant: &str) -> Mount {
+        self.mount_with(&live.volume, &live.token, &["--at-time", instant])
+    }
+
+    /// Mounts with a token of the caller's.
+    #[track_caller]
+    pub fn mount_with(&self, volume: &str, token: &str, flags: &[&str]) -> Mount {
+        let number = self.mounts_made.replace_with(|n| *n + 1);
+        let dir = self.path(&format!("mnt{number}"));
+        std::fs::create_dir(&dir).expect("folder to mount at");
+        let shown = dir.to_str().expect("printable paths");
+        let mut arguments = vec!["mount", "start", volume, shown, "--foreground"];
+        arguments.extend(flags);
+        let etc = self.path("etc");
+        let environment =
+            [("CHRONOFS_CONFIG_DIR", etc.to_str().expect("printable paths")), ("CHRONOFS_TOKEN", token)];
+        let log = self.path(&format!("mnt{number}.log"));
+        let process = Process::new(&format!("mount {number}"), &arguments, &environment, &log);
+        let mut mount = Mount { dir, volume: volume.to_owned(), token: token.to_owned(), process };
+        mount.start();
+        mount
+    }
+
+    /// Stops the metadata server and lets `meta verify` look at its folder: it must find nothing.
+    #[track_caller]
+    pub fn stop_meta_and_verify(&mut self) {
+        self.meta.stop();
+        let folder = self.path("meta");
+        self.ok(&["meta", "verify", "--db-folder", folder.to_str().expect("printable paths")]);
+    }
+}
+
+/// Gives the output of a command that failed with a message; panics if it succeeded or did not fail by itself.
+#[track_caller]
+pub fn assert_failed_cleanly(output: &Output, what: &str) -> String {
+    let text = text_of(output);
+    assert!(!output.status.success(), "`{what}` succeeded but should fail:\n{text}");
+    assert!(output.status.code().is_some(), "`{what}` was ended by a signal: {}\n{text}", output.status);
+    assert!(!text.contains("panicked at"), "`{what}` panicked:\n{text}");
+    assert!(!text.trim().is_empty(), "`{what}` failed without a word");
+    text
+}
+
+/// The token in what a command printed.
+#[track_caller]
+pub fn token_in(text: &str) -> String {
+    let start = text.find(TOKEN_START).unwrap_or_else(|| panic!("no token in: {text}"));
+    text[start..].chars().take_while(|c| c.is_ascii_alphanumeric() || "_-.+/=".contains(*c)).collect()
+}
+
+/// A mounted volume, served by a child process. Dropping it unmounts.
+pub struct Mount {
+    /// Where it is mounted.
+    pub dir: PathBuf,
+    /// The volume.
+    pub volume: String,
+    /// The token it was mounted with.
+    pub token: String,
+    /// The mount's process.
+    pub process: Process,
+}
+
+impl Mount {
+    /// Starts the process and waits until the folder is a mount point that answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.process.start();
+        let (dir, process) = (&self.dir, &mut self.process);
+        wait_for("the mount", || {
+            process.assert_running();
+            is_mount_point(dir).then_some(())
+        });
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Flushes the mount and gives the committed version (`chronofs instant`).
+    #[track_caller]
+    pub fn instant(&self) -> String {
+        let output = run(Command::new(chronofs_binary()).arg("instant").arg(&self.dir));
+        assert!(output.status.success(), "chronofs instant failed:\n{}", text_of(&output));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// `umount`, and waits for the process, which must end with success.
+    #[track_caller]
+    pub fn unmount(&mut self) {
+        let output = run(Command::new("umount").arg(&self.dir));
+        assert!(output.status.success(), "umount failed:\n{}", text_of(&output));
+        let status = self.process.wait();
+        assert!(status.success(), "the mount ended with {status}:\n{}", self.process.log_tail());
+    }
+
+    /// `kill -9` of the mount's process, and takes the dead mount away.
+    pub fn kill(&mut self) {
+        self.process.kill();
+        detach(&self.dir);
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.process.pid().is_some() || is_mount_point(&self.dir) {
+            detach(&self.dir);
+        }
+    }
+}
+
+/// Whether something is mounted at `dir`, without asking what is mounted there.
+pub fn is_mount_point(dir: &Path) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").expect("/proc/self/mountinfo");
+    table
+        .split(|&b| b == b'\n')
+        .any(|line| line.split(|&b| b == b' ').nth(4) == Some(dir.as_os_str().as_bytes()))
+}
+
+/// Takes a mount away whatever its state.
+pub fn detach(dir: &Path) {
+    while is_mount_point(dir) {
+        let done = Command::new("umount").arg("-l").arg(dir).status().is_ok_and(|s| s.success());
+        if !done {
+            return;
+        }
+    }
+}
+
+/// The device number of a path: differs between the folder and what is mounted on it.
+pub fn device_of(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map(|m| m.dev()).unwrap_or_default()
+}

@@ -1,0 +1,494 @@
+//! What people and machines get wrong: each is refused or reported with the thing, the reason and the next step, and
+//! nothing that was acknowledged is lost over it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use chronofs_e2e::installation::{assert_failed_cleanly, detach, token_in};
+use chronofs_e2e::process::{Process, free_address, run, text_of, wait_for};
+use chronofs_e2e::{Installation, Mount, Rng};
+use chronofs_wire::token::{Token, TokenKind};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// An empty folder to mount at.
+fn place(installation: &Installation) -> PathBuf {
+    let dir = installation.path("place");
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// The token with another secret.
+fn forged(token: &str) -> String {
+    let good: Token = token.parse().unwrap();
+    let drawn = Token::draw(TokenKind::Volume, &good.admin, good.pin).unwrap();
+    Token { secret: drawn.secret, ..good }.to_string()
+}
+
+/// A token of the right server that nobody issued.
+fn unknown(token: &str) -> String {
+    let good: Token = token.parse().unwrap();
+    Token::draw(TokenKind::Volume, &good.admin, good.pin).unwrap().to_string()
+}
+
+#[test]
+fn tokens_that_do_not_fit_are_refused() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    installation.create_volume("other", &[]);
+    let dir = place(&installation);
+    let good = installation.create_token("v", &[]);
+    let for_other = installation.create_token("other", &[]);
+    let no_past = installation.create_token("v", &["--no-past"]);
+    let table: [(&str, &str, &[&str], &str); 7] = [
+        ("no token at all", "hello", &[], "token"),
+        ("a token cut short", &good[..good.len() / 2], &[], "token"),
+        ("a token with another secret", &forged(&good), &[], "token"),
+        ("a token that nobody issued", &unknown(&good), &[], "token"),
+        ("a token of another volume", &for_other, &[], "token"),
+        ("a token without the past", &no_past, &["--at-time", "-1s"], "past"),
+        ("a volume that is not there", &good, &[], "nowhere"),
+    ];
+    for (what, token, flags, expected) in table {
+        let volume = if expected == "nowhere" { "nowhere" } else { "v" };
+        let mut arguments = vec!["mount", "start", volume, text(&dir), "--token", token];
+        arguments.extend(flags);
+        let said = installation.fails(&arguments);
+        assert!(said.to_lowercase().contains(expected), "{what}: {said}");
+        assert!(!chronofs_e2e::installation::is_mount_point(&dir), "{what}: mounted all the same");
+        assert!(!said.contains(&good), "{what}: the message shows a secret: {said}");
+    }
+}
+
+#[test]
+fn a_deleted_token_opens_nothing_any_more() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let dir = place(&installation);
+    let token = installation.create_token("v", &[]);
+    let mut mount = installation.mount_with("v", &token, &[]);
+    mount.unmount();
+    let list = installation.ok(&["configure", "list", "volume-token", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let ids: Vec<&str> = list.as_array().unwrap().iter().filter_map(|t| t["id"].as_str()).collect();
+    assert!(!ids.is_empty(), "{list}");
+    for id in ids {
+        installation.ok(&["configure", "delete", "volume-token", id]);
+    }
+    wait_for("the token to be refused", || {
+        let output = run(&mut installation.command(&["mount", "start", "v", text(&dir), "--token", &token]));
+        detach(&dir);
+        (!output.status.success()).then(|| assert_failed_cleanly(&output, "mount start"))
+    });
+}
+
+#[test]
+fn a_token_confines_to_what_it_names() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let whole = installation.mount("v", &[]);
+    fs::create_dir_all(whole.path("a/b")).unwrap();
+    fs::write(whole.path("a/inside"), "inside").unwrap();
+    fs::write(whole.path("outside"), "outside").unwrap();
+    whole.instant();
+
+    let read_only = installation.mount_with("v", &installation.create_token("v", &["--read-only"]), &[]);
+    assert_eq!(fs::read_to_string(read_only.path("a/inside")).unwrap(), "inside");
+    let error = fs::write(read_only.path("new"), "x").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem, "{error}");
+
+    let part = installation.mount_with("v", &installation.create_token("v", &["--path", "/a"]), &[]);
+    let mut names: Vec<_> = fs::read_dir(&part.dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["b", "inside"]);
+    assert!(!part.path("outside").exists());
+    fs::write(part.path("b/new"), "from within").unwrap();
+    assert_eq!(fs::read_to_string(whole.path("a/b/new")).unwrap(), "from within");
+}
+
+#[test]
+fn instants_that_cannot_be_had_are_refused_with_those_that_can() {
+    let installation = Installation::start();
+    installation.create_volume("v", &["--retention", "1h"]);
+    let live = installation.mount("v", &[]);
+    fs::write(live.path("file"), "x").unwrap();
+    live.instant();
+    let dir = place(&installation);
+    let mount = |at: &str| {
+        installation.fails(&["mount", "start", "v", text(&dir), "--token", &live.token, "--at-time", at])
+    };
+    for at in ["2999-01-01T00:00:00Z", "1999-01-01T00:00:00Z", "-2h", "-30m", "yesterday 00:00"] {
+        let said = mount(at);
+        let instants = said.matches("Z").count();
+        assert!(said.contains("earliest") && said.contains("latest") && instants >= 2, "{at}: {said}");
+    }
+    for at in ["", "noon", "2026-03-15", "2026-03-15T10:30:00", "--", "-5x", "2026-13-45T10:30:00Z"] {
+        let said = installation.fails(&[
+            "mount",
+            "start",
+            "v",
+            text(&dir),
+            "--token",
+            &live.token,
+            &format!("--at-time={at}"),
+        ]);
+        assert!(said.contains("RFC 3339") || said.contains("--at-time"), "{at}: {said}");
+    }
+}
+
+#[test]
+fn bad_commands_name_what_is_wrong() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let dir = place(&installation);
+    let file = installation.path("a file");
+    fs::write(&file, "x").unwrap();
+    let blocks = installation.path("blocks");
+    let volume = |name: &'static str, flags: &[&'static str]| {
+        let mut all = vec![
+            "configure",
+            "create",
+            "volume",
+            name,
+            "--block-store",
+            "blocks",
+            "--metadata-store",
+            "store",
+        ];
+        all.extend(flags);
+        all
+    };
+    let token = installation.create_token("v", &[]);
+    let store = |name: &'static str, path| {
+        vec!["configure", "create", "block-store", name, "--kind", "local", "--path", path]
+    };
+    let table: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["frobnicate"], "frobnicate"),
+        (vec!["mount", "start"], "volume"),
+        (vec!["mount", "start", "v", text(&dir), "--token", &token, "--frobnicate"], "--frobnicate"),
+        (vec!["mount", "start", "v", "/no/such/folder", "--token", &token], "/no/such/folder"),
+        (vec!["mount", "start", "v", text(&file), "--token", &token], "a file"),
+        (vec!["mount", "start", "v", text(&dir), "--token-file", "/no/such/file"], "/no/such/file"),
+        (vec!["mount", "stop", text(&dir)], text(&dir)),
+        (vec!["instant", text(&dir)], text(&dir)),
+        (vec!["meta", "verify", "--db-folder", "/no/such/folder"], "/no/such/folder"),
+        (vec!["meta", "init", "creds", "--token", "x", "--db-folder", text(&dir)], "token"),
+        (volume("v", &[]), "v"),
+        (volume("", &[]), "name"),
+        (volume("a/b", &[]), "a/b"),
+        (volume("w", &["--block-size", "100"]), "block"),
+        (volume("w", &["--block-size", "huge"]), "huge"),
+        (volume("w", &["--compression", "rar"]), "rar"),
+        (volume("w", &["--retention", "7 parsecs"]), "7 parsecs"),
+        (volume("w", &["--max-bytes", "-5"]), "-5"),
+        (
+            vec!["configure", "create", "volume", "w", "--block-store", "nope", "--metadata-store", "store"],
+            "nope",
+        ),
+        (
+            vec!["configure", "create", "volume", "w", "--block-store", "blocks", "--metadata-store", "nope"],
+            "nope",
+        ),
+        (store("blocks", text(&blocks)), "blocks"),
+        (store("relative", "some/folder"), "some/folder"),
+        (vec!["configure", "show", "volume", "nope"], "nope"),
+        (vec!["configure", "delete", "volume", "nope"], "nope"),
+        (vec!["configure", "update", "volume", "nope", "--retention", "1d"], "nope"),
+        (vec!["configure", "delete", "block-store", "blocks"], "v"),
+        (vec!["configure", "delete", "metadata-store", "store"], "v"),
+        (vec!["configure", "create", "volume-token", "--volume", "nope"], "nope"),
+        (vec!["configure", "create", "volume-token", "--volume", "v", "--ends", "soon"], "soon"),
+    ];
+    for (arguments, expected) in table {
+        let said = installation.fails(&arguments);
+        assert!(
+            said.contains(expected),
+            "chronofs {}: does not name {expected}: {said}",
+            arguments.join(" ")
+        );
+    }
+}
+
+#[test]
+fn ports_and_folders_belong_to_one_process() {
+    let installation = Installation::start();
+    let (admin, meta) = (installation.path("admin"), installation.path("meta"));
+    let (admin_port, meta_port) =
+        (installation.admin_address.to_string(), installation.meta_address.to_string());
+    let free = free_address().to_string();
+    let spare = installation.path("spare");
+    let token = token_in(&installation.ok(&["configure", "create", "metadata-store", "spare"]));
+    installation.ok(&["meta", "init", "creds", "--token", &token, "--db-folder", text(&spare)]);
+    let start = |role: &'static str, folder: &Path, address: &str| {
+        let mut arguments = vec![role.to_owned(), "start".to_owned(), "--db-folder".to_owned()];
+        arguments.extend([text(folder).to_owned(), "--bind-addr".to_owned(), address.to_owned()]);
+        if role == "meta" {
+            arguments.extend(["--http-addr".to_owned(), free_address().to_string()]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        installation.fails(&arguments)
+    };
+    for (what, said, expected) in [
+        ("a second admin on the folder", start("admin", &admin, &free), text(&admin)),
+        ("a second meta on the folder", start("meta", &meta, &free), text(&meta)),
+        ("meta on a port in use", start("meta", &spare, &meta_port), &meta_port),
+        ("meta on the admin's port", start("meta", &spare, &admin_port), &admin_port),
+        (
+            "a folder that was not initialised",
+            start("meta", &installation.path("fresh"), &free),
+            "init creds",
+        ),
+    ] {
+        assert!(said.contains(expected), "{what}: does not name {expected}: {said}");
+    }
+}
+
+/// Writes `count` files with an fsync each, until the first error.
+fn write_until_error(mount: &Mount, count: u32, bytes: &[u8]) -> (Vec<PathBuf>, Option<io::Error>) {
+    let mut synced = Vec::new();
+    for n in 0..count {
+        let path = mount.path(&format!("file {n}"));
+        let result = File::create_new(&path).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+        match result {
+            Ok(()) => synced.push(path),
+            Err(e) => return (synced, Some(e)),
+        }
+    }
+    (synced, None)
+}
+
+/// A mounted tmpfs of its own size; unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(dir: PathBuf, mib: u32) -> SmallDisk {
+        fs::create_dir_all(&dir).unwrap();
+        let output = run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "small"])
+            .arg(&dir));
+        assert!(output.status.success(), "mounting a tmpfs: {}", text_of(&output));
+        SmallDisk(dir)
+    }
+
+    fn resize(&self, mib: u32) {
+        let output = run(Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(&self.0));
+        assert!(output.status.success(), "resizing a tmpfs: {}", text_of(&output));
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_under_the_log_loses_nothing_acknowledged() {
+    let holder = tempfile::tempdir().unwrap();
+    // Room for the server to start with, but not for what is written: 400 MB in inline and staged slices.
+    let disk = SmallDisk::new(holder.path().join("small"), 400);
+    let mut installation = Installation::start_with_meta_folder(&disk.0.join("meta"));
+    installation.create_volume("v", &[]);
+    let mut mount = installation.mount("v", &[]);
+    let bytes = Rng::new(1).bytes(60_000);
+    let (synced, error) = write_until_error(&mount, 20_000, &bytes);
+    let error = error.expect("a full disk must be told");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "after {} files: {error}", synced.len());
+    assert!(synced.len() > 100, "only {} files before the disk was full", synced.len());
+    let check = |what: &str| {
+        for path in &synced {
+            let found = fs::read(path).unwrap_or_else(|e| panic!("{what}: {}: {e}", path.display()));
+            assert!(found == bytes, "{what}: {} lost what fsync returned for", path.display());
+        }
+    };
+    check("while full");
+    installation.meta.kill();
+    disk.resize(1500);
+    installation.start_meta();
+    check("after a restart with more room");
+    fs::write(mount.path("again"), &bytes).unwrap();
+    mount.instant();
+    mount.unmount();
+    installation.meta.stop();
+    installation.ok(&["meta", "verify", "--db-folder", text(&disk.0.join("meta"))]);
+    drop(installation);
+}
+
+/// All files under `dir`.
+fn files_under(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(files_under(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+/// The 64 KiB pieces of `path` that cannot be read; those that can must be `expected`.
+fn unreadable(path: &Path, expected: &[u8]) -> Vec<u64> {
+    let file = File::open(path).unwrap();
+    let mut failed = Vec::new();
+    for (n, piece) in expected.chunks(64 << 10).enumerate() {
+        let mut buffer = vec![0; piece.len()];
+        match file.read_exact_at(&mut buffer, (n as u64) << 16) {
+            Ok(()) => assert!(buffer == piece, "wrong bytes were returned at {}", n << 16),
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(5), "EIO is expected: {e}");
+                failed.push(n as u64);
+            }
+        }
+    }
+    failed
+}
+
+#[test]
+fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
+    let installation = Installation::start();
+    installation.create_volume("v", &["--block-size", "1MiB", "--compression", "none"]);
+    let mut writer = installation.mount("v", &[]);
+    let bytes: Vec<u8> = {
+        let mut rng = Rng::new(2);
+        (0..6 << 17).flat_map(|_| rng.bits().to_le_bytes()).collect()
+    };
+    for (n, block) in bytes.chunks(1 << 20).enumerate() {
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).open(writer.path("file")).unwrap();
+        file.write_all_at(block, (n as u64) << 20).unwrap();
+        file.sync_all().unwrap();
+    }
+    writer.unmount();
+    let objects: Vec<PathBuf> = files_under(&installation.path("blocks"))
+        .into_iter()
+        .filter(|p| fs::metadata(p).unwrap().len() > 900_000)
+        .collect();
+    assert!(objects.len() >= 6, "one object for each block at least: {objects:?}");
+    let victim = &objects[0];
+    let object = victim.file_name().unwrap().to_str().unwrap().to_owned();
+    let healthy = fs::read(victim).unwrap();
+
+    let mut damaged = healthy.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0x40;
+    let hidden = installation.path("hidden");
+    for what in ["damaged", "missing"] {
+        match what {
+            "damaged" => fs::write(victim, &damaged).unwrap(),
+            _ => fs::rename(victim, &hidden).unwrap(),
+        }
+        let mut mount = installation.mount("v", &[]);
+        let failed = unreadable(&mount.path("file"), &bytes);
+        assert!(!failed.is_empty(), "{what}: everything could be read");
+        let (first, last) = (failed[0], *failed.last().unwrap());
+        assert!(first / 16 == last / 16, "{what}: more than one block failed: pieces {failed:?}");
+        let log = mount.process.log();
+        assert!(log.contains(&object), "{what}: the log does not name object {object}: {log}");
+        mount.unmount();
+    }
+    fs::write(victim, &healthy).unwrap();
+    let mount = installation.mount("v", &[]);
+    assert_eq!(unreadable(&mount.path("file"), &bytes), [0u64; 0], "whole again");
+}
+
+#[test]
+fn a_block_folder_that_is_away_or_read_only_acknowledges_nothing() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mount = installation.mount("v", &[]);
+    let blocks = installation.path("blocks");
+    let big = Rng::new(3).bytes(3 << 20);
+    let write = |name: &str| {
+        File::create(mount.path(name)).and_then(|mut file| {
+            file.write_all(&big)?;
+            file.sync_all()
+        })
+    };
+    write("before").unwrap();
+
+    let bind = |arguments: &[&str]| {
+        let output = run(Command::new("mount").args(arguments));
+        assert!(output.status.success(), "mount {arguments:?}: {}", text_of(&output));
+    };
+    bind(&["--bind", text(&blocks), text(&blocks)]);
+    bind(&["-o", "remount,bind,ro", text(&blocks)]);
+    let refused = write("read-only");
+    detach(&blocks);
+    let error = refused.expect_err("fsync returned for bytes that could not be written");
+    assert!(matches!(error.raw_os_error(), Some(5 | 30)), "EIO or EROFS: {error}");
+
+    let away = installation.path("away");
+    fs::rename(&blocks, &away).unwrap();
+    let refused = write("away");
+    fs::rename(&away, &blocks).unwrap();
+    assert_eq!(refused.expect_err("fsync returned without a folder").raw_os_error(), Some(5));
+
+    write("after").unwrap();
+    for name in ["before", "after"] {
+        assert!(fs::read(mount.path(name)).unwrap() == big, "{name}");
+    }
+}
+
+#[test]
+fn a_block_folder_that_is_not_there_is_refused_from_the_start() {
+    let installation = Installation::start();
+    let create =
+        ["configure", "create", "block-store", "gone", "--kind", "local", "--path", "/no/such/folder"];
+    let output = run(&mut installation.command(&create));
+    if !output.status.success() {
+        assert!(assert_failed_cleanly(&output, "create block-store").contains("/no/such/folder"));
+        return;
+    }
+    // The admin server need not see the folder; then whoever serves the volume must say so at its first use.
+    installation.ok(&[
+        "configure",
+        "create",
+        "volume",
+        "w",
+        "--block-store",
+        "gone",
+        "--metadata-store",
+        "store",
+    ]);
+    let token = installation.create_token("w", &[]);
+    let said = installation.fails(&["mount", "start", "w", text(&place(&installation)), "--token", &token]);
+    assert!(said.contains("/no/such/folder"), "{said}");
+}
+
+#[test]
+fn own_certificates_that_do_not_fit_stop_the_start() {
+    let installation = Installation::start();
+    let folder = installation.path("admin-with-certificate");
+    let (certificate, key) = (installation.path("cert.pem"), installation.path("key.pem"));
+    fs::write(&certificate, "no certificate").unwrap();
+    let address = free_address().to_string();
+    installation.ok(&["admin", "init", "creds", "--db-folder", text(&folder), "--address", &address]);
+    let arguments = [
+        "admin",
+        "start",
+        "--db-folder",
+        text(&folder),
+        "--bind-addr",
+        &address,
+        "--tls-cert",
+        text(&certificate),
+        "--tls-key",
+        text(&key),
+    ];
+    for (what, expected) in [("a missing key", "key.pem"), ("a broken certificate", "cert.pem")] {
+        let mut process = Process::new("admin", &arguments, &[], &installation.path("tls.log"));
+        process.start();
+        assert!(!process.wait().success(), "{what}: started");
+        assert!(process.log().contains(expected), "{what}: {}", process.log());
+        fs::write(&key, "no key").unwrap();
+    }
+}

@@ -1,0 +1,311 @@
+//! Mounting, unmounting, and what mounts see of each other and of servers that are away.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use chronofs_e2e::installation::{detach, is_mount_point};
+use chronofs_e2e::process::{chronofs_binary, http_get, run, text_of, wait_for};
+use chronofs_e2e::{Installation, Manifest, Rng, seed};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn mounting_and_unmounting_in_the_background_and_the_list_of_mounts() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let token = installation.create_token("v", &[]);
+    let dir = installation.path("a place");
+    fs::create_dir(&dir).unwrap();
+    installation.ok(&["mount", "init", "creds", "--token", &token]);
+    installation.ok(&["mount", "start", "v", text(&dir)]);
+    assert!(is_mount_point(&dir));
+    fs::write(dir.join("file"), "written without fsync").unwrap();
+
+    let list = installation.ok(&["mount", "list"]);
+    assert!(list.contains(text(&dir)) && list.contains('v'), "{list}");
+    let list: serde_json::Value =
+        serde_json::from_str(&installation.ok(&["mount", "list", "--json"])).unwrap();
+    let here = list.as_array().unwrap().iter().find(|m| m.to_string().contains(text(&dir)));
+    assert!(here.is_some(), "{list}");
+
+    let again = installation.fails(&["mount", "start", "v", text(&dir)]);
+    assert!(again.contains(text(&dir)), "{again}");
+    installation.ok(&["mount", "stop", text(&dir)]);
+    assert!(names(&dir).is_empty(), "still mounted after mount stop");
+    let twice = installation.fails(&["mount", "stop", text(&dir)]);
+    assert!(twice.contains(text(&dir)), "{twice}");
+
+    installation.ok(&["mount", "start", "v", text(&dir), "--ro"]);
+    assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "written without fsync");
+    let error = fs::write(dir.join("file"), "x").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
+    let output = run(Command::new("umount").arg(&dir));
+    assert!(output.status.success(), "{}", text_of(&output));
+}
+
+/// mount(8) and fstab find `mount.chronofs`; in a mount namespace of its own, so that nothing of the machine changes.
+#[test]
+fn mount_8_and_fstab_work_and_umount_flushes() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let token_file = installation.path("token");
+    fs::write(&token_file, installation.create_token("v", &[])).unwrap();
+    let dir = installation.path("mnt");
+    fs::create_dir(&dir).unwrap();
+    let script = r#"
+        set -eu
+        mount -t tmpfs none /usr/sbin
+        ln -s "$BIN" /usr/sbin/mount.chronofs
+        mount -t chronofs v "$DIR" -o "token-file=$TOKEN_FILE"
+        findmnt -n -o FSTYPE,SOURCE "$DIR"
+        echo first > "$DIR/file"
+        instant=$("$BIN" instant "$DIR")
+        echo second > "$DIR/file"
+        umount "$DIR"
+        printf 'v %s chronofs noauto,ro,token-file=%s 0 0\n' "$DIR" "$TOKEN_FILE" > "$DIR.fstab"
+        mount -T "$DIR.fstab" "$DIR"
+        cat "$DIR/file"
+        ! touch "$DIR/new" 2> /dev/null
+        umount "$DIR"
+        mount -t chronofs v "$DIR" -o "at-time=$instant,token-file=$TOKEN_FILE"
+        cat "$DIR/file"
+        umount "$DIR"
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "bash", "-c", script]);
+    command.env("BIN", chronofs_binary()).env("DIR", &dir).env("TOKEN_FILE", &token_file);
+    command.env("CHRONOFS_CONFIG_DIR", installation.path("etc"));
+    let output = run(&mut command);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("chronofs"), "{said}");
+    assert!(said.ends_with("second\nfirst\n"), "{said}");
+}
+
+#[test]
+fn two_mounts_see_what_the_other_closed_or_synced() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (a, b) = (installation.mount("v", &[]), installation.mount("v", &[]));
+    let seed = seed("two_mounts");
+    let mut rng = Rng::new(seed);
+    for round in 0..60 {
+        let (writer, reader) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let len = *rng.pick(&[1usize, 500, 5_000, 70_000, 5_000_000]);
+        let bytes = rng.bytes(len);
+        let name = format!("file {}", rng.below(4));
+        let sync = rng.one_in(2);
+        let mut file = File::create(writer.path(&name)).unwrap();
+        file.write_all(&bytes).unwrap();
+        if sync {
+            file.sync_all().unwrap();
+        } else {
+            drop(file);
+        }
+        let found = fs::read(reader.path(&name)).unwrap();
+        assert!(
+            found == bytes,
+            "seed {seed}, round {round}: {len} bytes, sync {sync}: the other sees {}",
+            found.len()
+        );
+        match round % 5 {
+            0 => fs::rename(reader.path(&name), reader.path("renamed")).unwrap(),
+            1 => fs::remove_file(reader.path(&name)).unwrap(),
+            2 => fs::create_dir_all(reader.path(&format!("d{round}"))).unwrap(),
+            _ => {}
+        }
+        let seen = (Manifest::of(&a.dir).unwrap(), Manifest::of(&b.dir).unwrap());
+        seen.0.assert_same(&seen.1, &format!("seed {seed}, round {round}: the two mounts"));
+    }
+}
+
+#[test]
+fn sigterm_makes_a_mount_flush_and_go() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mut mount = installation.mount("v", &[]);
+    let bytes = Rng::new(5).bytes(9 << 20);
+    fs::write(mount.path("file"), &bytes).unwrap();
+    mount.process.stop();
+    assert!(!is_mount_point(&mount.dir), "still mounted after SIGTERM");
+    mount.start();
+    assert!(fs::read(mount.path("file")).unwrap() == bytes, "what was written is not there");
+}
+
+/// `ls DIR` in the background.
+fn list_in_background(dir: &Path) -> Child {
+    let mut command = Command::new("ls");
+    command.arg("-f").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn still_running(child: &mut Child, how_long: Duration) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < how_long {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+#[test]
+fn a_server_that_is_down_makes_operations_wait_and_never_looks_like_an_empty_folder() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mount = installation.mount("v", &[]);
+    fs::create_dir(mount.path("dir")).unwrap();
+    for n in 0..50 {
+        fs::write(mount.path(&format!("dir/{n}")), "x").unwrap();
+    }
+    mount.instant();
+    installation.meta.kill();
+    std::thread::sleep(Duration::from_millis(1500)); // longer than anything the kernel may have cached
+    let mut listing = list_in_background(&mount.path("dir"));
+    let waits = still_running(&mut listing, Duration::from_secs(2));
+    installation.start_meta();
+    let output = listing.wait_with_output().unwrap();
+    let said = text_of(&output);
+    assert!(waits, "did not wait for the server: {said}");
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.lines().filter(|l| !l.starts_with('.')).count(), 50, "{said}");
+}
+
+#[test]
+fn a_signal_interrupts_an_operation_that_waits() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mount = installation.mount("v", &[]);
+    fs::create_dir(mount.path("dir")).unwrap();
+    fs::write(mount.path("dir/file"), "x").unwrap();
+    installation.meta.kill();
+    std::thread::sleep(Duration::from_millis(1500));
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let mut waiting = list_in_background(&mount.path("dir"));
+        assert!(
+            still_running(&mut waiting, Duration::from_millis(700)),
+            "did not wait: {:?}",
+            waiting.wait()
+        );
+        let _ = kill_process(Pid::from_child(&waiting), signal);
+        let ended = !still_running(&mut waiting, Duration::from_secs(5));
+        if !ended {
+            installation.start_meta(); // or this test could not end
+        }
+        assert!(ended, "{signal:?} did not end a program that waits for the server");
+    }
+    installation.start_meta();
+    assert_eq!(fs::read_to_string(mount.path("dir/file")).unwrap(), "x");
+}
+
+#[test]
+fn existing_mounts_go_on_while_the_admin_server_is_away() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mut mount = installation.mount("v", &[]);
+    let token = mount.token.clone();
+    installation.admin.kill();
+    fs::write(mount.path("file"), "without admin").unwrap();
+    installation.meta.kill();
+    installation.start_meta_without_admin();
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "without admin");
+    fs::write(mount.path("file"), "still").unwrap();
+    mount.instant();
+    let dir = installation.path("place");
+    fs::create_dir(&dir).unwrap();
+    let said = installation.fails(&["mount", "start", "v", text(&dir), "--token", &token]);
+    assert!(
+        said.contains(&installation.admin_address.to_string()),
+        "names the server that does not answer: {said}"
+    );
+    detach(&dir);
+    installation.start_admin();
+    mount.unmount();
+    installation.stop_meta_and_verify();
+}
+
+#[test]
+fn mapped_files_and_open_files_are_written_back_by_umount() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mut mount = installation.mount("v", &[]);
+    let copied =
+        run(Command::new("cp").args(["-a", "--sparse=always", "/usr/bin/bash"]).arg(mount.path("bash")));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+    let ran = run(Command::new(mount.path("bash")).args(["-c", "echo runs from the mount"]));
+    assert!(text_of(&ran).contains("runs from the mount"), "{}", text_of(&ran));
+    let file = File::create(mount.path("file")).unwrap();
+    file.write_all_at(b"at the end", 10 << 20).unwrap();
+    drop(file);
+    mount.unmount();
+    mount.start();
+    let (a, b) = (fs::read("/usr/bin/bash").unwrap(), fs::read(mount.path("bash")).unwrap());
+    assert!(a == b, "the copy differs");
+    let mut end = String::new();
+    let mut file = File::open(mount.path("file")).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(10 << 20)).unwrap();
+    file.read_to_string(&mut end).unwrap();
+    assert_eq!(end, "at the end");
+}
+
+#[test]
+fn servers_tell_their_health_and_figures() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let mount = installation.mount("v", &[]);
+    fs::write(mount.path("file"), "x").unwrap();
+    mount.instant();
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(http_get(installation.http_address, path).unwrap().0, 200, "{path}");
+    }
+    let (status, metrics) = http_get(installation.http_address, "/metrics").unwrap();
+    assert_eq!(status, 200);
+    let samples: Vec<&str> = metrics.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
+    assert!(samples.iter().any(|l| l.starts_with("chronofs_")), "{metrics}");
+    for line in samples {
+        let value = line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok());
+        assert!(value.is_some(), "not a sample of Prometheus: {line}");
+    }
+    let used = wait_for("the admin server to hear of the volume's use", || {
+        let shown = installation.ok(&["configure", "show", "volume", "v", "--json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        Some(shown).filter(|s| s["name"] == "v")
+    });
+    assert_eq!(used["name"], "v");
+}
+
+#[test]
+fn quotas_are_kept_and_told() {
+    let installation = Installation::start();
+    installation.create_volume("v", &["--max-bytes", "20MiB", "--max-inodes", "20"]);
+    let mount = installation.mount("v", &[]);
+    let free = run(Command::new("stat").args(["-f", "-c", "%b %S %c"]).arg(&mount.dir));
+    let numbers: Vec<u64> = text_of(&free).split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!((numbers[0] * numbers[1], numbers[2]), (20 << 20, 20), "{}", text_of(&free));
+    let bytes = Rng::new(6).bytes(30 << 20);
+    let written = File::create(mount.path("big")).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    let error = written.expect_err("30 MiB into 20 MiB");
+    assert!(matches!(error.raw_os_error(), Some(28 | 122)), "ENOSPC or EDQUOT: {error}");
+    fs::remove_file(mount.path("big")).unwrap();
+    let made = (0..40).take_while(|n| File::create(mount.path(&format!("f{n}"))).is_ok()).count();
+    assert!((15..=20).contains(&made), "{made} files were made with 20 inodes");
+}
