@@ -23,6 +23,8 @@ mod slices;
 mod slots;
 mod step;
 mod system;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod xattr;
 
