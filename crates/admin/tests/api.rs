@@ -1,5 +1,7 @@
 //! The API as `configure` uses it, against a real server over TLS.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use chronofs_wire::http::{AdminClient, ClientError};

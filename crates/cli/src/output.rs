@@ -123,10 +123,10 @@ mod tests {
         ];
         let columns = [("NAME", "name"), ("BLOCK", "block_size"), ("READ-ONLY", "ro"), ("IN", "in")];
         let expected = "\
-NAME     BLOCK   READ-ONLY   IN
-a        4 MiB   yes         x, y
-longer   -       no          -";
+NAME    BLOCK  READ-ONLY  IN
+a       4 MiB  yes        x, y
+longer  -      no         -";
         assert_eq!(table(&columns, &rows), expected);
-        assert_eq!(card(&columns[..2], &rows[0]), "NAME    a\nBLOCK   4 MiB");
+        assert_eq!(card(&columns[..2], &rows[0]), "NAME   a\nBLOCK  4 MiB");
     }
 }

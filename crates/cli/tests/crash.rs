@@ -2,6 +2,8 @@
 //!
 //! CHRONOFS_CASES sets the number of rounds (5).
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use chronofs_wire::http::{AdminClient, Method};

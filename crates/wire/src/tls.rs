@@ -85,13 +85,14 @@ impl ServerIdentity {
             fs::read(path).map_err(|source| TlsError::File { verb: "read", path: path.to_owned(), source })
         };
         let bad = |path: &Path, what, reason| TlsError::Pem { path: path.to_owned(), what, reason };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(certificate)?).collect();
+        let (certificate_pem, key_pem) = (read(certificate)?, read(key)?);
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate_pem).collect();
         let chain = chain.map_err(|e| bad(certificate, "certificate", e.to_string()))?;
         if chain.is_empty() {
             return Err(bad(certificate, "certificate", "no section CERTIFICATE".to_owned()));
         }
         let key_der =
-            PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| bad(key, "private key", e.to_string()))?;
+            PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| bad(key, "private key", e.to_string()))?;
         Ok(ServerIdentity { chain, key: key_der })
     }
 

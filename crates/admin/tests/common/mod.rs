@@ -1,7 +1,7 @@
 //! A real admin server on a port of its own, and clients of it.
 
 // Each test program uses a part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use chronofs_admin::{InitConfig, Server, StartConfig, init_creds};
 use chronofs_wire::http::AdminClient;

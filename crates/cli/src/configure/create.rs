@@ -2,7 +2,7 @@
 
 use super::{Kind, Session, at};
 use crate::output::{self, parse_size};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use chronofs_admin::model::{NewAccount, NewBlockStore, NewMetadataStore, NewVolume, NewVolumeToken, Role};
 use chronofs_core::Retention;
 use chronofs_core::time::parse_instant;
@@ -209,7 +209,9 @@ async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
         Some("waiting") => {
             output::warn(format!("volume '{}' is created but not served yet: {detail}", new.name))
         }
-        Some("problem") => bail!("volume '{}' is created but cannot be served: {detail}", new.name),
+        Some("problem") => {
+            output::warn(format!("volume '{}' is created but cannot be served: {detail}", new.name))
+        }
         _ => {}
     }
     Ok(())
