@@ -71,6 +71,9 @@ async fn serve(connection: &Arc<Connection>, link: Link, events: &UnboundedSende
         loop {
             match reader.next::<ToClient>().await {
                 Ok(Some(ToClient::Closing)) => return Ended::Lost("it stops".to_owned()),
+                Ok(Some(ToClient::Refused { message })) => {
+                    return Ended::Lost(format!("it did not take a message: {message}"));
+                }
                 Ok(Some(frame)) => {
                     heard.send_replace(Instant::now());
                     received(connection, frame, ttl, events);
@@ -151,7 +154,13 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
             connection.lease.told(shared);
             let _ = events.send(Event::Shared(shared));
         }
-        ToClient::Closing => {}
+        ToClient::Parked { calls } => {
+            tracing::error!(
+                "the server lost power, and {} changes that it had not stored yet could not be made again: {calls:?}",
+                calls.len()
+            );
+        }
+        ToClient::Closing | ToClient::Refused { .. } => {}
     }
 }
 

@@ -98,6 +98,7 @@ mod tests {
             version: Version(version),
             caller: Caller::ROOT,
             request: Request::Grant { count: version },
+            made: None,
         }
     }
 

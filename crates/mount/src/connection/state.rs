@@ -167,7 +167,8 @@ impl State {
         if let Ok(reply) = &result {
             self.note_opens(&call.request, reply);
             if call.request.mutates() {
-                self.replay.keep(Replayed { id, version, caller: call.caller, request: call.request });
+                let made = made_by(&call.request, reply);
+                self.replay.keep(Replayed { id, version, caller: call.caller, request: call.request, made });
             }
         }
         self.replay.durable(durable);
@@ -321,6 +322,14 @@ impl State {
             }
             _ => {}
         }
+    }
+}
+
+/// The inode that a create gave: what follows names it, so a replay must give the same one.
+fn made_by(request: &Request, reply: &Reply) -> Option<Ino> {
+    match (request, reply) {
+        (Request::Create { .. }, Reply::Attr(attr) | Reply::Opened { attr, .. }) => Some(attr.ino),
+        _ => None,
     }
 }
 

@@ -32,6 +32,7 @@ fn welcome(boot: u64, replay: bool) -> Welcome {
         at: None,
         store: StoreAccess::ThroughServer,
         replay,
+        life_ms: 10_000,
     }
 }
 

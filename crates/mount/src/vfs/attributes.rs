@@ -36,6 +36,11 @@ impl Vfs {
         let clears = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         let attr = match self.data.existing(ino) {
             Some(file) if size.is_some() || sets_mtime || clears => {
+                if clears {
+                    // A write before chown or chmod may still have to take setuid: not after it. A failure is told to
+                    // whoever closes the file.
+                    let _ = file.flush(&file.error_mark()).await;
+                }
                 // Bytes written before must not undo the change when they are published later.
                 file.set_attr(size, sets_mtime, self.apply(caller, ino, set)).await?
             }

@@ -1,0 +1,238 @@
+//! A metadata server in a process of its own, which can be killed, and mounts in this one.
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+
+use chronofs_core::Retention;
+use chronofs_core::Version;
+use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+use chronofs_meta::executor::Input;
+use chronofs_meta::machine::Event;
+use chronofs_meta::{Server, StartConfig};
+use chronofs_mount::connection::{Credentials, Source, Target};
+use chronofs_mount::{MountError, MountSpec, Mounted};
+use chronofs_wire::admin::{AssignedStore, AssignedToken, AssignedVolume, Assignment, StoreKind};
+use chronofs_wire::identity::{Secret, Sha256};
+use chronofs_wire::tls::ServerIdentity;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const SERVER_VARIABLE: &str = "CHRONOFS_TEST_SERVER";
+const VOLUME: Uuid = Uuid::from_u128(0x11);
+const TOKEN: Uuid = Uuid::from_u128(0x01);
+const SECRET: [u8; 32] = [9; 32];
+
+/// The body of the test that is the server when another test starts this executable again.
+pub fn serve_if_asked() {
+    let Some(folder) = std::env::var_os(SERVER_VARIABLE).map(PathBuf::from) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let address: SocketAddr = match fs::read_to_string(folder.join("address")) {
+            Ok(before) => before.parse().unwrap(),
+            Err(_) => "127.0.0.1:0".parse().unwrap(),
+        };
+        let config = StartConfig {
+            db_folder: folder.join("meta"),
+            bind_addr: address,
+            advertise: None,
+            http_addr: None,
+            tls: None,
+        };
+        let server = Server::start(&config, false).await.unwrap();
+        let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));
+        server.queue.send(Input::Events(vec![assigned])).await.unwrap();
+        server.queue.send(Input::Events(vec![Event::Tick])).await.unwrap();
+        let new = folder.join("address.new");
+        fs::write(&new, server.address.to_string()).unwrap();
+        fs::rename(new, folder.join("address")).unwrap();
+        fs::write(folder.join("up"), "").unwrap();
+        std::future::pending::<()>().await;
+    });
+}
+
+fn assignment(blocks: &Path) -> Assignment {
+    let spec = VolumeSpec {
+        id: VOLUME,
+        name: "docs".to_owned(),
+        block_size: BLOCK_SIZE_DEFAULT,
+        compression: Compression::Lz4,
+        retention: Retention::Seconds(3600),
+        max_bytes: None,
+        max_inodes: None,
+        hash_key: [7; 16],
+    };
+    let kind = StoreKind::Local { path: blocks.to_str().unwrap().to_owned() };
+    let store = AssignedStore { id: Uuid::from_u128(0x22), kind };
+    let token = AssignedToken {
+        id: TOKEN,
+        secret_sha256: Sha256::of(&SECRET).to_string(),
+        volume: VOLUME,
+        path: None,
+        read_only: false,
+        past: true,
+        ends_ns: None,
+    };
+    Assignment { revision: 1, volumes: vec![AssignedVolume { spec, deleted: false, store }], tokens: vec![token] }
+}
+
+/// A server with an empty volume.
+pub struct Rig {
+    folder: tempfile::TempDir,
+    server: Option<Child>,
+    mounts: u32,
+}
+
+impl Rig {
+    pub fn new() -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rig = Rig { folder, server: None, mounts: 0 };
+        rig.start_server();
+        rig
+    }
+
+    pub fn start_server(&mut self) {
+        assert!(self.server.is_none());
+        let _ = fs::remove_file(self.folder.path().join("up"));
+        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["server_process", "--exact", "--nocapture", "--test-threads=1"])
+            .env(SERVER_VARIABLE, self.folder.path())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.server = Some(child);
+        let up = self.folder.path().join("up");
+        wait_until("the server is up", || up.exists());
+    }
+
+    /// kill -9.
+    pub fn kill_server(&mut self) {
+        let mut child = self.server.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn target(&self) -> Target {
+        let address = fs::read_to_string(self.folder.path().join("address")).unwrap();
+        let pin = ServerIdentity::load_existing(&self.folder.path().join("meta")).unwrap().pin();
+        Target { volume: VOLUME, address, pin, epoch: 0 }
+    }
+
+    pub fn try_mount(&mut self, at: Option<Version>, read_only: bool) -> Result<Mount, MountError> {
+        self.mounts += 1;
+        let dir = self.folder.path().join(format!("m{}", self.mounts));
+        fs::create_dir(&dir).unwrap();
+        let spec = MountSpec {
+            source: Source::Fixed(self.target()),
+            credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
+            dir: dir.clone(),
+            at,
+            read_only,
+            volume: "docs".to_owned(),
+        };
+        let mounted = Mounted::mount(spec)?;
+        Ok(Mount { dir, mounted: Some(mounted) })
+    }
+
+    pub fn mount(&mut self) -> Mount {
+        self.try_mount(None, false).unwrap()
+    }
+
+    pub fn mount_at(&mut self, instant: &str) -> Mount {
+        self.try_mount(Some(version(instant)), false).unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("the server's log:\n{log}");
+        }
+        if let Some(mut child) = self.server.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A mount in this process.
+pub struct Mount {
+    pub dir: PathBuf,
+    mounted: Option<Mounted>,
+}
+
+impl Mount {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn instant(&self) -> String {
+        chronofs_mount::instant(&self.dir).unwrap()
+    }
+
+    pub fn unmount(mut self) {
+        self.mounted.take().unwrap().unmount().unwrap();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A test that failed may leave requests that nobody will ever answer: only take it out of sight.
+        if self.mounted.take().map(std::mem::forget).is_some() {
+            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+        }
+    }
+}
+
+pub fn version(instant: &str) -> Version {
+    chronofs_core::time::parse_instant(instant, &jiff::Zoned::now()).unwrap()
+}
+
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited 30 s in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a test that must not hang the whole run: a dead mount never answers.
+pub fn within(limit: Duration, test: impl FnOnce() + Send + 'static) {
+    let (done, finished) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    match finished.recv_timeout(limit) {
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            for line in mounts.lines().filter(|line| line.contains(" fuse.chronofs chronofs:docs")) {
+                let dir = line.split(' ').nth(4).unwrap_or_default();
+                let _ = Command::new("umount").args(["-l", dir]).status();
+            }
+            panic!("not done after {limit:?}");
+        }
+        _ => {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// Bytes that do not repeat and do not compress.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}
