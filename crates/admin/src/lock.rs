@@ -35,9 +35,9 @@ impl FolderLock {
         Ok(lock)
     }
 
-    /// Writes the process id and `address` into the lock file, for [`FolderLock::holder`].
-    pub fn note(&mut self, address: &str) -> Result<(), AdminError> {
-        let text = format!("{} {address}\n", std::process::id());
+    /// Writes the process id and `text` (where it listens) into the lock file, for [`FolderLock::holder`].
+    pub fn note(&mut self, text: &str) -> Result<(), AdminError> {
+        let text = format!("{} {text}\n", std::process::id());
         let mut write = || {
             self.file.rewind()?;
             self.file.set_len(0)?;
@@ -46,7 +46,7 @@ impl FolderLock {
         write().map_err(AdminError::io("write the lock file"))
     }
 
-    /// Process id and address that the holder of the lock noted; `None` when nobody holds it.
+    /// Process id and text that the holder of the lock noted; `None` when nobody holds it.
     pub fn holder(folder: &Path) -> Option<(String, String)> {
         let mut file = File::open(folder.join(LOCK_FILE)).ok()?;
         match file.try_lock_shared() {

@@ -78,7 +78,7 @@ impl Server {
         let listening = TcpListener::bind(config.bind_addr).await;
         let tcp = listening.map_err(AdminError::io(format!("listen on {}", config.bind_addr)))?;
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
-        lock.note(&local_addr.to_string())?;
+        lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
         Ok(Server { listener, local_addr, pin: identity.pin(), database, lock })
     }

@@ -72,13 +72,18 @@ pub enum Status {
         pid: String,
         /// Where it listens; empty while it starts.
         address: String,
+        /// SHA-256 of its certificate; empty while it starts.
+        pin: String,
     },
 }
 
 /// Looks at the folder of an admin server.
 pub fn status(db_folder: &Path) -> Status {
     match FolderLock::holder(db_folder) {
-        Some((pid, address)) => Status::Running { pid, address },
+        Some((pid, text)) => {
+            let (address, pin) = text.split_once(' ').unwrap_or((&text, ""));
+            Status::Running { pid, address: address.to_owned(), pin: pin.to_owned() }
+        }
         None if db_folder.join(crate::db::DATABASE_FILE).exists() => Status::Stopped,
         None => Status::NotSetUp,
     }

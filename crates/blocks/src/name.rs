@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn a_name_holds_volume_incarnation_session_and_counter() {
         let name = object_name(Uuid::from_u128(1), id());
-        assert_eq!(name, "objects/9e/00000000-0000-0000-0000-000000000001/3/2a/100");
+        assert_eq!(name, "objects/24/00000000-0000-0000-0000-000000000001/3/2a/100");
     }
 
     #[test]

@@ -1,2 +1,111 @@
-//! placeholder
-fn main() {}
+//! The `chronofs` command: every server and tool under one name, or under `ROLE.ANYTHING` through a link.
+//!
+//! It may depend on all crates, and holds no logic of its own: it reads the command line, calls the crate that does
+//! the work, and shows what came of it. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod admin;
+mod argv;
+mod configure;
+mod credentials;
+mod logs;
+mod meta;
+mod mount;
+mod output;
+mod systemd;
+
+use anyhow::{Context, Result};
+use argv::Argv;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+const USAGE: u8 = 2;
+
+/// A file system that remembers every instant
+#[derive(Parser, Debug)]
+#[command(name = "chronofs", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the server that knows accounts, stores and volumes
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// Create, list, show, change and delete accounts, stores, volumes and tokens
+    Configure(configure::Configure),
+    /// Run the server that holds names, attributes and the past of volumes
+    #[command(subcommand)]
+    Meta(meta::Command),
+    /// Mount and unmount volumes
+    #[command(subcommand)]
+    Mount(mount::Command),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = match argv::rewrite(std::env::args_os().collect()) {
+        Ok(Argv::Run(args)) => args,
+        Ok(Argv::Pretend) => return ExitCode::SUCCESS,
+        Err(message) => return failed(&message, ExitCode::from(USAGE)),
+    };
+    // Prints help and usage errors itself, and exits with 0 and 2.
+    let cli = Cli::parse_from(args);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&format!("{error:#}"), ExitCode::FAILURE),
+    }
+}
+
+fn failed(message: &str, code: ExitCode) -> ExitCode {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "chronofs: {message}");
+    code
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Admin(command) => admin::run(command),
+        Command::Configure(command) => configure::run(command),
+        Command::Meta(command) => meta::run(command),
+        Command::Mount(command) => mount::run(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Runs a task on all cores.
+fn serve<T>(task: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    Ok(runtime.context("cannot start threads")?.block_on(task))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_put_together_right_and_helps_end_without_a_full_stop() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let mut all = vec![command];
+        while let Some(command) = all.pop() {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let helps = command.get_arguments().filter_map(|arg| arg.get_help()).map(ToString::to_string);
+            for text in helps.chain([about]) {
+                assert!(!text.ends_with('.') && !text.contains('\n'), "{}: {text}", command.get_name());
+            }
+            all.extend(command.get_subcommands().cloned());
+        }
+    }
+}

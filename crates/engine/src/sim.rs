@@ -59,6 +59,7 @@ pub enum Fault {
 #[derive(Clone)]
 pub struct SimDisk(Arc<Mutex<Medium>>);
 
+#[derive(Clone)]
 struct Medium {
     random: Random,
     /// Names as everyone sees them, and as the last `sync_dir` left them, with what was done since.
@@ -78,7 +79,7 @@ enum NameChange {
     Rename(String, String),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct SimInode {
     content: Vec<u8>,
     durable: Vec<u8>,
@@ -199,6 +200,11 @@ impl SimDisk {
             faults: BTreeMap::new(),
             off: false,
         })))
+    }
+
+    /// Another disk that holds and does the same from here on.
+    pub fn copy(&self) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(self.lock().clone())))
     }
 
     fn lock(&self) -> MutexGuard<'_, Medium> {

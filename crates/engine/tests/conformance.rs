@@ -8,7 +8,7 @@ use chronofs_core::Version;
 use chronofs_engine::embedded::{self, Embedded, MemMedium, MemStore, Options, RocksOptions};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::sim::SimDisk;
-use chronofs_engine::{Batch, Commit, Engine, Reads};
+use chronofs_engine::{Batch, Commit, Engine};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{all, commit, delete, put};

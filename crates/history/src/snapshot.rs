@@ -1,5 +1,6 @@
 //! Reading versioned tables: now, or as they were at an instant.
 
+use crate::expire::until_of;
 use crate::{Row, Table, decode_plain, decode_versioned};
 use bytes::Bytes;
 use chronofs_core::{Version, VolumeIndex};
@@ -153,8 +154,9 @@ impl<R: Reads> Snapshot<R> {
             let row = decode_versioned(&key, &stored)?;
             if order == Ordering::Greater {
                 let split = key.len() - 8;
-                let until = u64::from_be_bytes(key[split..].try_into().unwrap_or_default());
-                if until > at.0 && row.since <= at {
+                // A history key goes on after the row's key, so one that is too low for `from` may come up when
+                // `from` is longer than a key ("after this key").
+                if until_of(&key) > at && row.since <= at && key[6..split] >= *from {
                     found.push((key.slice(6..split), row));
                 }
             } else if row.since <= at {

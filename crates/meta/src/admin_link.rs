@@ -70,7 +70,8 @@ impl AdminLink {
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
-        drop(self.registered.send(registered.epoch));
+        // Nobody listens only when the server stops.
+        let _ = self.registered.send(registered.epoch);
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let mut after = 0;
         loop {

@@ -1,3 +1,17 @@
 //! The mount client: the data path of files, the VFS and its FUSE face.
+//!
+//! Follow a request through the modules: `fuse` takes it from the kernel, `vfs` answers it from a cache or asks
+//! the server over the session that [`connection`] keeps, [`data`] carries the bytes of files; `process` starts,
+//! stops and lists mounts. It may depend on `core`, `wire` and `blocks`.
 
+mod clock;
+pub mod connection;
 pub mod data;
+mod fuse;
+mod process;
+#[cfg(test)]
+mod testing;
+mod vfs;
+
+pub use process::{Listed, MountError, MountSpec, Mounted, StartConfig, State, instant, list, start, stop};
+pub use vfs::Status;

@@ -67,6 +67,11 @@ impl Acl {
         Ok(Some(acl))
     }
 
+    /// Whether setting `bytes` means to remove the list.
+    pub(crate) fn is_no_list(bytes: &[u8]) -> bool {
+        bytes.is_empty() || matches!(Acl::parse(bytes), Ok(None))
+    }
+
     /// The bytes of the attribute.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = VERSION.to_le_bytes().to_vec();

@@ -23,6 +23,9 @@ mod slices;
 mod slots;
 mod step;
 mod system;
+#[cfg(test)]
+mod tests;
+mod verify;
 mod xattr;
 
 pub use create::TARGET_LEN_MAX;
@@ -37,6 +40,7 @@ pub use step::GRANT_MAX;
 pub use system::{
     SystemError, SystemOutcome, SystemReply, instants, list_sessions, list_volumes, session, volume,
 };
+pub use verify::{Fault, verify};
 pub use xattr::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
 
 use chronofs_core::Errno;

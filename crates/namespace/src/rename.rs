@@ -1,7 +1,7 @@
 //! rename(2) and its flags.
 
 use crate::ctx::Done;
-use crate::look::{EXEC, WRITE, check_sticky};
+use crate::look::{EXEC, S_ISGID, WRITE, check_sticky};
 use crate::op::{LINKS_MAX, Op};
 use crate::rows::{Body, Entry, Format, INODE, Inode, Node, ino_key};
 use crate::slots;
@@ -207,7 +207,11 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             flags: 0,
             mode: 0,
             uid: self.ctx.caller.uid,
-            gid: self.ctx.caller.gid,
+            gid: if source.dir_inode.mode & S_ISGID != 0 {
+                source.dir_inode.gid
+            } else {
+                self.ctx.caller.gid
+            },
             parent: source.dir,
             position: source.position,
             crtime_ns: now_ns,

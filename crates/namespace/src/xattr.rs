@@ -106,6 +106,14 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         }
         let mut inode = self.look().named(ino)?;
         let space = space(name)?;
+        let acl = matches!(space, Space::Access | Space::Default);
+        if acl && Acl::is_no_list(value) {
+            return self.remove_xattr(ino, name);
+        }
+        if space == Space::Default && !inode.is_dir() && inode.kind() != FileKind::Symlink {
+            // As on Linux, whoever asks.
+            return Err(Errno::EACCES.into());
+        }
         self.check_write(ino, &inode, space)?;
         match space {
             Space::Access => self.set_access(ino, &mut inode, value)?,
@@ -120,9 +128,13 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     pub(crate) fn remove_xattr(&mut self, ino: Ino, name: &Bytes) -> Done<Reply> {
         let mut inode = self.look().named(ino)?;
         let space = space(name)?;
-        self.check_write(ino, &inode, space)?;
+        let acl = matches!(space, Space::Access | Space::Default);
+        if space != Space::Default || inode.is_dir() || inode.kind() == FileKind::Symlink {
+            self.check_write(ino, &inode, space)?;
+        }
         if !self.delete_xattr(ino, &mut inode, name)? {
-            return Err(Errno::ENODATA.into());
+            // To remove an ACL is to go back to the mode, which is where a file without one is already.
+            return if acl { Ok(Reply::Done) } else { Err(Errno::ENODATA.into()) };
         }
         self.touch_inode(ino, &mut inode)?;
         self.put_inode(ino, &inode)?;
@@ -170,7 +182,6 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             None => {
                 self.delete_xattr(ino, inode, DEFAULT)?;
             }
-            Some(_) if !inode.is_dir() => return Err(Errno::EACCES.into()),
             Some(acl) => {
                 let name = Bytes::from_static(DEFAULT);
                 self.put_xattr(ino, inode, &name, &acl.encode().into(), XattrMode::Any)?;

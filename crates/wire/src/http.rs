@@ -4,8 +4,10 @@
 use crate::admin::{Assignment, Problem, Register, Registered, Report, Resolve, Resolved};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
+use bytes::Bytes;
+pub use reqwest::Method;
+use reqwest::StatusCode;
 use reqwest::header::AUTHORIZATION;
-use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -145,6 +147,25 @@ impl AdminClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
+        let bytes = self.send(method, path, body).await?;
+        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes[..] };
+        serde_json::from_slice(bytes).map_err(|e| ClientError::Unexpected {
+            admin: self.admin.clone(),
+            reason: format!("{path}: {e}"),
+        })
+    }
+
+    /// Asks whether the server is ready for requests; needs no token that it knows.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.send(Method::GET, "/readyz", None::<&()>).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Bytes, ClientError> {
         let mut request = self.http.request(method, format!("https://{}{path}", self.admin));
         request = request.header(AUTHORIZATION, &self.bearer);
         if let Some(body) = body {
@@ -156,11 +177,7 @@ impl AdminClient {
         if !status.is_success() {
             return Err(self.refused(status, &bytes));
         }
-        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes[..] };
-        serde_json::from_slice(bytes).map_err(|e| ClientError::Unexpected {
-            admin: self.admin.clone(),
-            reason: format!("{path}: {e}"),
-        })
+        Ok(bytes)
     }
 
     fn failed(&self, error: &reqwest::Error) -> ClientError {

@@ -139,14 +139,15 @@ pub fn server_name(address: &str) -> ServerName<'static> {
 pub fn is_wrong_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        let tls = error.downcast_ref::<RustlsError>().or_else(|| {
-            // tokio-rustls wraps the error into an io::Error, whose source() skips it.
-            error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<RustlsError>()
-        });
-        if matches!(tls, Some(RustlsError::InvalidCertificate(_))) {
+        if matches!(error.downcast_ref(), Some(RustlsError::InvalidCertificate(_))) {
             return true;
         }
-        next = error.source();
+        // source() of an io::Error skips the error that it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     false
 }

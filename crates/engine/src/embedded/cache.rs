@@ -98,7 +98,7 @@ impl RowCache {
         }
     }
 
-    /// Hits and misses are not counted; this is the number of bytes held.
+    /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         self.rows.as_ref().map_or(0, Cache::weight)
     }

@@ -85,6 +85,11 @@ impl Durability {
         }
     }
 
+    /// Why the engine has stopped, if it has.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        self.lock().stopped.clone()
+    }
+
     /// Stops the engine for good; the first reason is kept.
     pub(crate) fn stop(&self, reason: &EngineError) {
         let mut state = self.lock();
@@ -156,7 +161,9 @@ impl Durability {
 
     /// Asks the thread in [`Durability::wait_for_work`] not to wait any longer.
     pub(crate) fn hurry(&self) {
-        self.lock().urgent = true;
+        let mut state = self.lock();
+        state.urgent = state.durable.place < state.written.place;
+        drop(state);
         self.work.notify_all();
     }
 

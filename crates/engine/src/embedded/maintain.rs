@@ -4,6 +4,7 @@ use super::disk::Disk;
 use super::store::{Position, Store};
 use super::{Core, lock};
 use crate::EngineError;
+use chronofs_core::Version;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -28,6 +29,8 @@ pub struct Metrics {
     pub groups: u64,
     /// Flushes of the store started since the start.
     pub flushes: u64,
+    /// The last commit that the store holds durably by itself.
+    pub flushed: Version,
     /// Memory taken by what the store has not flushed.
     pub unflushed_bytes: u64,
     /// Memory taken by the row cache.
@@ -138,13 +141,18 @@ impl<S: Store, D: Disk> Core<S, D> {
 
     pub(crate) fn metrics(&self) -> Metrics {
         let (log_segments, log_bytes) = self.log.size();
+        let (flushes, flushed) = {
+            let state = lock(&self.maintenance.state);
+            (state.flushes, state.flushed.version)
+        };
         Metrics {
             log_segments,
             log_bytes,
             syncs: self.durability.syncs.load(Ordering::Relaxed),
             last_sync_micros: self.durability.last_sync_micros.load(Ordering::Relaxed),
             groups: lock(&self.writer).group,
-            flushes: lock(&self.maintenance.state).flushes,
+            flushes,
+            flushed,
             unflushed_bytes: self.store.unflushed_bytes(),
             row_cache_bytes: self.cache.bytes(),
         }

@@ -207,6 +207,11 @@ impl<S: Store, D: Disk> Embedded<S, D> {
         self.core.maintain(true)
     }
 
+    /// Why the engine has stopped for good, if it has. The process should end then; the next start recovers.
+    pub fn stopped(&self) -> Option<String> {
+        self.core.durability.stopped()
+    }
+
     /// How the engine is doing.
     pub fn metrics(&self) -> Metrics {
         self.core.metrics()

@@ -207,7 +207,7 @@ impl Machine {
             session.last_commit = version;
             // The slices of a file that was there already may be big and can be read again.
             let kept = match &result {
-                Ok(reply @ Reply::Opened { slices: Some(_), .. }) => {
+                Ok(reply @ Reply::Opened { slices: Some(slices), .. }) if !slices.is_empty() => {
                     Kept::Brief { version, brief: Brief::of(reply), counted: true }
                 }
                 _ => Kept::Full(version, result.clone()),

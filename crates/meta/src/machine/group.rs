@@ -29,7 +29,7 @@ impl Reads for SharedView {
 }
 
 /// What a group reads: the engine's state with the group's own commits over it.
-pub type GroupReads = Overlay<SharedView>;
+pub(super) type GroupReads = Overlay<SharedView>;
 
 /// A read that does not have to be done by the executor. It runs on a view taken after the group is applied, so it
 /// sees every mutation answered before it was sent.
@@ -151,7 +151,7 @@ pub struct Group {
     /// The server's clock.
     pub now_ns: u64,
     /// What its events read.
-    pub reads: GroupReads,
+    pub(super) reads: GroupReads,
     /// What they commit.
     pub commits: Vec<Commit>,
     /// What follows from them.

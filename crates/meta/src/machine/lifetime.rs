@@ -3,10 +3,10 @@
 use super::Machine;
 use super::group::{Group, Then};
 use super::tag::KeptReplies;
-use chronofs_core::ops::{Reply, Request, SystemRequest};
-use chronofs_core::{Caller, Ino, SessionId, VolumeIndex};
-use chronofs_engine::{Batch, Change, EngineError, Reads};
-use chronofs_history::{Snapshot, Table, Txn};
+use chronofs_core::ops::SystemRequest;
+use chronofs_core::{Ino, SessionId, VolumeIndex};
+use chronofs_engine::{EngineError, Reads};
+use chronofs_history::{Table, Txn};
 use chronofs_namespace::rows::{ORPHAN, STORE_WIDE};
 use chronofs_wire::message::ToClient;
 
@@ -125,8 +125,8 @@ impl Machine {
         }
         let mut orphans: Vec<(VolumeIndex, Ino)> = Vec::new();
         for index in self.volumes.keys() {
-            match list_orphans(&group.reads, *index) {
-                Ok(found) => orphans.extend(found.into_iter().map(|ino| (*index, ino))),
+            match chronofs_namespace::list_orphans(&group.reads, *index) {
+                Ok(found) => orphans.extend(found.into_iter().map(|(ino, _)| (*index, ino))),
                 Err(stop) => drop(self.stopped(group, stop, "listing files without links")?),
             }
         }
@@ -200,38 +200,11 @@ impl Machine {
         if self.is_recovering() { Ok(()) } else { self.write_mark(group) }
     }
 
-    /// Commits a version without changes, so that `last` is at least the group's time.
-    pub fn raise(&mut self, group: &mut Group) {
-        group.last_before = self.last;
-        let version = self.next_version(group);
-        self.commit_system(group, version, Batch(Vec::<Change>::new()));
-    }
-
-    /// Whether the caller may do something nobody is asked for: reads of the server's own.
+    /// Bytes and inodes in use on a volume.
     pub fn volume_figures(&self, group: &mut Group, index: VolumeIndex) -> Result<(u64, u64), EngineError> {
-        let who = super::calls::Who {
-            session: SessionId(0),
-            index,
-            root: Ino::ROOT,
-            at: None,
-            read_only: true,
-        };
-        match self.query(group, who, &Caller::ROOT, &Request::StatFs)? {
-            Ok(Reply::StatFs(figures)) => Ok((figures.used_bytes, figures.used_inodes)),
-            _ => Ok((0, 0)),
+        match chronofs_namespace::usage(&group.reads, index) {
+            Ok(usage) => Ok(usage.map_or((0, 0), |figures| (figures.used_bytes, figures.used_inodes))),
+            Err(stop) => self.stopped(group, stop, "reading the figures of a volume").map(|_| (0, 0)),
         }
-    }
-}
-
-fn list_orphans<R: Reads>(reads: &R, index: VolumeIndex) -> Result<Vec<Ino>, chronofs_engine::ReadStop> {
-    let snapshot = Snapshot::new(reads, index, None);
-    let mut found = Vec::new();
-    let mut start = Vec::new();
-    loop {
-        let page = snapshot.scan_plain(ORPHAN, &[], &start, REAP_MAX)?;
-        let Some((last, _)) = page.last() else { return Ok(found) };
-        start = [last.as_ref(), &[0]].concat();
-        let inos = page.iter().filter_map(|(key, _)| Some(Ino(u64::from_be_bytes(key.first_chunk().copied()?))));
-        found.extend(inos);
     }
 }

@@ -13,13 +13,15 @@ use super::{Call, Machine};
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::{Errno, Ino, SessionId, Version};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
-use chronofs_history::Snapshot;
-use chronofs_namespace::rows::{self, STORE_WIDE};
+use chronofs_history::{Snapshot, Txn};
+use chronofs_namespace::rows::{self, COUNTERS, Counters, STORE_WIDE};
 use chronofs_wire::message::ToClient;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The most calls that are held back while replays are collected.
 const HELD_MAX: usize = 1 << 16;
+/// The most inode numbers that lost creates may have taken.
+const RESERVE_MAX: u64 = 1 << 20;
 /// A client's clock of versions is not believed further ahead than this.
 const AHEAD_MAX_NS: u64 = 3_600_000_000_000;
 
@@ -252,6 +254,9 @@ impl Machine {
         if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
             return Ok(Err(Errno::ESTALE));
         }
+        if let Some(made) = call.made {
+            self.reserve_ino(group, who, made)?;
+        }
         let version = self.next_version(group);
         let (result, commit) = self.decide(group, who, &call.caller, &call.request, version)?;
         let reply = match result {
@@ -273,6 +278,31 @@ impl Machine {
             group.commit(version, &tag, batch);
         }
         Ok(Ok((version, brief)))
+    }
+
+    /// Has the next inode of a volume get the number that it had before the power cut: creates that nobody was
+    /// answered for are not among the replays, and took numbers too.
+    fn reserve_ino(&mut self, group: &mut Group, who: Who, made: Ino) -> Result<(), EngineError> {
+        let snapshot = Snapshot::new(&group.reads, who.index, None);
+        let row = match snapshot.get_plain(COUNTERS, &[]) {
+            Ok(row) => row,
+            Err(stop) => return self.stopped(group, stop, "reading the counters of a volume").map(drop),
+        };
+        let Some(mut counters) = row.and_then(|row| postcard::from_bytes::<Counters>(&row).ok()) else {
+            return Ok(());
+        };
+        // Incarnations differ only over a restore, after which nothing is replayed.
+        if made.0 <= counters.next_ino || made.0 - counters.next_ino > RESERVE_MAX {
+            return Ok(());
+        }
+        counters.next_ino = made.0;
+        let row = postcard::to_stdvec(&counters).map_err(|error| EngineError::Store(error.to_string()))?;
+        let version = self.next_version(group);
+        let mut txn = Txn::new(&group.reads, who.index, version, false);
+        txn.put_plain(COUNTERS, &[], &row);
+        let batch = txn.into_batch();
+        self.commit_system(group, version, batch);
+        Ok(())
     }
 
     /// The engine took the replays.

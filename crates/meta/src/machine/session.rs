@@ -78,11 +78,6 @@ impl Replies {
         self.kept.len()
     }
 
-    /// Whether none is kept.
-    pub(super) fn is_empty(&self) -> bool {
-        self.kept.is_empty()
-    }
-
     /// The short forms of all answers of commits, by id.
     pub(super) fn briefs(&self) -> impl Iterator<Item = (u64, Version, Brief)> + '_ {
         self.kept.iter().filter_map(|(&id, kept)| match kept {

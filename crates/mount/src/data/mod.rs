@@ -46,6 +46,87 @@
 //!
 //! Dropping the last `Arc<FileData>` while bytes are unpublished is safe: the background flusher holds it.
 
+mod budget;
+mod dirty;
+mod file;
+mod merge;
 mod meta;
+mod read;
+mod slice_map;
+mod slices;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod volume;
+mod write_back;
 
+pub use file::{ErrorMark, FileData};
 pub use meta::{Meta, Publish, SliceList};
+pub use read::Seek;
+pub use volume::Data;
+
+use chronofs_core::SessionId;
+use chronofs_core::volume::Compression;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A volume as it is mounted.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The volume.
+    pub volume: Uuid,
+    /// Its incarnation.
+    pub incarnation: u16,
+    /// The session that writes.
+    pub session: SessionId,
+    /// The session's object counters: first and end.
+    pub grant: (u64, u64),
+    /// Bytes per block.
+    pub block_size: u32,
+    /// Compression of new slices.
+    pub compression: Compression,
+    /// Writing is refused, and nothing is merged.
+    pub read_only: bool,
+    /// Memory and times.
+    pub tuning: Tuning,
+}
+
+/// How much memory and how many requests the data path of one mount takes.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Unpublished bytes of all files together; beyond it writers wait.
+    pub dirty_bytes_max: u64,
+    /// Opened slices kept.
+    pub cache_bytes_max: u64,
+    /// Written bytes are published after this long, whatever the program does.
+    pub dirty_age_max: Duration,
+    /// Seals and puts at once.
+    pub uploads_max: usize,
+    /// Read-aheads at once.
+    pub read_aheads_max: usize,
+    /// Blocks fetched ahead of a sequential reader.
+    pub read_ahead_blocks: u32,
+    /// Slices of a block beyond which they are merged.
+    pub slices_per_block_max: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning {
+            dirty_bytes_max: 256 << 20,
+            cache_bytes_max: 256 << 20,
+            dirty_age_max: Duration::from_secs(2),
+            uploads_max: 8,
+            read_aheads_max: 8,
+            read_ahead_blocks: 4,
+            slices_per_block_max: chronofs_core::ops::SLICES_PER_BLOCK_MAX,
+        }
+    }
+}
+
+/// Locks what is never held across an await or a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -131,6 +131,7 @@ impl<D: Disk> Scan<'_, D> {
         Ok((header, bytes))
     }
 
+    /// Takes over what the header of the next segment says.
     fn enter(&mut self, header: &SegmentHeader) {
         let found = &mut self.found;
         found.last = found.last.max(header.last);
@@ -138,7 +139,8 @@ impl<D: Disk> Scan<'_, D> {
         found.mark = found.mark.max(header.mark);
         found.end = Place { segment: header.segment, offset: SEGMENT_HEADER as u64 };
         found.synced = found.end;
-        self.reach(found_place(header));
+        let begin = found.end;
+        self.reach(begin);
     }
 
     /// Notes that a group begins or ends at `place`, after the last version found so far.
@@ -148,6 +150,7 @@ impl<D: Disk> Scan<'_, D> {
         }
     }
 
+    /// Reads the groups of a segment: up to `must_end`, or as far as they are good if it is the newest.
     fn segment(
         &mut self,
         header: &SegmentHeader,
@@ -155,7 +158,6 @@ impl<D: Disk> Scan<'_, D> {
         must_end: Option<u64>,
     ) -> Result<(), EngineError> {
         let segment = header.segment;
-        // `enter` of the next segment must not show in this one, so the place is this segment's own.
         let mut place = Place { segment, offset: SEGMENT_HEADER as u64 };
         let mut synced = place;
         loop {
@@ -197,6 +199,7 @@ impl<D: Disk> Scan<'_, D> {
         Ok(())
     }
 
+    /// Reads the group at `place`, where `rest` begins.
     fn group(&mut self, place: Place, rest: &Bytes) -> Result<GroupHeader, &'static str> {
         let header = decode_group_header(rest, place).ok_or_else(|| {
             if rest.iter().take(GROUP_HEADER).all(|byte| *byte == 0) {
@@ -243,10 +246,6 @@ impl<D: Disk> Scan<'_, D> {
         self.found.ceiling = self.found.ceiling.max(self.found.last);
         Ok(self.found)
     }
-}
-
-fn found_place(header: &SegmentHeader) -> Place {
-    Place { segment: header.segment, offset: SEGMENT_HEADER as u64 }
 }
 
 /// Looks for a group header after `place` that knows more than `place` to be durable.

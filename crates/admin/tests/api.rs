@@ -1,0 +1,201 @@
+//! The API as `configure` uses it, against a real server over TLS.
+
+mod common;
+
+use chronofs_wire::http::{AdminClient, ClientError};
+use chronofs_wire::identity::{Secret, Sha256};
+use chronofs_wire::token::{Token, TokenKind};
+use common::started;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn what_was_created_is_shown_listed_changed_and_deleted() {
+    let server = started().await;
+    server.with_volume().await;
+    let volume = server.get("/v1/volumes/v").await;
+    assert_eq!(volume["block_size"], 4 << 20);
+    assert_eq!(volume["compression"], "lz4");
+    assert_eq!(volume["retention"], "7d");
+    assert_eq!(volume["state"], "waiting");
+    assert!(volume["detail"].as_str().unwrap().contains("'m', which is not connected"));
+    assert_eq!(server.get("/v1/volumes").await, json!([volume.clone()]));
+    let change = json!({"name": "w", "retention": "-1", "max_bytes": 1 << 30, "compression": "zstd"});
+    let changed: Value = server.client.call(Method::PATCH, "/v1/volumes/v", Some(&change)).await.unwrap();
+    assert_eq!(changed["id"], volume["id"]);
+    assert_eq!((&changed["name"], &changed["retention"]), (&json!("w"), &json!("-1")));
+    assert_eq!(server.get("/v1/block-stores/b").await["volumes"], json!(["w"]));
+    for path in ["/v1/volumes/w", "/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        let _: Value = server.client.call(Method::DELETE, path, None::<&()>).await.unwrap();
+        let (code, _) = server.refused(Method::GET, path, Value::Null).await;
+        assert_eq!(code, "not_found", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_by_name_and_changes_nothing() {
+    let server = started().await;
+    server.with_volume().await;
+    let volume = |field: &str, value: Value| {
+        let mut body = json!({"name": "x", "block_store": "b", "metadata_store": "m"});
+        body[field] = value;
+        ("/v1/volumes", body)
+    };
+    let cases = [
+        (volume("name", json!("Bad Name")), "invalid", "cannot be the name of a volume"),
+        (volume("name", json!("")), "invalid", "cannot be the name"),
+        (volume("name", json!("v")), "exists", "volume 'v' exists already"),
+        (volume("block_size", json!(3 << 20)), "invalid", "block size of 3145728"),
+        (volume("block_size", json!(1024)), "invalid", "256KiB"),
+        (volume("retention", json!("soon")), "invalid", "not a retention"),
+        (volume("max_bytes", json!(0)), "invalid", "quota of 0 bytes"),
+        (volume("max_inodes", json!(-1)), "invalid", "request body"),
+        (volume("compression", json!("rar")), "invalid", "unknown variant"),
+        (volume("block_store", json!("none")), "not_found", "block-store 'none' does not exist"),
+        (volume("metadata_store", json!("none")), "not_found", "metadata-store 'none' does not exist"),
+        (volume("colour", json!("red")), "invalid", "unknown field"),
+        (
+            ("/v1/block-stores", json!({"name": "y", "kind": "local", "path": "rel"})),
+            "invalid",
+            "not absolute",
+        ),
+        (
+            ("/v1/block-stores", json!({"name": "y", "kind": "tape", "path": "/x"})),
+            "invalid",
+            "'tape' is not a kind",
+        ),
+        (("/v1/accounts", json!({"name": "y", "role": "king"})), "invalid", "unknown variant"),
+        (("/v1/volume-tokens", json!({"volume": "none"})), "not_found", "volume 'none' does not exist"),
+        (("/v1/volume-tokens", json!({"volume": "v", "path": "sub"})), "invalid", "not absolute"),
+        (("/v1/volume-tokens", json!({"volume": "v", "path": "/a/../b"})), "invalid", "not plain"),
+        (("/v1/volume-tokens", json!({"volume": "v", "ends_ns": 1})), "invalid", "an instant to come"),
+        (("/v1/nothing", json!({})), "not_found", "not a part of this API"),
+    ];
+    for ((path, body), code, message) in cases {
+        let (found, text) = server.refused(Method::POST, path, body.clone()).await;
+        assert_eq!(found, code, "{path} {body}: {text}");
+        assert!(text.contains(message), "{path} {body}: {text}");
+    }
+    assert_eq!(server.get("/v1/volumes").await.as_array().unwrap().len(), 1);
+    assert_eq!(server.get("/v1/block-stores").await.as_array().unwrap().len(), 1);
+    assert_eq!(server.get("/v1/volume-tokens").await, json!([]));
+}
+
+#[tokio::test]
+async fn what_is_in_use_stays_and_its_users_are_named() {
+    let server = started().await;
+    server.with_volume().await;
+    let token = server.post("/v1/volume-tokens", json!({"volume": "v"})).await;
+    let id = token["id"].as_str().unwrap();
+    for (path, user) in [
+        ("/v1/block-stores/b", "volume 'v'"),
+        ("/v1/metadata-stores/m", "volume 'v'"),
+        ("/v1/volumes/v", id),
+        ("/v1/accounts/root", "only account with the role admin"),
+    ] {
+        let (code, message) = server.refused(Method::DELETE, path, Value::Null).await;
+        assert_eq!(code, "in_use", "{path}");
+        assert!(message.contains(user), "{path}: {message}");
+        server.get(path).await;
+    }
+    let (code, _) = server.refused(Method::PATCH, "/v1/accounts/root", json!({"role": "viewer"})).await;
+    assert_eq!(code, "in_use");
+}
+
+#[tokio::test]
+async fn a_wrong_token_and_a_wrong_pin_are_refused() {
+    let server = started().await;
+    let wrong = [
+        Token { secret: Secret::draw().unwrap(), ..server.root.clone() },
+        Token::draw(TokenKind::Account, &server.address, server.root.pin).unwrap(),
+    ];
+    for token in wrong {
+        let client = AdminClient::new(&token).unwrap();
+        let error = client.call::<Value>(Method::GET, "/v1/volumes", None::<&()>).await.unwrap_err();
+        assert_eq!(error.code(), Some("unauthorized"), "{error}");
+        assert!(!error.is_transient());
+    }
+    let pinned = Token { pin: Sha256::of(b"another"), ..server.root.clone() };
+    let error = AdminClient::new(&pinned).unwrap().resolve("v").await.unwrap_err();
+    assert!(matches!(error, ClientError::WrongCertificate { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_bounds_what_an_account_may_do() {
+    let server = started().await;
+    for (role, volumes, accounts) in
+        [("viewer", false, false), ("operator", true, false), ("admin", true, true)]
+    {
+        let made = server.post("/v1/accounts", json!({"name": role, "role": role})).await;
+        let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let list = client.call::<Value>(Method::GET, "/v1/accounts", None::<&()>).await.unwrap();
+        assert!(!list.to_string().contains("token"), "a token is shown once only");
+        let store = json!({"name": format!("of-{role}")});
+        let made = client.call::<Value>(Method::POST, "/v1/metadata-stores", Some(&store)).await;
+        assert_eq!(made.is_ok(), volumes, "{role}");
+        let account = json!({"name": format!("by-{role}"), "role": "viewer"});
+        let made = client.call::<Value>(Method::POST, "/v1/accounts", Some(&account)).await;
+        assert_eq!(made.is_ok(), accounts, "{role}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_revokes_the_old_one() {
+    let server = started().await;
+    let made = server.post("/v1/accounts", json!({"name": "ann", "role": "viewer"})).await;
+    let old = AdminClient::new(&made["token"].as_str().unwrap().parse().unwrap()).unwrap();
+    old.call::<Value>(Method::GET, "/v1/whoami", None::<&()>).await.unwrap();
+    let change = json!({"new_token": true});
+    let changed: Value = server.client.call(Method::PATCH, "/v1/accounts/ann", Some(&change)).await.unwrap();
+    let error = old.call::<Value>(Method::GET, "/v1/whoami", None::<&()>).await.unwrap_err();
+    assert_eq!(error.code(), Some("unauthorized"));
+    let new = AdminClient::new(&changed["token"].as_str().unwrap().parse().unwrap()).unwrap();
+    let who: Value = new.call(Method::GET, "/v1/whoami", None::<&()>).await.unwrap();
+    assert_eq!(who["account"], "ann");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_database() {
+    let server = started().await;
+    server.with_volume().await;
+    let token = server.post("/v1/volume-tokens", json!({"volume": "v"})).await;
+    let token: Token = token["token"].as_str().unwrap().parse().unwrap();
+    let root = server.root.clone();
+    let (folder, ..) = server.stop().await;
+    let bytes = std::fs::read(folder.path().join(chronofs_admin::db::DATABASE_FILE)).unwrap();
+    for token in [root, token] {
+        let text = token.to_string();
+        assert!(!contains(&bytes, text.as_bytes()) && !contains(&bytes, &token.secret.0));
+        assert!(contains(&bytes, token.secret.sha256().to_string().as_bytes()), "its hash is");
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[tokio::test]
+async fn the_document_names_every_route_and_the_metrics_count_requests() {
+    let server = started().await;
+    server.with_volume().await;
+    let document = server.get("/openapi.json").await;
+    for path in ["/v1/volumes", "/v1/volumes/{name}", "/v1/meta/assignment", "/v1/mount/resolve", "/healthz"]
+    {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured((*chronofs_wire::tls::client_config(server.root.pin).unwrap()).clone())
+        .no_proxy()
+        .build()
+        .unwrap();
+    let text = |path: &str| {
+        let request = http.get(format!("https://{}{path}", server.address));
+        async move { request.send().await.unwrap().text().await.unwrap() }
+    };
+    assert_eq!(text("/healthz").await, "ok\n");
+    assert_eq!(text("/readyz").await, "ready\n");
+    let metrics = text("/metrics").await;
+    assert!(metrics.contains("chronofs_admin_volumes 1\n"), "{metrics}");
+    assert!(metrics.contains(r#"method="POST",route="/v1/volumes",status="201""#), "{metrics}");
+}

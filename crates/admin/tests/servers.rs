@@ -1,0 +1,166 @@
+//! What metadata servers and mounts ask of the admin server, and the life of its process.
+
+mod common;
+
+use chronofs_admin::{AdminError, InitConfig, Server, StartConfig, init_creds};
+use chronofs_wire::admin::{Register, Report, StoreKind, VolumeReport};
+use chronofs_wire::http::AdminClient;
+use chronofs_wire::identity::Sha256;
+use chronofs_wire::token::Token;
+use common::started;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+fn register(boot: u64) -> Register {
+    let certificate_sha256 = Sha256::of(b"meta").to_string();
+    Register { address: format!("meta.example:{}", 8000 + boot), certificate_sha256, boot }
+}
+
+#[tokio::test]
+async fn epochs_rise_with_every_boot_and_an_old_boot_does_not_come_back() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let first = meta.register(&register(1)).await.unwrap();
+    assert_eq!((first.name.as_str(), first.epoch), ("m", 1));
+    assert_eq!(meta.register(&register(1)).await.unwrap(), first);
+    assert_eq!(meta.register(&register(2)).await.unwrap().epoch, 2);
+    let old = meta.register(&register(1)).await.unwrap_err();
+    assert_eq!(old.code(), Some("superseded"));
+    assert!(old.to_string().contains("meta.example:8002"), "{old}");
+    let server = server.restarted().await;
+    assert_eq!(meta.register(&register(2)).await.unwrap().epoch, 2);
+    assert_eq!(meta.register(&register(u64::MAX)).await.unwrap().epoch, 3);
+    for address in ["", "host", ":1", "host:0", "host:70000"] {
+        let bad = Register { address: address.to_owned(), ..register(9) };
+        assert_eq!(meta.register(&bad).await.unwrap_err().code(), Some("invalid"), "{address}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_assignment_waits_for_the_next_change_and_tells_all() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let first = meta.assignment(0).await.unwrap();
+    assert_eq!(first.volumes.len(), 1);
+    assert_eq!(first.volumes[0].store.kind, StoreKind::Local { path: "/srv/b".to_owned() });
+    assert!(first.tokens.is_empty());
+    let waiting = tokio::spawn({
+        let meta = meta.clone();
+        async move { meta.assignment(first.revision).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    let body = json!({"volume": "v", "path": "/sub/", "read_only": true, "past": false});
+    let made = server.post("/v1/volume-tokens", body).await;
+    let second = waiting.await.unwrap().unwrap();
+    assert!(second.revision > first.revision);
+    let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+    let told = &second.tokens[0];
+    assert_eq!((told.id, &told.secret_sha256), (token.id, &token.secret.sha256().to_string()));
+    assert_eq!((told.path.as_deref(), told.read_only, told.past), (Some("/sub"), true, false));
+    let path = format!("/v1/volume-tokens/{}", token.id);
+    let _: Value = server.client.call(Method::DELETE, &path, None::<&()>).await.unwrap();
+    let _: Value = server.client.call(Method::DELETE, "/v1/volumes/v", None::<&()>).await.unwrap();
+    let last = meta.assignment(second.revision).await.unwrap();
+    assert!(last.tokens.is_empty() && last.volumes[0].deleted);
+    assert_eq!(last.volumes[0].spec.id, first.volumes[0].spec.id);
+}
+
+#[tokio::test]
+async fn a_mount_learns_where_its_volume_is_once_a_server_has_registered() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let made = server.post("/v1/volume-tokens", json!({"volume": "v"})).await;
+    let mount = AdminClient::new(&made["token"].as_str().unwrap().parse().unwrap()).unwrap();
+    let early = mount.resolve("v").await.unwrap_err();
+    assert_eq!(early.code(), Some("unavailable"));
+    assert!(early.is_transient() && early.to_string().contains("metadata store 'm'"), "{early}");
+    meta.register(&register(5)).await.unwrap();
+    let resolved = mount.resolve("v").await.unwrap();
+    assert_eq!((resolved.address.as_str(), resolved.epoch), ("meta.example:8005", 1));
+    assert_eq!(mount.resolve(&resolved.volume.to_string()).await.unwrap(), resolved);
+    let unknown = mount.resolve("w").await.unwrap_err();
+    assert_eq!(unknown.code(), Some("not_found"));
+    let wrong_kind = meta.resolve("v").await.unwrap_err();
+    assert_eq!(wrong_kind.code(), Some("forbidden"));
+    let wrong_kind = mount.assignment(0).await.unwrap_err();
+    assert_eq!(wrong_kind.code(), Some("forbidden"));
+}
+
+#[tokio::test]
+async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let waiting = server.get("/v1/volumes/v").await;
+    assert_eq!(waiting["detail"], "waiting for the server of metadata store 'm'");
+    assert_eq!(server.get("/v1/metadata-stores/m").await["connected"], true);
+    let id = waiting["id"].as_str().unwrap().parse().unwrap();
+    let mut volume = VolumeReport {
+        id,
+        born_ns: 1,
+        earliest_ns: 1_000_000_000,
+        used_bytes: 7,
+        used_inodes: 2,
+        sessions: 3,
+        problem: None,
+    };
+    meta.report(&Report { revision: 2, volumes: vec![volume.clone()] }).await.unwrap();
+    let ready = server.get("/v1/volumes/v").await;
+    assert_eq!((&ready["state"], &ready["used_bytes"]), (&json!("ready"), &json!(7)));
+    assert_eq!(ready["earliest"], "1970-01-01T00:00:01.000000000Z");
+    let (code, message) = server.refused(Method::DELETE, "/v1/volumes/v", Value::Null).await;
+    assert_eq!(code, "in_use");
+    assert!(message.contains("3 mounts"), "{message}");
+    volume.problem = Some("folder /srv/b: permission denied".to_owned());
+    meta.report(&Report { revision: 2, volumes: vec![volume] }).await.unwrap();
+    let problem = server.get("/v1/volumes/v").await;
+    assert_eq!(
+        (&problem["state"], &problem["detail"]),
+        (&json!("problem"), &json!("folder /srv/b: permission denied"))
+    );
+}
+
+#[tokio::test]
+async fn a_stop_ends_long_polls_at_once_and_leaves_no_wal() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let revision = meta.assignment(0).await.unwrap().revision;
+    let waiting = tokio::spawn(async move { meta.assignment(revision).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    let (folder, ..) = server.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(waiting.await.unwrap().unwrap().revision, revision);
+    let wal = folder.path().join(format!("{}-wal", chronofs_admin::db::DATABASE_FILE));
+    assert!(!wal.exists() || wal.metadata().unwrap().len() == 0);
+}
+
+#[tokio::test]
+async fn a_second_process_and_a_taken_port_are_refused_by_name() {
+    let server = started().await;
+    let config = StartConfig {
+        db_folder: server.folder.path().to_owned(),
+        bind_addr: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+    };
+    let locked = Server::bind(config.clone()).await.err().unwrap();
+    assert!(matches!(locked, AdminError::Locked { .. }), "{locked}");
+    assert!(locked.to_string().contains(&std::process::id().to_string()), "{locked}");
+    let other = tempfile::tempdir().unwrap();
+    let fresh = StartConfig { db_folder: other.path().to_owned(), ..config };
+    let missing = Server::bind(fresh.clone()).await.err().unwrap().to_string();
+    assert!(missing.contains("init creds"), "{missing}");
+    let init = InitConfig { db_folder: other.path().to_owned(), address: None, tls: None, rotate: false };
+    let token: Token = init_creds(&init).unwrap().parse().unwrap();
+    assert_eq!(token.admin, "localhost:8443");
+    let twice = init_creds(&init).unwrap_err().to_string();
+    assert!(twice.contains("--rotate"), "{twice}");
+    let rotated: Token = init_creds(&InitConfig { rotate: true, ..init }).unwrap().parse().unwrap();
+    assert!(rotated.id != token.id && rotated.pin == token.pin);
+    let taken = StartConfig { bind_addr: server.address.parse().unwrap(), ..fresh };
+    let taken = Server::bind(taken).await.err().unwrap().to_string();
+    assert!(taken.contains(&server.address) && taken.contains("in use"), "{taken}");
+}

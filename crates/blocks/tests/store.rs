@@ -1,0 +1,130 @@
+//! A block store in a folder: what it keeps, and what it refuses.
+
+use bytes::Bytes;
+use chronofs_blocks::store::MARKER;
+use chronofs_blocks::{BlockStore, ObjectPort, StoreError, Trouble, object_name};
+use chronofs_core::{Errno, ObjectId, SessionId};
+use std::fs;
+use std::path::PathBuf;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const STORE: Uuid = Uuid::from_u128(1);
+
+fn name(n: u64) -> String {
+    object_name(Uuid::from_u128(9), ObjectId { incarnation: 1, session: SessionId(2), n })
+}
+
+fn made() -> (TempDir, PathBuf, BlockStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let store = BlockStore::create(&path, STORE).unwrap();
+    (folder, path, store)
+}
+
+fn assert_tells(error: &StoreError, name: &str) {
+    let text = error.to_string();
+    assert!(text.contains(name) && text.contains("; "), "names object and next step: {text}");
+}
+
+#[tokio::test]
+async fn an_object_is_read_back_in_ranges_also_after_opening_again() {
+    let (_folder, path, store) = made();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    assert_eq!(store.get(&name(1), 0, 10).await.unwrap(), "0123456789");
+    let again = BlockStore::open(&path, STORE).unwrap();
+    assert_eq!(again.get(&name(1), 3, 4).await.unwrap(), "3456");
+    assert_eq!(fs::read(path.join(name(1))).unwrap(), b"0123456789");
+}
+
+#[tokio::test]
+async fn a_name_is_never_overwritten_but_the_same_put_may_come_again() {
+    let (_folder, _path, store) = made();
+    store.put(&name(1), Bytes::from_static(b"first")).await.unwrap();
+    store.put(&name(1), Bytes::from_static(b"first")).await.unwrap();
+    for other in [&b"other"[..], b"firs", b"first and more", b""] {
+        let error = store.put(&name(1), Bytes::copy_from_slice(other)).await.unwrap_err();
+        assert_eq!(error.trouble, Trouble::Damaged);
+        assert_tells(&error, &name(1));
+    }
+    assert_eq!(store.get(&name(1), 0, 5).await.unwrap(), "first");
+}
+
+#[tokio::test]
+async fn missing_and_cut_objects_are_told_apart() {
+    let (_folder, path, store) = made();
+    let missing = store.get(&name(1), 0, 1).await.unwrap_err();
+    assert_eq!(missing.trouble, Trouble::Missing);
+    assert_tells(&missing, &name(1));
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    fs::OpenOptions::new().write(true).open(path.join(name(1))).unwrap().set_len(4).unwrap();
+    for (offset, len) in [(0, 10), (4, 1), (9, 1)] {
+        let cut = store.get(&name(1), offset, len).await.unwrap_err();
+        assert_eq!(cut.trouble, Trouble::Damaged, "{cut}");
+        assert!(cut.to_string().contains("ends at byte 4"), "{cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_lost_its_marker_is_unavailable_and_not_written_to() {
+    let (_folder, path, store) = made();
+    fs::remove_file(path.join(MARKER)).unwrap();
+    let error = store.put(&name(1), Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Unavailable);
+    assert!(!path.join("objects").exists());
+    assert_eq!(store.get(&name(1), 0, 1).await.unwrap_err().trouble, Trouble::Unavailable);
+}
+
+#[tokio::test]
+async fn names_that_are_no_objects_reach_no_file() {
+    let (_folder, _path, store) = made();
+    for name in [MARKER, "../x", "objects/00/../../chronofs-store.json", ""] {
+        assert!(store.get(name, 0, 1).await.is_err(), "{name}");
+        assert!(store.put(name, Bytes::from_static(b"x")).await.is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_store_is_made_once_and_by_one_id() {
+    let (_folder, path, _store) = made();
+    BlockStore::create(&path, STORE).unwrap();
+    for error in [
+        BlockStore::create(&path, Uuid::from_u128(2)).unwrap_err(),
+        BlockStore::open(&path, Uuid::from_u128(2)).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(text.contains(&path.display().to_string()) && text.contains(&STORE.to_string()), "{text}");
+    }
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "only the marker");
+}
+
+#[test]
+fn what_cannot_be_a_store_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let refused = BlockStore::create(&file, STORE).unwrap_err().to_string();
+    assert!(refused.contains("not a directory"), "{refused}");
+    let below = BlockStore::create(&file.join("below"), STORE).unwrap_err().to_string();
+    assert!(below.contains("cannot"), "{below}");
+    let empty = BlockStore::open(folder.path(), STORE).unwrap_err().to_string();
+    assert!(empty.contains(MARKER), "{empty}");
+    fs::write(folder.path().join(MARKER), "{\"format\": 7").unwrap();
+    let strange = BlockStore::create(folder.path(), STORE).unwrap_err().to_string();
+    assert!(strange.contains("not a marker"), "{strange}");
+    // A file system that nobody can write to, root included.
+    let proc = BlockStore::create(std::path::Path::new("/proc/self"), STORE).unwrap_err().to_string();
+    assert!(proc.contains("cannot be written to"), "{proc}");
+}
+
+#[test]
+fn the_kind_of_trouble_survives_the_wire() {
+    for error in [
+        StoreError::missing("o", "gone"),
+        StoreError::damaged("o", "bad"),
+        StoreError::unavailable("o", Errno::ENOSPC, "full"),
+        StoreError::unavailable("o", Errno::EIO, "away"),
+    ] {
+        assert_eq!(StoreError::from_wire("o", error.wire_errno()).trouble, error.trouble, "{error}");
+    }
+}

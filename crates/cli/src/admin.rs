@@ -1,0 +1,126 @@
+//! `chronofs admin`.
+
+use crate::logs::{self, LogFormat};
+use crate::systemd::{self, SystemdArgs};
+use crate::{output, serve};
+use anyhow::{Context, Result, bail};
+use chronofs_admin::{InitConfig, StartConfig, Status};
+use chronofs_wire::http::AdminClient;
+use chronofs_wire::token::{Token, TokenKind};
+use clap::{Args, Subcommand};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+#[derive(Args, Debug)]
+pub(crate) struct Folder {
+    /// Folder of the configuration database
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/chronofs/admin")]
+    db_folder: PathBuf,
+}
+
+/// An own certificate.
+#[derive(Args, Debug)]
+pub(crate) struct Tls {
+    /// Use this certificate (PEM, with its chain) instead of a self-made one
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl Tls {
+    pub(crate) fn files(self) -> Option<(PathBuf, PathBuf)> {
+        self.tls_cert.zip(self.tls_key)
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Prepare the server
+    #[command(subcommand)]
+    Init(Init),
+    /// Run the server in the foreground
+    #[command(after_help = "Example:\n  chronofs admin start --bind-addr 0.0.0.0:8443 --log-format json")]
+    Start {
+        #[command(flatten)]
+        folder: Folder,
+        /// Listen on this address
+        #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8443")]
+        bind_addr: SocketAddr,
+        #[command(flatten)]
+        tls: Tls,
+        /// Form of the log on standard error
+        #[arg(long, value_enum, default_value_t)]
+        log_format: LogFormat,
+    },
+    /// Say whether the server runs and is ready
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Init {
+    /// Create database, certificate and root account, and print the root token once
+    #[command(after_help = "Example:\n  chronofs admin init creds --address admin.example:8443")]
+    Creds {
+        #[command(flatten)]
+        folder: Folder,
+        /// Address for all clients, part of every token [default: localhost:8443]
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+        /// Revoke the root token and print a new one
+        #[arg(long)]
+        rotate: bool,
+        #[command(flatten)]
+        tls: Tls,
+    },
+    /// Print a systemd unit
+    Systemd {
+        #[command(flatten)]
+        folder: Folder,
+        #[command(flatten)]
+        systemd: SystemdArgs,
+    },
+}
+
+pub(crate) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Init(Init::Creds { folder, address, rotate, tls }) => {
+            let config = InitConfig { db_folder: folder.db_folder, address, tls: tls.files(), rotate };
+            let token = chronofs_admin::init_creds(&config).context("admin init creds")?;
+            output::line(token)
+        }
+        Command::Init(Init::Systemd { folder, systemd }) => {
+            let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
+            systemd::put(&unit, "chronofs-admin.service", &systemd)
+        }
+        Command::Start { folder, bind_addr, tls, log_format } => {
+            logs::start(log_format);
+            let config = StartConfig { db_folder: folder.db_folder, bind_addr, tls: tls.files() };
+            serve(chronofs_admin::start(config))?.context("admin start")
+        }
+        Command::Status { folder } => status(&folder.db_folder).context("admin status"),
+    }
+}
+
+fn status(folder: &Path) -> Result<()> {
+    let shown = folder.display();
+    let (pid, address, pin) = match chronofs_admin::status(folder) {
+        Status::NotSetUp => bail!("folder {shown} was not set up; run chronofs admin init creds"),
+        Status::Stopped => bail!("no admin server runs on {shown}; run chronofs admin start"),
+        Status::Running { pid, address, pin } => (pid, address, pin),
+    };
+    let Ok(mut reach) = address.parse::<SocketAddr>() else { bail!("process {pid} is starting on {shown}") };
+    reach.set_ip(match reach.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    });
+    // Any token will do: the question needs none, the client wants a pin.
+    let token = Token::draw(TokenKind::Account, &reach.to_string(), pin.parse()?)?;
+    serve(async { AdminClient::new(&token)?.ready().await })??;
+    output::line(format!("ready: process {pid}, listening on {address}, folder {shown}"))
+}

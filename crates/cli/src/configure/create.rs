@@ -1,0 +1,216 @@
+//! `chronofs configure create`.
+
+use super::{Kind, Session, at};
+use crate::output::{self, parse_size};
+use anyhow::{Context, Result, anyhow, bail};
+use chronofs_admin::model::{NewAccount, NewBlockStore, NewMetadataStore, NewVolume, NewVolumeToken, Role};
+use chronofs_core::Retention;
+use chronofs_core::time::parse_instant;
+use chronofs_core::volume::Compression;
+use chronofs_wire::http::Method;
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Zoned;
+use serde::Serialize;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long `create volume` waits for a metadata server that is connected.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Create {
+    /// Create an account and print its token once
+    Account {
+        /// Its name
+        name: String,
+        /// What it may do: viewer, operator or admin
+        #[arg(long, default_value = "viewer")]
+        role: Role,
+    },
+    /// Create a place for the bytes of files
+    #[command(
+        after_help = "Example:\n  chronofs configure create block-store disk --kind local --path /srv/blocks"
+    )]
+    BlockStore {
+        /// Its name
+        name: String,
+        /// Its kind
+        #[arg(long, value_enum)]
+        kind: StoreKind,
+        /// Folder, on the machine of the metadata server
+        #[arg(long, value_name = "DIR")]
+        path: PathBuf,
+    },
+    /// Create a metadata store and print the token of its server once
+    MetadataStore {
+        /// Its name
+        name: String,
+    },
+    /// Create a volume
+    #[command(
+        after_help = "Example:\n  chronofs configure create volume data --block-store disk --metadata-store m1 \
+                            --retention 30d --max-bytes 1TiB"
+    )]
+    Volume(Volume),
+    /// Create a token that opens a volume, and print it once
+    #[command(
+        after_help = "Example:\n  chronofs configure create volume-token --volume data --read-only --ends 30d"
+    )]
+    VolumeToken(VolumeToken),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum StoreKind {
+    /// A folder
+    Local,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum Codec {
+    /// Fast
+    Lz4,
+    /// Smaller
+    Zstd,
+    /// Not at all
+    None,
+}
+
+impl From<Codec> for Compression {
+    fn from(codec: Codec) -> Compression {
+        match codec {
+            Codec::Lz4 => Compression::Lz4,
+            Codec::Zstd => Compression::Zstd,
+            Codec::None => Compression::None,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Volume {
+    /// Its name
+    name: String,
+    /// Keep its bytes in this block store
+    #[arg(long)]
+    block_store: String,
+    /// Keep its names and attributes in this metadata store
+    #[arg(long)]
+    metadata_store: String,
+    /// Bytes per block, a power of two from 256KiB to 8MiB [default: 4MiB]
+    #[arg(long, value_parser = parse_size)]
+    block_size: Option<u64>,
+    /// Compression of file contents [default: lz4]
+    #[arg(long, value_enum)]
+    compression: Option<Codec>,
+    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever) [default: 7d]
+    #[arg(long, allow_hyphen_values = true)]
+    retention: Option<Retention>,
+    /// Quota in bytes
+    #[arg(long, value_parser = parse_size)]
+    max_bytes: Option<u64>,
+    /// Quota in inodes
+    #[arg(long)]
+    max_inodes: Option<u64>,
+    /// Do not wait for the metadata server
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct VolumeToken {
+    /// Volume it opens
+    #[arg(long)]
+    volume: String,
+    /// Confine it to this directory of the volume
+    #[arg(long, value_name = "/DIR")]
+    path: Option<String>,
+    /// Refuse writing
+    #[arg(long)]
+    read_only: bool,
+    /// Refuse mounts of the past
+    #[arg(long)]
+    no_past: bool,
+    /// When it ends: 30d, 12h, or an instant in RFC 3339
+    #[arg(long, value_name = "WHEN", value_parser = parse_end)]
+    ends: Option<u64>,
+}
+
+/// Reads `30d` (from now) or an instant.
+pub(super) fn parse_end(text: &str) -> Result<u64, String> {
+    let now = Zoned::now();
+    if let Ok(Retention::Seconds(seconds)) = text.parse() {
+        let now_s = u64::try_from(now.timestamp().as_second()).unwrap_or_default();
+        return now_s
+            .checked_add(seconds)
+            .and_then(|s| s.checked_mul(1_000_000_000))
+            .ok_or_else(|| format!("'{text}' is too far away"));
+    }
+    parse_instant(text, &now).map(|version| version.0).map_err(|e| e.to_string())
+}
+
+pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
+    match create {
+        Create::Account { name, role } => {
+            made(session, Kind::Account, &name.clone(), &NewAccount { name, role }).await
+        }
+        Create::BlockStore { name, kind: StoreKind::Local, path } => {
+            let path =
+                path.to_str().ok_or_else(|| anyhow!("folder {} is not UTF-8", path.display()))?.to_owned();
+            let new = NewBlockStore { name, kind: "local".to_owned(), path };
+            made(session, Kind::BlockStore, &new.name, &new).await
+        }
+        Create::MetadataStore { name } => {
+            made(session, Kind::MetadataStore, &name.clone(), &NewMetadataStore { name }).await
+        }
+        Create::Volume(volume) => create_volume(session, volume).await,
+        Create::VolumeToken(token) => {
+            let VolumeToken { volume, path, read_only, no_past, ends } = token;
+            let new = NewVolumeToken { volume, path, read_only, past: !no_past, ends_ns: ends };
+            made(session, Kind::VolumeToken, &format!("--volume {}", new.volume), &new).await
+        }
+    }
+}
+
+async fn post(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<Value> {
+    let item = session.call(Method::POST, kind.path(), Some(body)).await;
+    item.with_context(|| format!("create {} {name}", kind.word()))
+}
+
+async fn made(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<()> {
+    let item = post(session, kind, name, body).await?;
+    session.show(kind, &item)
+}
+
+async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
+    let new = NewVolume {
+        name: volume.name,
+        block_store: volume.block_store,
+        metadata_store: volume.metadata_store,
+        block_size: volume.block_size,
+        compression: volume.compression.map(Into::into),
+        retention: volume.retention,
+        max_bytes: volume.max_bytes,
+        max_inodes: volume.max_inodes,
+    };
+    let mut item = post(session, Kind::Volume, &new.name, &new).await?;
+    let began = Instant::now();
+    while !volume.no_wait && item["state"] == "waiting" && began.elapsed() < READY_TIMEOUT {
+        let store =
+            session.call(Method::GET, &at(Kind::MetadataStore, &new.metadata_store), None::<&()>).await?;
+        if store["connected"] != true {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        item = session.call(Method::GET, &at(Kind::Volume, &new.name), None::<&()>).await?;
+    }
+    session.show(Kind::Volume, &item)?;
+    let detail = item["detail"].as_str().unwrap_or_default();
+    match item["state"].as_str() {
+        Some("waiting") => {
+            output::warn(format!("volume '{}' is created but not served yet: {detail}", new.name))
+        }
+        Some("problem") => bail!("volume '{}' is created but cannot be served: {detail}", new.name),
+        _ => {}
+    }
+    Ok(())
+}

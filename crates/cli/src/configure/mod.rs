@@ -1,0 +1,238 @@
+//! `chronofs configure`: what exists, through the admin server's API.
+
+mod change;
+mod create;
+
+use crate::output::{self, Column};
+use crate::{credentials, serve};
+use anyhow::{Context, Result};
+use chronofs_wire::http::{AdminClient, Method};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use serde_json::Value;
+
+#[derive(Args, Debug)]
+pub(crate) struct Configure {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Reach the admin server here instead of where the token says
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Prepare this machine
+    #[command(subcommand)]
+    Init(Init),
+    /// Create something
+    #[command(subcommand)]
+    Create(create::Create),
+    /// List all of a kind
+    List {
+        /// What to list
+        kind: Kind,
+    },
+    /// Show one
+    Show {
+        /// Its kind
+        kind: Kind,
+        /// Its name or id
+        name: String,
+    },
+    /// Change one
+    #[command(subcommand)]
+    Update(change::Update),
+    /// Delete one that is not in use
+    Delete {
+        /// Its kind
+        kind: Kind,
+        /// Its name or id
+        name: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum Init {
+    /// Keep the token of an account for configure
+    Creds {
+        /// Token of the account
+        #[arg(long)]
+        token: String,
+    },
+}
+
+/// Kinds of things.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Kind {
+    /// Persons and programs that configure
+    Account,
+    /// Places for the bytes of files
+    BlockStore,
+    /// Logs with stores, each served by a metadata server
+    MetadataStore,
+    /// File systems
+    Volume,
+    /// What opens a volume
+    VolumeToken,
+}
+
+impl Kind {
+    fn path(self) -> &'static str {
+        match self {
+            Kind::Account => "/v1/accounts",
+            Kind::BlockStore => "/v1/block-stores",
+            Kind::MetadataStore => "/v1/metadata-stores",
+            Kind::Volume => "/v1/volumes",
+            Kind::VolumeToken => "/v1/volume-tokens",
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Account => "account",
+            Kind::BlockStore => "block-store",
+            Kind::MetadataStore => "metadata-store",
+            Kind::Volume => "volume",
+            Kind::VolumeToken => "volume-token",
+        }
+    }
+
+    fn columns(self) -> &'static [Column] {
+        match self {
+            Kind::Account => &[("NAME", "name"), ("ROLE", "role"), ("CREATED", "created")],
+            Kind::BlockStore => {
+                &[("NAME", "name"), ("KIND", "kind"), ("PATH", "path"), ("VOLUMES", "volumes")]
+            }
+            Kind::MetadataStore => &[
+                ("NAME", "name"),
+                ("CONNECTED", "connected"),
+                ("ADDRESS", "address"),
+                ("EPOCH", "epoch"),
+                ("VOLUMES", "volumes"),
+            ],
+            Kind::Volume => &[
+                ("NAME", "name"),
+                ("STATE", "state"),
+                ("BLOCK-STORE", "block_store"),
+                ("METADATA-STORE", "metadata_store"),
+                ("RETENTION", "retention"),
+                ("USED", "used_bytes"),
+                ("INODES", "used_inodes"),
+                ("MOUNTS", "sessions"),
+            ],
+            Kind::VolumeToken => &[
+                ("ID", "id"),
+                ("VOLUME", "volume"),
+                ("PATH", "path"),
+                ("READ-ONLY", "read_only"),
+                ("PAST", "past"),
+                ("ENDS", "ends"),
+            ],
+        }
+    }
+
+    /// All that `show` shows.
+    fn fields(self) -> &'static [Column] {
+        match self {
+            Kind::Volume => &[
+                ("name", "name"),
+                ("id", "id"),
+                ("state", "state"),
+                ("detail", "detail"),
+                ("block store", "block_store"),
+                ("metadata store", "metadata_store"),
+                ("block size", "block_size"),
+                ("compression", "compression"),
+                ("retention", "retention"),
+                ("max bytes", "max_bytes"),
+                ("max inodes", "max_inodes"),
+                ("created", "created"),
+                ("earliest instant", "earliest"),
+                ("used bytes", "used_bytes"),
+                ("used inodes", "used_inodes"),
+                ("mounts", "sessions"),
+            ],
+            other => other.columns(),
+        }
+    }
+}
+
+/// A session with the admin server.
+pub(crate) struct Session {
+    client: AdminClient,
+    json: bool,
+}
+
+impl Session {
+    async fn call(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Value> {
+        Ok(self.client.call(method, path, body).await?)
+    }
+
+    /// Shows one thing that was created, changed or asked for.
+    fn show(&self, kind: Kind, item: &Value) -> Result<()> {
+        if self.json {
+            return output::line(serde_json::to_string_pretty(item)?);
+        }
+        output::line(output::card(kind.fields(), item))?;
+        match item["token"].as_str() {
+            Some(token) => {
+                output::warn("this token is shown only now; keep it safe");
+                output::line(token)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A name as part of a path of the API; what no name can hold is refused by the server, not misread.
+fn at(kind: Kind, name: &str) -> String {
+    let mut path = format!("{}/", kind.path());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    path
+}
+
+pub(crate) fn run(configure: Configure) -> Result<()> {
+    let Configure { json, admin, command } = configure;
+    if let Command::Init(Init::Creds { token }) = command {
+        let path = credentials::save_configure(&token).context("configure init creds")?;
+        return output::line(format!("wrote {}", path.display()));
+    }
+    let token = credentials::configure().context("configure")?;
+    let client = AdminClient::at(admin.as_deref().unwrap_or(&token.admin), &token)?;
+    serve(async move { dispatch(Session { client, json }, command).await })?
+}
+
+async fn dispatch(session: Session, command: Command) -> Result<()> {
+    match command {
+        Command::Init(_) => Ok(()),
+        Command::Create(create) => create::run(&session, create).await,
+        Command::Update(update) => change::run(&session, update).await,
+        Command::List { kind } => list(&session, kind).await.with_context(|| format!("list {}", kind.word())),
+        Command::Show { kind, name } => {
+            let item = session.call(Method::GET, &at(kind, &name), None::<&()>).await;
+            session.show(kind, &item.with_context(|| format!("show {} {name}", kind.word()))?)
+        }
+        Command::Delete { kind, name } => {
+            let deleted = session.call(Method::DELETE, &at(kind, &name), None::<&()>).await;
+            deleted.with_context(|| format!("delete {} {name}", kind.word()))?;
+            Ok(())
+        }
+    }
+}
+
+async fn list(session: &Session, kind: Kind) -> Result<()> {
+    let items = session.call(Method::GET, kind.path(), None::<&()>).await?;
+    if session.json {
+        return output::line(serde_json::to_string_pretty(&items)?);
+    }
+    output::line(output::table(kind.columns(), items.as_array().map_or(&[][..], Vec::as_slice)))
+}

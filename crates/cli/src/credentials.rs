@@ -1,0 +1,87 @@
+//! The tokens this machine keeps: `configure.toml` and `mount.toml` in `/etc/chronofs`, for their owner only.
+//!
+//! `CHRONOFS_CONFIG_DIR` names another folder, `CHRONOFS_TOKEN` a token that goes before all files.
+
+use anyhow::{Context, Result, bail};
+use chronofs_wire::tls::write_secret;
+use chronofs_wire::token::{Token, TokenKind};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::env;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+const TOKEN_VARIABLE: &str = "CHRONOFS_TOKEN";
+
+#[derive(Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigureFile {
+    token: Option<String>,
+}
+
+#[derive(Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MountFile {
+    /// For volumes that are not named below.
+    token: Option<String>,
+    /// By volume.
+    #[serde(default)]
+    volumes: BTreeMap<String, String>,
+}
+
+fn folder() -> PathBuf {
+    env::var_os("CHRONOFS_CONFIG_DIR").map_or_else(|| PathBuf::from("/etc/chronofs"), PathBuf::from)
+}
+
+fn load<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("cannot use {}", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn save(path: &Path, content: &impl Serialize) -> Result<()> {
+    let text = toml::to_string(content)?;
+    let folder = folder();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make folder {}", folder.display()))?;
+    write_secret(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn from_environment() -> Option<String> {
+    env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty())
+}
+
+/// Keeps the token of an account for `configure`; gives the file it is in.
+pub(crate) fn save_configure(token: &str) -> Result<PathBuf> {
+    let token = Token::parse_as(token, TokenKind::Account)?;
+    let path = folder().join("configure.toml");
+    save(&path, &ConfigureFile { token: Some(token.to_string()) })?;
+    Ok(path)
+}
+
+/// The token `configure` works with.
+pub(crate) fn configure() -> Result<Token> {
+    let text = match from_environment() {
+        Some(token) => Some(token),
+        None => load::<ConfigureFile>(&folder().join("configure.toml"))?.token,
+    };
+    let Some(text) = text else {
+        bail!("no token: run chronofs configure init creds --token TOKEN first, or set {TOKEN_VARIABLE}");
+    };
+    Ok(Token::parse_as(&text, TokenKind::Account)?)
+}
+
+/// Keeps a volume token for mounts of `volume`, or of any volume without one of its own; gives the file it is in.
+pub(crate) fn save_mount(token: &str, volume: Option<&str>) -> Result<PathBuf> {
+    let token = Token::parse_as(token, TokenKind::Volume)?.to_string();
+    let path = folder().join("mount.toml");
+    let mut file: MountFile = load(&path)?;
+    match volume {
+        Some(volume) => drop(file.volumes.insert(volume.to_owned(), token)),
+        None => file.token = Some(token),
+    }
+    save(&path, &file)?;
+    Ok(path)
+}

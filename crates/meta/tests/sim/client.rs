@@ -1,0 +1,253 @@
+//! A simulated client: random requests, and the protocol's duties around them.
+
+use crate::common;
+use bytes::Bytes;
+use chronofs_core::ops::{NewNode, Replayed, Reply, Request, XattrMode};
+use chronofs_core::{Caller, Errno, Ino, SessionId, SetAttr, Version};
+use chronofs_engine::sim::Random;
+use chronofs_meta::machine::ConnId;
+use chronofs_wire::message::{Hello, HelloAnswer, RefusalReason, ToClient, ToServer};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub enum FromServer {
+    Answer(HelloAnswer),
+    Frame(ToClient),
+}
+
+pub struct SimClient {
+    pub number: u128,
+    /// It works in a directory of its own, so that nobody's loss can spoil what it did.
+    pub private: bool,
+    pub session: Option<SessionId>,
+    pub conn: Option<ConnId>,
+    pub welcomed: bool,
+    boot: u64,
+    pub seen: Version,
+    next_id: u64,
+    pub outstanding: BTreeMap<u64, Request>,
+    pub undurable: Vec<Replayed>,
+    opens: BTreeMap<Ino, u32>,
+    dirs: Vec<Ino>,
+    files: Vec<Ino>,
+    home_asked: bool,
+    pub inbox: VecDeque<FromServer>,
+    pub outbox: VecDeque<ToServer>,
+    /// Mutations answered with success.
+    pub acknowledged: BTreeMap<u64, Version>,
+    pub parked: BTreeSet<u64>,
+    /// The highest version it was told to be durable.
+    pub durable: Version,
+    /// Syncs: (version of the answer).
+    pub synced: Version,
+}
+
+impl SimClient {
+    pub fn new(number: u128, private: bool) -> Self {
+        SimClient {
+            number,
+            private,
+            session: None,
+            conn: None,
+            welcomed: false,
+            boot: 0,
+            seen: Version::ZERO,
+            next_id: 1,
+            outstanding: BTreeMap::new(),
+            undurable: Vec::new(),
+            opens: BTreeMap::new(),
+            dirs: Vec::new(),
+            files: Vec::new(),
+            home_asked: false,
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            acknowledged: BTreeMap::new(),
+            parked: BTreeSet::new(),
+            durable: Version::ZERO,
+            synced: Version::ZERO,
+        }
+    }
+
+    pub fn hello(&self) -> Hello {
+        Hello { resume: self.session, seen: self.seen, ..common::hello(self.number) }
+    }
+
+    pub fn disconnected(&mut self) {
+        self.conn = None;
+        self.welcomed = false;
+        self.outbox.clear();
+    }
+
+    fn acked(&self) -> u64 {
+        self.outstanding.keys().next().map_or(self.next_id, |first| *first) - 1
+    }
+
+    fn call(&mut self, request: Request) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.outstanding.insert(id, request.clone());
+        let acked = self.acked();
+        self.outbox.push_back(ToServer::Call { id, acked, caller: Caller::ROOT, request });
+    }
+
+    /// Asks for something.
+    pub fn act(&mut self, random: &mut Random) {
+        if !self.welcomed || self.outstanding.len() > 12 {
+            return;
+        }
+        if self.private && self.dirs.is_empty() {
+            if !self.home_asked {
+                self.home_asked = true;
+                let mut request = common::create(Ino::ROOT, &format!("home{}", self.number), false);
+                if let Request::Create { node, mode, .. } = &mut request {
+                    (*node, *mode) = (NewNode::Dir, 0o755);
+                }
+                self.call(request);
+            }
+            return;
+        }
+        let request = self.draw(random);
+        self.call(request);
+    }
+
+    fn pick(inos: &[Ino], random: &mut Random) -> Ino {
+        if inos.is_empty() { Ino::ROOT } else { inos[random.below(inos.len() as u64) as usize] }
+    }
+
+    fn draw(&mut self, random: &mut Random) -> Request {
+        let (parent, other) = (Self::pick(&self.dirs, random), Self::pick(&self.dirs, random));
+        let file = Self::pick(&self.files, random);
+        let letter = |random: &mut Random| common::name(["a", "b", "c", "d", "e", "f"][random.below(6) as usize]);
+        let name = letter(random);
+        match random.below(20) {
+            0..=4 => {
+                let mut request = common::create(parent, "x", random.one_in(3));
+                if let Request::Create { name: slot, exclusive, .. } = &mut request {
+                    (*slot, *exclusive) = (name, random.one_in(2));
+                }
+                request
+            }
+            5 | 6 => Request::Create {
+                parent,
+                name,
+                node: NewNode::Dir,
+                mode: 0o755,
+                umask: 0,
+                open: false,
+                exclusive: true,
+            },
+            7 => Request::Unlink { parent, name },
+            8 => Request::Rmdir { parent, name },
+            9 => {
+                let mode = chronofs_core::ops::RenameMode::Replace;
+                Request::Rename { from: parent, name, to: other, new_name: letter(random), mode }
+            }
+            10 => Request::Link { ino: file, parent, name },
+            11 => {
+                let set = SetAttr { size: Some(random.below(1 << 20)), by_handle: true, ..SetAttr::default() };
+                Request::SetAttr { ino: file, set }
+            }
+            12 => {
+                let value = Bytes::from(random.number().to_le_bytes().to_vec());
+                let name = Bytes::from_static(b"user.a");
+                Request::SetXattr { ino: file, name, value, mode: XattrMode::Any }
+            }
+            13 => Request::Lookup { parent, name },
+            14 => Request::ReadDir { dir: parent, after: 0, limit: 10, attrs: true },
+            15 => Request::Open { ino: file, read: true, write: false },
+            16 => match self.opens.keys().next().copied() {
+                Some(ino) => {
+                    if let Some(count) = self.opens.get_mut(&ino) {
+                        *count -= 1;
+                    }
+                    self.opens.retain(|_, count| *count > 0);
+                    Request::Close { ino, count: 1 }
+                }
+                None => Request::StatFs,
+            },
+            17 => Request::Sync,
+            18 => Request::Grant { count: 10 },
+            _ => Request::GetAttr { ino: file },
+        }
+    }
+
+    /// Takes one message. Answers what the protocol wants answered.
+    pub fn take(&mut self) {
+        match self.inbox.pop_front() {
+            Some(FromServer::Answer(Ok(welcome))) => {
+                self.session = Some(welcome.session);
+                self.welcomed = true;
+                self.seen = self.seen.max(welcome.applied);
+                if welcome.boot != self.boot {
+                    self.boot = welcome.boot;
+                    let opens = self.opens.iter().map(|(&ino, &count)| (ino, count)).collect();
+                    self.outbox.push_back(ToServer::Reclaim { opens });
+                }
+                self.told_durable(welcome.durable);
+                if welcome.replay {
+                    let calls = self.undurable.clone();
+                    self.outbox.push_back(ToServer::Replay { calls, end: true });
+                }
+                let acked = self.acked();
+                for (&id, request) in &self.outstanding {
+                    let request = request.clone();
+                    self.outbox.push_back(ToServer::Call { id, acked, caller: Caller::ROOT, request });
+                }
+            }
+            Some(FromServer::Answer(Err(refusal))) => {
+                assert!(matches!(refusal.reason, RefusalReason::NotNow { .. }), "{refusal:?}");
+                self.disconnected();
+            }
+            Some(FromServer::Frame(ToClient::Return { id, version, durable, result })) => {
+                self.seen = self.seen.max(version);
+                self.answered(id, version, result);
+                self.told_durable(durable);
+            }
+            Some(FromServer::Frame(ToClient::Durable { version })) => self.told_durable(version),
+            Some(FromServer::Frame(ToClient::Shared { shared: true })) => self.outbox.push_back(ToServer::SharedAck),
+            Some(FromServer::Frame(ToClient::Parked { calls })) => {
+                assert!(!self.private, "client {} lost {calls:?} though all came back", self.number);
+                self.parked.extend(calls.iter().map(|(id, _)| *id));
+            }
+            Some(FromServer::Frame(ToClient::Refused { message })) => panic!("refused: {message}"),
+            _ => {}
+        }
+    }
+
+    fn told_durable(&mut self, durable: Version) {
+        self.durable = self.durable.max(durable);
+        self.undurable.retain(|call| call.version > durable);
+    }
+
+    fn answered(&mut self, id: u64, version: Version, result: Result<Reply, Errno>) {
+        // An answer may come twice, after the call was sent twice.
+        let Some(request) = self.outstanding.remove(&id) else { return };
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(errno) => {
+                assert_ne!(errno, Errno::EIO, "{request:?}");
+                if matches!(&request, Request::Create { parent: Ino::ROOT, .. }) && self.private {
+                    self.home_asked = false;
+                }
+                return;
+            }
+        };
+        if let Reply::Instant(version) = &reply {
+            self.synced = self.synced.max(*version);
+        }
+        let made = match (&request, &reply) {
+            (Request::Create { node, .. }, Reply::Attr(attr) | Reply::Opened { attr, .. }) => {
+                let list = if *node == NewNode::Dir { &mut self.dirs } else { &mut self.files };
+                list.push(attr.ino);
+                Some(attr.ino)
+            }
+            _ => None,
+        };
+        if let Reply::Opened { attr, .. } = &reply {
+            *self.opens.entry(attr.ino).or_default() += 1;
+        }
+        if request.mutates() {
+            self.acknowledged.insert(id, version);
+            self.undurable.push(Replayed { id, version, caller: Caller::ROOT, request, made });
+        }
+    }
+}

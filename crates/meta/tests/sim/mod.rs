@@ -1,0 +1,4 @@
+//! The parts of the simulation.
+pub mod client;
+pub mod engine;
+pub mod world;

@@ -1,0 +1,375 @@
+//! The world of the simulation: time, disk, server, clients, and what must hold.
+
+use super::client::{FromServer, SimClient};
+use super::engine::{Record, RecordingEngine, assert_is_model};
+use crate::common;
+use chronofs_core::{SessionId, Version};
+use chronofs_engine::embedded::MemMedium;
+use chronofs_engine::sim::{Fault, Random, SimDisk};
+use chronofs_engine::{Engine, EngineError};
+use chronofs_meta::core::Core;
+use chronofs_meta::executor::run_read;
+use chronofs_meta::machine::tag::{self, Tag};
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
+use chronofs_wire::message::{ToClient, ToServer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+const START_NS: u64 = 1_800_000_000_000_000_000;
+const MS: u64 = 1_000_000;
+
+struct Server {
+    core: Core,
+    engine: Arc<RecordingEngine>,
+}
+
+pub struct World {
+    random: Random,
+    now_ns: u64,
+    disk: SimDisk,
+    medium: MemMedium,
+    record: Record,
+    server: Option<Server>,
+    maybe_lost: bool,
+    boots: u64,
+    next_conn: u64,
+    clients: Vec<SimClient>,
+    /// The highest version that a sync of the engine vouched for.
+    durable: Version,
+    /// Calls that were committed at some time, lost or not.
+    ever: BTreeSet<(SessionId, u64)>,
+    calm: bool,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let private = random.one_in(2);
+        let clients = (0..1 + random.below(3)).map(|n| SimClient::new(u128::from(n) + 1, private)).collect();
+        World {
+            disk: SimDisk::new(random.number()),
+            random,
+            now_ns: START_NS,
+            medium: MemMedium::default(),
+            record: Record::default(),
+            server: None,
+            maybe_lost: false,
+            boots: 0,
+            next_conn: 1,
+            clients,
+            durable: Version::ZERO,
+            ever: BTreeSet::new(),
+            calm: false,
+        }
+    }
+
+    pub fn run(&mut self) {
+        self.restart();
+        let steps = 60 + self.random.below(200);
+        for _ in 0..steps {
+            self.now_ns += self.random.below(5 * MS);
+            let n = self.random.below(self.clients.len() as u64) as usize;
+            match self.random.below(100) {
+                0..=29 => self.clients[n].act(&mut self.random),
+                30..=59 => self.deliver_to_server(),
+                60..=84 => self.clients[n].take(),
+                85..=88 => self.connect(n),
+                89 => self.drop_connection(n),
+                90..=93 => self.sync(),
+                94 | 95 => self.tick(),
+                96 => self.maintain(),
+                97 => self.fault(),
+                98 => self.kill(),
+                _ => self.cut_power(),
+            }
+            if self.server.is_none() && self.random.one_in(3) {
+                self.restart();
+            }
+        }
+    }
+
+    fn with_server(&mut self, events: Vec<Event>) {
+        let Some(server) = &mut self.server else { return };
+        let mut decided = Vec::new();
+        match server.core.run(self.now_ns, events, &mut |group| decided.push(group)) {
+            Ok(()) => {}
+            // The process ends, as the real one does. What was given out before is out.
+            Err(_) => self.server = None,
+        }
+        for commit in self.record.lock().unwrap().iter().rev().take(300) {
+            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+                self.ever.insert((session, id));
+            }
+        }
+        for effect in decided.into_iter().flat_map(|group| group.effects) {
+            self.carry_out(effect);
+        }
+        if self.server.is_none() {
+            self.server_gone();
+        }
+    }
+
+    fn client_of(&mut self, conn: ConnId) -> Option<&mut SimClient> {
+        self.clients.iter_mut().find(|client| client.conn == Some(conn))
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(conn, frame) => {
+                if let Some(client) = self.client_of(conn) {
+                    client.inbox.push_back(FromServer::Frame(frame));
+                }
+            }
+            Effect::Answer(conn, answer) => {
+                if let Some(client) = self.client_of(conn) {
+                    client.inbox.push_back(FromServer::Answer(answer));
+                }
+            }
+            Effect::Close(conn) => {
+                if let Some(client) = self.client_of(conn) {
+                    client.disconnected();
+                }
+            }
+            Effect::Read(job) => {
+                let Some(server) = &self.server else { return };
+                let view = server.core.engine.view();
+                let version = view.version();
+                let result = run_read(&job, view);
+                let durable = Version::ZERO;
+                let frame = ToClient::Return { id: job.id, version, durable, result };
+                self.carry_out(Effect::Send(job.conn, frame));
+            }
+            Effect::Mark(version) => {
+                let Some(server) = &self.server else { return };
+                let done = server.core.engine.sync().and_then(|_| server.core.engine.mark(version));
+                if done.is_err() {
+                    self.server = None;
+                }
+            }
+            Effect::Object(_) | Effect::Hurry | Effect::Warn(_) => {}
+        }
+    }
+
+    fn connect(&mut self, n: usize) {
+        let conn = ConnId(self.next_conn);
+        let client = &mut self.clients[n];
+        if client.conn.is_some() || self.server.is_none() {
+            return;
+        }
+        self.next_conn += 1;
+        client.conn = Some(conn);
+        client.inbox.clear();
+        client.outbox.clear();
+        let hello = Box::new(client.hello());
+        self.with_server(vec![Event::Hello(conn, hello)]);
+    }
+
+    fn drop_connection(&mut self, n: usize) {
+        let client = &mut self.clients[n];
+        let Some(conn) = client.conn else { return };
+        client.disconnected();
+        // What had arrived is still read, sometimes.
+        if self.random.one_in(2) {
+            client.inbox.clear();
+        } else {
+            while !client.inbox.is_empty() {
+                client.take();
+            }
+            client.disconnected();
+        }
+        self.with_server(vec![Event::Gone(conn)]);
+    }
+
+    fn deliver_to_server(&mut self) {
+        let mut events = Vec::new();
+        for client in &mut self.clients {
+            let Some(conn) = client.conn else { continue };
+            for _ in 0..self.random.below(6) {
+                match client.outbox.pop_front() {
+                    Some(ToServer::Call { id, acked, caller, request }) => {
+                        events.push(Event::Call(conn, Call { id, acked, caller, request }));
+                    }
+                    Some(frame) => events.push(Event::Frame(conn, frame)),
+                    None => break,
+                }
+            }
+        }
+        self.with_server(events);
+    }
+
+    fn sync(&mut self) {
+        let Some(server) = &self.server else { return };
+        match server.engine.sync() {
+            Ok(version) => {
+                self.durable = self.durable.max(version.min(server.engine.applied()));
+                self.with_server(vec![Event::Durable(version)]);
+            }
+            Err(_) => self.kill(),
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now_ns += self.random.below(300 * MS);
+        self.with_server(vec![Event::Tick]);
+    }
+
+    fn maintain(&mut self) {
+        let Some(server) = &self.server else { return };
+        let failed = server.engine.maintain().is_err();
+        self.medium.complete_one();
+        if failed {
+            self.kill();
+        }
+    }
+
+    fn fault(&mut self) {
+        let fault = if self.random.one_in(2) { Fault::NoSpace } else { Fault::PowerCut };
+        self.disk.fail_at(1 + self.random.below(6), fault);
+    }
+
+    /// The process is gone; the disk has what the kernel has.
+    fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            // Nothing of its end runs.
+            std::mem::forget(server);
+        }
+        self.server_gone();
+    }
+
+    fn cut_power(&mut self) {
+        self.disk.power_off();
+        self.kill();
+    }
+
+    fn server_gone(&mut self) {
+        for client in &mut self.clients {
+            if self.random.one_in(2) {
+                client.inbox.clear();
+            }
+            while !client.inbox.is_empty() {
+                client.take();
+            }
+            client.disconnected();
+        }
+        self.medium.crash();
+        if self.disk.is_off() {
+            self.disk.power_on();
+            self.maybe_lost = true;
+        }
+    }
+
+    fn restart(&mut self) {
+        if self.server.is_some() {
+            return;
+        }
+        self.now_ns += self.random.below(500 * MS);
+        self.disk.clear_faults();
+        self.boots += 1;
+        let engine = match RecordingEngine::open(&self.disk, &self.medium, &self.record) {
+            Ok(engine) => Arc::new(engine),
+            Err(error) => panic!("the engine does not open: {error}"),
+        };
+        let last_commit = engine.last_commit();
+        {
+            let mut record = self.record.lock().unwrap();
+            record.retain(|commit| commit.version <= last_commit);
+            let survived = record.last().map_or(Version::ZERO, |commit| commit.version);
+            assert_eq!(survived, last_commit, "a commit that nobody made survived");
+            assert!(last_commit >= self.lowest_survivor(), "what was durable is lost");
+            assert_is_model(&*engine.view(), &record);
+        }
+        self.check_durable();
+        let config = Config { boot: self.boots, mark_after_commits: 40, ..Config::default() };
+        let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
+        let reads = SharedView(engine.view());
+        let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns).unwrap();
+        self.maybe_lost = false;
+        let core = Core { machine, engine: engine.clone() };
+        self.server = Some(Server { core, engine });
+        let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+        assignment.revision = 1;
+        self.with_server(vec![Event::Assignment(Box::new(assignment)), Event::Tick]);
+    }
+
+    /// The last commit at or below what a sync vouched for: versions above commits are promises of none.
+    fn lowest_survivor(&self) -> Version {
+        self.durable_commits.unwrap_or_default()
+    }
+
+    /// What clients were told to be durable is there, at its version.
+    fn check_durable(&self) {
+        let commits = self.commits();
+        for client in &self.clients {
+            let Some(session) = client.session else { continue };
+            let told = client.durable.max(client.synced);
+            for (&id, &version) in &client.acknowledged {
+                if version <= told && self.ever.contains(&(session, id)) && !client.parked.contains(&id) {
+                    assert!(commits.contains_key(&(session, id)), "call {id} of {session:?} was durable and is lost");
+                }
+            }
+        }
+    }
+
+    /// Surviving commits of calls with how often they are there.
+    fn commits(&self) -> BTreeMap<(SessionId, u64), u32> {
+        let mut commits = BTreeMap::new();
+        for commit in self.record.lock().unwrap().iter() {
+            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+                *commits.entry((session, id)).or_default() += 1;
+            }
+        }
+        commits
+    }
+
+    /// Nothing fails any more: everybody comes back, everything is answered, and all is checked.
+    pub fn finish(&mut self) {
+        self.calm = true;
+        self.disk.clear_faults();
+        for _ in 0..400 {
+            if self.server.is_none() {
+                self.restart();
+            }
+            self.now_ns += 5 * MS;
+            for n in 0..self.clients.len() {
+                self.connect(n);
+            }
+            self.deliver_to_server();
+            self.sync();
+            self.with_server(vec![Event::Tick]);
+            for client in &mut self.clients {
+                while !client.inbox.is_empty() {
+                    client.take();
+                }
+            }
+            let quiet = |client: &SimClient| {
+                client.welcomed && client.outstanding.is_empty() && client.outbox.is_empty()
+            };
+            if self.clients.iter().all(quiet) {
+                break;
+            }
+        }
+        for client in &self.clients {
+            assert!(client.welcomed, "client {} was not admitted in the end", client.number);
+            assert!(client.outstanding.is_empty(), "not answered: {:?}", client.outstanding);
+        }
+        self.check_durable();
+        let commits = self.commits();
+        for client in &self.clients {
+            let Some(session) = client.session else { continue };
+            for &id in client.acknowledged.keys() {
+                let parked = client.parked.contains(&id);
+                if self.ever.contains(&(session, id)) && !parked {
+                    assert_eq!(commits.get(&(session, id)), Some(&1), "call {id} of {session:?}");
+                }
+            }
+        }
+        assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
+        let Some(server) = &self.server else { panic!("no server in the end") };
+        let view = server.engine.view();
+        assert_is_model(&*view, &self.record.lock().unwrap());
+        let faults = chronofs_namespace::verify(&SharedView(view)).unwrap();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+}
+
+fn _errors_end_the_process(_: EngineError) {}

@@ -1,0 +1,32 @@
+//! Clients, a server and a disk in one thread, everything by one seed: messages are late or lost, the server is
+//! killed, the power is cut, the disk is full at times. After every recovery the state must be the commits that
+//! survived, and nothing that was acknowledged as durable may be missing; in the end what was acknowledged at all
+//! must be there, once.
+//!
+//! `CHRONOFS_CASES` sets the number of seeds (2,000), `CHRONOFS_SEED` runs one.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+mod sim;
+
+use sim::world::World;
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    world.run();
+    world.finish();
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_fails() {
+    if let Ok(seed) = std::env::var("CHRONOFS_SEED") {
+        return run(seed.parse().expect("CHRONOFS_SEED is a number"));
+    }
+    let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
+    for seed in 0..cases {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
+            eprintln!("seed {seed} failed; run it again with CHRONOFS_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

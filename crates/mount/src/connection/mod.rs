@@ -1,0 +1,303 @@
+//! The session of a mount with its metadata server: calls that survive whatever happens to the network.
+//!
+//! [`Connection::call`] hands a request in and waits for its answer, over as many connections as it takes. A task of
+//! its own ([`driver`]) connects, reconnects with back-off, says what is open and sends again what has no answer;
+//! [`state`] remembers what that takes and does no I/O. While the server is away calls wait; they fail only when it
+//! refuses the mount.
+
+mod driver;
+mod link;
+mod replay;
+mod state;
+mod target;
+
+pub use driver::Event;
+pub use link::OpenError;
+pub use state::Answer;
+pub use target::{Credentials, Source, Target};
+
+use crate::clock::ServerClock;
+use bytes::Bytes;
+use chronofs_core::ops::{Reply, Request};
+use chronofs_core::{Caller, Errno, SessionId, Version};
+use chronofs_wire::message::{ToServer, Welcome};
+use state::{Phase, State, Transfer};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// What a mount asks for when it opens its session.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Where the volume is served.
+    pub source: Source,
+    /// Id and secret of the volume token.
+    pub credentials: Credentials,
+    /// Host, process and folder, for people.
+    pub client_name: String,
+    /// The instant to show; `None` is the present.
+    pub at: Option<Version>,
+    /// The mount will not write.
+    pub read_only: bool,
+}
+
+/// How the connection is, for `status`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConnectionStatus {
+    /// Calls are answered now.
+    pub connected: bool,
+    /// The server refuses the mount with this error.
+    pub refused: Option<Errno>,
+    /// The session.
+    pub session: SessionId,
+    /// Address of the server.
+    pub address: String,
+    /// Calls without an answer.
+    pub waiting: usize,
+    /// Answered mutations that are not durable yet.
+    pub undurable: usize,
+}
+
+/// See the module.
+pub struct Connection {
+    state: Mutex<State>,
+    wanted: Wanted,
+    /// The server was last seen here.
+    target: Mutex<Target>,
+    /// There are frames to write.
+    wake: Notify,
+    /// Calls, answers and renewals are worth nothing any more: the mount ends.
+    closing: watch::Sender<bool>,
+    clock: ServerClock,
+    lease: Lease,
+}
+
+/// How long what the server said may be believed without asking again.
+struct Lease {
+    base: Instant,
+    /// What the server said last: another session may change the volume.
+    told_shared: AtomicBool,
+    /// Nothing may be cached: it was told so, or caches that may be wrong are not emptied yet.
+    shared: AtomicBool,
+    /// The session lives at least until then, in milliseconds since `base`.
+    until_ms: AtomicU64,
+    /// When the oldest renewal without an answer was sent, in milliseconds since `base`; 0 for none.
+    asked_ms: AtomicU64,
+}
+
+impl Connection {
+    /// Opens a session and keeps it. Events come for as long as the connection lives.
+    pub async fn open(wanted: Wanted) -> Result<(Arc<Self>, Welcome, mpsc::UnboundedReceiver<Event>), OpenError> {
+        let first = link::open_first(&wanted).await?;
+        let welcome = (*first.welcome).clone();
+        let (closing, _) = watch::channel(false);
+        let connection = Arc::new(Connection {
+            state: Mutex::new(State::new(&welcome)),
+            wanted,
+            target: Mutex::new(first.target.clone()),
+            wake: Notify::new(),
+            closing,
+            clock: ServerClock::new(),
+            lease: Lease::new(),
+        });
+        connection.heard_welcome(&welcome, first.asked);
+        connection.caches_emptied();
+        let (events, received) = mpsc::unbounded_channel();
+        tokio::spawn(driver::run(Arc::clone(&connection), first, events));
+        Ok((connection, welcome, received))
+    }
+
+    /// Asks the server. Waits while it is away; an error means that there is no answer, because it refuses the mount.
+    pub async fn ask(&self, caller: Caller, request: Request) -> Result<Answer, Errno> {
+        let answer = self.state().call(caller, request);
+        self.wake.notify_one();
+        answer.await.unwrap_or(Err(Errno::EIO))
+    }
+
+    /// Asks the server for something that it can only do or refuse.
+    pub async fn call(&self, caller: Caller, request: Request) -> Result<(Version, Reply), Errno> {
+        let answer = self.ask(caller, request).await?;
+        answer.result.map(|reply| (answer.version, reply))
+    }
+
+    /// Asks without waiting for the answer; it is asked again after a reconnect all the same.
+    pub fn cast(&self, caller: Caller, request: Request) {
+        drop(self.state().call(caller, request));
+        self.wake.notify_one();
+    }
+
+    /// Stores an object through the server.
+    pub async fn put_object(&self, name: String, bytes: Bytes) -> Result<(), Errno> {
+        self.transfer(Transfer::Put { name, bytes }).await.map(drop)
+    }
+
+    /// Reads a range of an object through the server.
+    pub async fn get_object(&self, name: String, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        self.transfer(Transfer::Get { name, offset, len }).await
+    }
+
+    async fn transfer(&self, transfer: Transfer) -> Result<Bytes, Errno> {
+        let answer = self.state().transfer(transfer);
+        self.wake.notify_one();
+        answer.await.unwrap_or(Err(Errno::EIO))
+    }
+
+    /// Says that nothing is left in the kernel of what it may not cache any more.
+    pub fn acknowledge_shared(&self) {
+        self.state().send_if_up(&ToServer::SharedAck);
+        self.wake.notify_one();
+    }
+
+    /// How long from now the kernel may keep what a server says now, at most `limit`; zero on a shared volume.
+    pub fn lease_left(&self, limit: Duration) -> Duration {
+        self.lease.left(limit)
+    }
+
+    /// Whether no other session may change the volume now.
+    pub fn exclusive(&self) -> bool {
+        !self.lease_left(Duration::from_millis(1)).is_zero()
+    }
+
+    /// Nothing is cached any more that may be wrong: cache again, if the server's last word allows it.
+    pub fn caches_emptied(&self) {
+        let lease = &self.lease;
+        lease.shared.store(lease.told_shared.load(Ordering::SeqCst), Ordering::SeqCst);
+        // The server may have said otherwise in between: its word wins.
+        if lease.told_shared.load(Ordering::SeqCst) {
+            lease.shared.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The server's clock, nanoseconds since the epoch.
+    pub fn now_ns(&self) -> i64 {
+        self.clock.now_ns()
+    }
+
+    /// How the connection is.
+    pub fn status(&self) -> ConnectionStatus {
+        let address = self.target().address.clone();
+        let state = self.state();
+        let (waiting, undurable) = state.waiting();
+        let refused = match state.phase() {
+            Phase::Refused(errno) => Some(errno),
+            _ => None,
+        };
+        let connected = state.phase() == Phase::Up;
+        ConnectionStatus { connected, refused, session: state.session(), address, waiting, undurable }
+    }
+
+    /// The highest version that any answer named.
+    pub fn seen(&self) -> Version {
+        self.state().seen()
+    }
+
+    /// Ends the session: says goodbye if the server is there, and stops trying if it is not.
+    pub async fn close(&self) {
+        self.state().send_if_up(&ToServer::Goodbye);
+        self.wake.notify_one();
+        self.closing.send_replace(true);
+        // The driver writes what is queued and ends; there is nothing to wait for when the server is away.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.closing.closed()).await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn target(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a welcome says about clock, lease and sharing. `asked` is when the hello was sent. Nothing is cached
+    /// until [`Connection::caches_emptied`].
+    fn heard_welcome(&self, welcome: &Welcome, asked: Instant) {
+        self.clock.set(welcome.now_ns);
+        self.lease.shared.store(true, Ordering::SeqCst);
+        self.lease.told_shared.store(welcome.shared, Ordering::SeqCst);
+        self.lease.asked_ms.store(0, Ordering::SeqCst);
+        self.lease.extend(self.lease.ms(asked), Duration::from_millis(u64::from(welcome.ttl_ms)));
+    }
+}
+
+impl Lease {
+    fn new() -> Self {
+        Lease {
+            base: Instant::now(),
+            told_shared: AtomicBool::new(true),
+            shared: AtomicBool::new(true),
+            until_ms: AtomicU64::new(0),
+            asked_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn ms(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.base).as_millis() as u64
+    }
+
+    fn left(&self, limit: Duration) -> Duration {
+        if self.shared.load(Ordering::SeqCst) {
+            return Duration::ZERO;
+        }
+        let left_ms = self.until_ms.load(Ordering::SeqCst).saturating_sub(self.ms(Instant::now()));
+        Duration::from_millis(left_ms).min(limit)
+    }
+
+    fn told(&self, shared: bool) {
+        self.told_shared.store(shared, Ordering::SeqCst);
+        if shared {
+            self.shared.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// A renewal is about to be sent.
+    fn asked(&self) {
+        let now_ms = self.ms(Instant::now()).max(1);
+        let _ = self.asked_ms.compare_exchange(0, now_ms, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// The oldest renewal was answered: the session's time counts from when it was sent.
+    fn renewed(&self, ttl: Duration) {
+        let asked_ms = self.asked_ms.swap(0, Ordering::SeqCst);
+        if asked_ms > 0 {
+            self.extend(asked_ms, ttl);
+        }
+    }
+
+    fn extend(&self, asked_ms: u64, ttl: Duration) {
+        self.until_ms.store(asked_ms + ttl.as_millis() as u64, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_cached_on_a_shared_volume_or_after_the_lease() {
+        let lease = Lease::new();
+        lease.extend(0, Duration::from_secs(60));
+        assert_eq!(lease.left(Duration::from_secs(1)), Duration::ZERO, "shared until told otherwise");
+        lease.shared.store(false, Ordering::SeqCst);
+        assert_eq!(lease.left(Duration::from_secs(1)), Duration::from_secs(1));
+        lease.extend(0, Duration::ZERO);
+        assert_eq!(lease.left(Duration::from_secs(1)), Duration::ZERO);
+        lease.extend(0, Duration::from_secs(60));
+        lease.told(true);
+        assert_eq!(lease.left(Duration::from_secs(1)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_renewal_counts_from_when_the_oldest_open_one_was_sent() {
+        let lease = Lease::new();
+        lease.shared.store(false, Ordering::SeqCst);
+        lease.asked();
+        let first = lease.asked_ms.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(20));
+        lease.asked();
+        lease.renewed(Duration::from_secs(1));
+        assert_eq!(lease.until_ms.load(Ordering::SeqCst), first + 1000);
+        lease.renewed(Duration::from_secs(9));
+        assert_eq!(lease.until_ms.load(Ordering::SeqCst), first + 1000, "nothing was asked");
+    }
+}

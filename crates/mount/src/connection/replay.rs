@@ -1,0 +1,140 @@
+//! Mutations that were answered but are not durable yet.
+//!
+//! After a power cut the server may have lost the end of what it applied. Every client keeps what it was answered,
+//! in version order, until the server says that it is durable, and sends it again when asked.
+
+use chronofs_core::ops::{Replayed, Request};
+use chronofs_core::Version;
+use std::collections::BTreeMap;
+
+/// Answered mutations by version.
+#[derive(Debug, Default)]
+pub(crate) struct ReplayBuffer {
+    kept: BTreeMap<Version, Replayed>,
+    durable: Version,
+}
+
+/// About how many bytes one frame of replayed calls may hold.
+const CHUNK_BYTES_MAX: usize = 4 << 20;
+
+impl ReplayBuffer {
+    /// Keeps `call` unless it is durable already.
+    pub(crate) fn keep(&mut self, call: Replayed) {
+        if call.version > self.durable {
+            self.kept.insert(call.version, call);
+        }
+    }
+
+    /// Everything up to `version` survives a power cut: it need not be kept.
+    pub(crate) fn durable(&mut self, version: Version) {
+        if version <= self.durable {
+            return;
+        }
+        self.durable = version;
+        if self.kept.first_key_value().is_some_and(|(first, _)| *first <= version) {
+            let later = self.kept.split_off(&Version(version.0.saturating_add(1)));
+            self.kept = later;
+        }
+    }
+
+    /// What is kept, oldest first, cut into frames of bounded size. At least one chunk, which may be empty.
+    pub(crate) fn chunks(&self) -> Vec<Vec<Replayed>> {
+        let mut chunks = vec![Vec::new()];
+        let mut bytes = 0;
+        for call in self.kept.values() {
+            let size = weight(&call.request);
+            if bytes + size > CHUNK_BYTES_MAX && bytes > 0 {
+                chunks.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push(call.clone());
+            }
+        }
+        chunks
+    }
+
+    /// Forgets everything (the session that it belongs to is over) and tells how much it was.
+    pub(crate) fn clear(&mut self) -> usize {
+        std::mem::take(&mut self.kept).len()
+    }
+
+    /// How many calls are kept.
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
+    }
+}
+
+/// About how many bytes `request` takes in a frame.
+fn weight(request: &Request) -> usize {
+    const FIXED: usize = 512;
+    FIXED
+        + match request {
+            Request::Publish { slices, .. } => slices
+                .iter()
+                .map(|new| {
+                    let inline = match &new.slice.place {
+                        chronofs_core::slice::Place::Inline(_, bytes) => bytes.len(),
+                        _ => 0,
+                    };
+                    128 + inline + new.staged.as_ref().map_or(0, |bytes| bytes.len())
+                })
+                .sum(),
+            Request::SetXattr { value, .. } => value.len(),
+            _ => 4096,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::Caller;
+    use proptest::prelude::*;
+
+    fn call(version: u64) -> Replayed {
+        Replayed {
+            id: version,
+            version: Version(version),
+            caller: Caller::ROOT,
+            request: Request::Grant { count: version },
+        }
+    }
+
+    fn versions(buffer: &ReplayBuffer) -> Vec<u64> {
+        buffer.chunks().concat().iter().map(|call| call.version.0).collect()
+    }
+
+    #[test]
+    fn what_is_durable_is_not_kept_and_the_rest_keeps_its_order() {
+        let mut buffer = ReplayBuffer::default();
+        for version in [7, 3, 9, 5] {
+            buffer.keep(call(version));
+        }
+        assert_eq!(versions(&buffer), [3, 5, 7, 9]);
+        buffer.durable(Version(5));
+        assert_eq!(versions(&buffer), [7, 9]);
+        buffer.durable(Version(4));
+        assert_eq!(versions(&buffer), [7, 9], "durable never goes back");
+        buffer.keep(call(5));
+        assert_eq!(versions(&buffer), [7, 9], "an answer that arrives late may be durable already");
+        buffer.durable(Version::MAX);
+        assert_eq!(buffer.len(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn chunks_hold_everything_in_order_whatever_was_kept(
+            kept in proptest::collection::btree_set(1u64..10_000, 0..3000), durable in 0u64..10_000,
+        ) {
+            let mut buffer = ReplayBuffer::default();
+            for &version in &kept {
+                buffer.keep(call(version));
+            }
+            buffer.durable(Version(durable));
+            let expected: Vec<u64> = kept.into_iter().filter(|&version| version > durable).collect();
+            prop_assert_eq!(versions(&buffer), expected);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Blocks that consist of too many slices are written anew as few: new data, published on the condition that no
+//! newer slice has come.
+
+use super::file::FileData;
+use super::meta::{Meta, Publish};
+use super::read::{Part, Source};
+use super::slice_map::Block;
+use super::write_back::Batch;
+use chronofs_blocks::layout::{Segment, Shows};
+use chronofs_blocks::plan::{Content, Piece};
+use chronofs_core::Errno;
+use chronofs_core::ops::Merge;
+use std::sync::Arc;
+
+/// With more runs than this, the holes between them are filled with zeros: else nothing would be merged.
+const RUNS_MAX: usize = 16;
+
+/// Starts to merge `block` in the background, unless this file is being merged already.
+pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
+    if file.data.config.read_only {
+        return;
+    }
+    let file = file.clone();
+    file.data.runtime.clone().spawn(async move {
+        let Ok(_merging) = file.merging.try_lock() else { return };
+        match merge(&file, block).await {
+            // A newer slice came: the block is merged when it is next written or read.
+            Ok(()) | Err(Errno::EAGAIN) => {}
+            Err(errno) => {
+                tracing::warn!(ino = %file.ino, block, %errno, "the slices of a block were not merged")
+            }
+        }
+    });
+}
+
+async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errno> {
+    let data = &file.data;
+    let truncations = file.state().truncations;
+    let mut list = data.meta.slices(file.ino, number, 1).await?;
+    data.keep_staged(&mut list.slices);
+    let block = Block::new(list.slices, data.config.block_size);
+    let Some(newest) = block.slices.last().map(|placed| placed.key) else { return Ok(()) };
+    if block.slices.len() <= data.config.tuning.slices_per_block_max / 2 {
+        return Ok(());
+    }
+    let start = u64::from(number) * u64::from(data.config.block_size);
+    let mut pieces = Vec::new();
+    for run in runs(&block.segments) {
+        let part = |segment: &Segment| Part {
+            offset: u64::from(segment.offset),
+            len: u64::from(segment.len),
+            source: match segment.shows {
+                Shows::Hole => Source::Zeros,
+                Shows::Slice { index, skip } => Source::Slice { placed: block.slices[index].clone(), skip },
+            },
+        };
+        let offset = start + u64::from(run[0].offset);
+        let bytes = file.assemble(run.iter().map(part).collect()).await?;
+        pieces.push(Piece { offset, content: Content::Bytes(bytes) });
+    }
+    let bytes = pieces.iter().map(|piece| piece.content.len()).sum();
+    let sealed = Batch::new(0, pieces, bytes).prepare(file).await.map_err(|_| Errno::EIO)?;
+    let publish = Publish {
+        ino: file.ino,
+        slices: sealed.slices.clone(),
+        size_min: None,
+        mtime_ns: None,
+        kill_priv: false,
+        merge: Some(Merge { block: number, newest }),
+    };
+    let _order = file.order.lock().await;
+    // What was read is not what the file holds any more: a cut block must not get its tail back.
+    if file.state().truncations != truncations {
+        return Err(Errno::EAGAIN);
+    }
+    data.meta.publish(publish).await?;
+    file.state().map.forget(number);
+    Ok(())
+}
+
+/// Segments that are to become one slice each: what is between two holes, or, when that is too many, everything
+/// from the first byte of data to the last.
+fn runs(segments: &[Segment]) -> Vec<&[Segment]> {
+    let runs: Vec<&[Segment]> =
+        segments.split(|segment| segment.shows == Shows::Hole).filter(|run| !run.is_empty()).collect();
+    if runs.len() <= RUNS_MAX {
+        return runs;
+    }
+    let is_data = |segment: &Segment| segment.shows != Shows::Hole;
+    let first = segments.iter().position(is_data).unwrap_or(0);
+    let last = segments.iter().rposition(is_data).unwrap_or(0);
+    vec![&segments[first..=last]]
+}

@@ -1,0 +1,181 @@
+//! Opened slices: fetched, verified, decompressed, and kept in bounded memory under their ids.
+
+use super::lock;
+use super::meta::Meta;
+use super::volume::Data;
+use bytes::Bytes;
+use chronofs_blocks::seal;
+use chronofs_blocks::{Trouble, object_name};
+use chronofs_core::slice::{Place, PlacedSlice, Seal};
+use chronofs_core::{Errno, Ino, SliceId};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+/// Beyond this many slices in trouble, further ones are no longer remembered as reported.
+const REPORTED_MAX: usize = 10_000;
+/// From this many stored bytes on, opening goes to a thread for such work.
+const OPEN_BLOCKING_MIN: u32 = 256 << 10;
+
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<SliceId, Bytes> for ByBytes {
+    fn weight(&self, _: &SliceId, bytes: &Bytes) -> u64 {
+        bytes.len() as u64 + 64
+    }
+}
+
+/// The cache of a volume.
+#[derive(Debug)]
+pub(super) struct SliceCache {
+    opened: Cache<SliceId, Bytes, ByBytes>,
+    /// Slices whose trouble is in the log already.
+    reported: Mutex<HashSet<SliceId>>,
+}
+
+impl SliceCache {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        let items = (bytes_max >> 16).clamp(1, 1 << 20) as usize;
+        SliceCache { opened: Cache::with_weighter(items, bytes_max, ByBytes), reported: Mutex::default() }
+    }
+
+    pub(super) fn get(&self, id: &SliceId) -> Option<Bytes> {
+        self.opened.get(id)
+    }
+
+    pub(super) fn insert(&self, id: SliceId, opened: Bytes) {
+        self.opened.insert(id, opened);
+    }
+
+    /// Whether the trouble of this slice was not reported before.
+    fn is_news(&self, id: SliceId) -> bool {
+        let mut reported = lock(&self.reported);
+        if reported.len() >= REPORTED_MAX {
+            reported.clear();
+        }
+        reported.insert(id)
+    }
+}
+
+/// Why a slice gives no bytes.
+#[derive(Debug)]
+struct Unreadable {
+    reason: String,
+    errno: Errno,
+    /// Looked for again without a word, since it may be there next time.
+    passing: bool,
+}
+
+impl<M: Meta> Data<M> {
+    /// The opened bytes of a slice, from the cache or from where they lie. A slice in trouble is EIO, and the
+    /// first time a line in the log.
+    pub(super) async fn load(self: &Arc<Self>, ino: Ino, placed: &PlacedSlice) -> Result<Bytes, Errno> {
+        let Some(seal) = placed.slice.place.seal() else {
+            return Ok(Bytes::from(vec![0; (placed.slice.skip + placed.slice.len) as usize]));
+        };
+        if let Some(opened) = self.cache.get(&seal.id) {
+            return Ok(opened);
+        }
+        let loaded = self.cache.opened.get_or_insert_async(&seal.id, self.fetch(ino, placed, seal)).await;
+        loaded.map_err(|trouble| {
+            if trouble.passing || self.cache.is_news(seal.id) {
+                let (block, offset) = (placed.key.block, placed.slice.offset);
+                let object = object_name(self.config.volume, seal.id.object);
+                tracing::error!(
+                    %ino, block, offset, len = placed.slice.len, slice = %seal.id, object,
+                    "part of a file cannot be read: {}", trouble.reason
+                );
+            }
+            trouble.errno
+        })
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        ino: Ino,
+        placed: &PlacedSlice,
+        seal: &Seal,
+    ) -> Result<Bytes, Unreadable> {
+        let stored = match &placed.slice.place {
+            Place::Inline(_, stored) => stored.clone(),
+            Place::Staged(_) => match &placed.staged {
+                Some(stored) => stored.clone(),
+                None => self.fetch_staged(ino, seal.id).await?,
+            },
+            Place::Object(_, at) => {
+                let name = object_name(self.config.volume, seal.id.object);
+                let got = self.port.get(&name, *at, seal.stored_len).await;
+                got.map_err(|error| Unreadable {
+                    passing: error.trouble == Trouble::Unavailable,
+                    reason: error.to_string(),
+                    errno: Errno::EIO,
+                })?
+            }
+            Place::Hole => Bytes::new(),
+        };
+        let seal = *seal;
+        let opened = if seal.stored_len < OPEN_BLOCKING_MIN {
+            seal::open(&seal, stored)
+        } else {
+            let opening = tokio::task::spawn_blocking(move || seal::open(&seal, stored)).await;
+            opening.map_err(|error| damaged(format!("opening it was given up: {error}")))?
+        };
+        opened.map_err(|error| damaged(error.to_string()))
+    }
+
+    async fn fetch_staged(&self, ino: Ino, id: SliceId) -> Result<Bytes, Unreadable> {
+        match self.meta.staged(ino, vec![id]).await {
+            Ok(mut stored) if stored.len() == 1 => Ok(stored.swap_remove(0)),
+            Ok(stored) => {
+                Err(damaged(format!("the metadata server gave {} staged slices for one", stored.len())))
+            }
+            Err(errno) => Err(Unreadable {
+                reason: format!("the metadata server answered {errno}"),
+                errno,
+                passing: true,
+            }),
+        }
+    }
+
+    /// Brings staged slices that came without their bytes into the cache with few requests. Whatever goes wrong
+    /// shows when a slice is loaded.
+    pub(super) async fn prefetch_staged(&self, ino: Ino, placed: &[PlacedSlice]) {
+        let is_wanted = |placed: &&PlacedSlice| {
+            matches!(&placed.slice.place, Place::Staged(seal) if self.cache.get(&seal.id).is_none())
+                && placed.staged.is_none()
+        };
+        let mut wanted: Vec<Seal> =
+            placed.iter().filter(is_wanted).filter_map(|p| p.slice.place.seal().copied()).collect();
+        wanted.dedup_by_key(|seal| seal.id);
+        while wanted.len() > 1 {
+            let Ok(stored) = self.meta.staged(ino, wanted.iter().map(|seal| seal.id).collect()).await else {
+                return;
+            };
+            if stored.is_empty() || stored.len() > wanted.len() {
+                return;
+            }
+            for (seal, stored) in wanted.drain(..stored.len()).zip(stored) {
+                if let Ok(opened) = seal::open(&seal, stored) {
+                    self.cache.insert(seal.id, opened);
+                }
+            }
+        }
+    }
+
+    /// Moves staged bytes that came along with slices into the cache, where memory is bounded.
+    pub(super) fn keep_staged(&self, slices: &mut [PlacedSlice]) {
+        for placed in slices {
+            if let (Place::Staged(seal), Some(stored)) = (&placed.slice.place, placed.staged.take())
+                && let Ok(opened) = seal::open(seal, stored)
+            {
+                self.cache.insert(seal.id, opened);
+            }
+        }
+    }
+}
+
+fn damaged(reason: String) -> Unreadable {
+    Unreadable { reason, errno: Errno::EIO, passing: false }
+}

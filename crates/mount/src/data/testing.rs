@@ -1,0 +1,316 @@
+//! A metadata server and an object store in memory that fail and dawdle by seed, for the tests of the data path.
+
+use super::lock;
+use super::meta::{Meta, Publish, SliceList};
+use bytes::Bytes;
+use chronofs_blocks::{ObjectPort, StoreError};
+use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
+use chronofs_core::{Attr, Errno, FileKind, Ino, SliceId, Version};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How many cases a property test runs: `CHRONOFS_CASES`, else `default`.
+pub(super) fn cases(default: u32) -> u32 {
+    std::env::var("CHRONOFS_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+pub(super) const INO: Ino = Ino(42);
+
+/// Random numbers by seed.
+#[derive(Debug)]
+pub(super) struct Rng(u64);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        n > 0 && self.below(n) == 0
+    }
+}
+
+/// When and how the world fails.
+#[derive(Debug)]
+pub(super) struct Faults {
+    rng: Mutex<Rng>,
+    /// One call in this many fails; 0: none.
+    one_in: Mutex<u64>,
+    delay_ms_max: u64,
+}
+
+impl Faults {
+    pub(super) fn new(seed: u64, one_in: u64, delay_ms_max: u64) -> Arc<Self> {
+        Arc::new(Faults { rng: Mutex::new(Rng::new(seed)), one_in: Mutex::new(one_in), delay_ms_max })
+    }
+
+    pub(super) fn heal(&self) {
+        *lock(&self.one_in) = 0;
+    }
+
+    async fn delay(&self) {
+        let ms = lock(&self.rng).below(self.delay_ms_max + 1);
+        if ms > 0 {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+    }
+
+    fn fails(&self) -> bool {
+        let one_in = *lock(&self.one_in);
+        lock(&self.rng).one_in(one_in)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    version: u64,
+    size: u64,
+    mtime_ns: i64,
+    data_version: u64,
+    block_size: u32,
+    slices: Vec<PlacedSlice>,
+    staged: HashMap<SliceId, Bytes>,
+    granted: u64,
+    merges: u64,
+    /// The answer to every publish, if not what is right.
+    refuse: Option<Errno>,
+}
+
+impl Inner {
+    fn attr(&self) -> Attr {
+        Attr {
+            ino: INO,
+            kind: FileKind::File,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size: self.size,
+            allocated: 0,
+            rdev: 0,
+            atime_ns: 0,
+            mtime_ns: self.mtime_ns,
+            ctime_ns: 0,
+            crtime_ns: 0,
+            data_version: Version(self.data_version),
+        }
+    }
+
+    fn apply(&mut self, publish: Publish) -> Result<(), Errno> {
+        if let Some(merge) = &publish.merge {
+            let newest = self.slices.iter().filter(|p| p.key.block == merge.block).map(|p| p.key).max();
+            if newest != Some(merge.newest) {
+                return Err(Errno::EAGAIN);
+            }
+            self.slices.retain(|placed| placed.key.block != merge.block);
+            self.merges += 1;
+        }
+        self.version += 1;
+        for (new, n) in publish.slices.into_iter().zip(0..) {
+            assert!(new.slice.offset + new.slice.len <= self.block_size && new.slice.len > 0, "{new:?}");
+            if let Place::Staged(seal) = &new.slice.place {
+                let stored = new.staged.clone().expect("a staged slice brings its bytes");
+                assert!(self.staged.insert(seal.id, stored).is_none(), "an id is used twice");
+            }
+            let key = SliceKey { block: new.block, version: Version(self.version), n };
+            self.slices.push(PlacedSlice { key, slice: new.slice, staged: None });
+        }
+        if publish.merge.is_none() {
+            self.data_version = self.version;
+            self.size = self.size.max(publish.size_min.unwrap_or(0));
+            self.mtime_ns = publish.mtime_ns.unwrap_or(self.mtime_ns);
+        }
+        Ok(())
+    }
+}
+
+/// A metadata server with one file.
+#[derive(Debug)]
+pub(super) struct MemoryMeta {
+    inner: Mutex<Inner>,
+    faults: Arc<Faults>,
+    exclusive: bool,
+}
+
+impl MemoryMeta {
+    pub(super) fn new(faults: Arc<Faults>, exclusive: bool, block_size: u32) -> Arc<Self> {
+        let inner = Inner { block_size, version: 1, data_version: 1, granted: 100, ..Inner::default() };
+        Arc::new(MemoryMeta { inner: Mutex::new(inner), faults, exclusive })
+    }
+
+    pub(super) fn attr(&self) -> Attr {
+        lock(&self.inner).attr()
+    }
+
+    pub(super) fn merges(&self) -> u64 {
+        lock(&self.inner).merges
+    }
+
+    pub(super) fn all_slices(&self) -> Vec<PlacedSlice> {
+        lock(&self.inner).slices.clone()
+    }
+
+    pub(super) fn refuse(&self, errno: Option<Errno>) {
+        lock(&self.inner).refuse = errno;
+    }
+
+    /// SetAttr of the size.
+    pub(super) async fn truncate(&self, size: u64) -> Result<Attr, Errno> {
+        self.faults.delay().await;
+        let attr = {
+            let mut inner = lock(&self.inner);
+            inner.version += 1;
+            inner.data_version = inner.version;
+            inner.size = size;
+            let block_size = u64::from(inner.block_size);
+            inner.slices.retain_mut(|placed| {
+                let start = u64::from(placed.key.block) * block_size + u64::from(placed.slice.offset);
+                placed.slice.len = u64::from(placed.slice.len).min(size.saturating_sub(start)) as u32;
+                placed.slice.len > 0
+            });
+            inner.attr()
+        };
+        self.faults.delay().await;
+        Ok(attr)
+    }
+}
+
+impl Meta for MemoryMeta {
+    async fn slices(&self, _: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
+        self.faults.delay().await;
+        let list = {
+            let inner = lock(&self.inner);
+            let mut slices: Vec<_> = inner
+                .slices
+                .iter()
+                .filter(|p| (first..first + count).contains(&p.key.block))
+                .cloned()
+                .collect();
+            slices.sort_by_key(|placed| placed.key);
+            for placed in slices.iter_mut().step_by(3) {
+                placed.staged =
+                    placed.slice.place.seal().and_then(|seal| inner.staged.get(&seal.id).cloned());
+            }
+            SliceList { version: Version(inner.version), slices }
+        };
+        self.faults.delay().await;
+        Ok(list)
+    }
+
+    async fn staged(&self, _: Ino, ids: Vec<SliceId>) -> Result<Vec<Bytes>, Errno> {
+        self.faults.delay().await;
+        let inner = lock(&self.inner);
+        ids.iter().take(2).map(|id| inner.staged.get(id).cloned().ok_or(Errno::ENOENT)).collect()
+    }
+
+    async fn publish(&self, publish: Publish) -> Result<Attr, Errno> {
+        self.faults.delay().await;
+        let attr = {
+            let fails = self.faults.fails();
+            let mut inner = lock(&self.inner);
+            if let Some(errno) = inner.refuse {
+                return Err(errno);
+            }
+            if fails {
+                return Err(Errno::EAGAIN);
+            }
+            inner.apply(publish)?;
+            inner.attr()
+        };
+        self.faults.delay().await;
+        Ok(attr)
+    }
+
+    async fn grant(&self, _: u64) -> Result<(u64, u64), Errno> {
+        self.faults.delay().await;
+        let mut inner = lock(&self.inner);
+        let first = inner.granted;
+        inner.granted += 10;
+        Ok((first, first + 10))
+    }
+
+    fn now_ns(&self) -> i64 {
+        1_000_000
+    }
+
+    fn exclusive(&self) -> bool {
+        self.exclusive
+    }
+}
+
+/// An object store.
+#[derive(Debug)]
+pub(super) struct MemoryPort {
+    objects: Mutex<HashMap<String, Bytes>>,
+    gets: Mutex<u64>,
+    faults: Arc<Faults>,
+}
+
+impl MemoryPort {
+    pub(super) fn new(faults: Arc<Faults>) -> Arc<Self> {
+        Arc::new(MemoryPort { objects: Mutex::default(), gets: Mutex::default(), faults })
+    }
+
+    pub(super) fn gets(&self) -> u64 {
+        *lock(&self.gets)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.objects).len()
+    }
+
+    /// Damages or removes every object.
+    pub(super) fn harm(&self, remove: bool) {
+        let mut objects = lock(&self.objects);
+        if remove {
+            objects.clear();
+        }
+        for bytes in objects.values_mut() {
+            *bytes = bytes.iter().map(|byte| byte ^ 1).collect();
+        }
+    }
+}
+
+impl ObjectPort for MemoryPort {
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            self.faults.delay().await;
+            let fails = self.faults.fails();
+            // A put that fails may have arrived all the same.
+            if !fails || bytes.len().is_multiple_of(2) {
+                let old = lock(&self.objects).insert(name.to_owned(), bytes.clone());
+                assert!(old.is_none_or(|old| old == bytes), "{name} was put twice with other bytes");
+            }
+            if fails { Err(StoreError::unavailable(name, Errno::EIO, "the seed says so")) } else { Ok(()) }
+        }
+        .boxed()
+    }
+
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        async move {
+            self.faults.delay().await;
+            *lock(&self.gets) += 1;
+            let found = lock(&self.objects).get(name).cloned();
+            let bytes = found.ok_or_else(|| StoreError::missing(name, "it was never put"))?;
+            let start = offset as usize;
+            let range = bytes.get(start..start + len as usize);
+            range.map(Bytes::copy_from_slice).ok_or_else(|| StoreError::damaged(name, "it is too short"))
+        }
+        .boxed()
+    }
+}

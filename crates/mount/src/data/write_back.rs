@@ -1,0 +1,306 @@
+//! Bytes on their way: sealed, put into the object store, then published, in the order they were written.
+//!
+//! Seals and puts of several batches run at once; publishes of a file run one after the other. What fails in a way
+//! that another try may mend stays where it is, and everything behind it too.
+
+use super::file::FileData;
+use super::lock;
+use super::merge;
+use super::meta::{Meta, Publish};
+use bytes::Bytes;
+use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
+use chronofs_blocks::{StoreError, Trouble, object_name};
+use chronofs_core::slice::{NewSlice, Place, PlacedSlice, SliceKey};
+use chronofs_core::{Attr, Errno, ObjectId};
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Fewer raw bytes than this are sealed on the spot.
+const SEAL_BLOCKING_MIN: u64 = 64 << 10;
+/// The most slices of one publish: far below what numbers them within a commit.
+const SLICES_PER_PUBLISH_MAX: usize = 4096;
+/// How often a put is tried before its batch waits for the next write-back, and how long between.
+const PUT_TRIES: u32 = 3;
+const PUT_RETRY: Duration = Duration::from_millis(100);
+
+/// Written ranges that go on their way together. They do not overlap.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Its place among the batches of the file.
+    pub(super) seq: u64,
+    pub(super) pieces: Vec<Piece>,
+    /// Bytes of memory, given back when it is published.
+    pub(super) bytes: u64,
+    progress: tokio::sync::Mutex<Progress>,
+    /// The slices, once their objects are stored.
+    stored: Mutex<Option<Arc<Sealed>>>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    sealed: Option<Sealed>,
+    /// Objects of `sealed` that are in the store.
+    put: usize,
+}
+
+/// Why a batch is not published.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Failure {
+    /// Another try may mend it.
+    Passing(Errno),
+    /// It never will be.
+    Final(Errno),
+}
+
+impl Failure {
+    /// What the server's refusal of a request means.
+    fn of(errno: Errno) -> Failure {
+        match errno {
+            Errno::EAGAIN | Errno::EINTR | Errno::ETIMEDOUT | Errno::ECANCELED | Errno::EBUSY => {
+                Failure::Passing(errno)
+            }
+            _ => Failure::Final(errno),
+        }
+    }
+}
+
+impl Batch {
+    pub(super) fn new(seq: u64, pieces: Vec<Piece>, bytes: u64) -> Self {
+        Batch { seq, pieces, bytes, progress: Default::default(), stored: Mutex::new(None) }
+    }
+
+    /// Seals the batch and puts its objects, or goes on where an earlier try stopped.
+    pub(super) async fn prepare<M: Meta>(&self, file: &FileData<M>) -> Result<Arc<Sealed>, Failure> {
+        let mut progress = self.progress.lock().await;
+        if let Some(stored) = lock(&self.stored).clone() {
+            return Ok(stored);
+        }
+        let Ok(_permit) = file.data.uploads.acquire().await else {
+            return Err(Failure::Passing(Errno::ECANCELED));
+        };
+        if progress.sealed.is_none() {
+            progress.sealed = Some(self.seal(file).await?);
+            progress.put = 0;
+        }
+        let Progress { sealed: Some(sealed), put } = &mut *progress else {
+            return Err(Failure::Passing(Errno::ECANCELED));
+        };
+        while let Some((id, bytes)) = sealed.objects.get(*put) {
+            match put_object(file, *id, bytes.clone()).await {
+                Ok(()) => *put += 1,
+                // Under this name something else is stored: the next try takes other names.
+                Err(error) if error.trouble != Trouble::Unavailable => {
+                    progress.sealed = None;
+                    return Err(Failure::Passing(error.errno));
+                }
+                Err(error) => return Err(Failure::Passing(error.errno)),
+            }
+        }
+        let slices = std::mem::take(&mut sealed.slices);
+        let stored = Arc::new(Sealed { slices, objects: Vec::new() });
+        progress.sealed = None;
+        *lock(&self.stored) = Some(stored.clone());
+        Ok(stored)
+    }
+
+    async fn seal<M: Meta>(&self, file: &FileData<M>) -> Result<Sealed, Failure> {
+        let config = &file.data.config;
+        let draft = Draft::new(&self.pieces, config.block_size);
+        let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::of)?;
+        let target = Target {
+            volume: config.volume,
+            ino: file.ino,
+            compression: config.compression,
+            sequence: file.data.next_sequence(),
+        };
+        if self.bytes < SEAL_BLOCKING_MIN {
+            return Ok(draft.seal(&target, &ids));
+        }
+        let sealing = tokio::task::spawn_blocking(move || draft.seal(&target, &ids)).await;
+        sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
+    }
+
+    /// What the batch shows of `from..to`, if the file was cut at `cut` since: in no order.
+    pub(super) fn overlap(&self, from: u64, to: u64, cut: u64) -> impl Iterator<Item = (u64, Content)> + '_ {
+        let to = to.min(cut);
+        self.pieces.iter().filter_map(move |piece| {
+            let (start, end) = (piece.offset.max(from), (piece.offset + piece.content.len()).min(to));
+            (start < end).then(|| (start, piece.content.slice(start - piece.offset, end - piece.offset)))
+        })
+    }
+}
+
+async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> Result<(), StoreError> {
+    let name = object_name(file.data.config.volume, id);
+    let mut tries = 1;
+    loop {
+        let Err(error) = file.data.port.put(&name, bytes.clone()).await else { return Ok(()) };
+        if error.trouble != Trouble::Unavailable || tries == PUT_TRIES {
+            tracing::warn!(ino = %file.ino, tries, "written bytes are kept in memory: {error}");
+            return Err(error);
+        }
+        tokio::time::sleep(PUT_RETRY * tries).await;
+        tries += 1;
+    }
+}
+
+impl<M: Meta> FileData<M> {
+    /// Publishes everything written before the call.
+    pub(super) async fn write_back(self: &Arc<Self>) -> Result<(), Errno> {
+        let Some(last) = self.state().freeze_all() else {
+            // What another call is just publishing was written before this one, too.
+            drop(self.order.lock().await);
+            return Ok(());
+        };
+        self.publish_through(last).await
+    }
+
+    /// Publishes every batch up to number `last`, in order. Gives the first error.
+    pub(super) async fn publish_through(self: &Arc<Self>, last: u64) -> Result<(), Errno> {
+        let waiting: Vec<_> = {
+            let state = self.state();
+            state.frozen.iter().map(|frozen| frozen.batch.clone()).filter(|batch| batch.seq <= last).collect()
+        };
+        if waiting.len() > 1 {
+            // What fails here is tried once more below, where it matters.
+            let puts =
+                futures::stream::iter(waiting).map(|batch| async move { batch.prepare(self).await.is_ok() });
+            puts.buffer_unordered(self.data.config.tuning.uploads_max).count().await;
+        }
+        let _order = self.order.lock().await;
+        let mut first_error = None;
+        loop {
+            let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
+            let Some(batch) = next.filter(|batch| batch.seq <= last) else { break };
+            match self.publish(&batch).await {
+                Ok(()) => self.state().stuck = None,
+                Err(Failure::Passing(errno)) => {
+                    self.state().stuck = Some(errno);
+                    return Err(first_error.unwrap_or(errno));
+                }
+                Err(Failure::Final(errno)) => {
+                    first_error.get_or_insert(errno);
+                    self.give_up(&batch, errno);
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Publishes the batch in front. The order is held.
+    async fn publish(self: &Arc<Self>, batch: &Arc<Batch>) -> Result<(), Failure> {
+        let sealed = batch.prepare(self).await?;
+        let (slices, size_min, mtime_ns, kill_priv) = {
+            let state = self.state();
+            // Gone: the file was discarded meanwhile.
+            let Some(frozen) = state.frozen.front().filter(|f| f.batch.seq == batch.seq) else {
+                return Ok(());
+            };
+            let block_size = u64::from(self.data.config.block_size);
+            let cut = |slice: &NewSlice| cut_slice(slice, frozen.cut, block_size);
+            let slices: Vec<NewSlice> = sealed.slices.iter().filter_map(cut).collect();
+            (slices, frozen.size_min, frozen.mtime_ns, frozen.kill_priv)
+        };
+        let chunks = slices.len().div_ceil(SLICES_PER_PUBLISH_MAX);
+        for (n, chunk) in slices.chunks(SLICES_PER_PUBLISH_MAX).enumerate() {
+            let publish = Publish {
+                ino: self.ino,
+                slices: chunk.to_vec(),
+                size_min: size_min.filter(|_| n + 1 == chunks),
+                mtime_ns,
+                kill_priv,
+                merge: None,
+            };
+            let exclusive = self.data.meta.exclusive();
+            let attr = self.data.meta.publish(publish).await.map_err(Failure::of)?;
+            self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
+        }
+        let mut state = self.state();
+        if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
+            state.frozen.pop_front();
+            self.data.budget.release(batch.bytes);
+            drop(state);
+            self.remember(batch, &slices);
+        }
+        Ok(())
+    }
+
+    /// Takes in that `slices` are part of the file now.
+    fn published(self: &Arc<Self>, attr: &Attr, slices: &[NewSlice], exclusive: bool) {
+        let mut state = self.state();
+        if attr.data_version < state.version {
+            // Something newer was seen meanwhile; what is cached is of that or will be.
+            state.map.clear();
+            state.exact = None;
+            return;
+        }
+        let first_unpublished = state.published_size.div_ceil(u64::from(self.data.config.block_size));
+        let known = state.exact == Some(state.version) && exclusive;
+        let mut newer: HashMap<u32, Vec<PlacedSlice>> = HashMap::new();
+        for (new, n) in slices.iter().zip(0..) {
+            let key = SliceKey { block: new.block, version: attr.data_version, n };
+            let placed = PlacedSlice { key, slice: new.slice.clone(), staged: None };
+            newer.entry(new.block).or_default().push(placed);
+        }
+        let mut crowded = Vec::new();
+        for (block, slices) in newer {
+            if u64::from(block) >= first_unpublished && state.map.get(block).is_none() {
+                // Past the end of what was published nothing was.
+                state.map.set(block, Vec::new());
+            }
+            if state.map.add(block, slices) > self.data.config.tuning.slices_per_block_max {
+                crowded.push(block);
+            }
+        }
+        state.exact = known.then_some(attr.data_version);
+        state.version = attr.data_version;
+        state.published_size = attr.size;
+        drop(state);
+        for block in crowded {
+            merge::start(self, block);
+        }
+    }
+
+    /// Keeps published bytes where a read finds them.
+    fn remember(&self, batch: &Batch, slices: &[NewSlice]) {
+        let block_size = u64::from(self.data.config.block_size);
+        for new in slices {
+            let Some(seal) = new.slice.place.seal() else { continue };
+            let from = u64::from(new.block) * block_size + u64::from(new.slice.offset);
+            let to = from + u64::from(seal.full_len);
+            let whole = batch.overlap(from, to, u64::MAX).next();
+            if let Some((_, Content::Bytes(bytes))) = whole
+                && bytes.len() == seal.full_len as usize
+                && !matches!(new.slice.place, Place::Inline(..))
+            {
+                self.data.cache.insert(seal.id, bytes);
+            }
+        }
+    }
+
+    /// Drops a batch that can never be published and notes the error for every handle.
+    fn give_up(&self, batch: &Batch, errno: Errno) {
+        tracing::error!(ino = %self.ino, bytes = batch.bytes, %errno, "written bytes are lost: the server refused them");
+        let mut state = self.state();
+        if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
+            state.frozen.pop_front();
+            self.data.budget.release(batch.bytes);
+        }
+        state.errors += 1;
+        state.last_error = errno;
+        // A reader must see what is published, also where a part of the batch was.
+        state.map.clear();
+        state.exact = None;
+    }
+}
+
+/// What of a slice is left when its file was cut at `cut` after it was written.
+fn cut_slice(new: &NewSlice, cut: u64, block_size: u64) -> Option<NewSlice> {
+    let start = u64::from(new.block) * block_size + u64::from(new.slice.offset);
+    let len = u64::from(new.slice.len).min(cut.saturating_sub(start));
+    let mut new = new.clone();
+    new.slice.len = len as u32;
+    (len > 0).then_some(new)
+}

@@ -1,0 +1,184 @@
+//! What other processes do with a mount: stop it, list it, ask it for an instant.
+
+use super::error::MountError;
+use super::mountinfo::{self, MountLine};
+use super::start::absolute;
+use crate::vfs::{INSTANT_XATTR, STATUS_XATTR, Status};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::getxattr;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// How long a mount may take to say how it is.
+const STATUS_PATIENCE: Duration = Duration::from_secs(3);
+/// The longest value that is asked for.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// How a mount is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Operations are answered.
+    Connected,
+    /// The server is away; operations wait.
+    Waiting,
+    /// The server refuses the mount; operations fail.
+    Refused,
+    /// Its process does not answer.
+    Stuck,
+    /// Its process is gone.
+    Dead,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Connected => "connected",
+            State::Waiting => "waiting",
+            State::Refused => "refused",
+            State::Stuck => "stuck",
+            State::Dead => "dead",
+        })
+    }
+}
+
+/// A mount of this machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Listed {
+    /// Name of the volume.
+    pub volume: String,
+    /// Where it is mounted.
+    pub dir: PathBuf,
+    /// The instant shown, if not the present.
+    pub at: Option<String>,
+    /// Writing is refused.
+    pub read_only: bool,
+    /// How it is.
+    pub state: State,
+    /// The process that serves it.
+    pub pid: Option<u32>,
+    /// What the mount says of itself.
+    pub status: Option<Status>,
+}
+
+/// All mounts of this machine. Needs no server.
+pub fn list() -> Result<Vec<Listed>, MountError> {
+    let mounts = mountinfo::chronofs_mounts().map_err(MountError::system("read the mounts"))?;
+    Ok(mounts.into_iter().map(describe).collect())
+}
+
+fn describe(mount: MountLine) -> Listed {
+    let (volume, at) = mount.volume_and_instant();
+    let (volume, at) = (volume.to_owned(), at.map(str::to_owned));
+    let (state, status) = match ask_status(&mount.dir) {
+        Ok(status) if status.refused.is_some() => (State::Refused, Some(status)),
+        Ok(status) if status.connected => (State::Connected, Some(status)),
+        Ok(status) => (State::Waiting, Some(status)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => (State::Dead, None),
+        Err(_) => (State::Stuck, None),
+    };
+    Listed {
+        volume,
+        dir: mount.dir,
+        read_only: at.is_some() || status.as_ref().is_some_and(|status| status.read_only),
+        at,
+        state,
+        pid: status.as_ref().map(|status| status.pid),
+        status,
+    }
+}
+
+/// Asks on a thread of its own: a process that hangs must not hang this one.
+fn ask_status(dir: &Path) -> io::Result<Status> {
+    let (answer, answered) = mpsc::channel();
+    let dir = dir.to_owned();
+    std::thread::Builder::new().name("status".into()).spawn(move || {
+        let _ = answer.send(read_xattr(&dir, STATUS_XATTR));
+    })?;
+    let value = answered.recv_timeout(STATUS_PATIENCE).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    serde_json::from_slice(&value).map_err(io::Error::other)
+}
+
+fn read_xattr(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut value = vec![0; XATTR_BYTES_MAX];
+    let len = getxattr(path, name, &mut value[..])?;
+    value.truncate(len);
+    Ok(value)
+}
+
+/// Flushes the mount that `path` lies in; the version that shows everything written before, as an instant.
+pub fn instant(path: &Path) -> Result<String, MountError> {
+    match read_xattr(path, INSTANT_XATTR) {
+        Ok(value) => Ok(String::from_utf8_lossy(&value).into_owned()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+            Err(MountError::NotMounted(path.to_owned()))
+        }
+        Err(error) => Err(MountError::system(format!("flush {}", path.display()))(error)),
+    }
+}
+
+/// Unmounts `dir` and waits until everything that was written is stored and the process is gone. `notice` is told
+/// when that takes long.
+pub fn stop(dir: &Path, notice: impl FnOnce(&str)) -> Result<(), MountError> {
+    let dir = absolute(dir).map_err(MountError::system(format!("find {}", dir.display())))?;
+    let found = mountinfo::chronofs_mount_at(&dir).map_err(MountError::system("read the mounts"))?;
+    if found.is_none() {
+        return Err(MountError::NotMounted(dir));
+    }
+    let status = ask_status(&dir);
+    let server = match &status {
+        Ok(status) => open_process(status.pid),
+        Err(_) => None,
+    };
+    match unmount(&dir, UnmountFlags::empty()) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::BUSY) => return Err(MountError::InUse(dir)),
+        Err(_) if status.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) => {
+            unmount(&dir, UnmountFlags::DETACH)
+                .map_err(io::Error::from)
+                .map_err(MountError::system(format!("take away the dead mount on {}", dir.display())))?;
+        }
+        Err(error) => return Err(MountError::system(format!("unmount {}", dir.display()))(error.into())),
+    }
+    if let Some(server) = server {
+        wait_for_end(&server, notice)?;
+    }
+    Ok(())
+}
+
+/// A handle on the process `pid`, unless it is this one.
+fn open_process(pid: u32) -> Option<OwnedFd> {
+    if pid == std::process::id() {
+        return None;
+    }
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+fn wait_for_end(process: &OwnedFd, notice: impl FnOnce(&str)) -> Result<(), MountError> {
+    let wait = |limit: Option<Duration>| {
+        let limit = limit.map(|limit| rustix::event::Timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        });
+        loop {
+            match poll(&mut [PollFd::new(process, PollFlags::IN)], limit.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return other.map_err(io::Error::from),
+            }
+        }
+    };
+    let ended = wait(Some(Duration::from_secs(2))).map_err(MountError::system("wait for the mount's process"))?;
+    if ended == 0 {
+        notice("unmounted; waiting until the servers have stored what was written");
+        wait(None).map_err(MountError::system("wait for the mount's process"))?;
+    }
+    Ok(())
+}

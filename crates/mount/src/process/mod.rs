@@ -1,0 +1,14 @@
+//! The mount as a process: starting, stopping, listing, and asking it for an instant.
+
+mod control;
+mod daemon;
+mod error;
+mod mountinfo;
+mod mounted;
+pub(crate) mod procstatus;
+mod start;
+
+pub use control::{Listed, State, instant, list, stop};
+pub use error::MountError;
+pub use mounted::{MountSpec, Mounted};
+pub use start::{StartConfig, start};

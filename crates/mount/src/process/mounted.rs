@@ -1,0 +1,228 @@
+//! A mount that is served by this process, from the first session to the last flush.
+
+use super::error::MountError;
+use super::mountinfo::{self, SOURCE_PREFIX};
+use crate::connection::{Connection, Credentials, Source, Wanted};
+use crate::fuse::Face;
+use crate::vfs::{Labels, Vfs};
+use chronofs_core::Version;
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use rustix::mount::{UnmountFlags, unmount};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use tokio::runtime::{Builder, Runtime};
+
+/// Threads that read requests of the kernel. More do not help: what takes long becomes a task.
+const FUSE_THREADS: usize = 3;
+/// What the kernel reads ahead of a program that reads in order, in KiB.
+const READ_AHEAD_KIB: u32 = 4096;
+
+/// What to mount where.
+#[derive(Clone, Debug)]
+pub struct MountSpec {
+    /// Where the volume is served.
+    pub source: Source,
+    /// Who mounts.
+    pub credentials: Credentials,
+    /// An existing directory, by absolute path.
+    pub dir: PathBuf,
+    /// The instant to show; `None` is the present.
+    pub at: Option<Version>,
+    /// Refuse to write.
+    pub read_only: bool,
+    /// How people call the volume.
+    pub volume: String,
+}
+
+/// A mount served by this process.
+pub struct Mounted {
+    runtime: Runtime,
+    vfs: Arc<Vfs>,
+    session: BackgroundSession,
+    dir: PathBuf,
+    volume: String,
+}
+
+impl Mounted {
+    /// Opens a session, then mounts: what the server refuses is refused before anything is mounted.
+    pub fn mount(spec: MountSpec) -> Result<Mounted, MountError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("chronofs")
+            .enable_all()
+            .build()
+            .map_err(MountError::system("start threads"))?;
+        let wanted = Wanted {
+            source: spec.source,
+            credentials: spec.credentials,
+            client_name: client_name(&spec.dir),
+            at: spec.at,
+            read_only: spec.read_only || spec.at.is_some(),
+        };
+        let opened = runtime.block_on(Connection::open(wanted));
+        let (connection, welcome, events) =
+            opened.map_err(|source| MountError::Open { volume: spec.volume.clone(), source: Box::new(source) })?;
+        let labels = Labels { volume: welcome.volume.name.clone(), dir: spec.dir.clone() };
+        let vfs = {
+            let _within = runtime.enter();
+            Vfs::new(connection, &welcome, events, labels)
+        };
+        let volume = welcome.volume.name.clone();
+        let session = attach(&vfs, &runtime, &spec.dir, &volume)?;
+        raise_read_ahead(&spec.dir);
+        tracing::info!(%volume, dir = %spec.dir.display(), session = welcome.session.0, "mounted");
+        Ok(Mounted { runtime, vfs, session, dir: spec.dir, volume })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What asks this mount to end, from another thread.
+    pub fn unmounter(&self) -> Unmounter {
+        Unmounter { dir: self.dir.clone() }
+    }
+
+    /// Waits until the mount is unmounted by anybody, stores everything that was written, and ends the session.
+    pub fn wait(self) -> Result<(), MountError> {
+        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let ended = session.join();
+        if let Err(error) = ended {
+            tracing::error!("serving {}: {error}", dir.display());
+        }
+        finish(&runtime, &vfs, &volume)
+    }
+
+    /// Waits until the mount is unmounted or SIGTERM or SIGINT asks for it; programs that still use it then get
+    /// errors once everything that was written is stored.
+    pub fn wait_or_signal(self) -> Result<(), MountError> {
+        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let (ended, signalled) = tokio::sync::oneshot::channel();
+        let joiner = std::thread::spawn(move || {
+            let joined = session.join();
+            let _ = ended.send(());
+            joined
+        });
+        let unmounter = Unmounter { dir: dir.clone() };
+        let detached = runtime.block_on(async {
+            tokio::select! {
+                _ = signalled => false,
+                () = asked_to_stop() => {
+                    let freed = tokio::task::spawn_blocking(move || unmounter.unmount_or_detach()).await;
+                    !matches!(freed, Ok(Ok(true)))
+                }
+            }
+        });
+        if !detached {
+            if let Ok(Err(error)) = joiner.join() {
+                tracing::error!("serving {}: {error}", dir.display());
+            }
+        }
+        finish(&runtime, &vfs, &volume)
+    }
+
+    /// Unmounts, stores everything that was written, and ends the session.
+    pub fn unmount(self) -> Result<(), MountError> {
+        self.unmounter().unmount_or_detach()?;
+        self.wait()
+    }
+}
+
+/// Asks a mount of this process to end.
+#[derive(Clone, Debug)]
+pub struct Unmounter {
+    dir: PathBuf,
+}
+
+impl Unmounter {
+    /// Unmounts; takes the mount out of sight only when it is in use. Whether nobody used it.
+    pub fn unmount_or_detach(&self) -> Result<bool, MountError> {
+        match unmount(&self.dir, UnmountFlags::empty()) {
+            // Somebody else unmounted it.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(true),
+            Err(_) => {
+                let action = format!("unmount {}", self.dir.display());
+                unmount(&self.dir, UnmountFlags::DETACH).map_err(io::Error::from).map_err(MountError::system(action))?;
+                Ok(false)
+            }
+        }
+    }
+}
+
+fn finish(runtime: &Runtime, vfs: &Arc<Vfs>, volume: &str) -> Result<(), MountError> {
+    let stored = runtime.block_on(vfs.shut_down());
+    stored.map_err(|errno| {
+        tracing::error!("not everything that was written could be stored: {errno}");
+        MountError::Unflushed { volume: volume.to_owned(), errno }
+    })?;
+    tracing::info!("unmounted; everything that was written is stored");
+    Ok(())
+}
+
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be caught; use umount");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Mounts and begins to answer the kernel.
+fn attach(vfs: &Arc<Vfs>, runtime: &Runtime, dir: &Path, volume: &str) -> Result<BackgroundSession, MountError> {
+    let (invalid, wrong_pages) = mpsc::channel();
+    let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), invalid);
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(FUSE_THREADS);
+    let name = match vfs.at() {
+        Some(at) => format!("{SOURCE_PREFIX}{volume}@{at}"),
+        None => format!("{SOURCE_PREFIX}{volume}"),
+    };
+    config.mount_options = vec![
+        MountOption::FSName(name),
+        MountOption::CUSTOM("subtype=chronofs".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::Dev,
+        MountOption::Suid,
+        if vfs.read_only() { MountOption::RO } else { MountOption::RW },
+    ];
+    let mounted = Session::new(face, dir, &config).and_then(|session| {
+        let notifier = session.notifier();
+        let background = session.spawn()?;
+        std::thread::Builder::new().name("chronofs-inval".into()).spawn(move || drop_pages(&notifier, &wrong_pages))?;
+        Ok(background)
+    });
+    mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })
+}
+
+/// Has the kernel forget pages that are wrong. On a thread of its own: from within a request it would wait for itself.
+fn drop_pages(notifier: &Notifier, wrong_pages: &mpsc::Receiver<INodeNo>) {
+    while let Ok(ino) = wrong_pages.recv() {
+        if let Err(error) = notifier.inval_inode(ino, 0, 0) {
+            tracing::debug!("forgetting pages of inode {}: {error}", ino.0);
+        }
+    }
+}
+
+/// The kernel reads 128 KiB ahead unless told otherwise: far less than an object store likes.
+fn raise_read_ahead(dir: &Path) {
+    let Ok(Some(mount)) = mountinfo::chronofs_mount_at(dir) else { return };
+    let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+    if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("{setting} cannot be set: {error}");
+    }
+}
+
+fn client_name(dir: &Path) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host} pid {} on {}", std::process::id(), dir.display())
+}

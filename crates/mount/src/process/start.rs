@@ -1,0 +1,163 @@
+//! `chronofs mount start`: checks, then a mount in the foreground or in a process of its own.
+
+use super::daemon;
+use super::error::MountError;
+use super::mounted::{MountSpec, Mounted};
+use super::mountinfo;
+use crate::connection::{Credentials, Source};
+use chronofs_core::time::parse_instant;
+use chronofs_wire::http::AdminClient;
+use chronofs_wire::token::{Token, TokenKind};
+use rustix::mount::{UnmountFlags, unmount};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// What to start.
+#[derive(Debug)]
+pub struct StartConfig {
+    /// Name or id of the volume.
+    pub volume: String,
+    /// Where to mount it.
+    pub dir: PathBuf,
+    /// The instant to show, as people write it.
+    pub at: Option<String>,
+    /// Refuse to write.
+    pub read_only: bool,
+    /// Serve in this process instead of a child.
+    pub foreground: bool,
+    /// The volume token.
+    pub token: String,
+    /// Where to say that the mount is there (`ready`), or why it is not; for whoever started this process. A
+    /// child started by [`start`] itself needs none.
+    pub ready: Option<OwnedFd>,
+}
+
+/// Mounts. In the foreground it returns when the mount has ended; else as soon as the mount is there, served by a
+/// child in a session of its own that is started with the same command line. Not to be called within an async
+/// runtime.
+pub fn start(config: StartConfig) -> Result<(), MountError> {
+    let child = daemon::is_child();
+    if !child && !config.foreground {
+        check(&config)?;
+        return daemon::start_child(&config.volume, &config.dir);
+    }
+    daemon::init_log();
+    let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
+    let mounted = check(&config).and_then(Mounted::mount);
+    match mounted {
+        Ok(mounted) => {
+            ready.say("ready");
+            mounted.wait_or_signal()
+        }
+        Err(error) => {
+            ready.say(&format!("error {error}"));
+            Err(error)
+        }
+    }
+}
+
+/// Everything that can be known without the server.
+fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
+    let token = Token::parse_as(&config.token, TokenKind::Volume)?;
+    let at = match &config.at {
+        Some(text) => Some(parse_instant(text, &jiff::Zoned::now())?),
+        None => None,
+    };
+    let dir = usable_dir(&config.dir)?;
+    let admin = AdminClient::new(&token)?;
+    Ok(MountSpec {
+        source: Source::Admin { admin, volume: config.volume.clone() },
+        credentials: Credentials { id: token.id, secret: token.secret },
+        dir,
+        at,
+        read_only: config.read_only,
+        volume: config.volume.clone(),
+    })
+}
+
+/// The absolute path of a directory that can be mounted on. A dead mount on it is taken away.
+fn usable_dir(dir: &Path) -> Result<PathBuf, MountError> {
+    let refuse = |reason: String| MountError::Dir { dir: dir.to_owned(), reason };
+    let absolute = absolute(dir).map_err(|error| refuse(format!("{error}; create it or name another one")))?;
+    let mut found = fs::metadata(&absolute);
+    if let Err(error) = &found {
+        if error.raw_os_error() == Some(libc::ENOTCONN) {
+            tracing::warn!("taking away the dead mount on {}", absolute.display());
+            unmount(&absolute, UnmountFlags::DETACH).map_err(|e| refuse(format!("a dead mount is in the way: {e}")))?;
+            found = fs::metadata(&absolute);
+        }
+    }
+    match found {
+        Ok(found) if !found.is_dir() => Err(refuse("it is not a directory".to_owned())),
+        Ok(_) => {
+            let mounts = mountinfo::chronofs_mount_at(&absolute).map_err(MountError::system("read the mounts"))?;
+            match mounts {
+                Some(mount) => Err(refuse(format!(
+                    "the volume '{}' is mounted there; stop it first (`chronofs mount stop {}`) or name another \
+                     directory",
+                    mount.volume_and_instant().0,
+                    absolute.display()
+                ))),
+                None => Ok(absolute),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(refuse("it does not exist; create it or name another one".to_owned()))
+        }
+        Err(error) => Err(refuse(error.to_string())),
+    }
+}
+
+/// The absolute path of `dir` with every link resolved but without asking what is mounted on `dir` itself: a dead
+/// mount does not answer.
+pub(super) fn absolute(dir: &Path) -> io::Result<PathBuf> {
+    match dir.canonicalize() {
+        Ok(absolute) => Ok(absolute),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let plain = std::path::absolute(dir)?;
+            let name = plain.file_name().unwrap_or(OsStr::new("."));
+            let parent = plain.parent().unwrap_or(Path::new("/"));
+            Ok(parent.canonicalize()?.join(name))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_must_exist_and_be_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(usable_dir(folder.path()).is_ok());
+        let missing = usable_dir(&folder.path().join("missing")).unwrap_err().to_string();
+        assert!(missing.contains("missing") && missing.contains("create it"), "{missing}");
+        let no_dir = usable_dir(&file).unwrap_err().to_string();
+        assert!(no_dir.contains("not a directory"), "{no_dir}");
+    }
+
+    #[test]
+    fn what_does_not_read_is_refused_before_anything_is_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = |token: &str, at: Option<&str>| StartConfig {
+            volume: "v".into(),
+            dir: folder.path().to_owned(),
+            at: at.map(str::to_owned),
+            read_only: false,
+            foreground: true,
+            token: token.into(),
+            ready: None,
+        };
+        assert!(matches!(check(&config("x", None)), Err(MountError::Token(_))));
+        let pin = chronofs_wire::identity::Sha256::of(b"");
+        let token = Token::draw(TokenKind::Volume, "127.0.0.1:1", pin).unwrap().to_string();
+        assert!(matches!(check(&config(&token, Some("soon"))), Err(MountError::Instant(_))));
+        assert!(check(&config(&token, Some("-2h"))).unwrap().at.is_some());
+    }
+}

@@ -1,0 +1,186 @@
+//! Reading directories, page by page.
+
+use super::cache::CachedEntry;
+use super::{Shown, Vfs, reply};
+use chronofs_core::ops::{DirEntry, Reply, Request};
+use chronofs_core::{Caller, Errno, Ino, Name, Version};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Entries asked for at once.
+const PAGE_ENTRIES: u32 = 1024;
+/// Entries handed out at once: more than the kernel's buffer holds.
+const LISTED_MAX: usize = 512;
+/// An entry whose attributes changed since the page was read is asked for again, this many at once.
+const REFRESHED_MAX: usize = 32;
+
+/// An open directory: the page that was read last.
+pub(crate) struct DirHandle {
+    ino: Ino,
+    page: Mutex<Option<Arc<Page>>>,
+}
+
+struct Page {
+    /// The cookie it was read after.
+    after: u64,
+    entries: Vec<DirEntry>,
+    /// With attributes.
+    attrs: bool,
+    version: Version,
+    end: bool,
+}
+
+/// An entry as it is handed out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Listing {
+    /// Cookie, name, inode and type; the attributes stand in `shown`.
+    pub(crate) entry: DirEntry,
+    /// Its attributes, if asked for.
+    pub(crate) shown: Option<Shown>,
+}
+
+impl Vfs {
+    /// Opens a directory.
+    pub(crate) fn opendir(&self, ino: Ino) -> u64 {
+        self.files.add_dir(DirHandle { ino, page: Mutex::new(None) })
+    }
+
+    /// Closes a directory.
+    pub(crate) fn releasedir(&self, handle: u64) {
+        self.files.remove_dir(handle);
+    }
+
+    /// The entries of an open directory after the cookie `after`, as many as are at hand. None: the end.
+    pub(crate) async fn readdir(
+        &self,
+        caller: Caller,
+        handle: u64,
+        after: u64,
+        attrs: bool,
+    ) -> Result<Vec<Listing>, Errno> {
+        let dir = self.files.dir(handle)?;
+        let mut kept = dir.page.lock().await;
+        let (page, first) = match kept.as_ref().and_then(|page| Some((page, page.place(after, attrs)?))) {
+            Some((page, first)) => (Arc::clone(page), first),
+            None => {
+                let page = Arc::new(self.read_page(caller.clone(), dir.ino, after, attrs).await?);
+                *kept = Some(Arc::clone(&page));
+                (page, 0)
+            }
+        };
+        drop(kept);
+        let entries = page.entries[first..].iter().take(LISTED_MAX).cloned();
+        if !attrs {
+            return Ok(entries.map(|entry| Listing { entry, shown: None }).collect());
+        }
+        self.with_attrs(caller, entries, page.version).await
+    }
+
+    async fn read_page(&self, caller: Caller, dir: Ino, after: u64, attrs: bool) -> Result<Page, Errno> {
+        let request = Request::ReadDir { dir, after, limit: PAGE_ENTRIES, attrs };
+        let (version, entries, end) = match self.connection.call(caller, request).await? {
+            (version, Reply::Entries { entries, end }) => (version, entries, end),
+            (_, other) => return Err(reply::unexpected(&other)),
+        };
+        if self.ttl().is_some() {
+            for entry in &entries {
+                let Ok(name) = Name::new(entry.name.clone()) else { continue };
+                self.cache.put_entry(dir, &name, CachedEntry::Names(entry.ino), version);
+                if let Some(attr) = &entry.attr {
+                    self.cache.put_attr(attr, version);
+                }
+            }
+        }
+        Ok(Page { after, entries, attrs, version, end })
+    }
+
+    /// Joins entries with attributes that are right now: those of a page may be from before a change.
+    async fn with_attrs(
+        &self,
+        caller: Caller,
+        entries: impl Iterator<Item = DirEntry>,
+        version: Version,
+    ) -> Result<Vec<Listing>, Errno> {
+        let mut listed = Vec::new();
+        let mut refreshed = 0;
+        for mut entry in entries {
+            let attr = entry.attr.take().filter(|attr| self.cache.is_current(attr.ino, version));
+            let shown = match attr {
+                Some(attr) => Some(self.show(attr)),
+                None if is_dot(&entry) => None,
+                None => match self.try_getattr(entry.ino) {
+                    Some(shown) => Some(shown),
+                    None if refreshed == REFRESHED_MAX => break,
+                    None => {
+                        refreshed += 1;
+                        match self.getattr(caller.clone(), entry.ino).await {
+                            Ok(shown) => Some(shown),
+                            // Removed since the page was read: readdir may show it or not.
+                            Err(Errno::ENOENT | Errno::ESTALE) => continue,
+                            Err(errno) => return Err(errno),
+                        }
+                    }
+                },
+            };
+            listed.push(Listing { entry, shown });
+        }
+        Ok(listed)
+    }
+}
+
+fn is_dot(entry: &DirEntry) -> bool {
+    matches!(entry.name.as_ref(), b"." | b"..")
+}
+
+impl Page {
+    /// Where the entries after the cookie `after` begin in this page, unless it does not hold them.
+    fn place(&self, after: u64, attrs: bool) -> Option<usize> {
+        // From the start again: a program that rewinds wants to see what changed.
+        if after == 0 || (attrs && !self.attrs) {
+            return None;
+        }
+        if after == self.after {
+            return Some(0);
+        }
+        let found = self.entries.binary_search_by_key(&after, |entry| entry.cookie).ok()? + 1;
+        (found < self.entries.len() || self.end).then_some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use chronofs_core::FileKind;
+
+    fn page(after: u64, cookies: &[u64], end: bool) -> Page {
+        let entries = cookies
+            .iter()
+            .map(|&cookie| DirEntry {
+                cookie,
+                name: Bytes::from(cookie.to_string()),
+                ino: Ino(cookie),
+                kind: FileKind::File,
+                attr: None,
+            })
+            .collect();
+        Page { after, entries, attrs: false, version: Version(1), end }
+    }
+
+    #[test]
+    fn a_page_serves_the_cookies_it_holds() {
+        let middle = page(30, &[40, 50, 60], false);
+        assert_eq!(middle.place(30, false), Some(0));
+        assert_eq!(middle.place(40, false), Some(1));
+        assert_eq!(middle.place(60, false), None, "what follows stands on the next page");
+        assert_eq!(middle.place(45, false), None, "a cookie of an entry that is not there");
+        assert_eq!(middle.place(40, true), None, "attributes were not asked for");
+    }
+
+    #[test]
+    fn the_last_page_knows_the_end_and_a_rewind_reads_again() {
+        let last = page(0, &[1, 2, 300], true);
+        assert_eq!(last.place(300, false), Some(3));
+        assert_eq!(last.place(0, false), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! The data path's view of the server, and the object store that the server names.
+
+use super::cache::Cache;
+use super::reply;
+use crate::connection::Connection;
+use crate::data::{Meta, Publish, SliceList};
+use bytes::Bytes;
+use chronofs_blocks::{BlockStore, ObjectPort, StoreError};
+use chronofs_core::ops::{Reply, Request};
+use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
+use chronofs_wire::message::StoreAccess;
+use futures::future::BoxFuture;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Asks on behalf of open files: whoever reads or writes was checked when the file was opened.
+pub(crate) struct MetaLink {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) cache: Arc<Cache>,
+}
+
+impl Meta for MetaLink {
+    async fn slices(&self, ino: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
+        let request = Request::Slices { ino, first, count, staged: true };
+        match self.connection.call(Caller::ROOT, request).await? {
+            (version, Reply::Slices(slices)) => Ok(SliceList { version, slices }),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    async fn staged(&self, ino: Ino, ids: Vec<SliceId>) -> Result<Vec<Bytes>, Errno> {
+        match self.connection.call(Caller::ROOT, Request::Staged { ino, ids }).await? {
+            (_, Reply::Staged(bytes)) => Ok(bytes),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    async fn publish(&self, publish: Publish) -> Result<Attr, Errno> {
+        let Publish { ino, slices, size_min, mtime_ns, kill_priv, merge } = publish;
+        let exclusive = self.connection.exclusive();
+        let request = Request::Publish { ino, slices, size_min, mtime_ns, kill_priv, merge };
+        let (version, attr) = reply::attr(self.connection.call(Caller::ROOT, request).await?)?;
+        self.cache.changed(ino, version);
+        // Without others the kernel's pages hold what was published; with others they may lack what those did.
+        let exclusive = exclusive && self.connection.exclusive();
+        self.cache.published(ino, exclusive.then_some(attr.data_version));
+        if exclusive {
+            self.cache.put_attr(&attr, version);
+        }
+        Ok(attr)
+    }
+
+    async fn grant(&self, count: u64) -> Result<(u64, u64), Errno> {
+        match self.connection.call(Caller::ROOT, Request::Grant { count }).await? {
+            (_, Reply::Grant { first, end }) => Ok((first, end)),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    fn now_ns(&self) -> i64 {
+        self.connection.now_ns()
+    }
+
+    fn exclusive(&self) -> bool {
+        self.connection.exclusive()
+    }
+}
+
+/// Objects through the metadata server.
+struct ThroughServer(Arc<Connection>);
+
+impl ObjectPort for ThroughServer {
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let stored = self.0.put_object(name.to_owned(), bytes).await;
+            stored.map_err(|errno| StoreError::from_wire(name, errno))
+        })
+    }
+
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        Box::pin(async move {
+            let found = self.0.get_object(name.to_owned(), offset, len).await;
+            found.map_err(|errno| StoreError::from_wire(name, errno))
+        })
+    }
+}
+
+/// The way to the volume's objects: the store's own folder where this machine has it, else the server.
+pub(crate) fn object_port(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
+    if let StoreAccess::Folder { path, marker } = access {
+        match BlockStore::open(Path::new(path), *marker) {
+            Ok(store) => return Arc::new(store),
+            Err(error) => tracing::info!("objects go through the metadata server: {error}"),
+        }
+    }
+    Arc::new(ThroughServer(Arc::clone(connection)))
+}

@@ -1,0 +1,183 @@
+//! The file system, without FUSE in its types: what the calls of programs do to a volume.
+//!
+//! Operations are async and speak of inodes, names and open files by number. What a cache can answer at once is
+//! answered by the `try_` functions, which never wait. It must not know how requests come in or answers go out.
+
+mod attributes;
+pub(crate) mod cache;
+mod callers;
+mod directories;
+mod files;
+mod meta_link;
+mod namespace;
+mod reply;
+mod upkeep;
+mod xattrs;
+
+pub(crate) use attributes::Change;
+pub(crate) use callers::Callers;
+pub(crate) use directories::Listing;
+pub(crate) use files::{Access, Opened, Write};
+pub(crate) use namespace::NewFile;
+pub use xattrs::Status;
+pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR};
+
+use crate::connection::{Connection, Event};
+use crate::data::{Config, Data};
+use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
+use chronofs_core::ops::{Reply, Request, StatFs};
+use chronofs_core::{Attr, Caller, Errno, Ino, Version};
+use chronofs_wire::message::Welcome;
+use files::Files;
+use meta_link::MetaLink;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// What a mount shows and where, for people.
+#[derive(Clone, Debug)]
+pub(crate) struct Labels {
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The directory it is mounted on.
+    pub(crate) dir: PathBuf,
+}
+
+/// What an operation that names an inode says about it, and how long the kernel may believe that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Shown {
+    /// Its attributes, with what is written and not published yet. `None`: there is no such name.
+    pub(crate) attr: Option<Attr>,
+    /// See the type.
+    pub(crate) ttl: Duration,
+}
+
+/// See the module.
+pub(crate) struct Vfs {
+    connection: Arc<Connection>,
+    data: Arc<Data<MetaLink>>,
+    cache: Arc<Cache>,
+    files: Files,
+    labels: Labels,
+    root: Ino,
+    read_only: bool,
+    at: Option<Version>,
+}
+
+impl Vfs {
+    /// The volume that `connection` was welcomed to. Within a tokio runtime.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        welcome: &Welcome,
+        events: UnboundedReceiver<Event>,
+        labels: Labels,
+    ) -> Arc<Self> {
+        let cache = Arc::new(Cache::new());
+        let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
+        let port = meta_link::object_port(&welcome.store, &connection);
+        let config = Config {
+            volume: welcome.volume.id,
+            incarnation: welcome.incarnation,
+            session: welcome.session,
+            grant: welcome.grant,
+            block_size: welcome.volume.block_size,
+            compression: welcome.volume.compression,
+            read_only: welcome.read_only,
+            tuning: Default::default(),
+        };
+        let data = Data::start(config, Arc::new(link), port);
+        let vfs = Arc::new(Vfs {
+            connection,
+            data,
+            cache,
+            files: Files::default(),
+            labels,
+            root: welcome.root,
+            read_only: welcome.read_only,
+            at: welcome.at,
+        });
+        tokio::spawn(upkeep::run(Arc::downgrade(&vfs), events));
+        vfs
+    }
+
+    /// The directory that is mounted.
+    pub(crate) fn root(&self) -> Ino {
+        self.root
+    }
+
+    /// The instant shown, if not the present.
+    pub(crate) fn at(&self) -> Option<Version> {
+        self.at
+    }
+
+    /// Whether writing is refused.
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Figures of the volume.
+    pub(crate) async fn statfs(&self) -> Result<StatFs, Errno> {
+        match self.connection.call(Caller::ROOT, Request::StatFs).await? {
+            (_, Reply::StatFs(figures)) => Ok(figures),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    /// Everything written before is published and durable when this returns; the instant that shows it.
+    pub(crate) async fn sync_all(&self) -> Result<Version, Errno> {
+        if let Some(at) = self.at {
+            return Ok(at);
+        }
+        self.data.flush_all().await?;
+        self.sync().await
+    }
+
+    /// fsync of a directory: every change before is durable when this returns.
+    pub(crate) async fn fsyncdir(&self) -> Result<(), Errno> {
+        self.sync().await.map(drop)
+    }
+
+    async fn sync(&self) -> Result<Version, Errno> {
+        match self.connection.call(Caller::ROOT, Request::Sync).await? {
+            (_, Reply::Instant(version)) => Ok(version),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    /// Ends the mount: publishes everything, waits until it is durable, says goodbye. Waits for a server that is
+    /// away as long as there is anything that would be lost.
+    pub(crate) async fn shut_down(&self) -> Result<(), Errno> {
+        let flushed = if self.read_only { Ok(()) } else { self.data.flush_all().await };
+        let status = self.connection.status();
+        let synced = if status.waiting + status.undurable > 0 && !self.read_only {
+            self.sync().await.map(drop)
+        } else {
+            Ok(())
+        };
+        self.connection.close().await;
+        flushed.and(synced)
+    }
+
+    /// How long the kernel may believe what is said now; `None` when nothing may be believed past the answer.
+    fn ttl(&self) -> Option<Duration> {
+        if self.at.is_some() {
+            return Some(FOR_EVER);
+        }
+        let left = self.connection.lease_left(KERNEL_TTL_MAX);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Attributes as they are shown: with what is written and not published yet.
+    fn show(&self, attr: Attr) -> Shown {
+        let attr = match self.data.existing(attr.ino) {
+            Some(file) => file.overlay(attr),
+            None => attr,
+        };
+        Shown { attr: Some(attr), ttl: self.ttl().unwrap_or(Duration::ZERO) }
+    }
+
+    fn writable(&self) -> Result<(), Errno> {
+        if self.read_only { Err(Errno::EROFS) } else { Ok(()) }
+    }
+}

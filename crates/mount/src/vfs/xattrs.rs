@@ -1,0 +1,114 @@
+//! Extended attributes: those of files, and two that the mount itself answers on any of its files.
+
+use super::{Vfs, reply};
+use bytes::Bytes;
+use chronofs_core::ops::{Reply, Request, XattrMode};
+use chronofs_core::{Caller, Errno, Ino};
+use serde::{Deserialize, Serialize};
+
+/// Flushes the mount and gives the committed version. Not listed.
+pub(crate) const INSTANT_XATTR: &str = "chronofs.instant";
+/// How the mount is, in JSON, without asking the server. Not listed.
+pub(crate) const STATUS_XATTR: &str = "chronofs.status";
+
+/// What [`STATUS_XATTR`] says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the volume.
+    pub volume: String,
+    /// The directory it is mounted on.
+    pub dir: String,
+    /// The instant shown, if not the present.
+    pub at: Option<String>,
+    /// Writing is refused.
+    pub read_only: bool,
+    /// The session.
+    pub session: u64,
+    /// Operations are answered now; else they wait.
+    pub connected: bool,
+    /// The error that the server refuses the mount with.
+    pub refused: Option<String>,
+    /// Address of the metadata server.
+    pub server: String,
+    /// Another session may change the volume.
+    pub shared: bool,
+    /// Requests without an answer.
+    pub waiting: usize,
+    /// The process.
+    pub pid: u32,
+}
+
+impl Vfs {
+    /// The value of `name`, if the mount itself knows it.
+    pub(crate) fn try_getxattr(&self, name: &[u8]) -> Option<Result<Bytes, Errno>> {
+        if name != STATUS_XATTR.as_bytes() {
+            return None;
+        }
+        Some(serde_json::to_vec(&self.status()).map(Bytes::from).map_err(|_| Errno::EIO))
+    }
+
+    /// The value of the attribute `name` of `ino`.
+    pub(crate) async fn getxattr(&self, caller: Caller, ino: Ino, name: Bytes) -> Result<Bytes, Errno> {
+        if name == INSTANT_XATTR.as_bytes() {
+            return Ok(Bytes::from(self.sync_all().await?.to_string()));
+        }
+        match self.connection.call(caller, Request::GetXattr { ino, name }).await? {
+            (_, Reply::Bytes(value)) => Ok(value),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    /// The names of the attributes of `ino`, each ended by a NUL as listxattr(2) gives them.
+    pub(crate) async fn listxattr(&self, caller: Caller, ino: Ino) -> Result<Vec<u8>, Errno> {
+        match self.connection.call(caller, Request::ListXattr { ino }).await? {
+            (_, Reply::Names(names)) => Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect()),
+            (_, other) => Err(reply::unexpected(&other)),
+        }
+    }
+
+    /// Sets the attribute `name` of `ino`.
+    pub(crate) async fn setxattr(
+        &self,
+        caller: Caller,
+        ino: Ino,
+        (name, value): (Bytes, Bytes),
+        mode: XattrMode,
+    ) -> Result<(), Errno> {
+        self.writable()?;
+        refuse_virtual(&name)?;
+        let (version, _) = self.connection.call(caller, Request::SetXattr { ino, name, value, mode }).await?;
+        // The ctime changed, and with an ACL the mode.
+        self.cache.changed(ino, version);
+        Ok(())
+    }
+
+    /// Removes the attribute `name` of `ino`.
+    pub(crate) async fn removexattr(&self, caller: Caller, ino: Ino, name: Bytes) -> Result<(), Errno> {
+        self.writable()?;
+        refuse_virtual(&name)?;
+        let (version, _) = self.connection.call(caller, Request::RemoveXattr { ino, name }).await?;
+        self.cache.changed(ino, version);
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let connection = self.connection.status();
+        Status {
+            volume: self.labels.volume.clone(),
+            dir: self.labels.dir.display().to_string(),
+            at: self.at.map(|at| at.to_string()),
+            read_only: self.read_only,
+            session: connection.session.0,
+            connected: connection.connected,
+            refused: connection.refused.map(|errno| errno.to_string()),
+            server: connection.address,
+            shared: self.ttl().is_none(),
+            waiting: connection.waiting,
+            pid: std::process::id(),
+        }
+    }
+}
+
+fn refuse_virtual(name: &Bytes) -> Result<(), Errno> {
+    if name.starts_with(b"chronofs.") { Err(Errno::EPERM) } else { Ok(()) }
+}

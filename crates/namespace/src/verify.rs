@@ -1,0 +1,212 @@
+//! Checks every invariant of the rows, a page at a time, and is exact about what is wrong.
+
+mod content;
+mod history;
+mod tree;
+
+use crate::rows::{COUNTERS, Counters, Format, STORE, STORE_WIDE, Store, Volume};
+use crate::system::{list_sessions, list_volumes};
+use bytes::Bytes;
+use chronofs_core::VolumeIndex;
+use chronofs_engine::{ReadStop, Reads};
+use chronofs_history::{Row, Snapshot, Table};
+use std::fmt;
+
+const PAGE: usize = 512;
+
+/// Something that is not as it must be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The volume; 0 for rows of the whole store.
+    pub volume: VolumeIndex,
+    /// Name of the table.
+    pub table: &'static str,
+    /// Key of the row, without table and volume.
+    pub key: Bytes,
+    /// What is there.
+    pub found: String,
+    /// What should be.
+    pub expected: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "volume {} table {} key ", self.volume.0, self.table)?;
+        for byte in &self.key {
+            write!(f, "{byte:02x}")?;
+        }
+        write!(f, ": {}; expected {}", self.found, self.expected)
+    }
+}
+
+/// Checks every row of every volume. No faults: no invariant is broken. An error: reading failed.
+pub fn verify<R: Reads + ?Sized>(reads: &R) -> Result<Vec<Fault>, ReadStop> {
+    let mut faults = Vec::new();
+    let volumes = list_volumes(reads)?;
+    verify_store(reads, &volumes, &mut faults)?;
+    for (index, volume) in &volumes {
+        let mut check =
+            Check { tables: Snapshot::new(reads, *index, None), volume, index: *index, faults: &mut faults };
+        let sums = tree::check(&mut check)?;
+        content::check(&mut check)?;
+        history::check(&mut check)?;
+        check_counters(&mut check, sums)?;
+    }
+    Ok(faults)
+}
+
+/// What the inodes of a volume come to.
+#[derive(Default)]
+struct Sums {
+    inodes: u64,
+    bytes: u64,
+    counter_max: u64,
+}
+
+/// One volume being checked.
+struct Check<'a, R> {
+    tables: Snapshot<R>,
+    volume: &'a Volume,
+    index: VolumeIndex,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl<R: Reads + Copy> Check<'_, R> {
+    fn fault(&mut self, table: Table, key: &[u8], found: impl Into<String>, expected: impl Into<String>) {
+        self.faults.push(Fault {
+            volume: self.index,
+            table: table.name,
+            key: Bytes::copy_from_slice(key),
+            found: found.into(),
+            expected: expected.into(),
+        });
+    }
+
+    /// Records a fault unless both are equal.
+    fn equal<T: PartialEq + fmt::Debug>(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        what: &str,
+        found: T,
+        expected: T,
+    ) {
+        if found != expected {
+            self.fault(table, key, format!("{what} {found:?}"), format!("{expected:?}"));
+        }
+    }
+
+    /// Decodes a row, or records that it cannot be.
+    fn decode<T: Format>(&mut self, table: Table, key: &[u8], row: &[u8]) -> Option<T> {
+        match T::decode(table, key, row) {
+            Ok(row) => Some(row),
+            Err(error) => {
+                self.fault(table, key, error.to_string(), "a row of this format");
+                None
+            }
+        }
+    }
+
+    fn get<T: Format>(&mut self, table: Table, key: &[u8]) -> Result<Option<T>, ReadStop> {
+        let row = self.tables.get(table, key)?;
+        Ok(row.and_then(|row| self.decode(table, key, &row.value)))
+    }
+
+    /// Calls `visit` with each row of a versioned table whose key starts with `prefix`.
+    fn each<T: Format>(
+        &mut self,
+        table: Table,
+        prefix: &[u8],
+        mut visit: impl FnMut(&mut Self, &[u8], T) -> Result<(), ReadStop>,
+    ) -> Result<(), ReadStop> {
+        let mut start = Vec::new();
+        loop {
+            let page: Vec<(Bytes, Row)> = self.tables.scan(table, prefix, &start, PAGE)?;
+            let last_page = page.len() < PAGE;
+            if let Some((key, _)) = page.last() {
+                start = [&key[prefix.len()..], &[0]].concat();
+            }
+            for (key, row) in page {
+                if let Some(row) = self.decode::<T>(table, &key, &row.value) {
+                    visit(self, &key, row)?;
+                }
+            }
+            if last_page {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Like [`Check::each`] for a table that is not versioned.
+    fn each_plain<T: Format>(
+        &mut self,
+        table: Table,
+        mut visit: impl FnMut(&mut Self, &[u8], T) -> Result<(), ReadStop>,
+    ) -> Result<(), ReadStop> {
+        let mut start = Vec::new();
+        loop {
+            let page = self.tables.scan_plain(table, &[], &start, PAGE)?;
+            let last_page = page.len() < PAGE;
+            if let Some((key, _)) = page.last() {
+                start = [key.as_ref(), &[0]].concat();
+            }
+            for (key, row) in page {
+                if let Some(row) = self.decode::<T>(table, &key, &row) {
+                    visit(self, &key, row)?;
+                }
+            }
+            if last_page {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn check_counters<R: Reads + Copy>(check: &mut Check<'_, R>, sums: Sums) -> Result<(), ReadStop> {
+    let row = check.tables.get_plain(COUNTERS, &[])?;
+    let Some(counters) = row.and_then(|row| check.decode::<Counters>(COUNTERS, &[], &row)) else {
+        check.fault(COUNTERS, &[], "no row", "one");
+        return Ok(());
+    };
+    check.equal(COUNTERS, &[], "used inodes", counters.used_inodes, sums.inodes);
+    check.equal(COUNTERS, &[], "used bytes", counters.used_bytes, sums.bytes);
+    if counters.next_ino <= sums.counter_max {
+        let expected = format!("above {}, which is in use", sums.counter_max);
+        check.fault(COUNTERS, &[], format!("next inode counter {}", counters.next_ino), expected);
+    }
+    Ok(())
+}
+
+fn verify_store<R: Reads + ?Sized>(
+    reads: &R,
+    volumes: &[(VolumeIndex, Volume)],
+    faults: &mut Vec<Fault>,
+) -> Result<(), ReadStop> {
+    let Some((_, first)) = volumes.first() else { return Ok(()) };
+    let tables = Snapshot::new(reads, STORE_WIDE, None);
+    let mut check = Check { tables, volume: first, index: STORE_WIDE, faults };
+    let row = tables.get_plain(STORE, &[])?;
+    let Some(store) = row.and_then(|row| check.decode::<Store>(STORE, &[], &row)) else {
+        check.fault(STORE, &[], "no row", "one");
+        return Ok(());
+    };
+    let sessions = list_sessions(reads)?;
+    for (index, volume) in volumes {
+        let key = index.0.to_be_bytes();
+        if index.0 >= store.next_volume {
+            check.fault(crate::rows::VOLUME, &key, "volume", format!("below {}", store.next_volume));
+        }
+        let leases = sessions.iter().filter(|(_, s)| s.volume == *index && s.at.is_some()).count();
+        check.equal(crate::rows::VOLUME, &key, "leases", volume.leases as usize, leases);
+    }
+    for (id, session) in &sessions {
+        let key = id.0.to_be_bytes();
+        if id.0 >= store.next_session {
+            check.fault(crate::rows::SESSION, &key, "session", format!("below {}", store.next_session));
+        }
+        if !volumes.iter().any(|(index, _)| *index == session.volume) {
+            check.fault(crate::rows::SESSION, &key, format!("{:?}", session.volume), "a volume of the store");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,710 @@
+//! The namespace on an engine and the model beside it, taken through the same actions and compared.
+
+use crate::mutate::{Around, Scope};
+use crate::query::Reader;
+use crate::state::State;
+use bytes::Bytes;
+use chronofs_core::ops::{Merge, Reply, Request, SystemRequest};
+use chronofs_core::slice::{NewSlice, Place, PlacedSlice, Slice, SliceKey};
+use chronofs_core::volume::{Compression, VolumeSpec};
+use chronofs_core::{Caller, Errno, Ino, Retention, SessionId, SliceId, Version, VolumeIndex};
+use chronofs_engine::memory::Memory;
+use chronofs_engine::{Batch, Commit, Engine, Overlay, View};
+use chronofs_history::Protected;
+use chronofs_namespace::{Ctx, SystemCtx, SystemReply};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub const SLOTS: usize = 12;
+pub const BLOCK_SIZE: u32 = chronofs_core::volume::BLOCK_SIZE_MIN;
+/// The key of the name hash under which the generator's tied names have one hash.
+pub const HASH_KEY: [u8; 16] = *b"chronofs-tie-key";
+
+/// One thing that happens. Inode numbers in requests are numbers of slots: slot 0 is the root, the others hold what
+/// was last created into them.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// A client's request; what it makes goes into slot `keep`.
+    Ask {
+        caller: usize,
+        scope: usize,
+        read_only: bool,
+        tick: u64,
+        keep: usize,
+        request: Request,
+    },
+    /// A client's read at a past version.
+    AskPast {
+        caller: usize,
+        pick: u64,
+        request: Request,
+    },
+    Close {
+        slot: usize,
+    },
+    Reap {
+        slot: usize,
+        tick: u64,
+    },
+    /// Begins to list a directory.
+    List {
+        slot: usize,
+        cursor: usize,
+    },
+    /// The next page.
+    Page {
+        cursor: usize,
+        limit: u32,
+        attrs: bool,
+    },
+    /// A client reads a block, to merge it later.
+    ReadBlock {
+        slot: usize,
+        block: u32,
+        note: usize,
+    },
+    /// The merge: the bytes in as many slices as there are runs, or all of the range in one.
+    Merge {
+        note: usize,
+        tick: u64,
+        one: bool,
+        id: SliceId,
+    },
+    Quota {
+        bytes: Option<u64>,
+        inodes: Option<u64>,
+        tick: u64,
+    },
+    /// What was decided and not applied yet is lost.
+    Crash,
+    /// The executor applies its group.
+    Apply,
+    CheckNow,
+    CheckPast {
+        pick: u64,
+    },
+    /// The checker finds nothing wrong.
+    Verify,
+    /// All of the past is forgotten but for these instants, which show what they did. Comes last.
+    Expire {
+        picks: Vec<u64>,
+        limit: usize,
+    },
+}
+
+/// A listing of a directory over time.
+#[derive(Clone)]
+struct Cursor {
+    dir: Ino,
+    after: u64,
+    end: bool,
+    seen: Vec<Bytes>,
+    /// Entries that were there at the start and still are.
+    stable: BTreeMap<Bytes, Ino>,
+}
+
+/// A block as a client read it.
+#[derive(Clone)]
+struct Note {
+    ino: Ino,
+    block: u32,
+    newest: SliceKey,
+    read_at: Version,
+    content: BTreeMap<u64, u8>,
+}
+
+/// What a crash takes back to the last group that was applied.
+#[derive(Clone)]
+struct Applied {
+    past: usize,
+    used: BTreeSet<Ino>,
+    open: BTreeMap<Ino, u32>,
+}
+
+pub struct World {
+    engine: Memory,
+    pending: Vec<Commit>,
+    applied: Applied,
+    index: VolumeIndex,
+    session: SessionId,
+    spec: VolumeSpec,
+    /// Every version, oldest first; the last is the present.
+    past: Vec<Arc<State>>,
+    used: BTreeSet<Ino>,
+    open: BTreeMap<Ino, u32>,
+    slots: [Ino; SLOTS],
+    cursors: [Option<Cursor>; 2],
+    notes: [Option<Note>; 2],
+    cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
+}
+
+pub type Check = Result<(), String>;
+
+macro_rules! ensure {
+    ($holds:expr, $($message:tt)+) => {
+        if !$holds {
+            return Err(format!($($message)+));
+        }
+    };
+}
+pub(crate) use ensure;
+
+pub fn callers() -> Vec<Caller> {
+    let caller = |uid, gid, groups: &[u32]| Caller { uid, gid, groups: groups.to_vec() };
+    vec![
+        Caller::ROOT,
+        caller(1000, 1000, &[100]),
+        caller(1001, 1001, &[100, 1000]),
+        caller(1002, 100, &[]),
+        caller(1003, 1003, &[]),
+    ]
+}
+
+/// The bytes of the object that slice `id` was stored in: every client writes its own pattern.
+pub fn object_bytes(id: SliceId, len: u32) -> Vec<u8> {
+    (0..len).map(|at| (id.object.n as u8).wrapping_mul(31).wrapping_add(at as u8) | 1).collect()
+}
+
+impl World {
+    pub fn new(retention: Retention) -> World {
+        let spec = VolumeSpec {
+            id: uuid::Uuid::from_u128(7),
+            name: "model".to_owned(),
+            block_size: BLOCK_SIZE,
+            compression: Compression::None,
+            retention,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: HASH_KEY,
+        };
+        let start = Version(1_000_000_000);
+        let used = BTreeSet::from([Ino::ROOT]);
+        let mut world = World {
+            engine: Memory::default(),
+            pending: Vec::new(),
+            applied: Applied { past: 1, used: used.clone(), open: BTreeMap::new() },
+            index: VolumeIndex(0),
+            session: SessionId(0),
+            spec: spec.clone(),
+            past: vec![Arc::new(State::new(start))],
+            used,
+            open: BTreeMap::new(),
+            slots: [Ino::ROOT; SLOTS],
+            cursors: [None, None],
+            notes: [None, None],
+            cookies: BTreeMap::new(),
+        };
+        match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
+            SystemReply::Volume { index, .. } => world.index = index,
+            other => panic!("{other:?}"),
+        }
+        world.apply();
+        let open = SystemRequest::OpenSession {
+            volume: world.spec.id,
+            client: 1,
+            at: None,
+            read_only: false,
+            ttl_ms: 60_000,
+        };
+        match world.system(Version(start.0 + 1), &open).expect("a session") {
+            SystemReply::Session { id, .. } => world.session = id,
+            other => panic!("{other:?}"),
+        }
+        let mut opened = State::clone(world.now());
+        opened.version = Version(start.0 + 1);
+        world.past.push(Arc::new(opened));
+        world.apply();
+        world
+    }
+
+    pub fn now(&self) -> &Arc<State> {
+        self.past.last().expect("never empty")
+    }
+
+    pub fn act(&mut self, action: &Action) -> Check {
+        match action {
+            Action::Ask { caller, scope, read_only, tick, keep, request } => {
+                let scope = self.slots[*scope];
+                let request = self.resolved(request);
+                let caller = callers()[*caller].clone();
+                match request.mutates() {
+                    true => self.mutate(&caller, scope, *read_only, *tick, *keep, &request, None),
+                    false => self.ask(&caller, scope, *read_only, None, &request),
+                }
+            }
+            Action::AskPast { caller, pick, request } => {
+                let (at, _) = self.instant(*pick);
+                let request = self.resolved(request);
+                self.ask(&callers()[*caller], Ino::ROOT, true, Some(at), &request)
+            }
+            Action::Close { slot } => {
+                self.close(self.slots[*slot]);
+                Ok(())
+            }
+            Action::Reap { slot, tick } => self.reap(self.slots[*slot], *tick),
+            Action::List { slot, cursor } => {
+                self.list(self.slots[*slot], *cursor);
+                Ok(())
+            }
+            Action::Page { cursor, limit, attrs } => self.page(*cursor, *limit, *attrs),
+            Action::ReadBlock { slot, block, note } => self.read_block(self.slots[*slot], *block, *note),
+            Action::Merge { note, tick, one, id } => self.merge(*note, *tick, *one, *id),
+            Action::Quota { bytes, inodes, tick } => self.quota(*bytes, *inodes, *tick),
+            Action::Crash => {
+                self.crash();
+                Ok(())
+            }
+            Action::Apply => {
+                self.apply();
+                Ok(())
+            }
+            Action::CheckNow => self.check_tree(None),
+            Action::CheckPast { pick } => {
+                let (at, _) = self.instant(*pick);
+                self.check_tree(Some(at))
+            }
+            Action::Verify => {
+                let faults = self.with_reads(|reads| chronofs_namespace::verify(reads));
+                let faults = faults.map_err(|stop| format!("verify: {stop}"))?;
+                ensure!(faults.is_empty(), "verify finds {faults:?}");
+                Ok(())
+            }
+            Action::Expire { picks, limit } => self.expire(picks, *limit),
+        }
+    }
+
+    /// A past instant and its state; the present when no history is kept.
+    pub fn instant(&self, pick: u64) -> (Version, Arc<State>) {
+        let last = self.past.len() - 1;
+        if self.spec.retention == Retention::None {
+            return (self.now().version, self.now().clone());
+        }
+        let n = (pick / 4) as usize % (last + 1);
+        // An instant between two commits shows the earlier one.
+        let until = self.past.get(n + 1).map_or(u64::MAX, |next| next.version.0);
+        let at = Version((self.past[n].version.0 + pick % 4).min(until - 1));
+        (at, self.past[n].clone())
+    }
+
+    pub fn state_at(&self, at: Option<Version>) -> Arc<State> {
+        let Some(at) = at else { return self.now().clone() };
+        let next = self.past.partition_point(|state| state.version <= at);
+        self.past[next - 1].clone()
+    }
+
+    /// Runs `read` on everything decided so far.
+    pub fn with_reads<T>(&self, read: impl FnOnce(&Overlay<&dyn View>) -> T) -> T {
+        let view = self.engine.view();
+        let mut overlay = Overlay::new(&*view);
+        self.pending.iter().for_each(|commit| overlay.push(&commit.batch));
+        read(&overlay)
+    }
+
+    fn system(&mut self, version: Version, request: &SystemRequest) -> Result<SystemReply, String> {
+        let is_open = |ino| self.open.contains_key(&ino);
+        let ctx = SystemCtx { version, is_open: &is_open };
+        let outcome = self
+            .with_reads(|reads| chronofs_namespace::system(reads, &ctx, request))
+            .map_err(|stop| format!("{request:?}: {stop}"))?;
+        let reply = outcome.reply.map_err(|error| format!("{request:?}: {error}"))?;
+        self.pending.push(Commit { version, tag: Bytes::new(), batch: outcome.batch });
+        Ok(reply)
+    }
+
+    pub fn query(
+        &self,
+        caller: &Caller,
+        root: Ino,
+        read_only: bool,
+        at: Option<Version>,
+        request: &Request,
+    ) -> Result<Result<Reply, Errno>, String> {
+        let is_open = |ino| self.open.contains_key(&ino);
+        let ctx = Ctx {
+            volume: self.index,
+            version: self.now().version,
+            at,
+            caller: caller.clone(),
+            session: self.session,
+            root,
+            read_only,
+            is_open: &is_open,
+        };
+        self.with_reads(|reads| chronofs_namespace::query(reads, &ctx, request))
+            .map_err(|stop| format!("{request:?} at {at:?}: {stop}"))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn mutate(
+        &mut self,
+        caller: &Caller,
+        root: Ino,
+        read_only: bool,
+        tick: u64,
+        keep: usize,
+        request: &Request,
+        merged: Option<(&BTreeMap<u64, u8>, Version)>,
+    ) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        let open = self.open.clone();
+        let is_open = |ino| open.contains_key(&ino);
+        let ctx = Ctx {
+            volume: self.index,
+            version,
+            at: None,
+            caller: caller.clone(),
+            session: self.session,
+            root,
+            read_only,
+            is_open: &is_open,
+        };
+        let outcome = self
+            .with_reads(|reads| chronofs_namespace::step(reads, &ctx, request))
+            .map_err(|stop| format!("{request:?}: {stop}"))?;
+        self.pending.push(Commit { version, tag: Bytes::new(), batch: outcome.batch.clone() });
+        let made = self.inode_made(request, &outcome.reply)?;
+        let mut next = State::clone(self.now());
+        let bytes_of = |new: &NewSlice| self.shown(&new.slice, new.staged.as_ref());
+        let around = Around {
+            caller,
+            now: version,
+            scope: Scope { root, is_open: &is_open },
+            read_only,
+            block_size: u64::from(BLOCK_SIZE),
+            given: &|| made.unwrap_or(Ino(u64::MAX)),
+            bytes_of: &bytes_of,
+            merged,
+            merge_refused: outcome.reply == Err(Errno::EAGAIN),
+        };
+        let expected = next.mutate(&around, request);
+        self.same_reply(request, &expected, &outcome.reply, &next, false)?;
+        if expected.is_err() {
+            self.pending.pop();
+            ensure!(outcome.batch == Batch::default(), "{request:?}: refused, but its batch is not empty");
+            return Ok(());
+        }
+        let now = self.now().clone();
+        for ino in next.nodes.keys().filter(|ino| !now.nodes.contains_key(ino)) {
+            let first = self.used.insert(*ino);
+            ensure!(first, "{ino:?} was given before");
+        }
+        self.past.push(Arc::new(next));
+        if let Ok(Reply::Attr(attr) | Reply::Opened { attr, .. }) = &outcome.reply
+            && matches!(request, Request::Create { .. })
+        {
+            self.slots[keep] = attr.ino;
+        }
+        if let (Request::Create { .. }, Ok(Reply::Opened { attr, .. })) = (request, &outcome.reply) {
+            *self.open.entry(attr.ino).or_default() += 1;
+        }
+        self.keep_stable();
+        Ok(())
+    }
+
+    /// The number of the inode that a request has made, if it has.
+    fn inode_made(&self, request: &Request, reply: &Result<Reply, Errno>) -> Result<Option<Ino>, String> {
+        match (request, reply) {
+            (Request::Create { .. }, Ok(Reply::Attr(attr) | Reply::Opened { attr, .. })) => {
+                Ok(Some(attr.ino))
+            }
+            (Request::Rename { from, name, .. }, Ok(_)) => {
+                let lookup = Request::Lookup { parent: *from, name: name.clone() };
+                match self.query(&Caller::ROOT, Ino::ROOT, false, None, &lookup)? {
+                    Ok(Reply::Attr(attr)) => Ok(Some(attr.ino)),
+                    _ => Ok(None),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        caller: &Caller,
+        root: Ino,
+        read_only: bool,
+        at: Option<Version>,
+        request: &Request,
+    ) -> Check {
+        let got = self.query(caller, root, read_only, at, request)?;
+        let state = self.state_at(at);
+        let is_open = |ino| self.open.contains_key(&ino);
+        let reader = Reader {
+            state: &state,
+            present: at.map(|_| &**self.now()),
+            caller,
+            scope: Scope { root, is_open: &is_open },
+            read_only,
+        };
+        // The counters that statfs shows have no history.
+        if at.is_some() && *request == Request::StatFs {
+            return Ok(());
+        }
+        let expected = reader.query(request);
+        self.same_reply(request, &expected, &got, &state, at.is_some())?;
+        if let (Request::Open { ino, .. }, None, Ok(_)) = (request, at, &got) {
+            *self.open.entry(*ino).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, ino: Ino) {
+        if let Some(count) = self.open.get_mut(&ino) {
+            *count -= 1;
+            if *count == 0 {
+                self.open.remove(&ino);
+            }
+        }
+    }
+
+    fn reap(&mut self, ino: Ino, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        self.system(version, &SystemRequest::Reap { volume: self.spec.id, ino })?;
+        let mut next = State::clone(self.now());
+        next.version = version;
+        next.reap(ino, self.open.contains_key(&ino));
+        self.past.push(Arc::new(next));
+        Ok(())
+    }
+
+    fn quota(&mut self, bytes: Option<u64>, inodes: Option<u64>, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        self.spec.max_bytes = bytes;
+        self.spec.max_inodes = inodes;
+        self.system(version, &SystemRequest::UpdateVolume(self.spec.clone()))?;
+        let mut next = State::clone(self.now());
+        (next.version, next.max_bytes, next.max_inodes) = (version, bytes, inodes);
+        self.past.push(Arc::new(next));
+        Ok(())
+    }
+
+    pub fn apply(&mut self) {
+        self.engine.apply(std::mem::take(&mut self.pending)).expect("memory takes all");
+        self.applied = Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
+    }
+
+    fn crash(&mut self) {
+        self.pending.clear();
+        self.past.truncate(self.applied.past);
+        self.used = self.applied.used.clone();
+        self.open = self.applied.open.clone();
+        self.spec.max_bytes = self.now().max_bytes;
+        self.spec.max_inodes = self.now().max_inodes;
+        self.cursors = [None, None];
+        self.notes = [None, None];
+        self.cookies.clear();
+    }
+
+    fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
+        self.apply();
+        let kept: Vec<Version> = picks.iter().map(|pick| self.instant(*pick).0).collect();
+        let protected: Protected = kept.iter().map(|at| (*at, *at)).collect();
+        let (mut from, mut version) = (Bytes::new(), self.now().version);
+        loop {
+            let tables = &chronofs_namespace::rows::VERSIONED;
+            let step =
+                chronofs_history::expire(&*self.engine.view(), self.index, tables, &protected, &from, limit);
+            let step = step.map_err(|stop| format!("expire: {stop}"))?;
+            version.0 += 1;
+            self.pending.push(Commit { version, tag: Bytes::new(), batch: step.batch });
+            self.apply();
+            match step.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        self.check_tree(None)?;
+        kept.into_iter().try_for_each(|at| self.check_tree(Some(at)))
+    }
+
+    fn list(&mut self, dir: Ino, cursor: usize) {
+        let stable = self.now().nodes.get(&dir).map(|node| node.entries.clone()).unwrap_or_default();
+        self.cursors[cursor] = Some(Cursor { dir, after: 0, end: false, seen: Vec::new(), stable });
+    }
+
+    fn keep_stable(&mut self) {
+        self.forget_cookies();
+        let now = self.now().clone();
+        for cursor in self.cursors.iter_mut().flatten() {
+            let entries = now.nodes.get(&cursor.dir).map(|node| node.entries.clone()).unwrap_or_default();
+            cursor.stable.retain(|name, ino| entries.get(name) == Some(ino));
+        }
+    }
+
+    fn page(&mut self, cursor: usize, limit: u32, attrs: bool) -> Check {
+        let Some(mut listing) = self.cursors[cursor].take() else { return Ok(()) };
+        if listing.end
+            || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir() && !node.removed)
+        {
+            return Ok(());
+        }
+        let request = Request::ReadDir { dir: listing.dir, after: listing.after, limit, attrs };
+        let reply = self.query(&Caller::ROOT, Ino::ROOT, false, None, &request)?;
+        let Ok(Reply::Entries { entries, end }) = reply else {
+            return Err(format!("{request:?} of a directory: {reply:?}"));
+        };
+        ensure!(entries.len() <= limit as usize, "{request:?}: more entries than asked for");
+        ensure!(end || !entries.is_empty(), "{request:?}: no entry and no end");
+        for entry in entries {
+            ensure!(entry.cookie > listing.after, "{request:?}: cookie {} comes late", entry.cookie);
+            listing.after = entry.cookie;
+            listing.seen.push(entry.name);
+        }
+        if end {
+            listing.end = true;
+            for name in listing.stable.keys() {
+                let times = listing.seen.iter().filter(|seen| *seen == name).count();
+                ensure!(
+                    times == 1,
+                    "{:?}: {name:?} was there all the time and was listed {times} times",
+                    listing.dir
+                );
+            }
+        }
+        self.cursors[cursor] = Some(listing);
+        Ok(())
+    }
+
+    fn read_block(&mut self, ino: Ino, block: u32, note: usize) -> Check {
+        self.notes[note] = None;
+        let request = Request::Slices { ino, first: block, count: 1, staged: true };
+        let Ok(Reply::Slices(slices)) = self.query(&Caller::ROOT, Ino::ROOT, false, None, &request)? else {
+            return Ok(());
+        };
+        let Some(newest) = slices.last().map(|slice| slice.key) else { return Ok(()) };
+        let content = self.content(&slices)?;
+        let read_at = self.now().version;
+        self.notes[note] = Some(Note { ino, block, newest, read_at, content });
+        Ok(())
+    }
+
+    /// Writes a block that was read some time ago as one, as a client does that found too many slices in it.
+    fn merge(&mut self, note: usize, tick: u64, one: bool, id: SliceId) -> Check {
+        let Some(Note { ino, block, newest, read_at, content }) = self.notes[note].take() else {
+            return Ok(());
+        };
+        if !self.now().nodes.contains_key(&ino) {
+            return Ok(());
+        }
+        let start = u64::from(block) * u64::from(BLOCK_SIZE);
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (at, byte) in &content {
+            match runs.last_mut() {
+                Some((first, run)) if *first + run.len() as u64 == *at => run.push(*byte),
+                Some((first, run)) if one && at - *first < 400 => {
+                    run.resize((at - *first) as usize, 0);
+                    run.push(*byte);
+                }
+                _ => runs.push((*at, vec![*byte])),
+            }
+        }
+        let slices = runs.into_iter().zip(0..).map(|((first, run), n)| {
+            let id = SliceId { index: id.index + n, ..id };
+            crate::generate::inline(block, (first - start) as u32, run.into(), id)
+        });
+        let request = Request::Publish {
+            ino,
+            slices: slices.collect(),
+            size_min: None,
+            mtime_ns: None,
+            kill_priv: false,
+            merge: Some(Merge { block, newest }),
+        };
+        self.mutate(&Caller::ROOT, Ino::ROOT, false, tick, 0, &request, Some((&content, read_at)))
+    }
+
+    /// The bytes that a slice shows.
+    fn shown(&self, slice: &Slice, staged: Option<&Bytes>) -> Vec<u8> {
+        let full = match &slice.place {
+            Place::Hole => return vec![0; slice.len as usize],
+            Place::Inline(_, bytes) => bytes.to_vec(),
+            Place::Staged(_) => staged.map(|bytes| bytes.to_vec()).unwrap_or_default(),
+            Place::Object(seal, _) => object_bytes(seal.id, seal.full_len),
+        };
+        let range = slice.skip as usize..(slice.skip + slice.len) as usize;
+        full.get(range).map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    /// The bytes that slices make, each byte that is no hole.
+    pub fn content(&self, slices: &[PlacedSlice]) -> Result<BTreeMap<u64, u8>, String> {
+        ensure!(slices.is_sorted_by(|a, b| a.key < b.key), "slices out of order: {slices:?}");
+        let mut content = BTreeMap::new();
+        for PlacedSlice { key, slice, staged } in slices {
+            let start = u64::from(key.block) * u64::from(BLOCK_SIZE) + u64::from(slice.offset);
+            let end = start + u64::from(slice.len);
+            ensure!(
+                slice.len > 0 && slice.offset + slice.len <= BLOCK_SIZE,
+                "a slice out of its block: {slice:?}"
+            );
+            content.retain(|at, _| !(start..end).contains(at));
+            if slice.place != Place::Hole {
+                let bytes = self.shown(slice, staged.as_ref());
+                ensure!(bytes.len() == slice.len as usize, "a slice without its bytes: {slice:?} {staged:?}");
+                content.extend((start..end).zip(bytes));
+            }
+        }
+        Ok(content)
+    }
+
+    /// Fetches what a reply left out of the stored bytes of staged slices.
+    pub fn with_staged(&self, ino: Ino, at: Option<Version>, slices: &mut [PlacedSlice]) -> Check {
+        for placed in slices {
+            if let (Place::Staged(seal), None) = (&placed.slice.place, &placed.staged) {
+                let request = Request::Staged { ino, ids: vec![seal.id] };
+                match self.query(&Caller::ROOT, Ino::ROOT, false, at, &request)? {
+                    Ok(Reply::Staged(mut bytes)) if bytes.len() == 1 => placed.staged = bytes.pop(),
+                    other => return Err(format!("{request:?}: {other:?}")),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn cookie(&mut self, key: (Ino, Bytes, Ino), cookie: u64) -> Check {
+        let first = *self.cookies.entry(key.clone()).or_insert(cookie);
+        ensure!(first == cookie, "the cookie of {key:?} was {first} and is {cookie}");
+        Ok(())
+    }
+
+    /// Cookies of entries that are gone may be given again.
+    fn forget_cookies(&mut self) {
+        let now = self.now().clone();
+        self.cookies.retain(|(dir, name, ino), _| {
+            now.nodes.get(dir).is_some_and(|node| node.entries.get(name) == Some(ino))
+        });
+    }
+
+    fn resolved(&self, request: &Request) -> Request {
+        let mut request = request.clone();
+        let slot = |ino: &mut Ino| *ino = self.slots[ino.0 as usize];
+        match &mut request {
+            Request::Lookup { parent: ino, .. }
+            | Request::Parent { dir: ino }
+            | Request::GetAttr { ino }
+            | Request::ReadDir { dir: ino, .. }
+            | Request::ReadLink { ino }
+            | Request::GetXattr { ino, .. }
+            | Request::ListXattr { ino }
+            | Request::Slices { ino, .. }
+            | Request::Access { ino, .. }
+            | Request::Open { ino, .. }
+            | Request::Create { parent: ino, .. }
+            | Request::Unlink { parent: ino, .. }
+            | Request::Rmdir { parent: ino, .. }
+            | Request::SetAttr { ino, .. }
+            | Request::SetXattr { ino, .. }
+            | Request::RemoveXattr { ino, .. }
+            | Request::Publish { ino, .. } => slot(ino),
+            Request::Link { ino, parent, .. } => {
+                slot(ino);
+                slot(parent);
+            }
+            Request::Rename { from, to, .. } => {
+                slot(from);
+                slot(to);
+            }
+            _ => {}
+        }
+        request
+    }
+}
