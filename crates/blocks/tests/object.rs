@@ -1,4 +1,5 @@
 //! The format of objects: one golden object, and what damage does.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use bytes::Bytes;
 use chronofs_blocks::object::{

@@ -1,4 +1,5 @@
 //! A block store in a folder: what it keeps, and what it refuses.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use bytes::Bytes;
 use chronofs_blocks::store::MARKER;

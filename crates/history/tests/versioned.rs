@@ -256,6 +256,95 @@ fn without_history_the_present_is_right_and_nothing_is_kept() {
     });
 }
 
+#[test]
+fn rows_of_a_plain_table_have_the_present_and_no_past() {
+    const PLAIN: Table = Table { number: 0x20, key_len: 3, name: "plain" };
+    let changes = prop::collection::vec((0..2usize, key(), prop::option::of(any::<u8>())), 0..40);
+    check("plain", &changes, |changes| {
+        let engine = Memory::default();
+        let mut rows = [BTreeMap::new(), BTreeMap::new()];
+        for ((volume, key, value), n) in changes.iter().filter(|(_, key, _)| key.len() == 3).zip(0..) {
+            let view = engine.view();
+            let mut txn = Txn::new(&*view, VOLUMES[*volume], version_of(n), true);
+            match value {
+                Some(value) => {
+                    txn.put_plain(PLAIN, key, &value_of(*value));
+                    rows[*volume].insert(key.clone(), value_of(*value));
+                }
+                None => {
+                    txn.delete_plain(PLAIN, key);
+                    rows[*volume].remove(key);
+                }
+            }
+            prop_assert_eq!(txn.get_plain(PLAIN, key).unwrap(), rows[*volume].get(key).cloned());
+            let batch = txn.into_batch();
+            drop(view);
+            engine.apply(vec![Commit { version: version_of(n), tag: Bytes::new(), batch }]).unwrap();
+        }
+        let view = engine.view();
+        prop_assert_eq!(history_rows(&engine), vec![]);
+        for (volume, rows) in VOLUMES.into_iter().zip(&rows) {
+            let snapshot = Snapshot::new(&*view, volume, None);
+            for prefix in [&[][..], &[0], &[0xff], &[0xff, 0xff]] {
+                let (mut found, mut start) = (Vec::new(), Vec::new());
+                loop {
+                    let page = snapshot.scan_plain(PLAIN, prefix, &start, 2).unwrap();
+                    let Some((last, _)) = page.last() else { break };
+                    start = [&last[prefix.len()..], &[0]].concat();
+                    found.extend(page);
+                }
+                let expected: Vec<(Bytes, Bytes)> = rows
+                    .iter()
+                    .filter(|(key, _)| key.starts_with(prefix))
+                    .map(|(key, value)| (Bytes::from(key.clone()), value.clone()))
+                    .collect();
+                prop_assert_eq!(found, expected);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_listing_of_history_gives_each_superseded_row_once_with_its_life() {
+    check("history", &(commits(false), 1..5usize), |(commits, limit)| {
+        let (engine, mut model) = (Memory::default(), Model::default());
+        for (n, commit) in commits.iter().enumerate() {
+            run(&engine, &mut model, version_of(n), commit)?;
+        }
+        let view = engine.view();
+        for (n, volume) in VOLUMES.into_iter().enumerate() {
+            // A row ended at the first commit after which its key holds another one, or none.
+            let mut ended = BTreeMap::new();
+            for pair in model.states.windows(2) {
+                for (key, row) in &pair[0].1[n] {
+                    if pair[1].1[n].get(key).is_none_or(|next| next.since != row.since) {
+                        ended.insert((key.len(), key.clone(), pair[1].0), row.clone());
+                    }
+                }
+            }
+            let snapshot = Snapshot::new(&*view, volume, None);
+            let mut found = Vec::new();
+            for table in [SIZES, NAMES] {
+                let mut start = Vec::new();
+                loop {
+                    let page = snapshot.history(table, &start, *limit).unwrap();
+                    prop_assert!(page.len() <= *limit);
+                    let Some(last) = page.last() else { break };
+                    start = [&last.place[..], &[0]].concat();
+                    found.extend(page);
+                }
+            }
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|past| ((past.key().len(), past.key().to_vec(), past.until()), past.row))
+                .collect();
+            prop_assert_eq!(found, ended.into_iter().collect::<Vec<_>>());
+        }
+        Ok(())
+    });
+}
+
 fn history_rows(engine: &Memory) -> Vec<(Bytes, Bytes)> {
     engine.view().scan(&[0x80], &[0x81], usize::MAX).unwrap()
 }

@@ -32,7 +32,7 @@ pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, Outcome, SystemCtx};
 pub use op::LINKS_MAX;
 pub use paths::{DEPTH_MAX, list_orphans, path_of, resolve, usage};
-pub use protect::{Interval, protected_intervals, union};
+pub use protect::protected_instants;
 pub use publish::size_max;
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;

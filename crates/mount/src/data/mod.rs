@@ -19,7 +19,8 @@
 //! | fallocate punch hole, zero range | `file.zero(offset, len, extend, kill_priv).await` |
 //! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
 //! | release of an unlinked inode's last handle | `file.discard()` |
-//! | syncfs, `instant`, unmount | `data.flush_all().await` |
+//! | syncfs, `instant` | `data.flush_all().await` |
+//! | unmount | `data.flush_all().await`, then `data.stop()` |
 //! | a new session after a reconnect | `data.set_grant(..)` |
 //!
 //! ```text

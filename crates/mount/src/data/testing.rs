@@ -5,7 +5,7 @@ use super::meta::{Meta, Publish, SliceList};
 use bytes::Bytes;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
-use chronofs_core::{Attr, Errno, FileKind, Ino, SliceId, Version};
+use chronofs_core::{Attr, Errno, FileKind, Ino, SessionId, SliceId, Version};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -86,6 +86,8 @@ struct Inner {
     slices: Vec<PlacedSlice>,
     staged: HashMap<SliceId, Bytes>,
     granted: u64,
+    /// The one session whose ids are taken, if only one.
+    session: Option<SessionId>,
     merges: u64,
     /// The answer to every publish, if not what is right.
     refuse: Option<Errno>,
@@ -119,6 +121,10 @@ impl Inner {
             }
             self.slices.retain(|placed| placed.key.block != merge.block);
             self.merges += 1;
+        }
+        let strange = |id: &SliceId| self.session.is_some_and(|session| id.object.session != session);
+        if publish.slices.iter().filter_map(|new| new.slice.place.seal()).any(|seal| strange(&seal.id)) {
+            return Err(Errno::EINVAL);
         }
         self.version += 1;
         for (new, n) in publish.slices.into_iter().zip(0..) {
@@ -167,6 +173,10 @@ impl MemoryMeta {
 
     pub(super) fn refuse(&self, errno: Option<Errno>) {
         lock(&self.inner).refuse = errno;
+    }
+
+    pub(super) fn take_only(&self, session: SessionId) {
+        lock(&self.inner).session = Some(session);
     }
 
     /// SetAttr of the size.

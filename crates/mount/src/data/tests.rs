@@ -179,6 +179,7 @@ async fn play(seed: u64) {
     world.faults.heal();
     file.flush(&mark).await.unwrap();
     check_published(&world, &story, &data, tuning).await;
+    data.stop();
 }
 
 /// What another mount sees after everything was flushed.
@@ -411,5 +412,26 @@ fn what_cannot_be_written_is_refused() {
         assert_eq!(file.write(u64::from(u32::MAX) * 256, b"x", false).await, Err(Errno::EFBIG));
         assert_eq!(file.try_write(u64::MAX, b"x", false), Some(Err(Errno::EFBIG)));
         assert_eq!(file.seek(0, Seek::Data).await, Err(Errno::ENXIO));
+    });
+}
+
+#[test]
+fn what_was_sealed_for_a_session_that_is_over_is_sealed_again_for_the_next() {
+    runtime().block_on(async {
+        let world = World::new(1, 128 << 10, 0, 100, false);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        // A full block is put at once; the session changes while its publish is on the way.
+        file.write(0, &vec![9; 128 << 10], false).await.unwrap();
+        file.write(200 << 10, &[8; 100], false).await.unwrap();
+        while world.port.len() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        world.meta.take_only(SessionId(7));
+        data.set_grant(1, SessionId(7), (0, 100));
+        assert_eq!(file.flush(&file.error_mark()).await, Ok(()));
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(other.read((128 << 10) - 1, 2).await.unwrap(), [9, 0][..]);
+        assert_eq!(&other.read(200 << 10, 200).await.unwrap()[..], &[8; 100]);
     });
 }

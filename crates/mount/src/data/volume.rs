@@ -42,6 +42,8 @@ pub struct Data<M: Meta> {
     pub(super) sequence: AtomicU64,
     grant: tokio::sync::Mutex<Grant>,
     new_grant: Mutex<Option<Grant>>,
+    /// Whose ids the server takes: incarnation and session.
+    writer: Mutex<(u16, SessionId)>,
     files: Mutex<HashMap<Ino, Weak<FileData<M>>>>,
     queue: Mutex<VecDeque<Queued<M>>>,
     /// Wakes the flusher before its next tick.
@@ -70,6 +72,7 @@ impl<M: Meta> Data<M> {
             sequence: AtomicU64::new(0),
             grant: tokio::sync::Mutex::new(Grant::new(config.incarnation, config.session, config.grant)),
             new_grant: Mutex::new(None),
+            writer: Mutex::new((config.incarnation, config.session)),
             files: Mutex::new(HashMap::new()),
             queue: Mutex::new(VecDeque::new()),
             pressure: Notify::new(),
@@ -111,9 +114,23 @@ impl<M: Meta> Data<M> {
         results.into_iter().collect()
     }
 
-    /// Takes ids from the grant of a new session from now on.
+    /// Ends the background work after [`Data::flush_all`]: what is unpublished still is given up.
+    pub fn stop(&self) {
+        // Dropped outside the lock: the last reference to a file takes locks of its own.
+        let queued = std::mem::take(&mut *lock(&self.queue));
+        drop(queued);
+    }
+
+    /// Takes ids from the grant of a new session from now on. What was sealed for the old one and is not published
+    /// is sealed again.
     pub fn set_grant(&self, incarnation: u16, session: SessionId, range: (u64, u64)) {
         *lock(&self.new_grant) = Some(Grant::new(incarnation, session, range));
+        *lock(&self.writer) = (incarnation, session);
+    }
+
+    /// Whether the server would still take slices with this id.
+    pub(super) fn is_own(&self, id: ObjectId) -> bool {
+        *lock(&self.writer) == (id.incarnation, id.session)
     }
 
     /// Ids that nobody else ever gets.

@@ -74,13 +74,14 @@ impl Batch {
     /// Seals the batch and puts its objects, or goes on where an earlier try stopped.
     pub(super) async fn prepare<M: Meta>(&self, file: &FileData<M>) -> Result<Arc<Sealed>, Failure> {
         let mut progress = self.progress.lock().await;
-        if let Some(stored) = lock(&self.stored).clone() {
+        let done = lock(&self.stored).clone();
+        if let Some(stored) = done.filter(|stored| is_own(file, stored)) {
             return Ok(stored);
         }
         let Ok(_permit) = file.data.uploads.acquire().await else {
             return Err(Failure::Passing(Errno::ECANCELED));
         };
-        if progress.sealed.is_none() {
+        if progress.sealed.as_ref().is_none_or(|sealed| !is_own(file, sealed)) {
             progress.sealed = Some(self.seal(file).await?);
             progress.put = 0;
         }
@@ -103,6 +104,11 @@ impl Batch {
         progress.sealed = None;
         *lock(&self.stored) = Some(stored.clone());
         Ok(stored)
+    }
+
+    /// Whether what was sealed, if anything, may still be published.
+    fn is_sealed_for<M: Meta>(&self, file: &FileData<M>) -> bool {
+        lock(&self.stored).as_ref().is_none_or(|stored| is_own(file, stored))
     }
 
     async fn seal<M: Meta>(&self, file: &FileData<M>) -> Result<Sealed, Failure> {
@@ -130,6 +136,12 @@ impl Batch {
             (start < end).then(|| (start, piece.content.slice(start - piece.offset, end - piece.offset)))
         })
     }
+}
+
+/// Whether every slice has an id of the session that writes now: the server refuses others.
+fn is_own<M: Meta>(file: &FileData<M>, sealed: &Sealed) -> bool {
+    let mut seals = sealed.slices.iter().filter_map(|new| new.slice.place.seal());
+    seals.all(|seal| file.data.is_own(seal.id.object))
 }
 
 async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> Result<(), StoreError> {
@@ -176,6 +188,7 @@ impl<M: Meta> FileData<M> {
             let Some(batch) = next.filter(|batch| batch.seq <= last) else { break };
             match self.publish(&batch).await {
                 Ok(()) => self.state().stuck = None,
+                Err(Failure::Passing(Errno::EAGAIN)) if !batch.is_sealed_for(self) => {}
                 Err(Failure::Passing(errno)) => {
                     self.state().stuck = Some(errno);
                     return Err(first_error.unwrap_or(errno));
@@ -214,7 +227,12 @@ impl<M: Meta> FileData<M> {
                 merge: None,
             };
             let exclusive = self.data.meta.exclusive();
-            let attr = self.data.meta.publish(publish).await.map_err(Failure::of)?;
+            let attr =
+                self.data.meta.publish(publish).await.map_err(|errno| match is_own(self, &sealed) {
+                    true => Failure::of(errno),
+                    // Refused for its ids: it is sealed again under those of the new session.
+                    false => Failure::Passing(Errno::EAGAIN),
+                })?;
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }
         let mut state = self.state();

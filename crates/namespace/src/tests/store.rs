@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Interval, instants, list_sessions, list_volumes, protected_intervals, session, volume};
+use crate::{instants, list_sessions, list_volumes, protected_instants, session, volume};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -152,9 +152,12 @@ fn the_horizon_moves_forward_only_and_spares_window_and_leases() {
     assert_eq!(horizon, Version(fs.version - 3600 * SECOND));
     assert_eq!(advance(&mut fs, born), horizon);
     let row = volume(&fs.state, VOLUME).unwrap().unwrap();
-    let protected = protected_intervals(VOLUME, &row, &list_sessions(&fs.state).unwrap());
-    let window = Interval { from: horizon, to: Version::MAX };
-    assert_eq!(protected, [Interval { from: born, to: born }, window]);
+    let protected = |fs: &Fs| {
+        let sessions = list_sessions(&fs.state).unwrap();
+        protected_instants(VOLUME, &row, &sessions).intervals().collect::<Vec<_>>()
+    };
+    let window = (horizon, Version::MAX);
+    assert_eq!(protected(&fs), [(born, born), window]);
     fs.system(SystemRequest::EndSession { session: id }).unwrap();
-    assert_eq!(protected_intervals(VOLUME, &row, &list_sessions(&fs.state).unwrap()), [window]);
+    assert_eq!(protected(&fs), [window]);
 }
