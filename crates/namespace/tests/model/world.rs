@@ -75,6 +75,12 @@ pub enum Action {
         inodes: Option<u64>,
         tick: u64,
     },
+    /// A mount of the past leases the present instant: from here on it can be read whatever the retention.
+    Lease {
+        tick: u64,
+    },
+    /// The mount goes.
+    EndLease,
     /// What was decided and not applied yet is lost.
     Crash,
     /// The executor applies its group.
@@ -136,6 +142,7 @@ pub struct World {
     cursors: [Option<Cursor>; 2],
     notes: [Option<Note>; 2],
     cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
+    leases: Vec<(SessionId, Version)>,
 }
 
 pub type Check = Result<(), String>;
@@ -193,6 +200,7 @@ impl World {
             cursors: [None, None],
             notes: [None, None],
             cookies: BTreeMap::new(),
+            leases: Vec::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
             SystemReply::Volume { index, .. } => world.index = index,
@@ -210,9 +218,7 @@ impl World {
             SystemReply::Session { id, .. } => world.session = id,
             other => panic!("{other:?}"),
         }
-        let mut opened = State::clone(world.now());
-        opened.version = Version(start.0 + 1);
-        world.past.push(Arc::new(opened));
+        world.unchanged(Version(start.0 + 1));
         world.apply();
         world
     }
@@ -250,6 +256,8 @@ impl World {
             Action::ReadBlock { slot, block, note } => self.read_block(self.slots[*slot], *block, *note),
             Action::Merge { note, tick, one, id } => self.merge(*note, *tick, *one, *id),
             Action::Quota { bytes, inodes, tick } => self.quota(*bytes, *inodes, *tick),
+            Action::Lease { tick } => self.lease(*tick),
+            Action::EndLease => self.end_lease(),
             Action::Crash => {
                 self.crash();
                 Ok(())
@@ -273,11 +281,13 @@ impl World {
         }
     }
 
-    /// A past instant and its state; the present when no history is kept.
+    /// A past instant and its state; a leased one or the present when no history is kept.
     pub fn instant(&self, pick: u64) -> (Version, Arc<State>) {
         let last = self.past.len() - 1;
         if self.spec.retention == Retention::None {
-            return (self.now().version, self.now().clone());
+            let leased = self.leases.get(pick as usize % (self.leases.len() + 1));
+            let at = leased.map_or(self.now().version, |(_, at)| *at);
+            return (at, self.state_at(Some(at)));
         }
         let n = (pick / 4) as usize % (last + 1);
         // An instant between two commits shows the earlier one.
@@ -478,6 +488,39 @@ impl World {
         Ok(())
     }
 
+    fn lease(&mut self, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        let request = SystemRequest::OpenSession {
+            volume: self.spec.id,
+            client: u128::from(version.0),
+            at: Some(version),
+            read_only: true,
+            ttl_ms: 60_000,
+        };
+        match self.system(version, &request)? {
+            SystemReply::Session { id, .. } => self.leases.push((id, version)),
+            other => return Err(format!("{request:?}: {other:?}")),
+        }
+        self.unchanged(version);
+        Ok(())
+    }
+
+    fn end_lease(&mut self) -> Check {
+        let version = Version(self.now().version.0 + 1);
+        if let Some((session, _)) = self.leases.pop() {
+            self.system(version, &SystemRequest::EndSession { session })?;
+            self.unchanged(version);
+        }
+        Ok(())
+    }
+
+    /// A commit that changes nothing that the model knows.
+    fn unchanged(&mut self, version: Version) {
+        let mut next = State::clone(self.now());
+        next.version = version;
+        self.past.push(Arc::new(next));
+    }
+
     pub fn apply(&mut self) {
         self.engine.apply(std::mem::take(&mut self.pending)).expect("memory takes all");
         self.applied = Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
@@ -493,6 +536,9 @@ impl World {
         self.cursors = [None, None];
         self.notes = [None, None];
         self.cookies.clear();
+        // A lease that came or went since then did not; the ones that went are not asked for again.
+        let last = self.now().version;
+        self.leases.retain(|(_, at)| *at <= last);
     }
 
     fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
