@@ -14,6 +14,7 @@
 #![allow(unreachable_pub)]
 
 mod acl;
+mod client;
 mod compare;
 mod generate;
 mod mutate;
