@@ -105,7 +105,7 @@ impl World {
 
     fn check_content(&self, state: &State, ino: Ino, at: Option<Version>) -> Check {
         let node = state.node(ino).map_err(|e| e.to_string())?;
-        let staged = ino.0 % 2 == 0;
+        let staged = ino.0.is_multiple_of(2);
         let count = 8 + node.size.div_ceil(u64::from(BLOCK_SIZE)).min(64) as u32;
         let request = Request::Slices { ino, first: 0, count, staged };
         let Ok(Reply::Slices(mut slices)) = self.query(&Caller::ROOT, Ino::ROOT, false, at, &request)? else {
