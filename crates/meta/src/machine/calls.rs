@@ -115,6 +115,7 @@ impl Machine {
             return Ok(());
         }
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        session.called = true;
         session.replies.acknowledge(call.acked);
         if session.replies.is_acknowledged(call.id) {
             return Ok(());

@@ -217,7 +217,7 @@ impl Machine {
                 session.read_only = read_only;
                 session.token = Some(checked.token.id);
                 session.client_name.clone_from(&hello.client_name);
-                session.reclaimed = true;
+                (session.reclaimed, session.called) = (true, true);
                 group.thens.push(Then::SessionOpened(Box::new(session), conn));
             }
             Ok(_) => {
@@ -251,6 +251,7 @@ impl Machine {
             sharing: Sharing::Shared,
             acks_due: 0,
             reclaimed: false,
+            called: false,
             told_durable: Version::ZERO,
             last_commit: Version::ZERO,
         }

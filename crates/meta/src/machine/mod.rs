@@ -357,8 +357,12 @@ impl Machine {
     }
 
     fn gone(&mut self, group: &mut Group, conn: ConnId) {
+        let waited = self.waiting.iter().find(|waiting| waiting.conn == conn).map(|waiting| waiting.volume);
         self.waiting.retain(|waiting| waiting.conn != conn);
         self.deferred.retain(|deferred| deferred.conn != conn);
+        if let Some(index) = waited {
+            self.settle_sharing(group, index);
+        }
         let Some(id) = self.conns.remove(&conn) else { return };
         let index = self.sessions.get_mut(&id).map(|session| {
             if session.conn == Some(conn) {

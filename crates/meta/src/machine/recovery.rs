@@ -144,7 +144,7 @@ impl Machine {
             }
             // It missed the window, or its calls were thought to be safe: better asked than lost.
             Phase::Serving => {
-                let first = self.sessions.get(&id).is_some_and(|session| !session.reclaimed);
+                let first = self.sessions.get(&id).is_some_and(|session| !session.called);
                 live && first && believable && seen > self.recovered
             }
         }

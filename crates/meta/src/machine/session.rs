@@ -142,6 +142,8 @@ pub(super) struct Session {
     pub(super) acks_due: u32,
     /// It has told its opens since the server started.
     pub(super) reclaimed: bool,
+    /// It was opened, or has called, since the server started: it has nothing to replay.
+    pub(super) called: bool,
     /// The durable version it was last told.
     pub(super) told_durable: Version,
     /// Its last commit.

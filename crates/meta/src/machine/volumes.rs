@@ -102,10 +102,13 @@ impl Machine {
     /// Brings the volumes of the waiting assignment into the state. What could not be committed is tried again at
     /// the next tick.
     pub(super) fn assign(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let Some(assignment) = self.to_assign.take() else { return Ok(()) };
         if self.is_recovering() {
+            // Without tokens nobody could come back; volumes wait until what was lost is applied.
+            self.take_assignment(group, assignment.clone());
+            self.to_assign = Some(assignment);
             return Ok(());
         }
-        let Some(assignment) = self.to_assign.take() else { return Ok(()) };
         let before = group.commits.len();
         for volume in &assignment.volumes {
             self.assign_volume(group, volume)?;

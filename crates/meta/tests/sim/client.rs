@@ -21,7 +21,6 @@ pub struct SimClient {
     pub session: Option<SessionId>,
     pub conn: Option<ConnId>,
     pub welcomed: bool,
-    boot: u64,
     pub seen: Version,
     next_id: u64,
     pub outstanding: BTreeMap<u64, Request>,
@@ -49,7 +48,6 @@ impl SimClient {
             session: None,
             conn: None,
             welcomed: false,
-            boot: 0,
             seen: Version::ZERO,
             next_id: 1,
             outstanding: BTreeMap::new(),
@@ -179,11 +177,9 @@ impl SimClient {
                 self.session = Some(welcome.session);
                 self.welcomed = true;
                 self.seen = self.seen.max(welcome.applied);
-                if welcome.boot != self.boot {
-                    self.boot = welcome.boot;
-                    let opens = self.opens.iter().map(|(&ino, &count)| (ino, count)).collect();
-                    self.outbox.push_back(ToServer::Reclaim { opens });
-                }
+                // Not only when `boot` is new: the one before may have been lost.
+                let opens = self.opens.iter().map(|(&ino, &count)| (ino, count)).collect();
+                self.outbox.push_back(ToServer::Reclaim { opens });
                 self.told_durable(welcome.durable);
                 if welcome.replay {
                     let calls = self.undurable.clone();

@@ -92,7 +92,10 @@ impl World {
         match server.core.run(self.now_ns, events, &mut |group| decided.push(group)) {
             Ok(()) => {}
             // The process ends, as the real one does. What was given out before is out.
-            Err(_) => self.server = None,
+            Err(error) => {
+                assert!(self.disk.is_off(), "the server ends: {error}");
+                self.server = None;
+            }
         }
         for commit in self.record.lock().unwrap().iter().rev().take(300) {
             if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {

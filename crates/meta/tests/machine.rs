@@ -1,0 +1,211 @@
+//! The machine by behaviour, on the engine in memory: recovery, opens, sharing, life times.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+mod common;
+
+use chronofs_core::ops::{Reply, Request};
+use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use chronofs_engine::memory::Memory;
+use chronofs_engine::{Engine, Recovered};
+use chronofs_meta::core::Core;
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
+use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
+use common::{attr, create, hello, name, replayed};
+use std::sync::Arc;
+
+const START_NS: u64 = 1_800_000_000_000_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+struct Server {
+    core: Core,
+    now_ns: u64,
+}
+
+impl Server {
+    fn start(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool) -> Server {
+        let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
+        let config = Config { boot: now_ns, ..Config::default() };
+        let machine =
+            Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns).unwrap();
+        let mut server = Server { core: Core { machine, engine }, now_ns };
+        let assignment = common::assignment(std::path::Path::new("/nowhere"));
+        server.run(Event::Assignment(Box::new(assignment)));
+        server.run(Event::Tick);
+        server
+    }
+
+    fn run(&mut self, event: Event) -> Vec<Effect> {
+        self.now_ns += 1_000;
+        let mut effects = Vec::new();
+        self.core.run(self.now_ns, vec![event], &mut |group| effects.extend(group.effects)).unwrap();
+        effects
+    }
+
+    fn durable(&mut self) -> Vec<Effect> {
+        let version = self.core.engine.sync().unwrap();
+        self.run(Event::Durable(version))
+    }
+
+    fn open(&mut self, conn: u64, hello: Hello) -> Option<Box<Welcome>> {
+        let mut effects = self.run(Event::Hello(ConnId(conn), Box::new(hello)));
+        effects.extend(self.durable());
+        welcome(effects)
+    }
+
+    fn call(&mut self, conn: u64, id: u64, request: Request) -> (Version, Result<Reply, Errno>) {
+        let call = Call { id, acked: 0, caller: Caller::ROOT, request };
+        let effects = self.run(Event::Call(ConnId(conn), call));
+        returned(effects, id).expect("an answer")
+    }
+
+    fn frame(&mut self, conn: u64, frame: ToServer) -> Vec<Effect> {
+        self.run(Event::Frame(ConnId(conn), frame))
+    }
+}
+
+fn welcome(effects: Vec<Effect>) -> Option<Box<Welcome>> {
+    effects.into_iter().find_map(|effect| match effect {
+        Effect::Answer(_, answer) => Some(answer.expect("a welcome")),
+        _ => None,
+    })
+}
+
+fn returned(effects: Vec<Effect>, wanted: u64) -> Option<(Version, Result<Reply, Errno>)> {
+    effects.into_iter().find_map(|effect| match effect {
+        Effect::Send(_, ToClient::Return { id, version, result, .. }) if id == wanted => {
+            Some((version, result))
+        }
+        _ => None,
+    })
+}
+
+fn resume(client: u128, session: SessionId, seen: Version) -> Hello {
+    Hello { resume: Some(session), seen, ..hello(client) }
+}
+
+#[test]
+fn a_call_that_comes_again_is_answered_and_not_done_again() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let first = server.call(1, 1, create(Ino::ROOT, "a", false));
+    let version = server.core.engine.applied();
+    assert_eq!(server.call(1, 1, create(Ino::ROOT, "a", false)), first);
+    assert_eq!(server.core.engine.applied(), version);
+}
+
+#[test]
+fn lost_calls_are_applied_in_the_order_of_their_versions_before_anything_new() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let one = server.open(1, hello(1)).unwrap().session;
+    assert!(server.open(2, hello(2)).is_none());
+    server.frame(1, ToServer::SharedAck);
+    let two = welcome(server.durable()).unwrap().session;
+    let base = engine.applied().0;
+
+    let mut server = Server::start(engine, START_NS + SECOND, true);
+    let seen = Version(base + 40);
+    assert!(server.open(3, resume(1, one, seen)).unwrap().replay);
+    assert!(server.open(4, resume(2, two, seen)).unwrap().replay);
+    // The directory is the second session's and the file in it the first's: neither alone tells the order.
+    let late = Call { id: 9, acked: 0, caller: Caller::ROOT, request: create(Ino::ROOT, "d", false) };
+    assert!(returned(server.run(Event::Call(ConnId(3), late)), 9).is_none());
+    let (dir, file) = (Ino(10), Ino(12));
+    let in_dir = replayed(5, Version(base + 20), create(dir, "f", false), Some(file));
+    server.frame(3, ToServer::Replay { calls: vec![in_dir], end: true });
+    let mut make_dir = create(Ino::ROOT, "d", false);
+    if let Request::Create { node, .. } = &mut make_dir {
+        *node = chronofs_core::ops::NewNode::Dir;
+    }
+    let make_dir = replayed(5, Version(base + 10), make_dir, Some(dir));
+    let effects = server.frame(4, ToServer::Replay { calls: vec![make_dir], end: true });
+    let held = returned(effects, 9).expect("the held call is answered when the window is over");
+    assert_eq!(held.1, Err(Errno::EEXIST));
+    let found = server.call(3, 10, Request::Lookup { parent: dir, name: name("f") });
+    assert_eq!(attr(found.1.unwrap()).ino, file);
+    assert_eq!(server.core.machine.figures().parked, 0);
+}
+
+#[test]
+fn what_rests_on_a_session_that_does_not_come_back_is_parked_and_reported() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let one = server.open(1, hello(1)).unwrap().session;
+    let base = engine.applied().0;
+    let mut server = Server::start(engine, START_NS + SECOND, true);
+    server.open(2, resume(1, one, Version(base + 40))).unwrap();
+    let orphaned = replayed(5, Version(base + 20), create(Ino(77), "f", false), Some(Ino(78)));
+    let follows = replayed(6, Version(base + 21), Request::Unlink { parent: Ino(78), name: name("x") }, None);
+    let effects = server.frame(2, ToServer::Replay { calls: vec![orphaned, follows], end: true });
+    let parked = effects.iter().find_map(|effect| match effect {
+        Effect::Send(_, ToClient::Parked { calls }) => {
+            Some(calls.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+        }
+        _ => None,
+    });
+    assert_eq!(parked, Some(vec![5, 6]));
+    assert_eq!(server.core.machine.figures().parked, 2);
+}
+
+#[test]
+fn a_file_that_is_reclaimed_after_a_restart_outlives_its_unlink() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    let mut server = Server::start(engine, START_NS + SECOND, false);
+    server.open(2, resume(1, session, Version::ZERO)).unwrap();
+    server.call(2, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    server.frame(2, ToServer::Reclaim { opens: vec![(file, 1)] });
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    assert_eq!(attr(server.call(2, 3, Request::GetAttr { ino: file }).1.unwrap()).nlink, 0);
+    server.call(2, 4, Request::Close { ino: file, count: 1 }).1.unwrap();
+    server.run(Event::Tick);
+    assert!(server.call(2, 5, Request::GetAttr { ino: file }).1.is_err());
+}
+
+#[test]
+fn a_silent_session_does_not_hold_up_others_for_longer_than_its_caches_last() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    assert!(!server.open(1, hello(1)).unwrap().shared);
+    server.run(Event::Gone(ConnId(1)));
+    assert!(server.open(2, hello(2)).is_none());
+    server.now_ns += 4 * SECOND;
+    assert!(welcome(server.run(Event::Tick)).is_none());
+    server.now_ns += 2 * SECOND;
+    server.run(Event::Tick);
+    assert!(welcome(server.durable()).expect("admitted").shared);
+}
+
+#[test]
+fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let one = server.open(1, hello(1)).unwrap().session;
+    server.open(2, hello(2));
+    server.frame(1, ToServer::SharedAck);
+    server.durable();
+    server.now_ns += 59 * SECOND;
+    server.frame(2, ToServer::Renew);
+    server.now_ns += 2 * SECOND;
+    let effects = server.run(Event::Tick);
+    let told =
+        |effect: &Effect| matches!(effect, Effect::Send(ConnId(2), ToClient::Shared { shared: false }));
+    assert!(effects.iter().any(told), "{effects:?}");
+    let effects = server.run(Event::Hello(ConnId(3), Box::new(resume(1, one, Version::ZERO))));
+    let over = |effect: &Effect| matches!(effect, Effect::Answer(_, Err(_)));
+    assert!(effects.iter().any(over), "{effects:?}");
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_question_does_not_count() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    assert!(server.open(2, hello(2)).is_none());
+    server.run(Event::Gone(ConnId(2)));
+    assert!(server.open(3, hello(3)).is_none());
+    server.frame(1, ToServer::SharedAck);
+    assert!(welcome(server.durable()).is_none(), "the first question's answer admitted somebody");
+    server.frame(1, ToServer::SharedAck);
+    assert!(welcome(server.durable()).is_some());
+}
