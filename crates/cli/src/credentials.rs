@@ -85,3 +85,23 @@ pub(crate) fn save_mount(token: &str, volume: Option<&str>) -> Result<PathBuf> {
     save(&path, &file)?;
     Ok(path)
 }
+/// The token to mount `volume` with: as given, of the given file, of the environment, of `mount.toml`.
+pub(crate) fn mount(volume: &str, given: Option<String>, file: Option<&Path>) -> Result<String> {
+    let text = if let Some(token) = given {
+        Some(token)
+    } else if let Some(file) = file {
+        Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?)
+    } else if let Some(token) = from_environment() {
+        Some(token)
+    } else {
+        let kept: MountFile = load(&folder().join("mount.toml"))?;
+        kept.volumes.get(volume).cloned().or(kept.token)
+    };
+    let Some(text) = text else {
+        bail!(
+            "no token for volume '{volume}': pass --token or --token-file, set {TOKEN_VARIABLE}, or run chronofs \
+             mount init creds --token TOKEN --volume {volume}"
+        );
+    };
+    Ok(Token::parse_as(&text, TokenKind::Volume)?.to_string())
+}

@@ -18,6 +18,7 @@ use argv::Argv;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: u8 = 2;
@@ -43,6 +44,11 @@ enum Command {
     /// Mount and unmount volumes
     #[command(subcommand)]
     Mount(mount::Command),
+    /// Flush a mount, and print the instant that shows everything written before
+    Instant {
+        /// Folder in the mount
+        dir: PathBuf,
+    },
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -76,6 +82,7 @@ fn run(command: Command) -> Result<()> {
         Command::Configure(command) => configure::run(command),
         Command::Meta(command) => meta::run(command),
         Command::Mount(command) => mount::run(command),
+        Command::Instant { dir } => mount::instant(&dir),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut io::stdout());
             Ok(())

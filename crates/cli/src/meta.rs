@@ -4,11 +4,11 @@ use crate::admin::Tls;
 use crate::logs::{self, LogFormat};
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chronofs_meta::StartConfig;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Debug)]
 pub(crate) struct Folder {
@@ -52,6 +52,11 @@ pub(crate) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Check a metadata store whose server is stopped, and print what is wrong, a line each
+    Verify {
+        #[command(flatten)]
+        folder: Folder,
     },
 }
 
@@ -101,6 +106,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
+        Command::Verify { folder } => verify(&folder.db_folder).context("meta verify"),
     }
 }
 
@@ -116,4 +122,15 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     let volumes = serde_json::to_value(&status.volumes)?;
     let columns = [("VOLUME", "name"), ("MOUNTS", "sessions"), ("PROBLEM", "problem")];
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))
+}
+
+fn verify(db_folder: &Path) -> Result<()> {
+    let verified = chronofs_meta::verify(db_folder)?;
+    for fault in &verified.faults {
+        output::line(fault)?;
+    }
+    match verified.faults.len() {
+        0 => output::line(format!("nothing is wrong; volumes: {}", verified.volumes)),
+        n => bail!("{n} faults in {}; keep a copy of the folder before anything else", db_folder.display()),
+    }
 }

@@ -171,7 +171,8 @@ fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
     for (volume, store) in wanted {
         let StoreKind::Local { path } = &store.kind;
         let first_time = !marked.contains(&store.id);
-        let opened = by_store.entry(store.id).or_insert_with(|| open_store(Path::new(path), store.id, first_time));
+        let opened =
+            by_store.entry(store.id).or_insert_with(|| open_store(Path::new(path), store.id, first_time));
         match opened {
             Ok(opened) => {
                 marked.insert(store.id);
@@ -189,7 +190,8 @@ fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
 }
 
 fn open_store(path: &Path, id: Uuid, first_time: bool) -> Result<Arc<BlockStore>, String> {
-    let opened = if first_time && is_free(path) { BlockStore::create(path, id) } else { BlockStore::open(path, id) };
+    let opened =
+        if first_time && is_free(path) { BlockStore::create(path, id) } else { BlockStore::open(path, id) };
     opened.map(Arc::new).map_err(|error| error.to_string())
 }
 

@@ -44,7 +44,8 @@ impl Core {
                 Event::Call(conn, call) => calls.push((conn, call)),
                 event => {
                     self.run_calls(now_ns, std::mem::take(&mut calls), give_out)?;
-                    let decided = self.decide(now_ns, |machine, group| machine.event(group, event.clone()))?;
+                    let decided =
+                        self.decide(now_ns, |machine, group| machine.event(group, event.clone()))?;
                     give_out(decided);
                     let released = self.machine.take_released();
                     self.run_calls(now_ns, released, give_out)?;

@@ -74,7 +74,9 @@ impl Executor {
         let syncer = std::thread::Builder::new().name("meta-sync".to_owned()).spawn({
             let (state, engine, queue) = (sync_state.clone(), core.engine.clone(), queue.clone());
             let (metrics, failure) = (metrics.clone(), failure.clone());
-            move || sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure, error))
+            move || {
+                sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure, error))
+            }
         })?;
         let readers = (0..READERS).map(|n| spawn_reader(n, metrics.clone())).collect::<Result<_, _>>()?;
         let worker = Worker {
@@ -199,7 +201,10 @@ impl Worker {
             (Some(error), None) => {
                 self.metrics.full.inc();
                 self.full_since = Some(Instant::now());
-                tracing::error!(error, "the metadata store's disk is full; writes answer ENOSPC until there is room");
+                tracing::error!(
+                    error,
+                    "the metadata store's disk is full; writes answer ENOSPC until there is room"
+                );
             }
             (Some(_), Some(_)) => drop(self.metrics.full.inc()),
             (None, Some(since)) if group.commits > 0 => {
@@ -241,7 +246,9 @@ impl Worker {
                 }
             }
             Effect::Hurry => self.sync.change(|inner| (inner.hurry, inner.dirty) = (true, true)),
-            Effect::Mark(version) => self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true)),
+            Effect::Mark(version) => {
+                self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true))
+            }
             Effect::Warn(warning) => tracing::warn!("{warning}"),
         }
     }

@@ -40,11 +40,9 @@ pub struct LockedFolder {
 impl Folder {
     /// Makes the folder if it is not there.
     pub fn make(path: &Path) -> Result<Folder> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("cannot make the folder {}; choose one with --db-folder", path.display()))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+            format!("cannot make the folder {}; choose one with --db-folder", path.display())
+        })?;
         Ok(Folder(path.to_owned()))
     }
 
@@ -146,23 +144,30 @@ impl Folder {
 }
 
 impl LockedFolder {
-    /// Notes that a server runs. Whether the last one may have lost what it had answered: it went down with its
-    /// operating system, which a killed process survives.
-    pub fn begin_run(&self) -> Result<bool> {
+    /// Whether the last server may have lost what it had answered: it went down with its operating system, which a
+    /// killed process survives. It stays so until [`LockedFolder::note_run`].
+    pub fn maybe_lost(&self) -> Result<bool> {
         let boot = fs::read(BOOT_ID).unwrap_or_default();
-        let before = match fs::read(self.folder.0.join("running")) {
-            Ok(before) => Some(before),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context("cannot read how the last server ended"),
-        };
-        let maybe_lost = before.is_some_and(|before| boot.is_empty() || before != boot);
-        self.folder.write("running", &boot)?;
-        Ok(maybe_lost)
+        match fs::read(self.folder.0.join("running")) {
+            Ok(before) => Ok(boot.is_empty() || before != boot),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).context("cannot read how the last server ended"),
+        }
+    }
+
+    /// Notes that a server runs under this kernel, and that what the one before lost is applied again and durable.
+    pub fn note_run(&self) -> Result<()> {
+        self.folder.write("running", &fs::read(BOOT_ID).unwrap_or_default())
     }
 
     /// The run is over and everything is durable.
     pub fn end_run(&self) -> Result<()> {
-        fs::remove_file(self.folder.0.join("running")).context("cannot note the clean stop")
+        match fs::remove_file(self.folder.0.join("running")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context("cannot note the clean stop")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -185,12 +190,15 @@ mod tests {
     fn only_a_lost_kernel_makes_a_start_doubt_what_was_answered() {
         let temp = tempfile::tempdir().unwrap();
         let locked = Folder::make(temp.path()).unwrap().lock().unwrap();
-        assert!(!locked.begin_run().unwrap(), "the first start");
-        assert!(!locked.begin_run().unwrap(), "after a kill under the same kernel");
+        assert!(!locked.maybe_lost().unwrap(), "the first start");
+        locked.note_run().unwrap();
+        assert!(!locked.maybe_lost().unwrap(), "after a kill under the same kernel");
         fs::write(temp.path().join("running"), "another boot").unwrap();
-        assert!(locked.begin_run().unwrap(), "after a power cut");
+        assert!(locked.maybe_lost().unwrap(), "after a power cut");
+        assert!(locked.maybe_lost().unwrap(), "after a kill while what was lost is collected");
+        locked.note_run().unwrap();
         locked.end_run().unwrap();
-        assert!(!locked.begin_run().unwrap(), "after a clean stop");
+        assert!(!locked.maybe_lost().unwrap(), "after a clean stop");
     }
 
     #[test]

@@ -111,12 +111,13 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
     let (sender, answer) = oneshot::channel();
     let ask: Ask = Box::new(move |core, _| {
         let machine = &core.machine;
-        let volumes = machine.volumes().filter(|volume| volume.row.deleted.is_none()).map(|volume| VolumeStatus {
-            name: volume.row.spec.name.clone(),
-            id: volume.id(),
-            sessions: machine.sessions_of(volume.index),
-            problem: volume.problem.clone(),
-        });
+        let volumes =
+            machine.volumes().filter(|volume| volume.row.deleted.is_none()).map(|volume| VolumeStatus {
+                name: volume.row.spec.name.clone(),
+                id: volume.id(),
+                sessions: machine.sessions_of(volume.index),
+                problem: volume.problem.clone(),
+            });
         let status = Status {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

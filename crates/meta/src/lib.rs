@@ -14,4 +14,4 @@ pub mod metrics;
 pub mod server;
 mod start;
 
-pub use start::{Server, StartConfig, Verified, init_creds, start, status};
+pub use start::{Server, StartConfig, Verified, init_creds, start, status, verify};

@@ -55,7 +55,7 @@ pub fn init_creds(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<
 
 /// A server that runs.
 pub struct Server {
-    folder: LockedFolder,
+    folder: Arc<LockedFolder>,
     executor: Executor,
     shared: Arc<Shared>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -89,7 +89,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
 impl Server {
     /// Starts a server; `with_admin`: also its link to the admin server.
     pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
-        let locked = Folder::make(&config.db_folder)?.lock()?;
+        let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
         let token = if with_admin { Some(folder.token()?) } else { None };
         let identity = match &config.tls {
@@ -114,6 +114,7 @@ impl Server {
         let queue = executor.queue.clone();
         let shared = Shared::new(queue.clone(), metrics, life);
         let mut tasks = vec![tokio::spawn(ticks(queue.clone()))];
+        tasks.push(tokio::spawn(note_run(queue.clone(), locked.clone())));
         tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
         if let Some(http_listener) = http_listener {
             tasks.push(spawn_http(http_listener, queue.clone(), registry));
@@ -135,9 +136,13 @@ impl Server {
         tracing::info!("stopping");
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.shared.close_all(&ToClient::Closing);
+        // A stop in the middle of collecting what was lost leaves that to the next start.
+        let recovering = ask(&self.queue, |core| core.machine.figures().recovering).await.unwrap_or(true);
         let executor = self.executor;
         tokio::task::spawn_blocking(move || executor.stop()).await?.context("stopping the metadata store")?;
-        self.folder.end_run()?;
+        if !recovering {
+            self.folder.end_run()?;
+        }
         // Answers and farewells that are on their way.
         for _ in 0..20 {
             if self.shared.connections() == 0 {
@@ -173,14 +178,19 @@ fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
 }
 
 async fn open_core(locked: &LockedFolder) -> Result<Core> {
-    let maybe_lost = locked.begin_run()?;
+    let maybe_lost = locked.maybe_lost()?;
+    if !maybe_lost {
+        locked.note_run()?;
+    }
     let folder = locked.folder.clone();
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
         let engine = open_engine(&folder)?;
         let opening = engine.opening();
         if opening.torn {
-            tracing::warn!("the end of the log was torn and is cut off: the last server went down while it wrote");
+            tracing::warn!(
+                "the end of the log was torn and is cut off: the last server went down while it wrote"
+            );
         }
         tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
         let engine: Arc<dyn Engine> = Arc::new(engine);
@@ -191,6 +201,38 @@ async fn open_core(locked: &LockedFolder) -> Result<Core> {
         anyhow::Ok(Core { machine, engine })
     });
     core.await?
+}
+
+/// Asks the executor.
+async fn ask<T: Send + 'static>(
+    queue: &mpsc::Sender<Input>,
+    question: impl FnOnce(&mut Core) -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, answer) = tokio::sync::oneshot::channel();
+    let ask: crate::executor::Ask = Box::new(move |core, _| drop(sender.send(question(core))));
+    queue.send(Input::Ask(ask)).await.ok()?;
+    answer.await.ok()
+}
+
+/// Notes the run once nothing that an earlier one lost is missing.
+async fn note_run(queue: mpsc::Sender<Input>, folder: Arc<LockedFolder>) {
+    loop {
+        // The state that is asked for here is synced before it is noted.
+        let engine =
+            ask(&queue, |core| (!core.machine.figures().recovering).then(|| core.engine.clone())).await;
+        let Some(engine) = engine else { return };
+        if let Some(engine) = engine {
+            let noted = tokio::task::spawn_blocking(move || {
+                engine.sync()?;
+                folder.note_run()
+            });
+            if let Ok(Err(error)) = noted.await {
+                tracing::error!("{error:#}");
+            }
+            return;
+        }
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 async fn ticks(queue: mpsc::Sender<Input>) {
@@ -248,12 +290,16 @@ pub async fn status(http_addr: SocketAddr) -> Result<Status> {
     let answer = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(5))
-        .tls_backend_preconfigured((*chronofs_wire::tls::client_config(chronofs_wire::identity::Sha256([0; 32]))?).clone())
+        .tls_backend_preconfigured(
+            (*chronofs_wire::tls::client_config(chronofs_wire::identity::Sha256([0; 32]))?).clone(),
+        )
         .build()?
         .get(format!("http://{http_addr}/status"))
         .send()
         .await
-        .with_context(|| format!("no metadata server answers on {http_addr}; is it running? name it with --http-addr"))?;
+        .with_context(|| {
+            format!("no metadata server answers on {http_addr}; is it running? name it with --http-addr")
+        })?;
     answer.error_for_status()?.json().await.context("the answer is no status; are the versions the same?")
 }
 
@@ -264,4 +310,18 @@ pub struct Verified {
     pub faults: Vec<String>,
     /// Volumes looked at.
     pub volumes: usize,
+}
+
+/// Checks a metadata store that no server uses: opens its engine, which checks the log, and looks at every row.
+pub fn verify(db_folder: &Path) -> Result<Verified> {
+    if !db_folder.is_dir() {
+        bail!("{} is no folder of a metadata server; name it with --db-folder", db_folder.display());
+    }
+    let locked = Folder(db_folder.to_owned()).lock()?;
+    let engine = open_engine(&locked.folder)?;
+    let reads = SharedView(engine.view());
+    let cannot = || format!("cannot read the metadata store in {}", db_folder.display());
+    let volumes = chronofs_namespace::list_volumes(&reads).with_context(cannot)?.len();
+    let faults = chronofs_namespace::verify(&reads).with_context(cannot)?;
+    Ok(Verified { faults: faults.iter().map(ToString::to_string).collect(), volumes })
 }

@@ -1,5 +1,5 @@
 //! The server over real TLS connections, in this process, with a raw client.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod common;
 
@@ -57,7 +57,8 @@ async fn who_may_not_come_in_is_told_why() {
     let server = start(temp.path()).await;
     let mut owner = Client::open(temp.path(), server.address, hello(1)).await.unwrap();
     owner.sync().await;
-    let with_token = |id: u128| chronofs_wire::message::Hello { token_id: uuid::Uuid::from_u128(id), ..hello(9) };
+    let with_token =
+        |id: u128| chronofs_wire::message::Hello { token_id: uuid::Uuid::from_u128(id), ..hello(9) };
     let old = chronofs_wire::message::Hello { protocol_min: 90, protocol_max: 99, ..hello(9) };
     let wrong = chronofs_wire::message::Hello { token_secret: bytes::Bytes::from_static(b"x"), ..hello(9) };
     let stranger = chronofs_wire::message::Hello { volume: uuid::Uuid::from_u128(0x99), ..hello(9) };
@@ -122,7 +123,8 @@ async fn a_second_session_waits_until_the_first_lets_go_of_its_caches() {
     let server = start(temp.path()).await;
     let mut first = Client::open(temp.path(), server.address, hello(1)).await.unwrap();
     let (path, address) = (temp.path().to_owned(), server.address);
-    let second = tokio::spawn(async move { Client::open(&path, address, hello(2)).await.map(|c| c.welcome.shared) });
+    let second =
+        tokio::spawn(async move { Client::open(&path, address, hello(2)).await.map(|c| c.welcome.shared) });
     assert_eq!(first.next().await, Some(ToClient::Shared { shared: true }));
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(!second.is_finished());
@@ -135,7 +137,8 @@ async fn a_second_session_waits_until_the_first_lets_go_of_its_caches() {
 async fn objects_go_through_the_server_only_under_granted_names() {
     let temp = tempfile::tempdir().unwrap();
     let server = start(temp.path()).await;
-    let store = chronofs_blocks::BlockStore::create(&temp.path().join("blocks"), uuid::Uuid::from_u128(0x22)).unwrap();
+    let store = chronofs_blocks::BlockStore::create(&temp.path().join("blocks"), uuid::Uuid::from_u128(0x22))
+        .unwrap();
     server.stores.set([(VOLUME, std::sync::Arc::new(store))].into());
     let mut client = Client::open(temp.path(), server.address, hello(1)).await.unwrap();
     let own = ObjectId { incarnation: client.welcome.incarnation, session: client.session(), n: 5 };
@@ -188,9 +191,10 @@ async fn an_unlinked_file_lives_until_its_last_close() {
     let mut gone = false;
     for _ in 0..50 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        gone = client.call(Request::StatFs).await.is_ok_and(
-            |reply| matches!(reply, Reply::StatFs(figures) if figures.used_inodes == 1),
-        );
+        gone = client
+            .call(Request::StatFs)
+            .await
+            .is_ok_and(|reply| matches!(reply, Reply::StatFs(figures) if figures.used_inodes == 1));
         if gone {
             break;
         }
@@ -210,7 +214,11 @@ async fn health_status_and_figures_are_served() {
     let status = chronofs_meta::status(http).await.unwrap();
     assert_eq!((status.figures.sessions, status.volumes.len(), status.assigned), (1, 1, true));
     let figures = get(http, "/metrics").await;
-    assert!(figures.contains("errno=\"EEXIST\",kind=\"create\"") || figures.contains("kind=\"create\",errno=\"EEXIST\""), "{figures}");
+    assert!(
+        figures.contains("errno=\"EEXIST\",kind=\"create\"")
+            || figures.contains("kind=\"create\",errno=\"EEXIST\""),
+        "{figures}"
+    );
     assert!(get(http, "/readyz").await.ends_with("ready\n"));
     assert!(get(http, "/healthz").await.ends_with("ok\n"));
     server.stop().await.unwrap();

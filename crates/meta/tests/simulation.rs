@@ -4,7 +4,7 @@
 //! must be there, once.
 //!
 //! `CHRONOFS_CASES` sets the number of seeds (2,000), `CHRONOFS_SEED` runs one.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod common;
 mod sim;

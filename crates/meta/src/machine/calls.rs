@@ -14,9 +14,30 @@ use std::collections::BTreeMap;
 
 /// Names of the kinds of requests, by [`kind_of`].
 pub const KINDS: [&str; 24] = [
-    "lookup", "parent", "getattr", "readdir", "readlink", "getxattr", "listxattr", "slices", "staged", "statfs",
-    "access", "open", "close", "create", "link", "unlink", "rmdir", "rename", "setattr", "setxattr", "removexattr",
-    "publish", "sync", "grant",
+    "lookup",
+    "parent",
+    "getattr",
+    "readdir",
+    "readlink",
+    "getxattr",
+    "listxattr",
+    "slices",
+    "staged",
+    "statfs",
+    "access",
+    "open",
+    "close",
+    "create",
+    "link",
+    "unlink",
+    "rmdir",
+    "rename",
+    "setattr",
+    "setxattr",
+    "removexattr",
+    "publish",
+    "sync",
+    "grant",
 ];
 /// The kind of [`Request::Sync`].
 pub(super) const SYNC: u8 = 22;
@@ -104,7 +125,8 @@ impl Machine {
             return self.answer_again(group, conn, who, call, kept);
         }
         if session.replies.len() >= KEPT_REPLIES_MAX {
-            let message = format!("{KEPT_REPLIES_MAX} answers are not acknowledged; acknowledge them with `acked`");
+            let message =
+                format!("{KEPT_REPLIES_MAX} answers are not acknowledged; acknowledge them with `acked`");
             group.send(conn, ToClient::Refused { message });
             group.effects.push(Effect::Close(conn));
             return Ok(());

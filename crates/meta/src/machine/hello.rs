@@ -3,7 +3,7 @@
 use super::calls::Who;
 use super::group::{Effect, Group, Then};
 use super::session::{ConnId, Replies, Session, Sharing};
-use super::{Deferred, Machine, Waits, WaitingHello};
+use super::{Deferred, Machine, WaitingHello, Waits};
 use chronofs_core::ops::{Reply, Request, SystemRequest};
 use chronofs_core::{Caller, Ino, Name, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -43,7 +43,11 @@ impl Machine {
                 return Ok(());
             }
         };
-        match hello.resume {
+        // A client whose welcome was lost does not know its session yet.
+        let opened = |session: &&Session| {
+            (session.client, session.index, session.at) == (hello.client, checked.index, hello.at)
+        };
+        match hello.resume.or_else(|| self.sessions.values().find(opened).map(|session| session.id)) {
             Some(session) => self.resume(group, conn, &hello, &checked, session),
             None => self.admit(group, conn, hello, checked),
         }
@@ -62,7 +66,8 @@ impl Machine {
         }
         let token = self.check_token(group, hello)?;
         let Some(volume) = self.volume_by_id(hello.volume) else {
-            let message = format!("volume {} is not served here; ask the admin server where it is", hello.volume);
+            let message =
+                format!("volume {} is not served here; ask the admin server where it is", hello.volume);
             return Err(refusal(RefusalReason::UnknownVolume, message));
         };
         if let (Some(problem), None) = (&volume.problem, hello.resume) {
@@ -76,13 +81,18 @@ impl Machine {
     fn check_token(&self, group: &Group, hello: &Hello) -> Result<AssignedToken, Refusal> {
         let refuse = |message: &str| Err(refusal(RefusalReason::Token, message));
         let known = self.tokens.get(&hello.token_id);
-        let kept: Sha256 = known.and_then(|token| token.secret_sha256.parse().ok()).unwrap_or(Sha256([0; 32]));
+        let kept: Sha256 =
+            known.and_then(|token| token.secret_sha256.parse().ok()).unwrap_or(Sha256([0; 32]));
         let matches = secret_matches(&hello.token_secret, &kept);
         let Some(token) = known.filter(|_| matches) else {
-            return refuse("the volume token is unknown or was deleted; make one with `chronofs configure create volume-token`");
+            return refuse(
+                "the volume token is unknown or was deleted; make one with `chronofs configure create volume-token`",
+            );
         };
         if token.ends_ns.is_some_and(|ends_ns| ends_ns <= group.now_ns) {
-            return refuse("the volume token's time is over; make a new one with `chronofs configure create volume-token`");
+            return refuse(
+                "the volume token's time is over; make a new one with `chronofs configure create volume-token`",
+            );
         }
         if token.volume != hello.volume {
             return refuse("the volume token is for another volume; use a token of this one");
@@ -138,7 +148,8 @@ impl Machine {
         checked: Checked,
     ) -> Result<(), EngineError> {
         if self.is_recovering() {
-            let refusal = not_now(500, "this server has restarted and collects what was lost; it is soon done");
+            let refusal =
+                not_now(500, "this server has restarted and collects what was lost; it is soon done");
             group.effects.push(Effect::Answer(conn, Err(refusal)));
             return Ok(());
         }
@@ -147,10 +158,7 @@ impl Machine {
             group.effects.push(Effect::Answer(conn, Err(refusal)));
             return Ok(());
         }
-        let again = self.sessions.values().any(|session| {
-            (session.client, session.index, session.at) == (hello.client, checked.index, hello.at)
-        });
-        if hello.at.is_none() && !again && !self.caches_are_gone(checked.index) {
+        if hello.at.is_none() && !self.caches_are_gone(checked.index) {
             let volume = checked.index;
             self.waiting.push(WaitingHello { conn, hello, volume });
             self.settle_sharing(group, volume);
@@ -164,7 +172,8 @@ impl Machine {
         if group.full {
             return Ok(());
         }
-        let ready: Vec<bool> = self.waiting.iter().map(|waiting| self.caches_are_gone(waiting.volume)).collect();
+        let ready: Vec<bool> =
+            self.waiting.iter().map(|waiting| self.caches_are_gone(waiting.volume)).collect();
         let mut ready = ready.into_iter();
         let (go, stay) =
             std::mem::take(&mut self.waiting).into_iter().partition(|_| ready.next().unwrap_or_default());
@@ -249,9 +258,10 @@ impl Machine {
 
     pub(super) fn session_opened(&mut self, group: &mut Group, session: Session, conn: ConnId) {
         let (id, index, live) = (session.id, session.index, session.is_live());
-        // The same client may have come twice, its first welcome lost: the session it has stays.
+        // The same client may have come twice while it waited: the session it has stays.
         self.sessions.entry(id).or_insert(session);
-        let alone = self.sessions.values().filter(|other| other.index == index && other.is_live()).count() == 1
+        let alone = self.sessions.values().filter(|other| other.index == index && other.is_live()).count()
+            == 1
             && !self.waiting.iter().any(|waiting| waiting.volume == index);
         if let Some(session) = self.sessions.get_mut(&id)
             && live
@@ -306,7 +316,8 @@ impl Machine {
             root: session.root,
             grant: session.grants.last().copied().unwrap_or_default(),
             applied: self.last,
-            durable: self.durable,
+            // What it is to replay it must still hold.
+            durable: if replay { self.durable.min(self.recovered) } else { self.durable },
             now_ns: group.now_ns,
             ttl_ms: self.config.ttl_ms,
             shared: session.is_live() && session.sharing == Sharing::Shared,
@@ -325,13 +336,8 @@ impl Machine {
     fn scope(&self, group: &mut Group, checked: &Checked) -> Result<Result<Ino, Refusal>, EngineError> {
         let mut dir = Ino::ROOT;
         let path = checked.token.path.as_deref().unwrap_or("/");
-        let who = Who {
-            session: SessionId(0),
-            index: checked.index,
-            root: Ino::ROOT,
-            at: None,
-            read_only: true,
-        };
+        let who =
+            Who { session: SessionId(0), index: checked.index, root: Ino::ROOT, at: None, read_only: true };
         for part in path.split('/').filter(|part| !part.is_empty()) {
             let found = match Name::new(part.as_bytes().to_vec()) {
                 Ok(name) => self.query(group, who, &Caller::ROOT, &Request::Lookup { parent: dir, name })?,

@@ -104,7 +104,9 @@ impl Machine {
         let due: Vec<SessionId> = self
             .sessions
             .values()
-            .filter(|session| session.at.is_some() && group.now_ns.saturating_sub(session.leased_ns) > third_ns)
+            .filter(|session| {
+                session.at.is_some() && group.now_ns.saturating_sub(session.leased_ns) > third_ns
+            })
             .map(|session| session.id)
             .collect();
         for session in due {
@@ -183,9 +185,10 @@ impl Machine {
 
     pub(super) fn write_mark(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let sessions = self.sessions.values().map(|session| (session.id, session.replies.briefs().collect()));
-        let kept = KeptReplies(sessions.filter(|(_, replies): &(_, Vec<_>)| !replies.is_empty()).collect());
-        let row = postcard::to_stdvec(&kept).map_err(|error| EngineError::Store(error.to_string()))?;
         let version = self.next_version(group);
+        let replies = sessions.filter(|(_, replies): &(_, Vec<_>)| !replies.is_empty()).collect();
+        let kept = KeptReplies { marked: version, replies };
+        let row = postcard::to_stdvec(&kept).map_err(|error| EngineError::Store(error.to_string()))?;
         let mut txn = Txn::new(&group.reads, STORE_WIDE, version, false);
         txn.put_plain(REPLIES, &[], &row);
         let batch = txn.into_batch();

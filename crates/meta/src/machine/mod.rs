@@ -165,8 +165,9 @@ pub struct Machine {
     last: Version,
     /// Told to clients: everything they were answered up to here survives.
     durable: Version,
-    /// The engine's durable version says nothing about replays before it is above this.
-    floor: Version,
+    /// What the engine says of durability is believed from here on: below, clients may hold calls that were lost and
+    /// are applied again, but not durable yet.
+    believed: Version,
     /// The last commit that survived the last stop.
     recovered: Version,
     marked: Version,
@@ -197,8 +198,8 @@ impl Machine {
             deferred: VecDeque::new(),
             released: Vec::new(),
             last,
-            durable: found.last_commit,
-            floor: last,
+            durable: last,
+            believed: last,
             recovered: found.last_commit,
             marked: Version::ZERO,
             marked_ns: now_ns,
@@ -371,8 +372,7 @@ impl Machine {
     }
 
     fn became_durable(&mut self, group: &mut Group, version: Version) {
-        // Up to the floor it speaks of versions that may have been given to what was lost.
-        if version > self.floor && !self.is_recovering() {
+        if version >= self.believed && !self.is_recovering() {
             self.durable = self.durable.max(version);
         }
         let durable = self.durable;

@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The most calls that are held back while replays are collected.
 const HELD_MAX: usize = 1 << 16;
+/// The bits of an inode number that are its counter.
+const INO_COUNTER: u64 = (1 << 48) - 1;
 /// The most inode numbers that lost creates may have taken.
 const RESERVE_MAX: u64 = 1 << 20;
 /// A client's clock of versions is not believed further ahead than this.
@@ -62,7 +64,8 @@ impl Machine {
     ) -> Result<(), ReadStop> {
         let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(REPLIES, &[])?;
         if let Some(kept) = row.and_then(|row| postcard::from_bytes::<KeptReplies>(&row).ok()) {
-            for (session, replies) in kept.0 {
+            self.marked = kept.marked;
+            for (session, replies) in kept.replies {
                 for (id, version, brief) in replies {
                     self.restore_reply(session, id, version, brief);
                 }
@@ -105,6 +108,7 @@ impl Machine {
         if !maybe_lost || expected.is_empty() {
             return;
         }
+        self.durable = self.recovered;
         self.phase = Phase::Recovering(Recovery {
             until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
             expected,
@@ -223,7 +227,8 @@ impl Machine {
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
-            let there = call.version <= self.recovered
+            // Not by its version whether it survived: one that was replayed before has had another since.
+            let there = call.version <= self.marked
                 || session.replies.get(call.id).is_some()
                 || !seen.insert((id, call.id));
             if there || !call.request.mutates() {
@@ -292,10 +297,11 @@ impl Machine {
             return Ok(());
         };
         // Incarnations differ only over a restore, after which nothing is replayed.
-        if made.0 <= counters.next_ino || made.0 - counters.next_ino > RESERVE_MAX {
+        let counter = made.0 & INO_COUNTER;
+        if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
             return Ok(());
         }
-        counters.next_ino = made.0;
+        counters.next_ino = counter;
         let row = postcard::to_stdvec(&counters).map_err(|error| EngineError::Store(error.to_string()))?;
         let version = self.next_version(group);
         let mut txn = Txn::new(&group.reads, who.index, version, false);
@@ -335,6 +341,7 @@ impl Machine {
             && let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Serving)
         {
             self.released = recovery.held;
+            self.believed = self.last;
         }
         group.effects.push(Effect::Hurry);
     }

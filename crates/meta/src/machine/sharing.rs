@@ -11,7 +11,8 @@ use chronofs_wire::message::ToClient;
 impl Machine {
     /// Tells the sessions of a volume what they may do now, given who is there and who waits.
     pub(super) fn settle_sharing(&mut self, group: &mut Group, index: VolumeIndex) {
-        let live = self.sessions.values().filter(|session| session.index == index && session.is_live()).count();
+        let live =
+            self.sessions.values().filter(|session| session.index == index && session.is_live()).count();
         let waiting = self.waiting.iter().any(|waiting| waiting.volume == index);
         let shared = live > 1 || waiting;
         let now_ns = group.now_ns;

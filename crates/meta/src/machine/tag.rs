@@ -67,7 +67,12 @@ pub fn decode(bytes: &[u8]) -> Option<Tag> {
 
 /// The replies of all sessions, as the row that is written before tags are let go.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct KeptReplies(pub Vec<(SessionId, Vec<(u64, Version, Brief)>)>);
+pub struct KeptReplies {
+    /// The commit of the row: every call before it is in the state.
+    pub marked: Version,
+    /// The replies, by session.
+    pub replies: Vec<(SessionId, Vec<(u64, Version, Brief)>)>,
+}
 
 #[cfg(test)]
 mod tests {

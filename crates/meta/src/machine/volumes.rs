@@ -1,8 +1,8 @@
 //! Volumes and tokens: what the admin server assigns, brought into the state through the log.
 
+use super::Machine;
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
-use super::Machine;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -89,7 +89,12 @@ impl Machine {
         Ok(outcome.reply)
     }
 
-    pub(super) fn commit_system(&mut self, group: &mut Group, version: Version, batch: chronofs_engine::Batch) {
+    pub(super) fn commit_system(
+        &mut self,
+        group: &mut Group,
+        version: Version,
+        batch: chronofs_engine::Batch,
+    ) {
         self.last = version;
         group.commit(version, &Tag::System, batch);
     }
@@ -163,8 +168,10 @@ impl Machine {
         let now_ns = group.now_ns;
         for session in self.sessions.values() {
             let (Some(conn), Some(token)) = (session.conn, session.token) else { continue };
-            let token_holds =
-                self.tokens.get(&token).is_some_and(|token| token.ends_ns.is_none_or(|ends_ns| ends_ns > now_ns));
+            let token_holds = self
+                .tokens
+                .get(&token)
+                .is_some_and(|token| token.ends_ns.is_none_or(|ends_ns| ends_ns > now_ns));
             let volume_holds =
                 self.volumes.get(&session.index).is_some_and(|volume| volume.row.deleted.is_none());
             if !token_holds || !volume_holds {

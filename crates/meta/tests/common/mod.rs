@@ -63,11 +63,7 @@ pub fn assignment(folder: &Path) -> Assignment {
     let confined = AssignedToken { path: Some("/home/ann".to_owned()), ..token(2) };
     let over = AssignedToken { ends_ns: Some(1), ..token(3) };
     let no_past = AssignedToken { past: false, read_only: true, ..token(4) };
-    Assignment {
-        revision: 1,
-        volumes: vec![volume(folder)],
-        tokens: vec![token(1), confined, over, no_past],
-    }
+    Assignment { revision: 1, volumes: vec![volume(folder)], tokens: vec![token(1), confined, over, no_past] }
 }
 
 pub fn config(folder: &Path) -> StartConfig {
@@ -137,8 +133,11 @@ impl Client {
     pub async fn open(folder: &Path, address: SocketAddr, hello: Hello) -> Result<Client, Refusal> {
         let (mut frames, mut output) = connect(folder, address).await;
         send(&mut output, &hello).await;
-        let answer: HelloAnswer =
-            tokio::time::timeout(Duration::from_secs(20), frames.next()).await.expect("an answer").unwrap().unwrap();
+        let answer: HelloAnswer = tokio::time::timeout(Duration::from_secs(20), frames.next())
+            .await
+            .expect("an answer")
+            .unwrap()
+            .unwrap();
         answer.map(|welcome| Client { welcome, frames, output, next_id: 1, acked: 0, other: Vec::new() })
     }
 
@@ -152,7 +151,11 @@ impl Client {
 
     /// The next frame; `None` when the server ended the connection.
     pub async fn next(&mut self) -> Option<ToClient> {
-        tokio::time::timeout(Duration::from_secs(10), self.frames.next()).await.expect("a frame").ok().flatten()
+        tokio::time::timeout(Duration::from_secs(10), self.frames.next())
+            .await
+            .expect("a frame")
+            .ok()
+            .flatten()
     }
 
     pub async fn send_call(&mut self, id: u64, request: Request) {
@@ -184,10 +187,13 @@ impl Client {
     }
 
     pub async fn mkdir(&mut self, parent: Ino, name: &str) -> Result<Attr, Errno> {
-        let Request::Create { parent, name, mode, umask, open, exclusive, .. } = create(parent, name, false) else {
+        let Request::Create { parent, name, mode, umask, open, exclusive, .. } = create(parent, name, false)
+        else {
             unreachable!()
         };
-        self.call(Request::Create { parent, name, node: NewNode::Dir, mode, umask, open, exclusive }).await.map(attr)
+        self.call(Request::Create { parent, name, node: NewNode::Dir, mode, umask, open, exclusive })
+            .await
+            .map(attr)
     }
 
     pub async fn lookup(&mut self, parent: Ino, name: &str) -> Result<Attr, Errno> {

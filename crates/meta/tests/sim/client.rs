@@ -116,7 +116,8 @@ impl SimClient {
     fn draw(&mut self, random: &mut Random) -> Request {
         let (parent, other) = (Self::pick(&self.dirs, random), Self::pick(&self.dirs, random));
         let file = Self::pick(&self.files, random);
-        let letter = |random: &mut Random| common::name(["a", "b", "c", "d", "e", "f"][random.below(6) as usize]);
+        let letter =
+            |random: &mut Random| common::name(["a", "b", "c", "d", "e", "f"][random.below(6) as usize]);
         let name = letter(random);
         match random.below(20) {
             0..=4 => {
@@ -143,7 +144,8 @@ impl SimClient {
             }
             10 => Request::Link { ino: file, parent, name },
             11 => {
-                let set = SetAttr { size: Some(random.below(1 << 20)), by_handle: true, ..SetAttr::default() };
+                let set =
+                    SetAttr { size: Some(random.below(1 << 20)), by_handle: true, ..SetAttr::default() };
                 Request::SetAttr { ino: file, set }
             }
             12 => {
@@ -203,9 +205,13 @@ impl SimClient {
                 self.told_durable(durable);
             }
             Some(FromServer::Frame(ToClient::Durable { version })) => self.told_durable(version),
-            Some(FromServer::Frame(ToClient::Shared { shared: true })) => self.outbox.push_back(ToServer::SharedAck),
+            Some(FromServer::Frame(ToClient::Shared { shared: true })) => {
+                self.outbox.push_back(ToServer::SharedAck)
+            }
             Some(FromServer::Frame(ToClient::Parked { calls })) => {
-                assert!(!self.private, "client {} lost {calls:?} though all came back", self.number);
+                let held = |id: u64| self.undurable.iter().find(move |call| call.id == id);
+                let lost: Vec<_> = calls.iter().map(|(id, errno)| (held(*id), errno)).collect();
+                assert!(!self.private, "client {} lost {lost:?} of {:?}", self.number, self.undurable);
                 self.parked.extend(calls.iter().map(|(id, _)| *id));
             }
             Some(FromServer::Frame(ToClient::Refused { message })) => panic!("refused: {message}"),

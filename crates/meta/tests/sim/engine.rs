@@ -4,7 +4,7 @@ use chronofs_core::Version;
 use chronofs_engine::embedded::{Embedded, MemMedium, MemStore, Options};
 use chronofs_engine::memory::State;
 use chronofs_engine::sim::SimDisk;
-use chronofs_engine::{Commit, Engine, EngineError, Reads, Recovered, View};
+use chronofs_engine::{Commit, Engine, EngineError, Recovered, View};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

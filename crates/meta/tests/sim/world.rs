@@ -4,9 +4,9 @@ use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
 use crate::common;
 use chronofs_core::{SessionId, Version};
+use chronofs_engine::Engine;
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
-use chronofs_engine::{Engine, EngineError};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Tag};
@@ -34,11 +34,10 @@ pub struct World {
     boots: u64,
     next_conn: u64,
     clients: Vec<SimClient>,
-    /// The highest version that a sync of the engine vouched for.
+    /// The last commit that a sync of the engine vouched for.
     durable: Version,
     /// Calls that were committed at some time, lost or not.
     ever: BTreeSet<(SessionId, u64)>,
-    calm: bool,
 }
 
 impl World {
@@ -59,7 +58,6 @@ impl World {
             clients,
             durable: Version::ZERO,
             ever: BTreeSet::new(),
-            calm: false,
         }
     }
 
@@ -199,9 +197,15 @@ impl World {
 
     fn sync(&mut self) {
         let Some(server) = &self.server else { return };
+        let recovering = server.core.machine.figures().recovering;
         match server.engine.sync() {
             Ok(version) => {
-                self.durable = self.durable.max(version.min(server.engine.applied()));
+                // What was lost is applied again, and durable: only now the next start may think nothing is.
+                self.maybe_lost &= recovering;
+                let commits = self.record.lock().unwrap();
+                let vouched = commits.iter().rev().find(|commit| commit.version <= version);
+                self.durable = vouched.map_or(Version::ZERO, |commit| commit.version);
+                drop(commits);
                 self.with_server(vec![Event::Durable(version)]);
             }
             Err(_) => self.kill(),
@@ -275,7 +279,7 @@ impl World {
             record.retain(|commit| commit.version <= last_commit);
             let survived = record.last().map_or(Version::ZERO, |commit| commit.version);
             assert_eq!(survived, last_commit, "a commit that nobody made survived");
-            assert!(last_commit >= self.lowest_survivor(), "what was durable is lost");
+            assert!(last_commit >= self.durable, "what was durable is lost");
             assert_is_model(&*engine.view(), &record);
         }
         self.check_durable();
@@ -283,17 +287,11 @@ impl World {
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns).unwrap();
-        self.maybe_lost = false;
         let core = Core { machine, engine: engine.clone() };
         self.server = Some(Server { core, engine });
         let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
         assignment.revision = 1;
         self.with_server(vec![Event::Assignment(Box::new(assignment)), Event::Tick]);
-    }
-
-    /// The last commit at or below what a sync vouched for: versions above commits are promises of none.
-    fn lowest_survivor(&self) -> Version {
-        self.durable_commits.unwrap_or_default()
     }
 
     /// What clients were told to be durable is there, at its version.
@@ -304,7 +302,10 @@ impl World {
             let told = client.durable.max(client.synced);
             for (&id, &version) in &client.acknowledged {
                 if version <= told && self.ever.contains(&(session, id)) && !client.parked.contains(&id) {
-                    assert!(commits.contains_key(&(session, id)), "call {id} of {session:?} was durable and is lost");
+                    assert!(
+                        commits.contains_key(&(session, id)),
+                        "call {id} of {session:?} was durable and is lost"
+                    );
                 }
             }
         }
@@ -323,13 +324,12 @@ impl World {
 
     /// Nothing fails any more: everybody comes back, everything is answered, and all is checked.
     pub fn finish(&mut self) {
-        self.calm = true;
         self.disk.clear_faults();
         for _ in 0..400 {
             if self.server.is_none() {
                 self.restart();
             }
-            self.now_ns += 5 * MS;
+            self.now_ns += 50 * MS;
             for n in 0..self.clients.len() {
                 self.connect(n);
             }
@@ -349,7 +349,12 @@ impl World {
             }
         }
         for client in &self.clients {
-            assert!(client.welcomed, "client {} was not admitted in the end", client.number);
+            let figures = self.server.as_ref().map(|server| server.core.machine.figures());
+            assert!(
+                client.welcomed,
+                "client {} ({:?}) was not admitted in the end: {figures:?}",
+                client.number, client.conn
+            );
             assert!(client.outstanding.is_empty(), "not answered: {:?}", client.outstanding);
         }
         self.check_durable();
@@ -371,5 +376,3 @@ impl World {
         assert!(faults.is_empty(), "{faults:?}");
     }
 }
-
-fn _errors_end_the_process(_: EngineError) {}
