@@ -2,6 +2,9 @@
 //!
 //! 5,000 cases; `CHRONOFS_CASES` changes that, and a failing case prints the `CHRONOFS_SEED` that replays it.
 
+// All of this is a test; clippy's allowance ends at the functions marked so.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use bytes::Bytes;
 use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::memory::Memory;

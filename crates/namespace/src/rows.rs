@@ -467,3 +467,6 @@ pub(crate) fn parse_slice_key(key: &[u8]) -> (Ino, SliceKey) {
     let n = (number_at(key, 14) & 0xffff) as u16;
     (Ino(number_at(key, 0)), SliceKey { block, version: Version(number_at(key, 12)), n })
 }
+
+#[cfg(test)]
+mod golden;

@@ -156,7 +156,9 @@ fn nothing_is_found_or_made_in_a_removed_directory() {
 fn cookies_stay_right_while_the_directory_changes() {
     let mut fs = Fs::new();
     let names: Vec<String> = (0..40).map(|n| format!("n{n}")).collect();
-    names.iter().for_each(|text| drop(fs.file(Ino::ROOT, text)));
+    for text in &names {
+        fs.file(Ino::ROOT, text);
+    }
     let whole = fs.list(None, Ino::ROOT, 1000).unwrap();
     assert_eq!(whole[..2], [".", ".."]);
     assert_eq!(whole.len(), 42);

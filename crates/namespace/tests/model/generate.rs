@@ -195,7 +195,7 @@ impl Maker {
                 Action::Quota { bytes, inodes, tick: self.tick() }
             }
             95 => self.rng.pick(&[Action::Crash, Action::Verify]),
-            96 => Action::Apply,
+            96 => self.rng.pick(&[Action::Apply, Action::Apply, Action::Lease { tick: 7 }, Action::EndLease]),
             97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }

@@ -10,10 +10,11 @@
 //!
 //! Sequence n of a run has seed `CHRONOFS_SEED` + n. One that fails is made as short as it gets and printed.
 
-// The modules of a test are seen by nobody else.
-#![allow(unreachable_pub)]
+// The modules of a test are seen by nobody else, and clippy's allowance for tests ends at the functions marked so.
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod acl;
+mod client;
 mod compare;
 mod generate;
 mod mutate;

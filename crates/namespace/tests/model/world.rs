@@ -1,11 +1,12 @@
 //! The namespace on an engine and the model beside it, taken through the same actions and compared.
 
+use crate::client::{Cursor, Note};
 use crate::mutate::{Around, Scope};
 use crate::query::Reader;
 use crate::state::State;
 use bytes::Bytes;
-use chronofs_core::ops::{Merge, Reply, Request, SystemRequest};
-use chronofs_core::slice::{NewSlice, Place, PlacedSlice, Slice, SliceKey};
+use chronofs_core::ops::{Reply, Request, SystemRequest};
+use chronofs_core::slice::NewSlice;
 use chronofs_core::volume::{Compression, VolumeSpec};
 use chronofs_core::{Caller, Errno, Ino, Retention, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::memory::Memory;
@@ -75,6 +76,12 @@ pub enum Action {
         inodes: Option<u64>,
         tick: u64,
     },
+    /// A mount of the past leases the present instant: from here on it can be read whatever the retention.
+    Lease {
+        tick: u64,
+    },
+    /// The mount goes.
+    EndLease,
     /// What was decided and not applied yet is lost.
     Crash,
     /// The executor applies its group.
@@ -90,27 +97,6 @@ pub enum Action {
         picks: Vec<u64>,
         limit: usize,
     },
-}
-
-/// A listing of a directory over time.
-#[derive(Clone)]
-struct Cursor {
-    dir: Ino,
-    after: u64,
-    end: bool,
-    seen: Vec<Bytes>,
-    /// Entries that were there at the start and still are.
-    stable: BTreeMap<Bytes, Ino>,
-}
-
-/// A block as a client read it.
-#[derive(Clone)]
-struct Note {
-    ino: Ino,
-    block: u32,
-    newest: SliceKey,
-    read_at: Version,
-    content: BTreeMap<u64, u8>,
 }
 
 /// What a crash takes back to the last group that was applied.
@@ -133,9 +119,10 @@ pub struct World {
     used: BTreeSet<Ino>,
     open: BTreeMap<Ino, u32>,
     slots: [Ino; SLOTS],
-    cursors: [Option<Cursor>; 2],
-    notes: [Option<Note>; 2],
-    cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
+    pub cursors: [Option<Cursor>; 2],
+    pub notes: [Option<Note>; 2],
+    pub cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
+    leases: Vec<(SessionId, Version)>,
 }
 
 pub type Check = Result<(), String>;
@@ -193,6 +180,7 @@ impl World {
             cursors: [None, None],
             notes: [None, None],
             cookies: BTreeMap::new(),
+            leases: Vec::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
             SystemReply::Volume { index, .. } => world.index = index,
@@ -210,9 +198,7 @@ impl World {
             SystemReply::Session { id, .. } => world.session = id,
             other => panic!("{other:?}"),
         }
-        let mut opened = State::clone(world.now());
-        opened.version = Version(start.0 + 1);
-        world.past.push(Arc::new(opened));
+        world.unchanged(Version(start.0 + 1));
         world.apply();
         world
     }
@@ -250,6 +236,8 @@ impl World {
             Action::ReadBlock { slot, block, note } => self.read_block(self.slots[*slot], *block, *note),
             Action::Merge { note, tick, one, id } => self.merge(*note, *tick, *one, *id),
             Action::Quota { bytes, inodes, tick } => self.quota(*bytes, *inodes, *tick),
+            Action::Lease { tick } => self.lease(*tick),
+            Action::EndLease => self.end_lease(),
             Action::Crash => {
                 self.crash();
                 Ok(())
@@ -273,11 +261,13 @@ impl World {
         }
     }
 
-    /// A past instant and its state; the present when no history is kept.
+    /// A past instant and its state; a leased one or the present when no history is kept.
     pub fn instant(&self, pick: u64) -> (Version, Arc<State>) {
         let last = self.past.len() - 1;
         if self.spec.retention == Retention::None {
-            return (self.now().version, self.now().clone());
+            let leased = self.leases.get(pick as usize % (self.leases.len() + 1));
+            let at = leased.map_or(self.now().version, |(_, at)| *at);
+            return (at, self.state_at(Some(at)));
         }
         let n = (pick / 4) as usize % (last + 1);
         // An instant between two commits shows the earlier one.
@@ -335,7 +325,7 @@ impl World {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn mutate(
+    pub fn mutate(
         &mut self,
         caller: &Caller,
         root: Ino,
@@ -478,6 +468,39 @@ impl World {
         Ok(())
     }
 
+    fn lease(&mut self, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        let request = SystemRequest::OpenSession {
+            volume: self.spec.id,
+            client: u128::from(version.0),
+            at: Some(version),
+            read_only: true,
+            ttl_ms: 60_000,
+        };
+        match self.system(version, &request)? {
+            SystemReply::Session { id, .. } => self.leases.push((id, version)),
+            other => return Err(format!("{request:?}: {other:?}")),
+        }
+        self.unchanged(version);
+        Ok(())
+    }
+
+    fn end_lease(&mut self) -> Check {
+        let version = Version(self.now().version.0 + 1);
+        if let Some((session, _)) = self.leases.pop() {
+            self.system(version, &SystemRequest::EndSession { session })?;
+            self.unchanged(version);
+        }
+        Ok(())
+    }
+
+    /// A commit that changes nothing that the model knows.
+    fn unchanged(&mut self, version: Version) {
+        let mut next = State::clone(self.now());
+        next.version = version;
+        self.past.push(Arc::new(next));
+    }
+
     pub fn apply(&mut self) {
         self.engine.apply(std::mem::take(&mut self.pending)).expect("memory takes all");
         self.applied = Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
@@ -493,6 +516,9 @@ impl World {
         self.cursors = [None, None];
         self.notes = [None, None];
         self.cookies.clear();
+        // A lease that came or went since then did not; the ones that went are not asked for again.
+        let last = self.now().version;
+        self.leases.retain(|(_, at)| *at <= last);
     }
 
     fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
@@ -515,163 +541,6 @@ impl World {
         }
         self.check_tree(None)?;
         kept.into_iter().try_for_each(|at| self.check_tree(Some(at)))
-    }
-
-    fn list(&mut self, dir: Ino, cursor: usize) {
-        let stable = self.now().nodes.get(&dir).map(|node| node.entries.clone()).unwrap_or_default();
-        self.cursors[cursor] = Some(Cursor { dir, after: 0, end: false, seen: Vec::new(), stable });
-    }
-
-    fn keep_stable(&mut self) {
-        self.forget_cookies();
-        let now = self.now().clone();
-        for cursor in self.cursors.iter_mut().flatten() {
-            let entries = now.nodes.get(&cursor.dir).map(|node| node.entries.clone()).unwrap_or_default();
-            cursor.stable.retain(|name, ino| entries.get(name) == Some(ino));
-        }
-    }
-
-    fn page(&mut self, cursor: usize, limit: u32, attrs: bool) -> Check {
-        let Some(mut listing) = self.cursors[cursor].take() else { return Ok(()) };
-        if listing.end
-            || !self.now().nodes.get(&listing.dir).is_some_and(|node| node.is_dir() && !node.removed)
-        {
-            return Ok(());
-        }
-        let request = Request::ReadDir { dir: listing.dir, after: listing.after, limit, attrs };
-        let reply = self.query(&Caller::ROOT, Ino::ROOT, false, None, &request)?;
-        let Ok(Reply::Entries { entries, end }) = reply else {
-            return Err(format!("{request:?} of a directory: {reply:?}"));
-        };
-        ensure!(entries.len() <= limit as usize, "{request:?}: more entries than asked for");
-        ensure!(end || !entries.is_empty(), "{request:?}: no entry and no end");
-        for entry in entries {
-            ensure!(entry.cookie > listing.after, "{request:?}: cookie {} comes late", entry.cookie);
-            listing.after = entry.cookie;
-            listing.seen.push(entry.name);
-        }
-        if end {
-            listing.end = true;
-            for name in listing.stable.keys() {
-                let times = listing.seen.iter().filter(|seen| *seen == name).count();
-                ensure!(
-                    times == 1,
-                    "{:?}: {name:?} was there all the time and was listed {times} times",
-                    listing.dir
-                );
-            }
-        }
-        self.cursors[cursor] = Some(listing);
-        Ok(())
-    }
-
-    fn read_block(&mut self, ino: Ino, block: u32, note: usize) -> Check {
-        self.notes[note] = None;
-        let request = Request::Slices { ino, first: block, count: 1, staged: true };
-        let Ok(Reply::Slices(slices)) = self.query(&Caller::ROOT, Ino::ROOT, false, None, &request)? else {
-            return Ok(());
-        };
-        let Some(newest) = slices.last().map(|slice| slice.key) else { return Ok(()) };
-        let content = self.content(&slices)?;
-        let read_at = self.now().version;
-        self.notes[note] = Some(Note { ino, block, newest, read_at, content });
-        Ok(())
-    }
-
-    /// Writes a block that was read some time ago as one, as a client does that found too many slices in it.
-    fn merge(&mut self, note: usize, tick: u64, one: bool, id: SliceId) -> Check {
-        let Some(Note { ino, block, newest, read_at, content }) = self.notes[note].take() else {
-            return Ok(());
-        };
-        if !self.now().nodes.contains_key(&ino) {
-            return Ok(());
-        }
-        let start = u64::from(block) * u64::from(BLOCK_SIZE);
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (at, byte) in &content {
-            match runs.last_mut() {
-                Some((first, run)) if *first + run.len() as u64 == *at => run.push(*byte),
-                Some((first, run)) if one && at - *first < 400 => {
-                    run.resize((at - *first) as usize, 0);
-                    run.push(*byte);
-                }
-                _ => runs.push((*at, vec![*byte])),
-            }
-        }
-        let slices = runs.into_iter().zip(0..).map(|((first, run), n)| {
-            let id = SliceId { index: id.index + n, ..id };
-            crate::generate::inline(block, (first - start) as u32, run.into(), id)
-        });
-        let request = Request::Publish {
-            ino,
-            slices: slices.collect(),
-            size_min: None,
-            mtime_ns: None,
-            kill_priv: false,
-            merge: Some(Merge { block, newest }),
-        };
-        self.mutate(&Caller::ROOT, Ino::ROOT, false, tick, 0, &request, Some((&content, read_at)))
-    }
-
-    /// The bytes that a slice shows.
-    fn shown(&self, slice: &Slice, staged: Option<&Bytes>) -> Vec<u8> {
-        let full = match &slice.place {
-            Place::Hole => return vec![0; slice.len as usize],
-            Place::Inline(_, bytes) => bytes.to_vec(),
-            Place::Staged(_) => staged.map(|bytes| bytes.to_vec()).unwrap_or_default(),
-            Place::Object(seal, _) => object_bytes(seal.id, seal.full_len),
-        };
-        let range = slice.skip as usize..(slice.skip + slice.len) as usize;
-        full.get(range).map(<[u8]>::to_vec).unwrap_or_default()
-    }
-
-    /// The bytes that slices make, each byte that is no hole.
-    pub fn content(&self, slices: &[PlacedSlice]) -> Result<BTreeMap<u64, u8>, String> {
-        ensure!(slices.is_sorted_by(|a, b| a.key < b.key), "slices out of order: {slices:?}");
-        let mut content = BTreeMap::new();
-        for PlacedSlice { key, slice, staged } in slices {
-            let start = u64::from(key.block) * u64::from(BLOCK_SIZE) + u64::from(slice.offset);
-            let end = start + u64::from(slice.len);
-            ensure!(
-                slice.len > 0 && slice.offset + slice.len <= BLOCK_SIZE,
-                "a slice out of its block: {slice:?}"
-            );
-            content.retain(|at, _| !(start..end).contains(at));
-            if slice.place != Place::Hole {
-                let bytes = self.shown(slice, staged.as_ref());
-                ensure!(bytes.len() == slice.len as usize, "a slice without its bytes: {slice:?} {staged:?}");
-                content.extend((start..end).zip(bytes));
-            }
-        }
-        Ok(content)
-    }
-
-    /// Fetches what a reply left out of the stored bytes of staged slices.
-    pub fn with_staged(&self, ino: Ino, at: Option<Version>, slices: &mut [PlacedSlice]) -> Check {
-        for placed in slices {
-            if let (Place::Staged(seal), None) = (&placed.slice.place, &placed.staged) {
-                let request = Request::Staged { ino, ids: vec![seal.id] };
-                match self.query(&Caller::ROOT, Ino::ROOT, false, at, &request)? {
-                    Ok(Reply::Staged(mut bytes)) if bytes.len() == 1 => placed.staged = bytes.pop(),
-                    other => return Err(format!("{request:?}: {other:?}")),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub fn cookie(&mut self, key: (Ino, Bytes, Ino), cookie: u64) -> Check {
-        let first = *self.cookies.entry(key.clone()).or_insert(cookie);
-        ensure!(first == cookie, "the cookie of {key:?} was {first} and is {cookie}");
-        Ok(())
-    }
-
-    /// Cookies of entries that are gone may be given again.
-    fn forget_cookies(&mut self) {
-        let now = self.now().clone();
-        self.cookies.retain(|(dir, name, ino), _| {
-            now.nodes.get(dir).is_some_and(|node| node.entries.get(name) == Some(ino))
-        });
     }
 
     fn resolved(&self, request: &Request) -> Request {
