@@ -83,7 +83,7 @@ pub struct Welcome {
     pub at: Option<Version>,
     /// Where the volume's objects are.
     pub store: StoreAccess,
-    /// The server lost mutations up to `seen` and waits for [`ToServer::Replay`].
+    /// The server may have lost mutations and waits for [`ToServer::Replay`], be it empty. It comes before any call.
     pub replay: bool,
     /// The session ends when nothing is heard of it for this long.
     pub life_ms: u32,

@@ -1,6 +1,7 @@
 //! A group of events that is decided together: what they read, what they commit, and what is to be done once the
 //! engine has taken the commits.
 
+use super::WaitingHello;
 use super::session::{ConnId, Session};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
@@ -133,6 +134,7 @@ pub(super) enum Undo {
     Granted(SessionId),
     Deferred,
     Counted(SessionId, u64),
+    Waited(WaitingHello),
 }
 
 /// What came of a series of replays.

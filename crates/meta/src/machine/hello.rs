@@ -1,7 +1,7 @@
 //! Hellos: who may come in, with which session, and when.
 
 use super::calls::Who;
-use super::group::{Effect, Group, Then};
+use super::group::{Effect, Group, Then, Undo};
 use super::session::{ConnId, Replies, Session, Sharing};
 use super::{Deferred, Machine, WaitingHello, Waits};
 use chronofs_core::ops::{Reply, Request, SystemRequest};
@@ -179,6 +179,7 @@ impl Machine {
             std::mem::take(&mut self.waiting).into_iter().partition(|_| ready.next().unwrap_or_default());
         self.waiting = stay;
         for waiting in go {
+            group.undo.push(Undo::Waited(waiting.clone()));
             // The token may have ended while it waited.
             match self.check(group, &waiting.hello) {
                 Ok(checked) => self.open_session(group, waiting.conn, &waiting.hello, &checked)?,

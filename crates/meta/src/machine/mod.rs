@@ -119,7 +119,7 @@ enum Waits {
 }
 
 /// A hello that waits until the sessions there are have let go of their caches.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct WaitingHello {
     conn: ConnId,
     hello: Box<Hello>,
@@ -429,6 +429,7 @@ impl Machine {
                     session.grants.pop();
                 }
             }
+            Undo::Waited(waiting) => self.waiting.push(waiting),
             Undo::Deferred => drop(self.deferred.pop_back()),
             Undo::Counted(session, id) => {
                 let kept = self.sessions.get_mut(&session).and_then(|session| session.replies.get_mut(id));

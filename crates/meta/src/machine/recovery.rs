@@ -133,14 +133,12 @@ impl Machine {
         let live = self.sessions.get(&id).is_some_and(|session| session.is_live() && !session.read_only);
         match &mut self.phase {
             Phase::Recovering(recovery) => {
-                let lost = live && seen > self.recovered;
                 if believable {
                     recovery.seen = recovery.seen.max(seen);
                 }
-                if !lost {
-                    recovery.expected.remove(&id);
-                }
-                lost
+                // What it has seen does not tell: a call that was replayed before and lost again has had a version
+                // that nobody heard of. Who has nothing says so.
+                live && recovery.expected.contains(&id)
             }
             // It missed the window, or its calls were thought to be safe: better asked than lost.
             Phase::Serving => {

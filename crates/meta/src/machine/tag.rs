@@ -65,13 +65,16 @@ pub fn decode(bytes: &[u8]) -> Option<Tag> {
     postcard::from_bytes(bytes).ok()
 }
 
+/// Replies of a session: call, commit, short form.
+pub type SessionReplies = Vec<(u64, Version, Brief)>;
+
 /// The replies of all sessions, as the row that is written before tags are let go.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct KeptReplies {
     /// The commit of the row: every call before it is in the state.
     pub marked: Version,
     /// The replies, by session.
-    pub replies: Vec<(SessionId, Vec<(u64, Version, Brief)>)>,
+    pub replies: Vec<(SessionId, SessionReplies)>,
 }
 
 #[cfg(test)]
