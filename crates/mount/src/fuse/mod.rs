@@ -7,17 +7,16 @@ mod convert;
 mod pending;
 
 use crate::data::Seek;
-use crate::vfs::{
-    Access, Callers, Change, INSTANT_XATTR, Listing, NewFile, Opened, Shown, Vfs, Write,
-};
+use crate::vfs::{Access, Callers, Change, INSTANT_XATTR, Listing, NewFile, Opened, Shown, Vfs, Write};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode, StatFs};
 use chronofs_core::{Caller, Errno, Ino, Name, SetAttr};
 use convert::Numbers;
 use fuser::{
-    AccessFlags, BsdFileFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use pending::{Fail, serve};
 use std::ffi::OsStr;
@@ -71,12 +70,22 @@ impl Face {
         self.runtime.spawn(serve(request.pid(), reply, operation, answer, drop));
     }
 
-    fn entry(&self, request: &Request, reply: ReplyEntry, operation: impl Future<Output = Result<Shown, Errno>> + Send + 'static) {
+    fn entry(
+        &self,
+        request: &Request,
+        reply: ReplyEntry,
+        operation: impl Future<Output = Result<Shown, Errno>> + Send + 'static,
+    ) {
         let numbers = self.numbers;
         self.later(request, reply, operation, move |reply, shown| reply_entry(numbers, reply, &shown));
     }
 
-    fn done(&self, request: &Request, reply: ReplyEmpty, operation: impl Future<Output = Result<(), Errno>> + Send + 'static) {
+    fn done(
+        &self,
+        request: &Request,
+        reply: ReplyEmpty,
+        operation: impl Future<Output = Result<(), Errno>> + Send + 'static,
+    ) {
         self.later(request, reply, operation, |reply, ()| reply.ok());
     }
 
@@ -208,9 +217,12 @@ impl Filesystem for Face {
             Some(shown) => reply_attr(numbers, reply, &shown),
             None => {
                 let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
-                self.later(request, reply, async move { vfs.getattr(caller, ino).await }, move |reply, shown| {
-                    reply_attr(numbers, reply, &shown)
-                });
+                self.later(
+                    request,
+                    reply,
+                    async move { vfs.getattr(caller, ino).await },
+                    move |reply, shown| reply_attr(numbers, reply, &shown),
+                );
             }
         }
     }
@@ -272,15 +284,26 @@ impl Filesystem for Face {
     ) {
         match convert::new_node(mode, rdev) {
             Ok(node) => {
-                let new =
-                    NewFile { node, mode: convert::permission_bits(mode), umask: convert::permission_bits(umask) };
+                let new = NewFile {
+                    node,
+                    mode: convert::permission_bits(mode),
+                    umask: convert::permission_bits(umask),
+                };
                 self.make(request, parent, name, new, reply);
             }
             Err(errno) => reply.fail(errno),
         }
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
         let new = NewFile {
             node: NewNode::Dir,
             mode: convert::permission_bits(mode),
@@ -321,7 +344,11 @@ impl Filesystem for Face {
         let (from, to) = (self.numbers.live(parent), self.numbers.live(new_parent));
         let (name, new_name) = (entry_name(name), entry_name(new_name));
         let mode: Result<RenameMode, Errno> = convert::rename_mode(flags);
-        self.done(request, reply, async move { vfs.rename(caller, (from, name?), (to, new_name?), mode?).await });
+        self.done(
+            request,
+            reply,
+            async move { vfs.rename(caller, (from, name?), (to, new_name?), mode?).await },
+        );
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -398,9 +425,12 @@ impl Filesystem for Face {
             Some(Err(errno)) => reply.fail(errno),
             None => {
                 let vfs = Arc::clone(&self.vfs);
-                self.later(request, reply, async move { vfs.read(handle.0, offset, size).await }, |reply, bytes| {
-                    reply.data(&bytes)
-                });
+                self.later(
+                    request,
+                    reply,
+                    async move { vfs.read(handle.0, offset, size).await },
+                    |reply, bytes| reply.data(&bytes),
+                );
             }
         }
     }
@@ -442,7 +472,14 @@ impl Filesystem for Face {
         }
     }
 
-    fn flush(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         let vfs = Arc::clone(&self.vfs);
         self.done(request, reply, async move { vfs.flush(handle.0).await });
     }
@@ -465,12 +502,26 @@ impl Filesystem for Face {
         });
     }
 
-    fn fsync(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         let vfs = Arc::clone(&self.vfs);
         self.done(request, reply, async move { vfs.fsync(handle.0).await });
     }
 
-    fn fsyncdir(&self, request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         let vfs = Arc::clone(&self.vfs);
         self.done(request, reply, async move { vfs.fsyncdir().await });
     }
@@ -496,7 +547,14 @@ impl Filesystem for Face {
         reply.ok();
     }
 
-    fn readdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
         let (vfs, caller, numbers) = (Arc::clone(&self.vfs), self.caller(request), self.numbers);
         let operation = async move { vfs.readdir(caller, handle.0, offset, false).await };
         self.later(request, reply, operation, move |mut reply, listed: Vec<Listing>| {
@@ -570,9 +628,12 @@ impl Filesystem for Face {
         }
         let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
         let name = Bytes::copy_from_slice(name.as_bytes());
-        self.later(request, reply, async move { vfs.getxattr(caller, ino, name).await }, move |reply, value| {
-            reply_xattr(reply, size, &value)
-        });
+        self.later(
+            request,
+            reply,
+            async move { vfs.getxattr(caller, ino, name).await },
+            move |reply, value| reply_xattr(reply, size, &value),
+        );
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -619,6 +680,37 @@ impl Filesystem for Face {
             }),
             _ => reply.fail(Errno::EOPNOTSUPP),
         }
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel copies by itself from then on.
+        reply.fail(Errno::ENOSYS);
     }
 
     fn lseek(
