@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, fallocate, renameat_with
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -21,6 +21,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[test]
 fn server_process() {
     common::serve_if_asked();
+}
+
+#[test]
+fn mount_process() {
+    common::mount_if_asked();
 }
 
 fn errno(result: std::io::Result<impl Sized>) -> Option<i32> {
@@ -81,7 +86,8 @@ fn rename_flags_and_special_files_work() {
         rustix::fs::mknodat(cwd, mount.path("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert!(fs::metadata(mount.path("fifo")).unwrap().file_type().is_fifo());
         let device = rustix::fs::makedev(1, 3);
-        rustix::fs::mknodat(cwd, mount.path("null"), rustix::fs::FileType::CharacterDevice, mode, device).unwrap();
+        rustix::fs::mknodat(cwd, mount.path("null"), rustix::fs::FileType::CharacterDevice, mode, device)
+            .unwrap();
         assert_eq!(fs::metadata(mount.path("null")).unwrap().rdev(), device);
         File::options().write(true).open(mount.path("null")).unwrap().write_all(b"gone").unwrap();
         mount.unmount();
@@ -226,11 +232,13 @@ fn holes_are_holes_and_ranges_can_be_punched_and_zeroed() {
         fallocate(&reader, FallocateFlags::ZERO_RANGE, 5000, 100).unwrap();
         let mut read = vec![1; 10_000];
         reader.read_exact_at(&mut read, 0).unwrap();
-        let zeros: Vec<usize> = read.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at).collect();
+        let zeros: Vec<usize> =
+            read.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at).collect();
         let expected: Vec<usize> = (1000..3000).chain(5000..5100).collect();
         assert!(read.iter().all(|&byte| byte == 7 || byte == 0) && zeros == expected);
         fallocate(&reader, FallocateFlags::empty(), 0, 200 << 20).unwrap();
         assert_eq!(reader.metadata().unwrap().len(), 200 << 20);
+        drop((file, reader));
         mount.unmount();
     });
 }
@@ -253,7 +261,9 @@ fn programs_run_from_a_mount_and_map_their_files() {
                 assert!(status.success());
                 assert_eq!(fs::read_to_string(mount.path("mapped")).unwrap(), "01234MMAP!abcdef");
             }
-            Err(error) => eprintln!("not tested: writing through a mapping needs python3 ({error}); fsx covers it"),
+            Err(error) => {
+                eprintln!("not tested: writing through a mapping needs python3 ({error}); fsx covers it")
+            }
         }
         mount.unmount();
     });
@@ -270,7 +280,10 @@ fn a_directory_of_5000_entries_is_listed_whole_while_it_changes() {
             File::create_new(dir.join(format!("entry {n}"))).unwrap();
         }
         let names = |dir: &std::path::Path| -> BTreeSet<String> {
-            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+            fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect()
         };
         assert_eq!(names(&dir).len(), 5000);
         // Whoever removes while reading (rm -r) must see every other name exactly once.
@@ -301,7 +314,8 @@ fn two_mounts_see_what_the_other_closed_at_the_next_open() {
         let other = rig.mount();
         assert_eq!(fs::read_to_string(other.path("before")).unwrap(), "made alone");
         for round in 0..30 {
-            let (writer, reader): (&Mount, &Mount) = if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
+            let (writer, reader): (&Mount, &Mount) =
+                if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
             let content = noise(1000 + round * 7000, round as u64);
             fs::write(writer.path("ball"), &content).unwrap();
             assert!(fs::read(reader.path("ball")).unwrap() == content, "round {round}");
@@ -317,7 +331,10 @@ fn two_mounts_see_what_the_other_closed_at_the_next_open() {
             writeln!(log, "{round}").unwrap();
         }
         let log = fs::read_to_string(one.path("log")).unwrap();
-        assert_eq!(log.lines().map(|line| line.parse::<u32>().unwrap()).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+        assert_eq!(
+            log.lines().map(|line| line.parse::<u32>().unwrap()).collect::<Vec<_>>(),
+            (0..20).collect::<Vec<_>>()
+        );
         other.unmount();
         one.unmount();
     });
@@ -338,7 +355,13 @@ fn an_open_file_lives_on_without_a_name_even_on_another_mount() {
         assert_eq!(text, "still here");
         drop(held);
 
-        let mut own = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(one.path("own")).unwrap();
+        let mut own = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(one.path("own"))
+            .unwrap();
         own.write_all(b"first").unwrap();
         fs::remove_file(one.path("own")).unwrap();
         own.write_all(b" second").unwrap();
@@ -416,13 +439,20 @@ fn operations_wait_for_a_server_that_is_away_and_a_signal_ends_the_wait() {
         rig.kill_server();
         // Not even the lease holds for ever: wait until nothing may be answered from a cache.
         std::thread::sleep(Duration::from_secs(2));
-        let status = chronofs_mount::list().unwrap().into_iter().find(|listed| listed.dir == mount.dir).unwrap();
+        let status =
+            chronofs_mount::list().unwrap().into_iter().find(|listed| listed.dir == mount.dir).unwrap();
         assert_eq!(status.state, chronofs_mount::State::Waiting);
-        let mut ls = Command::new("ls").arg(mount.path("no such name")).process_group(0).stderr(Stdio::null()).spawn().unwrap();
+        let mut ls = Command::new("ls")
+            .arg(mount.path("no such name"))
+            .process_group(0)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(700));
         assert!(ls.try_wait().unwrap().is_none(), "it waits, and finds no empty directory");
         let start = Instant::now();
-        rustix::process::kill_process(rustix::process::Pid::from_child(&ls), rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&ls), rustix::process::Signal::TERM)
+            .unwrap();
         ls.wait().unwrap();
         assert!(start.elapsed() < Duration::from_secs(3), "a signal ends the wait");
 
@@ -449,7 +479,12 @@ fn the_past_is_mounted_as_it_was_and_cannot_be_written() {
         fs::write(mount.path("small"), "one").unwrap();
         let early = mount.instant();
         fs::write(mount.path("small"), "two").unwrap();
-        File::options().write(true).open(mount.path("dir/big")).unwrap().write_all_at(b"changed", 5 << 20).unwrap();
+        File::options()
+            .write(true)
+            .open(mount.path("dir/big"))
+            .unwrap()
+            .write_all_at(b"changed", 5 << 20)
+            .unwrap();
         fs::rename(mount.path("small"), mount.path("renamed")).unwrap();
         let late = mount.instant();
         fs::remove_dir_all(mount.path("dir")).unwrap();
@@ -474,13 +509,17 @@ fn the_past_is_mounted_as_it_was_and_cannot_be_written() {
         let big = fs::read(later.path("dir/big")).unwrap();
         assert_eq!(&big[5 << 20..(5 << 20) + 7], b"changed");
         assert_ne!(fs::metadata(past.path("dir")).unwrap().ino(), 0);
-        assert_ne!(fs::metadata(past.path("dir")).unwrap().ino() >> 63, 0, "inodes of the past are not today's");
+        assert_ne!(
+            fs::metadata(past.path("dir")).unwrap().ino() >> 63,
+            0,
+            "inodes of the past are not today's"
+        );
         assert_eq!(fs::read_dir(&mount.dir).unwrap().count(), 0);
 
         let future = rig.try_mount(Some(common::version("2100-01-01T00:00:00Z")), false).err().unwrap();
-        assert!(future.is_refused() && future.to_string().contains("latest"), "{future}");
+        assert!(future.starts_with("refused") && future.contains("choose one from"), "{future}");
         let ancient = rig.try_mount(Some(common::version("2001-01-01T00:00:00Z")), false).err().unwrap();
-        assert!(ancient.is_refused() && ancient.to_string().contains("earliest"), "{ancient}");
+        assert!(ancient.starts_with("refused") && ancient.contains("choose one from"), "{ancient}");
         later.unmount();
         past.unmount();
         mount.unmount();
@@ -507,9 +546,15 @@ fn a_read_only_mount_refuses_to_write() {
 fn unmounting_stores_what_was_written_and_stop_finds_no_mount_afterwards() {
     within(LIMIT, || {
         let mut rig = Rig::new();
-        let mount = rig.mount();
+        let mut mount = rig.mount();
         let content = noise(3 << 20, 5);
-        let mut file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(true).open(mount.path("f")).unwrap();
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .mode(0o600)
+            .truncate(true)
+            .open(mount.path("f"))
+            .unwrap();
         file.write_all(&content).unwrap();
         let dir = mount.dir.clone();
         assert!(chronofs_mount::stop(&dir, |_| {}).unwrap_err().to_string().contains("in use"));
@@ -517,10 +562,10 @@ fn unmounting_stores_what_was_written_and_stop_finds_no_mount_afterwards() {
         wait_until("the kernel let go of the file", || chronofs_mount::stop(&dir, |_| {}).is_ok());
         assert!(chronofs_mount::stop(&dir, |_| {}).unwrap_err().to_string().contains("not a chronofs mount"));
         assert!(matches!(chronofs_mount::instant(&dir), Err(chronofs_mount::MountError::NotMounted(_))));
-        mount.unmount();
+        mount.ended_well();
         let again = rig.mount();
         assert!(fs::read(again.path("f")).unwrap() == content);
         assert_eq!(fs::metadata(again.path("f")).unwrap().mode() & 0o777, 0o600);
-        again.unmount();
+        again.terminate();
     });
 }

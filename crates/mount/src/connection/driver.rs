@@ -51,7 +51,9 @@ pub(super) async fn run(connection: Arc<Connection>, first: Link, events: Unboun
                 }
                 connection.state().down();
                 let address = connection.target().address.clone();
-                tracing::warn!("lost the metadata server at {address}: {reason}; operations wait until it is back");
+                tracing::warn!(
+                    "lost the metadata server at {address}: {reason}; operations wait until it is back"
+                );
             }
         }
         match reconnect(&connection, &events).await {
@@ -264,7 +266,9 @@ impl Attempt {
 
     fn refused(&mut self, connection: &Connection, refusal: Refusal) -> Duration {
         let errno = match refusal.reason {
-            RefusalReason::NotNow { retry_ms } => return Duration::from_millis(u64::from(retry_ms.clamp(10, 5000))),
+            RefusalReason::NotNow { retry_ms } => {
+                return Duration::from_millis(u64::from(retry_ms.clamp(10, 5000)));
+            }
             RefusalReason::SessionOver if self.resume.is_some() => {
                 tracing::error!("the session is over ({}); opening a new one", refusal.message);
                 self.resume = None;

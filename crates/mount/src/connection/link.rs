@@ -2,6 +2,7 @@
 
 use super::Wanted;
 use super::target::Target;
+use bytes::{Bytes, BytesMut};
 use chronofs_core::{SessionId, Version};
 use chronofs_wire::frame::{self, FrameReader};
 use chronofs_wire::http::ClientError;
@@ -9,7 +10,6 @@ use chronofs_wire::message::{
     Hello, HelloAnswer, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, Welcome,
 };
 use chronofs_wire::tls;
-use bytes::{Bytes, BytesMut};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
@@ -102,8 +102,7 @@ pub(crate) async fn open_first(wanted: &Wanted) -> Result<Link, OpenError> {
 
 /// Connects to `target` and says hello.
 pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening) -> Result<Link, OpenError> {
-    let unreachable =
-        |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
+    let unreachable = |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
     let stream = match tokio::time::timeout(CONNECT_TIMEOUT, secure(target)).await {
         Ok(secured) => secured?,
         Err(_) => return Err(unreachable("no answer in time".to_owned())),
@@ -135,8 +134,7 @@ pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening)
 }
 
 async fn secure(target: &Target) -> Result<TlsStream<TcpStream>, OpenError> {
-    let unreachable =
-        |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
+    let unreachable = |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
     let tcp = TcpStream::connect(&target.address).await.map_err(|e| unreachable(e.to_string()))?;
     tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
     let config = tls::client_config(target.pin).map_err(|e| unreachable(e.to_string()))?;

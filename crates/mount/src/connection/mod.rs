@@ -88,7 +88,9 @@ struct Lease {
 
 impl Connection {
     /// Opens a session and keeps it. Events come for as long as the connection lives.
-    pub async fn open(wanted: Wanted) -> Result<(Arc<Self>, Welcome, mpsc::UnboundedReceiver<Event>), OpenError> {
+    pub async fn open(
+        wanted: Wanted,
+    ) -> Result<(Arc<Self>, Welcome, mpsc::UnboundedReceiver<Event>), OpenError> {
         let first = link::open_first(&wanted).await?;
         let welcome = (*first.welcome).clone();
         let (closing, _) = watch::channel(false);

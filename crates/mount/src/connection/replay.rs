@@ -3,8 +3,8 @@
 //! After a power cut the server may have lost the end of what it applied. Every client keeps what it was answered,
 //! in version order, until the server says that it is durable, and sends it again when asked.
 
-use chronofs_core::ops::{Replayed, Request};
 use chronofs_core::Version;
+use chronofs_core::ops::{Replayed, Request};
 use std::collections::BTreeMap;
 
 /// Answered mutations by version.

@@ -161,7 +161,13 @@ impl State {
     }
 
     /// The answer to call `id` came.
-    pub(crate) fn returned(&mut self, id: u64, version: Version, durable: Version, result: Result<Reply, Errno>) {
+    pub(crate) fn returned(
+        &mut self,
+        id: u64,
+        version: Version,
+        durable: Version,
+        result: Result<Reply, Errno>,
+    ) {
         self.seen = self.seen.max(version);
         let Some(call) = self.calls.remove(&id) else { return };
         if let Ok(reply) = &result {
@@ -234,8 +240,12 @@ impl State {
         self.phase = Phase::Up;
         self.out.clear();
         self.replay.durable(welcome.durable);
-        let failed: Vec<u64> =
-            self.calls.iter().filter(|(_, call)| call.sent && call.request.mutates()).map(|(id, _)| *id).collect();
+        let failed: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.sent && call.request.mutates())
+            .map(|(id, _)| *id)
+            .collect();
         for call in failed.iter().filter_map(|id| self.calls.remove(id)) {
             let _ = call.waiter.send(Err(Errno::EIO));
         }

@@ -30,8 +30,18 @@ macro_rules! fail {
 }
 
 fail!(
-    ReplyEmpty, ReplyData, ReplyEntry, ReplyAttr, ReplyOpen, ReplyWrite, ReplyStatfs, ReplyCreate, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyXattr, ReplyLseek,
+    ReplyEmpty,
+    ReplyData,
+    ReplyEntry,
+    ReplyAttr,
+    ReplyOpen,
+    ReplyWrite,
+    ReplyStatfs,
+    ReplyCreate,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyXattr,
+    ReplyLseek,
 );
 
 /// Runs `operation` for the thread `tid` and hands its result to `answer`; to `abandon` when nobody waits for it.

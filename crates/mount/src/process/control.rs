@@ -3,7 +3,7 @@
 use super::error::MountError;
 use super::mountinfo::{self, MountLine};
 use super::start::absolute;
-use crate::vfs::{INSTANT_XATTR, STATUS_XATTR, Status};
+use crate::vfs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED, Status};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::getxattr;
 use rustix::mount::{UnmountFlags, unmount};
@@ -100,9 +100,10 @@ fn ask_status(dir: &Path) -> io::Result<Status> {
     let (answer, answered) = mpsc::channel();
     let dir = dir.to_owned();
     std::thread::Builder::new().name("status".into()).spawn(move || {
-        let _ = answer.send(read_xattr(&dir, STATUS_XATTR));
+        let _ = answer.send(read_xattr(&dir, STATUS_XATTR_UNCHECKED));
     })?;
-    let value = answered.recv_timeout(STATUS_PATIENCE).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let value =
+        answered.recv_timeout(STATUS_PATIENCE).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     serde_json::from_slice(&value).map_err(io::Error::other)
 }
 
@@ -175,7 +176,8 @@ fn wait_for_end(process: &OwnedFd, notice: impl FnOnce(&str)) -> Result<(), Moun
             }
         }
     };
-    let ended = wait(Some(Duration::from_secs(2))).map_err(MountError::system("wait for the mount's process"))?;
+    let ended =
+        wait(Some(Duration::from_secs(2))).map_err(MountError::system("wait for the mount's process"))?;
     if ended == 0 {
         notice("unmounted; waiting until the servers have stored what was written");
         wait(None).map_err(MountError::system("wait for the mount's process"))?;

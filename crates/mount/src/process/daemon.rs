@@ -25,8 +25,12 @@ pub(super) fn is_child() -> bool {
 /// Logs go to standard error unless the program has set up its own.
 pub(super) fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CHRONOFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=error"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
 }
 
 /// Starts the child and waits until the mount is there or the child says why not.
@@ -66,7 +70,8 @@ pub(super) fn start_child(volume: &str, dir: &Path) -> Result<(), MountError> {
 }
 
 fn log_path(volume: &str, dir: &Path) -> PathBuf {
-    let folder = std::env::var_os(LOG_FOLDER_VARIABLE).map_or_else(|| PathBuf::from(LOG_FOLDER), PathBuf::from);
+    let folder =
+        std::env::var_os(LOG_FOLDER_VARIABLE).map_or_else(|| PathBuf::from(LOG_FOLDER), PathBuf::from);
     let place = dir.to_string_lossy();
     folder.join(format!("mount-{}-{}.log", plain(volume), plain(place.trim_matches('/'))))
 }

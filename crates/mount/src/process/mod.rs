@@ -3,8 +3,8 @@
 mod control;
 mod daemon;
 mod error;
-mod mountinfo;
 mod mounted;
+mod mountinfo;
 pub(crate) mod procstatus;
 mod start;
 

@@ -62,8 +62,8 @@ impl Mounted {
             read_only: spec.read_only || spec.at.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
-        let (connection, welcome, events) =
-            opened.map_err(|source| MountError::Open { volume: spec.volume.clone(), source: Box::new(source) })?;
+        let (connection, welcome, events) = opened
+            .map_err(|source| MountError::Open { volume: spec.volume.clone(), source: Box::new(source) })?;
         let labels = Labels { volume: welcome.volume.name.clone(), dir: spec.dir.clone() };
         let vfs = {
             let _within = runtime.enter();
@@ -116,10 +116,8 @@ impl Mounted {
                 }
             }
         });
-        if !detached {
-            if let Ok(Err(error)) = joiner.join() {
-                tracing::error!("serving {}: {error}", dir.display());
-            }
+        if !detached && let Ok(Err(error)) = joiner.join() {
+            tracing::error!("serving {}: {error}", dir.display());
         }
         finish(&runtime, &vfs, &volume)
     }
@@ -145,7 +143,9 @@ impl Unmounter {
             Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(true),
             Err(_) => {
                 let action = format!("unmount {}", self.dir.display());
-                unmount(&self.dir, UnmountFlags::DETACH).map_err(io::Error::from).map_err(MountError::system(action))?;
+                unmount(&self.dir, UnmountFlags::DETACH)
+                    .map_err(io::Error::from)
+                    .map_err(MountError::system(action))?;
                 Ok(false)
             }
         }
@@ -177,7 +177,12 @@ async fn asked_to_stop() {
 }
 
 /// Mounts and begins to answer the kernel.
-fn attach(vfs: &Arc<Vfs>, runtime: &Runtime, dir: &Path, volume: &str) -> Result<BackgroundSession, MountError> {
+fn attach(
+    vfs: &Arc<Vfs>,
+    runtime: &Runtime,
+    dir: &Path,
+    volume: &str,
+) -> Result<BackgroundSession, MountError> {
     let (invalid, wrong_pages) = mpsc::channel();
     let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), invalid);
     let mut config = Config::default();
@@ -198,7 +203,9 @@ fn attach(vfs: &Arc<Vfs>, runtime: &Runtime, dir: &Path, volume: &str) -> Result
     let mounted = Session::new(face, dir, &config).and_then(|session| {
         let notifier = session.notifier();
         let background = session.spawn()?;
-        std::thread::Builder::new().name("chronofs-inval".into()).spawn(move || drop_pages(&notifier, &wrong_pages))?;
+        std::thread::Builder::new()
+            .name("chronofs-inval".into())
+            .spawn(move || drop_pages(&notifier, &wrong_pages))?;
         Ok(background)
     });
     mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })

@@ -81,19 +81,20 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
 /// The absolute path of a directory that can be mounted on. A dead mount on it is taken away.
 fn usable_dir(dir: &Path) -> Result<PathBuf, MountError> {
     let refuse = |reason: String| MountError::Dir { dir: dir.to_owned(), reason };
-    let absolute = absolute(dir).map_err(|error| refuse(format!("{error}; create it or name another one")))?;
+    let absolute =
+        absolute(dir).map_err(|error| refuse(format!("{error}; create it or name another one")))?;
     let mut found = fs::metadata(&absolute);
-    if let Err(error) = &found {
-        if error.raw_os_error() == Some(libc::ENOTCONN) {
-            tracing::warn!("taking away the dead mount on {}", absolute.display());
-            unmount(&absolute, UnmountFlags::DETACH).map_err(|e| refuse(format!("a dead mount is in the way: {e}")))?;
-            found = fs::metadata(&absolute);
-        }
+    if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
+        tracing::warn!("taking away the dead mount on {}", absolute.display());
+        unmount(&absolute, UnmountFlags::DETACH)
+            .map_err(|error| refuse(format!("a dead mount is in the way: {error}")))?;
+        found = fs::metadata(&absolute);
     }
     match found {
         Ok(found) if !found.is_dir() => Err(refuse("it is not a directory".to_owned())),
         Ok(_) => {
-            let mounts = mountinfo::chronofs_mount_at(&absolute).map_err(MountError::system("read the mounts"))?;
+            let mounts =
+                mountinfo::chronofs_mount_at(&absolute).map_err(MountError::system("read the mounts"))?;
             match mounts {
                 Some(mount) => Err(refuse(format!(
                     "the volume '{}' is mounted there; stop it first (`chronofs mount stop {}`) or name another \

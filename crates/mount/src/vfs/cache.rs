@@ -84,7 +84,8 @@ impl Cache {
 
     /// Whether what was read of `ino` at `version` has not been changed by this mount since.
     pub(crate) fn is_current(&self, ino: Ino, version: Version) -> bool {
-        version.0 >= self.floor_of(ino).load(Ordering::SeqCst) && version.0 >= self.floor.load(Ordering::SeqCst)
+        version.0 >= self.floor_of(ino).load(Ordering::SeqCst)
+            && version.0 >= self.floor.load(Ordering::SeqCst)
     }
 
     /// This mount changed `ino` at `version`: what was kept of its attributes is gone.

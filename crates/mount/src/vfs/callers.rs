@@ -35,10 +35,11 @@ impl Callers {
     fn groups(&self, uid: u32, gid: u32, tid: u32) -> Vec<u32> {
         let now = Instant::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.get(&tid) {
-            if found.uid == uid && found.gid == gid && now.duration_since(found.since) < BELIEVED {
-                return found.groups.clone();
-            }
+        if let Some(found) = known.get(&tid)
+            && (found.uid, found.gid) == (uid, gid)
+            && now.duration_since(found.since) < BELIEVED
+        {
+            return found.groups.clone();
         }
         let groups = procstatus::groups_of(tid).unwrap_or_default();
         if known.len() >= KEPT_MAX {
@@ -59,6 +60,10 @@ mod tests {
         assert_eq!(callers.caller(0, 0, std::process::id()), Caller::ROOT);
         let mine = procstatus::groups_of(std::process::id()).unwrap();
         assert_eq!(callers.caller(1000, 1000, std::process::id()).groups, mine);
-        assert_eq!(callers.caller(1000, 1000, u32::MAX - 1).groups, Vec::<u32>::new(), "a thread that is gone");
+        assert_eq!(
+            callers.caller(1000, 1000, u32::MAX - 1).groups,
+            Vec::<u32>::new(),
+            "a thread that is gone"
+        );
     }
 }

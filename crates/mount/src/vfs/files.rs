@@ -166,7 +166,8 @@ impl Vfs {
         let opened = self.hold(&attr, slices, access);
         if truncate && attr.size > 0 {
             // Somebody else made the file a moment ago; the kernel takes it for new and does not truncate it.
-            let set = SetAttr { size: Some(0), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
+            let set =
+                SetAttr { size: Some(0), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
             let shown = self.setattr(caller, super::Change { ino: attr.ino, set }).await?;
             return Ok((shown, opened));
         }
@@ -265,7 +266,8 @@ impl Vfs {
         if shown.attr.is_some_and(|attr| attr.size >= end) {
             return Ok(());
         }
-        let set = SetAttr { size: Some(end), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
+        let set =
+            SetAttr { size: Some(end), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
         self.setattr(caller, super::Change { ino: open.ino, set }).await.map(drop)
     }
 

@@ -20,7 +20,7 @@ pub(crate) use directories::Listing;
 pub(crate) use files::{Access, Opened, Write};
 pub(crate) use namespace::NewFile;
 pub use xattrs::Status;
-pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR};
+pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED};
 
 use crate::connection::{Connection, Event};
 use crate::data::{Config, Data};

@@ -63,7 +63,13 @@ impl Vfs {
     }
 
     /// Makes anything but an open file.
-    pub(crate) async fn make(&self, caller: Caller, parent: Ino, name: Name, new: NewFile) -> Result<Shown, Errno> {
+    pub(crate) async fn make(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: Name,
+        new: NewFile,
+    ) -> Result<Shown, Errno> {
         self.writable()?;
         let NewFile { node, mode, umask } = new;
         let request =
@@ -74,7 +80,13 @@ impl Vfs {
     }
 
     /// A further hard link.
-    pub(crate) async fn link(&self, caller: Caller, ino: Ino, parent: Ino, name: Name) -> Result<Shown, Errno> {
+    pub(crate) async fn link(
+        &self,
+        caller: Caller,
+        ino: Ino,
+        parent: Ino,
+        name: Name,
+    ) -> Result<Shown, Errno> {
         self.writable()?;
         let request = Request::Link { ino, parent, name: name.clone() };
         let (version, attr) = reply::attr(self.connection.call(caller, request).await?)?;
@@ -87,7 +99,8 @@ impl Vfs {
     /// Removes a name that is no directory.
     pub(crate) async fn unlink(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) = self.connection.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
+        let (version, _) =
+            self.connection.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }
@@ -95,7 +108,8 @@ impl Vfs {
     /// Removes an empty directory.
     pub(crate) async fn rmdir(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) = self.connection.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
+        let (version, _) =
+            self.connection.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }
@@ -146,10 +160,8 @@ impl Vfs {
         let before = self.cache.changed_entry(parent, name, version);
         match before {
             Some(CachedEntry::Names(ino)) => {
-                let last_link = self
-                    .cache
-                    .attr(ino)
-                    .is_some_and(|attr| attr.nlink <= 1 && attr.kind == FileKind::File);
+                let last_link =
+                    self.cache.attr(ino).is_some_and(|attr| attr.nlink <= 1 && attr.kind == FileKind::File);
                 self.cache.changed(ino, version);
                 if last_link && self.connection.exclusive() {
                     self.files.unlinked(ino);

@@ -17,7 +17,9 @@ pub(crate) fn attr((version, reply): (Version, Reply)) -> Result<(Version, Attr)
     }
 }
 
-pub(crate) fn opened((version, reply): (Version, Reply)) -> Result<(Version, Attr, Option<Vec<PlacedSlice>>), Errno> {
+pub(crate) fn opened(
+    (version, reply): (Version, Reply),
+) -> Result<(Version, Attr, Option<Vec<PlacedSlice>>), Errno> {
     match reply {
         Reply::Opened { attr, slices } => Ok((version, attr, slices)),
         other => Err(unexpected(&other)),

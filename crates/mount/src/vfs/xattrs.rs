@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 /// Flushes the mount and gives the committed version. Not listed.
 pub(crate) const INSTANT_XATTR: &str = "chronofs.instant";
 /// How the mount is, in JSON, without asking the server. Not listed.
-pub(crate) const STATUS_XATTR: &str = "chronofs.status";
+const STATUS_XATTR: &str = "chronofs.status";
+/// The same. The kernel lets it through without asking for the attributes of the file, which would wait for a server
+/// that is away.
+pub(crate) const STATUS_XATTR_UNCHECKED: &str = "system.chronofs.status";
 
 /// What [`STATUS_XATTR`] says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub struct Status {
 impl Vfs {
     /// The value of `name`, if the mount itself knows it.
     pub(crate) fn try_getxattr(&self, name: &[u8]) -> Option<Result<Bytes, Errno>> {
-        if name != STATUS_XATTR.as_bytes() {
+        if name != STATUS_XATTR.as_bytes() && name != STATUS_XATTR_UNCHECKED.as_bytes() {
             return None;
         }
         Some(serde_json::to_vec(&self.status()).map(Bytes::from).map_err(|_| Errno::EIO))
@@ -61,7 +64,9 @@ impl Vfs {
     /// The names of the attributes of `ino`, each ended by a NUL as listxattr(2) gives them.
     pub(crate) async fn listxattr(&self, caller: Caller, ino: Ino) -> Result<Vec<u8>, Errno> {
         match self.connection.call(caller, Request::ListXattr { ino }).await? {
-            (_, Reply::Names(names)) => Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect()),
+            (_, Reply::Names(names)) => {
+                Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect())
+            }
             (_, other) => Err(reply::unexpected(&other)),
         }
     }
@@ -110,5 +115,9 @@ impl Vfs {
 }
 
 fn refuse_virtual(name: &Bytes) -> Result<(), Errno> {
-    if name.starts_with(b"chronofs.") { Err(Errno::EPERM) } else { Ok(()) }
+    if name.starts_with(b"chronofs.") || name.starts_with(b"system.chronofs.") {
+        Err(Errno::EPERM)
+    } else {
+        Ok(())
+    }
 }

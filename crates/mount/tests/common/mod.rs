@@ -1,4 +1,5 @@
-//! A metadata server in a process of its own, which can be killed, and mounts in this one.
+//! A metadata server and mounts, each in a process of its own: both can be killed, and a test that fails with a file
+//! open cannot wait for itself.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use chronofs_core::Retention;
@@ -8,7 +9,7 @@ use chronofs_meta::executor::Input;
 use chronofs_meta::machine::Event;
 use chronofs_meta::{Server, StartConfig};
 use chronofs_mount::connection::{Credentials, Source, Target};
-use chronofs_mount::{MountError, MountSpec, Mounted};
+use chronofs_mount::{MountSpec, Mounted};
 use chronofs_wire::admin::{AssignedStore, AssignedToken, AssignedVolume, Assignment, StoreKind};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::tls::ServerIdentity;
@@ -20,7 +21,10 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const SERVER_VARIABLE: &str = "CHRONOFS_TEST_SERVER";
+/// Folder, directory, instant in nanoseconds (0: the present), 1 for read-only; with line ends in between.
+const MOUNT_VARIABLE: &str = "CHRONOFS_TEST_MOUNT";
 const VOLUME: Uuid = Uuid::from_u128(0x11);
+const STORE: Uuid = Uuid::from_u128(0x22);
 const TOKEN: Uuid = Uuid::from_u128(0x01);
 const SECRET: [u8; 32] = [9; 32];
 
@@ -64,7 +68,7 @@ fn assignment(blocks: &Path) -> Assignment {
         hash_key: [7; 16],
     };
     let kind = StoreKind::Local { path: blocks.to_str().unwrap().to_owned() };
-    let store = AssignedStore { id: Uuid::from_u128(0x22), kind };
+    let store = AssignedStore { id: STORE, kind };
     let token = AssignedToken {
         id: TOKEN,
         secret_sha256: Sha256::of(&SECRET).to_string(),
@@ -74,7 +78,50 @@ fn assignment(blocks: &Path) -> Assignment {
         past: true,
         ends_ns: None,
     };
-    Assignment { revision: 1, volumes: vec![AssignedVolume { spec, deleted: false, store }], tokens: vec![token] }
+    Assignment {
+        revision: 1,
+        volumes: vec![AssignedVolume { spec, deleted: false, store }],
+        tokens: vec![token],
+    }
+}
+
+/// The body of the test that is a mount when another test starts this executable again.
+pub fn mount_if_asked() {
+    let Ok(what) = std::env::var(MOUNT_VARIABLE) else { return };
+    let [folder, dir, at, read_only] = what.split('\n').collect::<Vec<_>>()[..] else { panic!("{what}") };
+    let at: u64 = at.parse().unwrap();
+    let spec = MountSpec {
+        source: Source::Fixed(target(Path::new(folder))),
+        credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
+        dir: dir.into(),
+        at: (at > 0).then_some(Version(at)),
+        read_only: read_only == "1",
+        volume: "docs".to_owned(),
+    };
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
+    let said = PathBuf::from(format!("{dir}.said"));
+    let say = |word: String| {
+        fs::write(said.with_extension("new"), word).unwrap();
+        fs::rename(said.with_extension("new"), &said).unwrap();
+    };
+    match Mounted::mount(spec) {
+        Ok(mounted) => {
+            say("ready".to_owned());
+            mounted.wait_or_signal().unwrap();
+            // The harness would find a test that ended well.
+            std::process::exit(0);
+        }
+        Err(error) => {
+            let refused = if error.is_refused() { "refused " } else { "" };
+            say(format!("{refused}{error}"));
+        }
+    }
+}
+
+fn target(folder: &Path) -> Target {
+    let address = fs::read_to_string(folder.join("address")).unwrap();
+    let pin = ServerIdentity::load_existing(&folder.join("meta")).unwrap().pin();
+    Target { volume: VOLUME, address, pin, epoch: 0 }
 }
 
 /// A server with an empty volume.
@@ -87,6 +134,7 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Rig {
         let folder = tempfile::tempdir().unwrap();
+        chronofs_blocks::BlockStore::create(&folder.path().join("blocks"), STORE).unwrap();
         let mut rig = Rig { folder, server: None, mounts: 0 };
         rig.start_server();
         rig
@@ -115,26 +163,29 @@ impl Rig {
         child.wait().unwrap();
     }
 
-    fn target(&self) -> Target {
-        let address = fs::read_to_string(self.folder.path().join("address")).unwrap();
-        let pin = ServerIdentity::load_existing(&self.folder.path().join("meta")).unwrap().pin();
-        Target { volume: VOLUME, address, pin, epoch: 0 }
-    }
-
-    pub fn try_mount(&mut self, at: Option<Version>, read_only: bool) -> Result<Mount, MountError> {
+    /// Starts a mount, or gives the words of its refusal.
+    pub fn try_mount(&mut self, at: Option<Version>, read_only: bool) -> Result<Mount, String> {
         self.mounts += 1;
         let dir = self.folder.path().join(format!("m{}", self.mounts));
         fs::create_dir(&dir).unwrap();
-        let spec = MountSpec {
-            source: Source::Fixed(self.target()),
-            credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
-            dir: dir.clone(),
-            at,
-            read_only,
-            volume: "docs".to_owned(),
-        };
-        let mounted = Mounted::mount(spec)?;
-        Ok(Mount { dir, mounted: Some(mounted) })
+        let (folder, at) = (self.folder.path().display(), at.map_or(0, |at| at.0));
+        let what = format!("{folder}\n{}\n{at}\n{}", dir.display(), u8::from(read_only));
+        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["mount_process", "--exact", "--nocapture", "--test-threads=1"])
+            .env(MOUNT_VARIABLE, what)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let said = PathBuf::from(format!("{}.said", dir.display()));
+        wait_until("the mount is there", || said.exists() || process.try_wait().unwrap().is_some());
+        let word = fs::read_to_string(said).unwrap_or_else(|_| "the process that mounts died".to_owned());
+        if word != "ready" {
+            process.wait().unwrap();
+            return Err(word);
+        }
+        Ok(Mount { dir, process: Some(process) })
     }
 
     pub fn mount(&mut self) -> Mount {
@@ -159,10 +210,10 @@ impl Drop for Rig {
     }
 }
 
-/// A mount in this process.
+/// A mount in a process of its own.
 pub struct Mount {
     pub dir: PathBuf,
-    mounted: Option<Mounted>,
+    process: Option<Child>,
 }
 
 impl Mount {
@@ -174,17 +225,31 @@ impl Mount {
         chronofs_mount::instant(&self.dir).unwrap()
     }
 
+    /// umount(8); everything is stored when its process ends well.
     pub fn unmount(mut self) {
-        self.mounted.take().unwrap().unmount().unwrap();
+        chronofs_mount::stop(&self.dir, |_| {}).unwrap();
+        self.ended_well();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(self.process.as_ref().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.ended_well();
+    }
+
+    /// The process of a mount that was unmounted stored everything and exited with 0.
+    pub fn ended_well(&mut self) {
+        assert!(self.process.take().unwrap().wait().unwrap().success());
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // A test that failed may leave requests that nobody will ever answer: only take it out of sight.
-        if self.mounted.take().map(std::mem::forget).is_some() {
-            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-        }
+        let Some(mut process) = self.process.take() else { return };
+        let _ = process.kill();
+        let _ = process.wait();
+        let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
     }
 }
 
@@ -209,11 +274,6 @@ pub fn within(limit: Duration, test: impl FnOnce() + Send + 'static) {
     });
     match finished.recv_timeout(limit) {
         Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-            for line in mounts.lines().filter(|line| line.contains(" fuse.chronofs chronofs:docs")) {
-                let dir = line.split(' ').nth(4).unwrap_or_default();
-                let _ = Command::new("umount").args(["-l", dir]).status();
-            }
             panic!("not done after {limit:?}");
         }
         _ => {
