@@ -70,7 +70,9 @@ pub fn parse_instant(text: &str, now: &Zoned) -> Result<Version, BadInstant> {
         }
         t => t.parse::<Timestamp>().map_err(|_| bad())?,
     };
-    u64::try_from(instant.as_nanosecond()).map(Version).map_err(|_| bad())
+    // What no version can name lies before the first or after the last of them, and is refused as such.
+    let ns = instant.as_nanosecond().clamp(0, i128::from(u64::MAX));
+    Ok(Version(ns as u64))
 }
 
 fn on_day(day: civil::Date, time: &str, zone: &TimeZone) -> Option<Timestamp> {
@@ -198,6 +200,8 @@ mod tests {
         assert_eq!(shown("yesterday 17:00"), "2026-03-14T16:00:00.000000000Z");
         assert_eq!(shown("today 08:30:15"), "2026-03-15T07:30:15.000000000Z");
         assert_eq!(shown("now"), "2026-03-15T11:00:00.000000000Z");
+        assert_eq!(parse_instant("2999-01-01T00:00:00Z", &now()), Ok(Version::MAX));
+        assert_eq!(parse_instant("1969-01-01T00:00:00Z", &now()), Ok(Version::ZERO));
     }
 
     #[test]
