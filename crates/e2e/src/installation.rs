@@ -297,9 +297,14 @@ impl Drop for Mount {
 /// Whether something is mounted at `dir`, without asking what is mounted there.
 pub fn is_mount_point(dir: &Path) -> bool {
     let table = std::fs::read("/proc/self/mountinfo").expect("/proc/self/mountinfo");
-    table
-        .split(|&b| b == b'\n')
-        .any(|line| line.split(|&b| b == b' ').nth(4) == Some(dir.as_os_str().as_bytes()))
+    // The table writes a blank as \040.
+    let shown: Vec<u8> = dir
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .flat_map(|&byte| if byte == b' ' { b"\\040".to_vec() } else { vec![byte] })
+        .collect();
+    table.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(4) == Some(&shown[..]))
 }
 
 /// Takes a mount away whatever its state.

@@ -170,7 +170,7 @@ fn bad_commands_name_what_is_wrong() {
     };
     let table: Vec<(Vec<&str>, &str)> = vec![
         (vec!["frobnicate"], "frobnicate"),
-        (vec!["mount", "start"], "volume"),
+        (vec!["mount", "start"], "VOLUME"),
         (vec!["mount", "start", "v", text(&dir), "--token", &token, "--frobnicate"], "--frobnicate"),
         (vec!["mount", "start", "v", "/no/such/folder", "--token", &token], "/no/such/folder"),
         (vec!["mount", "start", "v", text(&file), "--token", &token], "a file"),
