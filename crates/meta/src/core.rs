@@ -49,6 +49,9 @@ impl Core {
                     give_out(decided);
                     let released = self.machine.take_released();
                     self.run_calls(now_ns, released, give_out)?;
+                    for asked in self.machine.take_asked() {
+                        give_out(self.decide(now_ns, |machine, group| machine.decide_asked(group, &asked))?);
+                    }
                 }
             }
         }

@@ -13,7 +13,7 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many inputs may be queued before connections have to wait.
 const QUEUE: usize = 4096;
@@ -66,6 +66,7 @@ impl Executor {
         core: Core,
         metrics: Arc<Metrics>,
         objects: impl ObjectHandler,
+        questions: watch::Sender<u64>,
     ) -> std::io::Result<Executor> {
         let (queue, inputs) = mpsc::channel(QUEUE);
         let (failure, failed) = oneshot::channel();
@@ -85,6 +86,7 @@ impl Executor {
             outboxes: HashMap::new(),
             readers,
             objects: Box::new(objects),
+            questions,
             sync: sync_state.clone(),
             full_since: None,
         };
@@ -124,6 +126,8 @@ struct Worker {
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     readers: Vec<std_mpsc::SyncSender<ReadTask>>,
     objects: Box<dyn ObjectHandler>,
+    /// The last question to the admin server.
+    questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
     full_since: Option<Instant>,
 }
@@ -249,6 +253,7 @@ impl Worker {
             Effect::Mark(version) => {
                 self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true))
             }
+            Effect::AskAdmin(question) => drop(self.questions.send_replace(question)),
             Effect::Warn(warning) => tracing::warn!("{warning}"),
         }
     }

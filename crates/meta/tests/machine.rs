@@ -23,8 +23,12 @@ struct Server {
 
 impl Server {
     fn start(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool) -> Server {
+        Server::start_with(engine, now_ns, maybe_lost, false)
+    }
+
+    fn start_with(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool, asks_admin: bool) -> Server {
         let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
-        let config = Config { boot: now_ns, ..Config::default() };
+        let config = Config { boot: now_ns, asks_admin, ..Config::default() };
         let machine =
             Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns).unwrap();
         let mut server = Server { core: Core { machine, engine }, now_ns };
@@ -208,4 +212,91 @@ fn an_acknowledgement_of_an_earlier_question_does_not_count() {
     assert!(welcome(server.durable()).is_none(), "the first question's answer admitted somebody");
     server.frame(1, ToServer::SharedAck);
     assert!(welcome(server.durable()).is_some());
+}
+
+/// A hello with a token that the server does not know, and the question that it asks because of it.
+fn with_new_token(server: &mut Server, conn: u64) -> u64 {
+    let hello = Hello { token_id: uuid::Uuid::from_u128(77), ..hello(u128::from(conn)) };
+    let effects = server.run(Event::Hello(ConnId(conn), Box::new(hello)));
+    match effects[..] {
+        [Effect::AskAdmin(question)] => question,
+        _ => panic!("{effects:?}"),
+    }
+}
+
+fn refusal(effects: &[Effect], wanted: u64) -> Option<String> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Answer(ConnId(conn), Err(refusal)) if *conn == wanted => Some(refusal.message.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_token_made_a_moment_ago_is_asked_for_before_it_is_refused() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    with_new_token(&mut server, 1);
+    assert!(refusal(&server.run(Event::Tick), 1).is_none());
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    assignment.tokens.push(common::token(77));
+    let mut effects = server.run(Event::Assignment(Box::new(assignment)));
+    effects.extend(server.durable());
+    assert!(welcome(effects).is_some());
+}
+
+#[test]
+fn a_token_that_the_admin_server_does_not_know_either_is_refused_by_an_answer_newer_than_the_hello() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let first = with_new_token(&mut server, 1);
+    let second = with_new_token(&mut server, 2);
+    let effects = server.run(Event::AdminAsked(first, None));
+    assert!(refusal(&effects, 1).unwrap().contains("unknown"));
+    assert!(refusal(&effects, 2).is_none(), "it came after the question was asked");
+    let message = refusal(&server.run(Event::AdminAsked(second, None)), 2).unwrap();
+    assert!(!message.contains("cannot be asked"), "{message}");
+}
+
+#[test]
+fn who_is_refused_because_the_admin_server_is_away_is_told_so() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let question = with_new_token(&mut server, 1);
+    let effects = server.run(Event::AdminAsked(question, Some("no route".to_owned())));
+    let message = refusal(&effects, 1).unwrap();
+    assert!(message.contains("cannot be asked") && message.contains("no route"), "{message}");
+    // It may also not answer at all.
+    with_new_token(&mut server, 2);
+    server.now_ns += 2 * SECOND;
+    assert!(refusal(&server.run(Event::Tick), 2).is_none());
+    server.now_ns += SECOND;
+    let message = refusal(&server.run(Event::Tick), 2).unwrap();
+    assert!(message.contains("cannot be asked"), "{message}");
+}
+
+#[test]
+fn a_client_that_goes_while_the_admin_server_is_asked_is_forgotten() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let question = with_new_token(&mut server, 1);
+    server.run(Event::Gone(ConnId(1)));
+    let effects = server.run(Event::AdminAsked(question, None));
+    assert!(refusal(&effects, 1).is_none(), "{effects:?}");
+}
+
+#[test]
+fn a_volume_made_a_moment_ago_is_brought_into_the_state_before_its_client_is_refused() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let id = uuid::Uuid::from_u128(0x99);
+    let hello = Hello { token_id: uuid::Uuid::from_u128(77), volume: id, ..hello(1) };
+    server.run(Event::Hello(ConnId(1), Box::new(hello)));
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    let mut volume = assignment.volumes[0].clone();
+    (volume.spec.id, volume.spec.name) = (id, "new".to_owned());
+    assignment.volumes.push(volume);
+    assignment.tokens.push(chronofs_wire::admin::AssignedToken { volume: id, ..common::token(77) });
+    let mut effects = server.run(Event::Assignment(Box::new(assignment)));
+    effects.extend(server.run(Event::AdminAsked(1, None)));
+    assert!(refusal(&effects, 1).is_none(), "{effects:?}");
+    effects.extend(server.run(Event::Tick));
+    effects.extend(server.durable());
+    assert!(welcome(effects).is_some());
 }
