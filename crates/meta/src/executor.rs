@@ -241,7 +241,7 @@ impl Worker {
                 let Some(outbox) = self.outboxes.get(&job.conn).cloned() else { return };
                 let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
                 let reader = &self.readers[job.conn.0 as usize % self.readers.len()];
-                let durable = self.core.engine.durable();
+                let durable = self.core.machine.durable();
                 drop(reader.send(ReadTask { job, view, outbox, durable }));
             }
             Effect::Object(job) => {

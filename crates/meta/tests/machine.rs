@@ -4,9 +4,10 @@
 mod common;
 
 use chronofs_core::ops::{Reply, Request};
+use chronofs_core::slice::{NewSlice, Place, Slice};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_engine::memory::Memory;
-use chronofs_engine::{Engine, Recovered};
+use chronofs_engine::{Commit, Engine, EngineError, Recovered, View};
 use chronofs_meta::core::Core;
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
@@ -189,6 +190,7 @@ fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
     server.open(2, hello(2));
     server.frame(1, ToServer::SharedAck);
     server.durable();
+    server.run(Event::Gone(ConnId(1)));
     server.now_ns += 59 * SECOND;
     server.frame(2, ToServer::Renew);
     server.now_ns += 2 * SECOND;
@@ -199,6 +201,102 @@ fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
     let effects = server.run(Event::Hello(ConnId(3), Box::new(resume(1, one, Version::ZERO))));
     let over = |effect: &Effect| matches!(effect, Effect::Answer(_, Err(_)));
     assert!(effects.iter().any(over), "{effects:?}");
+}
+
+#[test]
+fn a_clock_that_leaps_ends_no_session_that_is_connected() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    server.now_ns += 3600 * SECOND;
+    server.run(Event::Tick);
+    server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap();
+    assert_eq!(server.core.machine.figures().sessions, 1);
+}
+
+#[test]
+fn orphans_do_not_wait_behind_the_many_files_that_are_closed_and_stay() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let inos: Vec<Ino> = (0..600)
+        .map(|n| attr(server.call(1, n + 1, create(Ino::ROOT, &format!("f{n}"), true)).1.unwrap()).ino)
+        .collect();
+    let orphan = inos[599];
+    server.call(1, 700, Request::Unlink { parent: Ino::ROOT, name: name("f599") }).1.unwrap();
+    for (n, &ino) in (0..).zip(&inos) {
+        server.call(1, 1000 + n, Request::Close { ino, count: 1 }).1.unwrap();
+    }
+    server.run(Event::Tick);
+    assert!(server.call(1, 2000, Request::GetAttr { ino: orphan }).1.is_err());
+    server.call(1, 2001, Request::GetAttr { ino: inos[0] }).1.unwrap();
+}
+
+/// An engine without room for commits.
+struct Full(Memory);
+
+impl Engine for Full {
+    fn apply(&self, _: Vec<Commit>) -> Result<(), EngineError> {
+        let source = std::io::ErrorKind::StorageFull.into();
+        Err(EngineError::NoSpace { action: "allocate", path: "the log".to_owned(), source })
+    }
+    fn view(&self) -> Arc<dyn View> {
+        self.0.view()
+    }
+    fn applied(&self) -> Version {
+        self.0.applied()
+    }
+    fn durable(&self) -> Version {
+        self.0.durable()
+    }
+    fn sync(&self) -> Result<Version, EngineError> {
+        self.0.sync()
+    }
+    fn recovered(&self) -> Vec<Recovered> {
+        self.0.recovered()
+    }
+    fn mark(&self, version: Version) -> Result<(), EngineError> {
+        self.0.mark(version)
+    }
+}
+
+#[test]
+fn a_new_volume_and_a_stop_on_a_full_disk_do_not_fail_the_server() {
+    let engine = Arc::new(Full(Memory::default()));
+    let reads = SharedView(engine.view());
+    let machine =
+        Machine::new(Config::default(), &reads, engine.applied(), Found::default(), START_NS).unwrap();
+    let mut core = Core { machine, engine };
+    let assignment = Box::new(common::assignment(std::path::Path::new("/nowhere")));
+    let mut full = false;
+    for event in [Event::Assignment(assignment), Event::Tick] {
+        core.run(START_NS, vec![event], &mut |group| full |= group.full.is_some()).unwrap();
+    }
+    assert!(full && core.machine.is_assigned() && core.machine.volumes().count() == 0);
+    core.stop(START_NS).unwrap();
+    // With room again the volume comes by itself.
+    core.engine = Arc::new(Memory::default());
+    core.run(START_NS, vec![Event::Tick], &mut |_| ()).unwrap();
+    assert_eq!(core.machine.volumes().count(), 1);
+}
+
+#[test]
+fn what_piles_up_is_decided_in_groups_that_the_log_can_take() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let slice = Slice { offset: 0, len: 1, skip: 0, place: Place::Hole };
+    let slice = NewSlice { block: 0, slice, staged: Some(vec![0; 64 << 10].into()) };
+    let request = Request::Publish {
+        ino: Ino::ROOT,
+        slices: vec![slice],
+        size_min: None,
+        mtime_ns: None,
+        kill_priv: false,
+        merge: None,
+    };
+    let call = |id| Call { id, acked: 0, caller: Caller::ROOT, request: request.clone() };
+    let events = (1..=600).map(|id| Event::Call(ConnId(1), call(id))).collect();
+    let mut groups = Vec::new();
+    server.core.run(server.now_ns, events, &mut |group| groups.push(group.answered.len())).unwrap();
+    assert_eq!(groups, [256, 256, 88]);
 }
 
 #[test]

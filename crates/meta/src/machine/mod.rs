@@ -240,6 +240,12 @@ impl Machine {
         self.last
     }
 
+    /// What clients may be told is durable. Less than what the engine says while calls that were lost, and are
+    /// applied again, are not durable yet.
+    pub fn durable(&self) -> Version {
+        self.durable
+    }
+
     /// What this server calls itself.
     pub fn config(&self) -> &Config {
         &self.config

@@ -118,11 +118,14 @@ impl Machine {
         });
     }
 
-    /// Holds a call back while replays are collected; a client that floods is left to send it again.
-    pub(super) fn hold_back(&mut self, conn: ConnId, call: &Call) -> bool {
+    /// Holds a call back while replays are collected. When there are too many the connection ends: its client comes
+    /// back and sends again what was not answered.
+    pub(super) fn hold_back(&mut self, group: &mut Group, conn: ConnId, call: &Call) -> bool {
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
         if recovery.held.len() < HELD_MAX {
             recovery.held.push((conn, call.clone()));
+        } else {
+            group.effects.push(Effect::Close(conn));
         }
         true
     }
