@@ -1,6 +1,6 @@
 //! Each request of the kernel: its arguments in our types, the operation that serves it, and the shape of its answer.
 
-use super::pending::{Fail, serve};
+use super::pending::{Fail, serve, serve_or_drop};
 use super::{
     Face, GENERATION, access_of, convert, dot_attr, entry_name, open_reply_flags, reply_attr, reply_entry,
     reply_statfs, reply_xattr,
@@ -324,13 +324,15 @@ impl Filesystem for Face {
                     let write = Write { offset, bytes: &bytes, append, kill_priv, from_pages };
                     vfs.write(handle.0, &write).await
                 };
-                self.later(request, reply, operation, move |reply, at| {
+                // Interrupted, it must not lie over what the program writes next.
+                let answer = move |reply: ReplyWrite, at| {
                     reply.written(len);
+                    // Another mount appended too: the kernel put the bytes where the file ended before.
                     if at != offset {
-                        // Another mount appended too: the kernel put the bytes where the file ended before.
                         let _ = invalid.send(ino);
                     }
-                });
+                };
+                self.runtime.spawn(serve_or_drop(request.pid(), reply, operation, answer));
             }
         }
     }

@@ -216,8 +216,13 @@ impl Vfs {
             write.offset
         };
         if open.access.sync {
-            open.file.flush(&open.mark).await?;
-            self.sync().await?;
+            let connection = Arc::clone(&self.connection);
+            // In a task of its own: this call may be dropped while it waits, and a publish must not be.
+            let synced = tokio::spawn(async move {
+                open.file.flush(&open.mark).await?;
+                connection.call(Caller::ROOT, Request::Sync).await
+            });
+            synced.await.map_err(|_| Errno::EIO)??;
         }
         Ok(at)
     }

@@ -170,7 +170,9 @@ impl Vfs {
             let flushed = self.data.flush_all().await;
             match flushed {
                 Err(errno) if self.data.is_unclean() && Instant::now() < give_up => {
-                    tracing::warn!("not everything that was written could be stored yet ({errno}); trying again");
+                    tracing::warn!(
+                        "not everything that was written could be stored yet ({errno}); trying again"
+                    );
                     tokio::time::sleep(LAST_RETRY).await;
                 }
                 other => return other,
