@@ -241,6 +241,20 @@ fn a_store_that_cannot_flush_stops_the_engine_and_loses_nothing() {
 }
 
 #[test]
+fn a_disk_without_room_for_a_flush_does_not_stop_the_engine() {
+    let (disk, medium) = (SimDisk::new(1), MemMedium::default());
+    let engine = open(&disk, &medium).unwrap();
+    engine.apply(vec![commit(1, [put("a", "1")])]).unwrap();
+    medium.set_full(true);
+    engine.flush().unwrap();
+    engine.apply(vec![commit(2, [put("b", "2")])]).unwrap();
+    assert_eq!((engine.metrics().flushes, engine.stopped()), (0, None));
+    medium.set_full(false);
+    engine.flush().unwrap();
+    assert_eq!(engine.metrics().flushes, 1);
+}
+
+#[test]
 fn commits_that_do_not_fit_are_refused_without_a_trace() {
     let engine = open(&SimDisk::new(1), &MemMedium::default()).unwrap();
     engine.apply(vec![commit(5, [put("a", "")])]).unwrap();

@@ -7,7 +7,7 @@ use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_engine::memory::Memory;
-use chronofs_engine::{Commit, Engine, EngineError, Recovered, View};
+use chronofs_engine::{Batch, Change, Commit, Engine, EngineError, Recovered, View};
 use chronofs_meta::core::Core;
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
@@ -228,6 +228,23 @@ fn orphans_do_not_wait_behind_the_many_files_that_are_closed_and_stay() {
     server.run(Event::Tick);
     assert!(server.call(1, 2000, Request::GetAttr { ino: orphan }).1.is_err());
     server.call(1, 2001, Request::GetAttr { ino: inos[0] }).1.unwrap();
+}
+
+#[test]
+fn an_orphan_with_a_damaged_row_does_not_stop_the_server() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    server.call(1, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    let index = server.core.machine.volumes().next().unwrap().index;
+    let key = chronofs_namespace::rows::INODE.live_key(index, &ino.0.to_be_bytes());
+    let batch = Batch(vec![Change::Put(key, vec![0xff].into())]);
+    let version = Version(server.core.engine.applied().0 + 1);
+    server.core.engine.apply(vec![Commit { version, tag: Vec::new().into(), batch }]).unwrap();
+    server.call(1, 3, Request::Close { ino, count: 1 }).1.unwrap();
+    let effects = server.run(Event::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Warn(_))), "{effects:?}");
+    assert!(server.run(Event::Tick).is_empty(), "it is tried once");
 }
 
 /// An engine without room for commits.

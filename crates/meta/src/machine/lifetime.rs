@@ -185,8 +185,16 @@ impl Machine {
             }
             freed += 1;
             let request = SystemRequest::Reap { volume: volume.id(), ino };
-            if self.system(group, &request)?.is_ok() {
-                group.thens.push(Then::Reaped(index, ino));
+            match self.system(group, &request) {
+                Ok(Ok(_)) => group.thens.push(Then::Reaped(index, ino)),
+                Ok(Err(_)) => {}
+                // It was warned of. A file that cannot be freed takes room; that is no reason to serve nobody.
+                Err(EngineError::Damaged { .. }) => {
+                    if let Some(volume) = self.volumes.get_mut(&index) {
+                        volume.to_reap.remove(&ino);
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -180,6 +180,13 @@ impl Machine {
                 }
                 self.recovery_progress(group)
             }
+            // Parked for want of room they would be lost. The client comes again and is asked again.
+            Phase::Serving if group.full => {
+                if let Some(conn) = self.sessions.get(&id).and_then(|session| session.conn) {
+                    group.effects.push(Effect::Close(conn));
+                }
+                Ok(())
+            }
             // Too late for its place in the order: what can still be done is done now.
             Phase::Serving => {
                 let done = self.apply_replays(group, calls.collect())?;
