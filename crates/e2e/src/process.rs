@@ -106,6 +106,7 @@ pub struct Process {
     environment: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
+    standby: Option<Child>,
 }
 
 impl Process {
@@ -117,17 +118,38 @@ impl Process {
             environment: environment.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
             log: log.to_owned(),
             child: None,
+            standby: None,
         }
+    }
+
+    /// Gets a process ready that [`Process::start`] needs only wake up.
+    ///
+    /// A test that has files open in a mount must do this before it ends the mount's server: a new process inherits
+    /// the open files and closes them before it becomes another program, and each close waits for that server.
+    pub fn prepare(&mut self) {
+        if self.standby.is_none() {
+            self.standby = Some(self.spawn_waiting());
+        }
+    }
+
+    /// A shell that becomes the program as soon as it reads a line.
+    fn spawn_waiting(&self) -> Child {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("log file");
+        let mut command = Command::new("sh");
+        command.args(["-c", "read -r go && exec \"$0\" \"$@\" < /dev/null"]).arg(chronofs_binary());
+        command.args(&self.arguments).envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command.stdin(Stdio::piped()).stdout(log.try_clone().expect("log file")).stderr(log);
+        command.spawn().unwrap_or_else(|e| panic!("starting {}: {e}", self.name))
     }
 
     /// Starts it.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} is running already", self.name);
-        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("log file");
-        let mut command = Command::new(chronofs_binary());
-        command.args(&self.arguments).envs(self.environment.iter().map(|(k, v)| (k, v)));
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("log file")).stderr(log);
-        self.child = Some(command.spawn().unwrap_or_else(|e| panic!("starting {}: {e}", self.name)));
+        self.prepare();
+        let mut child = self.standby.take().expect("just prepared");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(b"go\n").unwrap_or_else(|e| panic!("starting {}: {e}", self.name));
+        self.child = Some(child);
     }
 
     /// Its process id while it runs.
@@ -201,6 +223,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- end of the log of {}:\n{}", self.name, self.log_tail());
+        }
+        if let Some(mut standby) = self.standby.take() {
+            let _ = standby.kill();
+            let _ = standby.wait();
         }
         self.kill();
     }

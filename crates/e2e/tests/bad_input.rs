@@ -10,7 +10,7 @@ use std::process::Command;
 
 use chronofs_e2e::installation::{assert_failed_cleanly, detach, token_in};
 use chronofs_e2e::process::{Process, free_address, run, text_of, wait_for};
-use chronofs_e2e::{Installation, Mount, Rng};
+use chronofs_e2e::{Installation, Rng};
 use chronofs_wire::token::{Token, TokenKind};
 
 fn text(path: &Path) -> &str {
@@ -125,8 +125,9 @@ fn instants_that_cannot_be_had_are_refused_with_those_that_can() {
     };
     for at in ["2999-01-01T00:00:00Z", "1999-01-01T00:00:00Z", "-2h", "-30m", "yesterday 00:00"] {
         let said = mount(at);
+        // The one that was asked for, the earliest and the latest.
         let instants = said.matches("Z").count();
-        assert!(said.contains("earliest") && said.contains("latest") && instants >= 2, "{at}: {said}");
+        assert!(said.contains("cannot be had") && instants >= 3, "{at}: {said}");
     }
     for at in ["", "noon", "2026-03-15", "2026-03-15T10:30:00", "--", "-5x", "2026-13-45T10:30:00Z"] {
         let said = installation.fails(&[
@@ -172,12 +173,12 @@ fn bad_commands_name_what_is_wrong() {
         (vec!["frobnicate"], "frobnicate"),
         (vec!["mount", "start"], "VOLUME"),
         (vec!["mount", "start", "v", text(&dir), "--token", &token, "--frobnicate"], "--frobnicate"),
-        (vec!["mount", "start", "v", "/no/such/folder", "--token", &token], "/no/such/folder"),
+        (vec!["mount", "start", "v", "/proc/nowhere/folder", "--token", &token], "/proc/nowhere/folder"),
         (vec!["mount", "start", "v", text(&file), "--token", &token], "a file"),
         (vec!["mount", "start", "v", text(&dir), "--token-file", "/no/such/file"], "/no/such/file"),
         (vec!["mount", "stop", text(&dir)], text(&dir)),
         (vec!["instant", text(&dir)], text(&dir)),
-        (vec!["meta", "verify", "--db-folder", "/no/such/folder"], "/no/such/folder"),
+        (vec!["meta", "verify", "--db-folder", "/proc/nowhere/folder"], "/proc/nowhere/folder"),
         (vec!["meta", "init", "creds", "--token", "x", "--db-folder", text(&dir)], "token"),
         (volume("v", &[]), "v"),
         (volume("", &[]), "name"),
@@ -247,80 +248,6 @@ fn ports_and_folders_belong_to_one_process() {
     ] {
         assert!(said.contains(expected), "{what}: does not name {expected}: {said}");
     }
-}
-
-/// Writes `count` files with an fsync each, until the first error.
-fn write_until_error(mount: &Mount, count: u32, bytes: &[u8]) -> (Vec<PathBuf>, Option<io::Error>) {
-    let mut synced = Vec::new();
-    for n in 0..count {
-        let path = mount.path(&format!("file {n}"));
-        let result = File::create_new(&path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-        match result {
-            Ok(()) => synced.push(path),
-            Err(e) => return (synced, Some(e)),
-        }
-    }
-    (synced, None)
-}
-
-/// A mounted tmpfs of its own size; unmounted at the end.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn new(dir: PathBuf, mib: u32) -> SmallDisk {
-        fs::create_dir_all(&dir).unwrap();
-        let output = run(Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "small"])
-            .arg(&dir));
-        assert!(output.status.success(), "mounting a tmpfs: {}", text_of(&output));
-        SmallDisk(dir)
-    }
-
-    fn resize(&self, mib: u32) {
-        let output = run(Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(&self.0));
-        assert!(output.status.success(), "resizing a tmpfs: {}", text_of(&output));
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        detach(&self.0);
-    }
-}
-
-#[test]
-fn a_full_disk_under_the_log_loses_nothing_acknowledged() {
-    let holder = tempfile::tempdir().unwrap();
-    // Room for the server to start with, but not for what is written: 400 MB in inline and staged slices.
-    let disk = SmallDisk::new(holder.path().join("small"), 400);
-    let mut installation = Installation::start_with_meta_folder(&disk.0.join("meta"));
-    installation.create_volume("v", &[]);
-    let mut mount = installation.mount("v", &[]);
-    let bytes = Rng::new(1).bytes(60_000);
-    let (synced, error) = write_until_error(&mount, 20_000, &bytes);
-    let error = error.expect("a full disk must be told");
-    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "after {} files: {error}", synced.len());
-    assert!(synced.len() > 100, "only {} files before the disk was full", synced.len());
-    let check = |what: &str| {
-        for path in &synced {
-            let found = fs::read(path).unwrap_or_else(|e| panic!("{what}: {}: {e}", path.display()));
-            assert!(found == bytes, "{what}: {} lost what fsync returned for", path.display());
-        }
-    };
-    check("while full");
-    installation.meta.kill();
-    disk.resize(1500);
-    installation.start_meta();
-    check("after a restart with more room");
-    fs::write(mount.path("again"), &bytes).unwrap();
-    mount.instant();
-    mount.unmount();
-    installation.meta.stop();
-    installation.ok(&["meta", "verify", "--db-folder", text(&disk.0.join("meta"))]);
-    drop(installation);
 }
 
 /// All files under `dir`.
@@ -442,10 +369,10 @@ fn a_block_folder_that_is_away_or_read_only_acknowledges_nothing() {
 fn a_block_folder_that_is_not_there_is_refused_from_the_start() {
     let installation = Installation::start();
     let create =
-        ["configure", "create", "block-store", "gone", "--kind", "local", "--path", "/no/such/folder"];
+        ["configure", "create", "block-store", "gone", "--kind", "local", "--path", "/proc/nowhere/folder"];
     let output = run(&mut installation.command(&create));
     if !output.status.success() {
-        assert!(assert_failed_cleanly(&output, "create block-store").contains("/no/such/folder"));
+        assert!(assert_failed_cleanly(&output, "create block-store").contains("/proc/nowhere/folder"));
         return;
     }
     // The admin server need not see the folder; then whoever serves the volume must say so at its first use.
@@ -461,7 +388,7 @@ fn a_block_folder_that_is_not_there_is_refused_from_the_start() {
     ]);
     let token = installation.create_token("w", &[]);
     let said = installation.fails(&["mount", "start", "w", text(&place(&installation)), "--token", &token]);
-    assert!(said.contains("/no/such/folder"), "{said}");
+    assert!(said.contains("/proc/nowhere/folder"), "{said}");
 }
 
 #[test]

@@ -180,6 +180,8 @@ fn nothing_acknowledged_is_lost_when_processes_are_killed() {
         let pause = Duration::from_micros(draw.between(5_000, 400_000));
         let again = Duration::from_micros(draw.between(5_000, 300_000));
         let stop = AtomicBool::new(false);
+        installation.meta.prepare();
+        installation.admin.prepare();
         std::thread::scope(|scope| {
             let running: Vec<_> = workers.iter_mut().map(|w| scope.spawn(|| w.work(&stop))).collect();
             std::thread::sleep(pause);
@@ -230,6 +232,8 @@ fn servers_that_are_stopped_and_started_again_interrupt_nobody() {
     let mut worker = Worker::new(mount.path("w"), Rng::new(seed));
     for round in 0..5 {
         let stop = AtomicBool::new(false);
+        installation.meta.prepare();
+        installation.admin.prepare();
         std::thread::scope(|scope| {
             let running = scope.spawn(|| worker.work(&stop));
             std::thread::sleep(Duration::from_millis(100));
@@ -257,6 +261,7 @@ fn an_open_unlinked_file_can_be_read_after_the_server_was_killed() {
     fs::write(mount.path("file"), vec![7u8; 300_000]).unwrap();
     let file = fs::File::open(mount.path("file")).unwrap();
     fs::remove_file(mount.path("file")).unwrap();
+    installation.meta.prepare();
     installation.meta.kill();
     installation.start_meta();
     assert!(!mount.path("file").exists());
