@@ -2,7 +2,7 @@
 //! where it is served. It is not on the path of data: mounts go on while it is down.
 //!
 //! It may depend on `chronofs-core` and `chronofs-wire` only; it never touches a block store or a metadata store.
-//! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, [`server`] the process.
+//! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
 pub mod api;
 pub mod db;

@@ -68,8 +68,11 @@ impl StoreError {
         }
     }
 
-    /// The store could not do it now.
+    /// The store could not do it now. An application sees `errno`, unless that would tell it something else: that
+    /// its file is non-blocking, or not there.
     pub fn unavailable(name: &str, errno: Errno, reason: impl Into<String>) -> Self {
+        let misleads = matches!(errno, Errno::EAGAIN | Errno::ENOENT);
+        let errno = if misleads { Errno::EIO } else { errno };
         StoreError {
             name: name.to_owned(),
             trouble: Trouble::Unavailable,

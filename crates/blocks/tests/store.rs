@@ -129,3 +129,15 @@ fn the_kind_of_trouble_survives_the_wire() {
         assert_eq!(StoreError::from_wire("o", error.wire_errno()).trouble, error.trouble, "{error}");
     }
 }
+
+#[test]
+fn an_application_is_told_eio_of_a_store_that_is_away_and_never_to_try_again() {
+    let away = StoreError::unavailable("o", Errno::EIO, "away");
+    assert_eq!(StoreError::from_wire("o", away.wire_errno()).errno, Errno::EIO);
+    // A folder that is gone is no missing object, neither here nor over the wire.
+    let gone = StoreError::unavailable("o", Errno::ENOENT, "the folder is gone");
+    let told = StoreError::from_wire("o", gone.wire_errno());
+    assert_eq!((told.trouble, told.errno), (gone.trouble, Errno::EIO));
+    let full = StoreError::unavailable("o", Errno::ENOSPC, "full");
+    assert_eq!(StoreError::from_wire("o", full.wire_errno()).errno, Errno::ENOSPC);
+}

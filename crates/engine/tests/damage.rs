@@ -186,6 +186,31 @@ fn a_full_disk_refuses_the_group_and_the_engine_goes_on_when_there_is_space() {
 }
 
 #[test]
+fn a_refused_group_never_comes_back_whatever_a_power_cut_keeps() {
+    for seed in 0..2000 {
+        let (disk, medium) = (SimDisk::new(seed), MemMedium::default());
+        let engine = open(&disk, &medium).unwrap();
+        engine.apply(vec![commit(1, [put("first", "")])]).unwrap();
+        if seed % 2 == 0 {
+            engine.sync().unwrap();
+        }
+        // Over several sectors, and as long as the group that takes its place.
+        disk.fail_at(1, Fault::NoSpace);
+        let refused = engine.apply(vec![commit(2, [put("other", &"x".repeat(2000))])]);
+        assert!(matches!(refused, Err(EngineError::NoSpace { .. })), "seed {seed}: {refused:?}");
+        if seed % 3 > 0 {
+            engine.apply(vec![commit(3, [put("third", &"y".repeat(2000))])]).unwrap();
+        }
+        disk.power_off();
+        drop(engine);
+        disk.power_on();
+        let engine = open(&disk, &medium).unwrap();
+        let refused = all(&*engine.view()).into_iter().find(|(key, _)| key == "other");
+        assert_eq!(refused.map(|(key, _)| key), None, "seed {seed}: what was refused came back");
+    }
+}
+
+#[test]
 fn an_error_of_fdatasync_stops_the_engine_for_good() {
     let disk = SimDisk::new(1);
     let engine = open(&disk, &MemMedium::default()).unwrap();
@@ -213,6 +238,20 @@ fn a_store_that_cannot_flush_stops_the_engine_and_loses_nothing() {
     assert!(matches!(engine.apply(vec![commit(2, [])]), Err(EngineError::Stopped(_))));
     drop(engine);
     assert_eq!(all(&*open(&disk, &MemMedium::default()).unwrap().view()), [("key".into(), "value".into())]);
+}
+
+#[test]
+fn a_disk_without_room_for_a_flush_does_not_stop_the_engine() {
+    let (disk, medium) = (SimDisk::new(1), MemMedium::default());
+    let engine = open(&disk, &medium).unwrap();
+    engine.apply(vec![commit(1, [put("a", "1")])]).unwrap();
+    medium.set_full(true);
+    engine.flush().unwrap();
+    engine.apply(vec![commit(2, [put("b", "2")])]).unwrap();
+    assert_eq!((engine.metrics().flushes, engine.stopped()), (0, None));
+    medium.set_full(false);
+    engine.flush().unwrap();
+    assert_eq!(engine.metrics().flushes, 1);
 }
 
 #[test]

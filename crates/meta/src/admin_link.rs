@@ -13,10 +13,44 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 const RETRY: Duration = Duration::from_secs(2);
+/// Clients with unknown tokens do not make it ask more often than this.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// How long the admin server may take to answer at once.
+const ASK_WITHIN: Duration = Duration::from_millis(2500);
+
+/// What the executor wants to have asked. One question is on its way at a time, and it stands for all before it.
+#[derive(Debug)]
+pub struct Questions {
+    wanted: watch::Receiver<u64>,
+    answered: u64,
+    last: Option<Instant>,
+}
+
+impl Questions {
+    /// The questions whose last number is in `wanted`.
+    pub fn new(wanted: watch::Receiver<u64>) -> Self {
+        Questions { wanted, answered: 0, last: None }
+    }
+
+    /// Waits for a question and until it may be asked. Gives its number.
+    async fn next(&mut self) -> u64 {
+        let answered = self.answered;
+        if self.wanted.wait_for(|wanted| *wanted > answered).await.is_err() {
+            // The executor has ended; so does the link.
+            std::future::pending::<()>().await;
+        }
+        if let Some(last) = self.last {
+            tokio::time::sleep_until(last + ASK_EVERY).await;
+        }
+        self.last = Some(Instant::now());
+        *self.wanted.borrow()
+    }
+}
 
 /// The link.
 pub struct AdminLink {
@@ -32,11 +66,13 @@ pub struct AdminLink {
     pub stores: Stores,
     /// Told the epoch at every registration.
     pub registered: mpsc::UnboundedSender<u64>,
+    /// Asked for by the executor.
+    pub questions: Questions,
 }
 
 impl AdminLink {
     /// Runs until it is dropped.
-    pub async fn run(self, kept: Option<Assignment>) {
+    pub async fn run(mut self, kept: Option<Assignment>) {
         let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
         let mut problems = BTreeMap::new();
         if let Some(assignment) = kept {
@@ -51,7 +87,13 @@ impl AdminLink {
                         tracing::error!(%error, "no link to the admin server; going on with the last assignment");
                         told_failure = true;
                     }
-                    tokio::time::sleep(RETRY).await;
+                    let question = *self.questions.wanted.borrow();
+                    self.answer(question, Some(error.to_string())).await;
+                    // Somebody who asks is told by the next try.
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => {}
+                        _ = self.questions.next() => {}
+                    }
                 }
             }
         }
@@ -59,7 +101,7 @@ impl AdminLink {
 
     /// Registers and then follows assignments until a call fails.
     async fn serve(
-        &self,
+        &mut self,
         revision: &mut u64,
         problems: &mut BTreeMap<Uuid, String>,
         told_failure: &mut bool,
@@ -75,18 +117,49 @@ impl AdminLink {
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let mut after = 0;
         loop {
-            let assignment = self.client.assignment(after).await?;
+            // A question ends the wait: what is known already is asked for at once, so that the answer is newer.
+            let asked = tokio::select! {
+                assignment = self.client.assignment(after) => Err(assignment?),
+                question = self.questions.next() => Ok(question),
+            };
+            let (assignment, question) = match asked {
+                Err(assignment) => (assignment, None),
+                Ok(question) => (self.assignment_now().await?, Some(question)),
+            };
             after = assignment.revision;
-            if assignment.revision != *revision || !problems.is_empty() || self.stores.is_empty() {
+            let news = assignment.revision != *revision;
+            if news || !problems.is_empty() || self.stores.is_empty() {
                 *revision = assignment.revision;
                 if let Err(error) = self.folder.save_assignment(&assignment) {
                     tracing::error!("{error:#}; a restart without the admin server will use an older one");
                 }
                 *problems = self.take(assignment).await;
             }
+            if let Some(question) = question {
+                self.answer(question, None).await;
+                if !news {
+                    continue;
+                }
+            }
             if let Some(report) = self.report(problems.clone()).await {
                 self.client.report(&report).await?;
             }
+        }
+    }
+
+    async fn assignment_now(&self) -> Result<Assignment, ClientError> {
+        let asked = tokio::time::timeout(ASK_WITHIN, self.client.assignment(0)).await;
+        asked.unwrap_or_else(|_| {
+            let admin = self.client.address().to_owned();
+            Err(ClientError::Unreachable { admin, reason: "no answer in time".to_owned() })
+        })
+    }
+
+    /// Tells the executor what became of its questions up to this one.
+    async fn answer(&mut self, question: u64, failure: Option<String>) {
+        if question > self.questions.answered {
+            self.questions.answered = question;
+            drop(self.queue.send(Input::Events(vec![Event::AdminAsked(question, failure)])).await);
         }
     }
 

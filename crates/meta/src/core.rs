@@ -3,8 +3,15 @@
 
 use crate::machine::{Call, ConnId, Effect, Event, Group, Machine};
 use chronofs_core::Version;
+use chronofs_core::ops::Request;
+use chronofs_core::slice::{NewSlice, Place};
 use chronofs_engine::{Engine, EngineError};
 use std::sync::Arc;
+
+/// Calls are decided in groups of so many at the most.
+const GROUP_CALLS_MAX: usize = 4096;
+/// A group takes no further call once the content in its calls is so long.
+const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// What a group came to.
 #[derive(Debug, Default)]
@@ -49,6 +56,9 @@ impl Core {
                     give_out(decided);
                     let released = self.machine.take_released();
                     self.run_calls(now_ns, released, give_out)?;
+                    for asked in self.machine.take_asked() {
+                        give_out(self.decide(now_ns, |machine, group| machine.decide_asked(group, &asked))?);
+                    }
                 }
             }
         }
@@ -61,9 +71,12 @@ impl Core {
         calls: Vec<(ConnId, Call)>,
         give_out: &mut dyn FnMut(Decided),
     ) -> Result<(), EngineError> {
-        if !calls.is_empty() {
-            let decided = self.decide(now_ns, |machine, group| machine.calls(group, &calls))?;
+        let mut rest = &calls[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(group_len(rest));
+            let decided = self.decide(now_ns, |machine, group| machine.calls(group, now))?;
             give_out(decided);
+            rest = later;
         }
         Ok(())
     }
@@ -116,6 +129,29 @@ impl Core {
         }
         Ok(durable)
     }
+}
+
+/// How many of `calls` go into one group: what they carry stays far below the most that a group of the log may hold,
+/// however much piled up while the server could not write.
+fn group_len(calls: &[(ConnId, Call)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, call): &&(ConnId, Call)| {
+        let within = bytes < GROUP_BYTES_MAX;
+        if let Request::Publish { slices, .. } = &call.request {
+            bytes += slices.iter().map(carried_len).sum::<usize>();
+        }
+        within
+    };
+    calls.iter().take(GROUP_CALLS_MAX).take_while(fits).count()
+}
+
+/// Bytes of content that the metadata takes for a slice.
+fn carried_len(new: &NewSlice) -> usize {
+    let inline = match &new.slice.place {
+        Place::Inline(_, bytes) => bytes.len(),
+        _ => 0,
+    };
+    inline + new.staged.as_ref().map_or(0, |bytes| bytes.len())
 }
 
 fn change_len(change: &chronofs_engine::Change) -> usize {

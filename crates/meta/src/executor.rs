@@ -9,11 +9,12 @@ use chronofs_engine::{Engine, EngineError, ReadStop, View};
 use chronofs_namespace::Ctx;
 use chronofs_wire::message::{Hello, HelloAnswer, ToClient};
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many inputs may be queued before connections have to wait.
 const QUEUE: usize = 4096;
@@ -66,6 +67,7 @@ impl Executor {
         core: Core,
         metrics: Arc<Metrics>,
         objects: impl ObjectHandler,
+        questions: watch::Sender<u64>,
     ) -> std::io::Result<Executor> {
         let (queue, inputs) = mpsc::channel(QUEUE);
         let (failure, failed) = oneshot::channel();
@@ -75,7 +77,8 @@ impl Executor {
             let (state, engine, queue) = (sync_state.clone(), core.engine.clone(), queue.clone());
             let (metrics, failure) = (metrics.clone(), failure.clone());
             move || {
-                sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure, error))
+                let failure = ReportsPanic(failure);
+                sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure.0, error))
             }
         })?;
         let readers = (0..READERS).map(|n| spawn_reader(n, metrics.clone())).collect::<Result<_, _>>()?;
@@ -85,12 +88,14 @@ impl Executor {
             outboxes: HashMap::new(),
             readers,
             objects: Box::new(objects),
+            questions,
             sync: sync_state.clone(),
             full_since: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("meta-exec".to_owned())
-            .spawn(move || worker.run(inputs).unwrap_or_else(|error| fail(&failure, error)))?;
+        let thread = std::thread::Builder::new().name("meta-exec".to_owned()).spawn(move || {
+            let failure = ReportsPanic(failure);
+            worker.run(inputs).unwrap_or_else(|error| fail(&failure.0, error))
+        })?;
         Ok(Executor { queue, failed, thread, syncer: (sync_state, syncer) })
     }
 
@@ -111,7 +116,20 @@ impl Executor {
     }
 }
 
-fn fail(failure: &Mutex<Option<oneshot::Sender<EngineError>>>, error: EngineError) {
+type Failure = Mutex<Option<oneshot::Sender<EngineError>>>;
+
+/// Ends the server when the thread that holds it panics: without one of its threads it would only look alive.
+struct ReportsPanic(Arc<Failure>);
+
+impl Drop for ReportsPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            fail(&self.0, EngineError::Stopped("a thread of the server panicked".to_owned()));
+        }
+    }
+}
+
+fn fail(failure: &Failure, error: EngineError) {
     tracing::error!(%error, "the metadata store failed; the server ends");
     if let Some(sender) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
         drop(sender.send(error));
@@ -124,6 +142,8 @@ struct Worker {
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     readers: Vec<std_mpsc::SyncSender<ReadTask>>,
     objects: Box<dyn ObjectHandler>,
+    /// The last question to the admin server.
+    questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
     full_since: Option<Instant>,
 }
@@ -237,7 +257,7 @@ impl Worker {
                 let Some(outbox) = self.outboxes.get(&job.conn).cloned() else { return };
                 let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
                 let reader = &self.readers[job.conn.0 as usize % self.readers.len()];
-                let durable = self.core.engine.durable();
+                let durable = self.core.machine.durable();
                 drop(reader.send(ReadTask { job, view, outbox, durable }));
             }
             Effect::Object(job) => {
@@ -249,6 +269,7 @@ impl Worker {
             Effect::Mark(version) => {
                 self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true))
             }
+            Effect::AskAdmin(question) => drop(self.questions.send_replace(question)),
             Effect::Warn(warning) => tracing::warn!("{warning}"),
         }
     }
@@ -274,7 +295,7 @@ fn spawn_reader(n: usize, metrics: Arc<Metrics>) -> std::io::Result<std_mpsc::Sy
     std::thread::Builder::new().name(format!("meta-read-{n}")).spawn(move || {
         for task in tasks {
             let version = task.view.version();
-            let result = run_read(&task.job, task.view.clone());
+            let result = run_read_guarded(&task.job, &task.view);
             metrics.answered(kind_of(&task.job.request), result.as_ref().err().map_or(0, |errno| errno.0));
             let answer = ToClient::Return { id: task.job.id, version, durable: task.durable, result };
             if let Err(error) = task.outbox.push(&answer) {
@@ -284,6 +305,14 @@ fn spawn_reader(n: usize, metrics: Arc<Metrics>) -> std::io::Result<std_mpsc::Sy
         }
     })?;
     Ok(sender)
+}
+
+/// A read changes nothing, so one that panics is the trouble of the one who asked: the thread goes on.
+fn run_read_guarded(job: &ReadJob, view: &Arc<dyn View>) -> Result<chronofs_core::ops::Reply, Errno> {
+    std::panic::catch_unwind(AssertUnwindSafe(|| run_read(job, view.clone()))).unwrap_or_else(|_| {
+        tracing::error!(request = ?job.request, "a read panicked and is answered with EIO");
+        Err(Errno::EIO)
+    })
 }
 
 /// Answers a read on a view.
@@ -382,4 +411,29 @@ fn sync_loop(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_ends_the_server() {
+        let (sender, mut failed) = oneshot::channel();
+        let failure = Arc::new(Mutex::new(Some(sender)));
+        let kept_by_another_thread = failure.clone();
+        let quiet = std::thread::spawn({
+            let failure = failure.clone();
+            move || drop(ReportsPanic(failure))
+        });
+        quiet.join().unwrap();
+        assert!(failed.try_recv().is_err(), "an orderly end is no failure");
+        let thread = std::thread::spawn(move || {
+            let _failure = ReportsPanic(failure);
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(failed.try_recv(), Ok(EngineError::Stopped(_))));
+        drop(kept_by_another_thread);
+    }
 }

@@ -157,7 +157,12 @@ impl LockedFolder {
 
     /// Notes that a server runs under this kernel, and that what the one before lost is applied again and durable.
     pub fn note_run(&self) -> Result<()> {
-        self.folder.write("running", &fs::read(BOOT_ID).unwrap_or_default())
+        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        // After a kill it stands there already: a full disk does not keep the server from starting then.
+        match fs::read(self.folder.0.join("running")) {
+            Ok(before) if before == boot => Ok(()),
+            _ => self.folder.write("running", &boot),
+        }
     }
 
     /// The run is over and everything is durable.

@@ -1,6 +1,6 @@
 //! What the command line calls: start, init creds, status, verify.
 
-use crate::admin_link::AdminLink;
+use crate::admin_link::{AdminLink, Questions};
 use crate::core::Core;
 use crate::executor::{Executor, Input, now_ns};
 use crate::files::{Folder, LockedFolder};
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -103,14 +103,15 @@ impl Server {
             None => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let core = open_core(&locked).await?;
+        let core = open_core(&locked, with_admin).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let boot = core.machine.config().boot;
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
         let objects = Objects { stores: stores.clone(), runtime: tokio::runtime::Handle::current() };
-        let executor = Executor::start(core, metrics.clone(), objects)?;
+        let (asked, questions) = watch::channel(0);
+        let executor = Executor::start(core, metrics.clone(), objects, asked)?;
         let queue = executor.queue.clone();
         let shared = Shared::new(queue.clone(), metrics, life);
         let mut tasks = vec![tokio::spawn(ticks(queue.clone()))];
@@ -125,7 +126,7 @@ impl Server {
                 certificate_sha256: identity.pin().to_string(),
                 boot,
             };
-            tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone())?);
+            tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone(), questions)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
         Ok(Server { folder: locked, executor, shared, tasks, address, http_address, queue, stores })
@@ -177,7 +178,7 @@ fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
-async fn open_core(locked: &LockedFolder) -> Result<Core> {
+async fn open_core(locked: &LockedFolder, asks_admin: bool) -> Result<Core> {
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -195,7 +196,7 @@ async fn open_core(locked: &LockedFolder) -> Result<Core> {
         tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
-        let config = Config { boot: u64::from_le_bytes(random()?), epoch, ..Config::default() };
+        let config = Config { boot: u64::from_le_bytes(random()?), epoch, asks_admin, ..Config::default() };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, now_ns())?;
         anyhow::Ok(Core { machine, engine })
@@ -265,6 +266,7 @@ fn spawn_link(
     folder: Folder,
     queue: mpsc::Sender<Input>,
     stores: Stores,
+    questions: watch::Receiver<u64>,
 ) -> Result<[tokio::task::JoinHandle<()>; 2]> {
     let kept = folder.assignment()?;
     let (registered, mut epochs) = mpsc::unbounded_channel();
@@ -275,6 +277,7 @@ fn spawn_link(
         queue: queue.clone(),
         stores,
         registered,
+        questions: Questions::new(questions),
     };
     let follow = tokio::spawn(async move {
         while let Some(epoch) = epochs.recv().await {

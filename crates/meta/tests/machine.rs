@@ -4,9 +4,10 @@
 mod common;
 
 use chronofs_core::ops::{Reply, Request};
+use chronofs_core::slice::{NewSlice, Place, Slice};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_engine::memory::Memory;
-use chronofs_engine::{Engine, Recovered};
+use chronofs_engine::{Batch, Change, Commit, Engine, EngineError, Recovered, View};
 use chronofs_meta::core::Core;
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
@@ -23,8 +24,12 @@ struct Server {
 
 impl Server {
     fn start(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool) -> Server {
+        Server::start_with(engine, now_ns, maybe_lost, false)
+    }
+
+    fn start_with(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool, asks_admin: bool) -> Server {
         let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
-        let config = Config { boot: now_ns, ..Config::default() };
+        let config = Config { boot: now_ns, asks_admin, ..Config::default() };
         let machine =
             Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns).unwrap();
         let mut server = Server { core: Core { machine, engine }, now_ns };
@@ -185,6 +190,7 @@ fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
     server.open(2, hello(2));
     server.frame(1, ToServer::SharedAck);
     server.durable();
+    server.run(Event::Gone(ConnId(1)));
     server.now_ns += 59 * SECOND;
     server.frame(2, ToServer::Renew);
     server.now_ns += 2 * SECOND;
@@ -198,6 +204,119 @@ fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
 }
 
 #[test]
+fn a_clock_that_leaps_ends_no_session_that_is_connected() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    server.now_ns += 3600 * SECOND;
+    server.run(Event::Tick);
+    server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap();
+    assert_eq!(server.core.machine.figures().sessions, 1);
+}
+
+#[test]
+fn orphans_do_not_wait_behind_the_many_files_that_are_closed_and_stay() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let inos: Vec<Ino> = (0..600)
+        .map(|n| attr(server.call(1, n + 1, create(Ino::ROOT, &format!("f{n}"), true)).1.unwrap()).ino)
+        .collect();
+    let orphan = inos[599];
+    server.call(1, 700, Request::Unlink { parent: Ino::ROOT, name: name("f599") }).1.unwrap();
+    for (n, &ino) in (0..).zip(&inos) {
+        server.call(1, 1000 + n, Request::Close { ino, count: 1 }).1.unwrap();
+    }
+    server.run(Event::Tick);
+    assert!(server.call(1, 2000, Request::GetAttr { ino: orphan }).1.is_err());
+    server.call(1, 2001, Request::GetAttr { ino: inos[0] }).1.unwrap();
+}
+
+#[test]
+fn an_orphan_with_a_damaged_row_does_not_stop_the_server() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    server.call(1, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    let index = server.core.machine.volumes().next().unwrap().index;
+    let key = chronofs_namespace::rows::INODE.live_key(index, &ino.0.to_be_bytes());
+    let batch = Batch(vec![Change::Put(key, vec![0xff].into())]);
+    let version = Version(server.core.engine.applied().0 + 1);
+    server.core.engine.apply(vec![Commit { version, tag: Vec::new().into(), batch }]).unwrap();
+    server.call(1, 3, Request::Close { ino, count: 1 }).1.unwrap();
+    let effects = server.run(Event::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Warn(_))), "{effects:?}");
+    assert!(server.run(Event::Tick).is_empty(), "it is tried once");
+}
+
+/// An engine without room for commits.
+struct Full(Memory);
+
+impl Engine for Full {
+    fn apply(&self, _: Vec<Commit>) -> Result<(), EngineError> {
+        let source = std::io::ErrorKind::StorageFull.into();
+        Err(EngineError::NoSpace { action: "allocate", path: "the log".to_owned(), source })
+    }
+    fn view(&self) -> Arc<dyn View> {
+        self.0.view()
+    }
+    fn applied(&self) -> Version {
+        self.0.applied()
+    }
+    fn durable(&self) -> Version {
+        self.0.durable()
+    }
+    fn sync(&self) -> Result<Version, EngineError> {
+        self.0.sync()
+    }
+    fn recovered(&self) -> Vec<Recovered> {
+        self.0.recovered()
+    }
+    fn mark(&self, version: Version) -> Result<(), EngineError> {
+        self.0.mark(version)
+    }
+}
+
+#[test]
+fn a_new_volume_and_a_stop_on_a_full_disk_do_not_fail_the_server() {
+    let engine = Arc::new(Full(Memory::default()));
+    let reads = SharedView(engine.view());
+    let machine =
+        Machine::new(Config::default(), &reads, engine.applied(), Found::default(), START_NS).unwrap();
+    let mut core = Core { machine, engine };
+    let assignment = Box::new(common::assignment(std::path::Path::new("/nowhere")));
+    let mut full = false;
+    for event in [Event::Assignment(assignment), Event::Tick] {
+        core.run(START_NS, vec![event], &mut |group| full |= group.full.is_some()).unwrap();
+    }
+    assert!(full && core.machine.is_assigned() && core.machine.volumes().count() == 0);
+    core.stop(START_NS).unwrap();
+    // With room again the volume comes by itself.
+    core.engine = Arc::new(Memory::default());
+    core.run(START_NS, vec![Event::Tick], &mut |_| ()).unwrap();
+    assert_eq!(core.machine.volumes().count(), 1);
+}
+
+#[test]
+fn what_piles_up_is_decided_in_groups_that_the_log_can_take() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let slice = Slice { offset: 0, len: 1, skip: 0, place: Place::Hole };
+    let slice = NewSlice { block: 0, slice, staged: Some(vec![0; 64 << 10].into()) };
+    let request = Request::Publish {
+        ino: Ino::ROOT,
+        slices: vec![slice],
+        size_min: None,
+        mtime_ns: None,
+        kill_priv: false,
+        merge: None,
+    };
+    let call = |id| Call { id, acked: 0, caller: Caller::ROOT, request: request.clone() };
+    let events = (1..=600).map(|id| Event::Call(ConnId(1), call(id))).collect();
+    let mut groups = Vec::new();
+    server.core.run(server.now_ns, events, &mut |group| groups.push(group.answered.len())).unwrap();
+    assert_eq!(groups, [256, 256, 88]);
+}
+
+#[test]
 fn an_acknowledgement_of_an_earlier_question_does_not_count() {
     let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
     server.open(1, hello(1)).unwrap();
@@ -208,4 +327,91 @@ fn an_acknowledgement_of_an_earlier_question_does_not_count() {
     assert!(welcome(server.durable()).is_none(), "the first question's answer admitted somebody");
     server.frame(1, ToServer::SharedAck);
     assert!(welcome(server.durable()).is_some());
+}
+
+/// A hello with a token that the server does not know, and the question that it asks because of it.
+fn with_new_token(server: &mut Server, conn: u64) -> u64 {
+    let hello = Hello { token_id: uuid::Uuid::from_u128(77), ..hello(u128::from(conn)) };
+    let effects = server.run(Event::Hello(ConnId(conn), Box::new(hello)));
+    match effects[..] {
+        [Effect::AskAdmin(question)] => question,
+        _ => panic!("{effects:?}"),
+    }
+}
+
+fn refusal(effects: &[Effect], wanted: u64) -> Option<String> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Answer(ConnId(conn), Err(refusal)) if *conn == wanted => Some(refusal.message.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_token_made_a_moment_ago_is_asked_for_before_it_is_refused() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    with_new_token(&mut server, 1);
+    assert!(refusal(&server.run(Event::Tick), 1).is_none());
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    assignment.tokens.push(common::token(77));
+    let mut effects = server.run(Event::Assignment(Box::new(assignment)));
+    effects.extend(server.durable());
+    assert!(welcome(effects).is_some());
+}
+
+#[test]
+fn a_token_that_the_admin_server_does_not_know_either_is_refused_by_an_answer_newer_than_the_hello() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let first = with_new_token(&mut server, 1);
+    let second = with_new_token(&mut server, 2);
+    let effects = server.run(Event::AdminAsked(first, None));
+    assert!(refusal(&effects, 1).unwrap().contains("unknown"));
+    assert!(refusal(&effects, 2).is_none(), "it came after the question was asked");
+    let message = refusal(&server.run(Event::AdminAsked(second, None)), 2).unwrap();
+    assert!(!message.contains("cannot be asked"), "{message}");
+}
+
+#[test]
+fn who_is_refused_because_the_admin_server_is_away_is_told_so() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let question = with_new_token(&mut server, 1);
+    let effects = server.run(Event::AdminAsked(question, Some("no route".to_owned())));
+    let message = refusal(&effects, 1).unwrap();
+    assert!(message.contains("cannot be asked") && message.contains("no route"), "{message}");
+    // It may also not answer at all.
+    with_new_token(&mut server, 2);
+    server.now_ns += 2 * SECOND;
+    assert!(refusal(&server.run(Event::Tick), 2).is_none());
+    server.now_ns += SECOND;
+    let message = refusal(&server.run(Event::Tick), 2).unwrap();
+    assert!(message.contains("cannot be asked"), "{message}");
+}
+
+#[test]
+fn a_client_that_goes_while_the_admin_server_is_asked_is_forgotten() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let question = with_new_token(&mut server, 1);
+    server.run(Event::Gone(ConnId(1)));
+    let effects = server.run(Event::AdminAsked(question, None));
+    assert!(refusal(&effects, 1).is_none(), "{effects:?}");
+}
+
+#[test]
+fn a_volume_made_a_moment_ago_is_brought_into_the_state_before_its_client_is_refused() {
+    let mut server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let id = uuid::Uuid::from_u128(0x99);
+    let hello = Hello { token_id: uuid::Uuid::from_u128(77), volume: id, ..hello(1) };
+    server.run(Event::Hello(ConnId(1), Box::new(hello)));
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    let mut volume = assignment.volumes[0].clone();
+    (volume.spec.id, volume.spec.name) = (id, "new".to_owned());
+    assignment.volumes.push(volume);
+    assignment.tokens.push(chronofs_wire::admin::AssignedToken { volume: id, ..common::token(77) });
+    let mut effects = server.run(Event::Assignment(Box::new(assignment)));
+    effects.extend(server.run(Event::AdminAsked(1, None)));
+    assert!(refusal(&effects, 1).is_none(), "{effects:?}");
+    effects.extend(server.run(Event::Tick));
+    effects.extend(server.durable());
+    assert!(welcome(effects).is_some());
 }

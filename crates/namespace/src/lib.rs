@@ -1,6 +1,6 @@
 //! The file system as a deterministic state machine: inodes, entries, slices, xattrs, ACLs, quotas, orphans.
 //!
-//! [`step`] decides a client's mutation, [`query`] answers a read (now or at an instant), [`system`] decides what
+//! [`fn@step`] decides a client's mutation, [`fn@query`] answers a read (now or at an instant), [`fn@system`] decides what
 //! the server itself asks for. They read through [`Reads`] and give a reply and a batch of changes. Nothing here
 //! does I/O, reads a clock, draws random numbers or keeps state: the same reads, context and request give the same
 //! bytes. It may depend on `chronofs-core`, `chronofs-engine` and `chronofs-history`.

@@ -320,8 +320,10 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             Err(Fail::Stop(stop)) => return Err(stop.into()),
             // Freeing only gives back: nothing can refuse it.
             Err(Fail::Errno(errno)) => {
-                let problem = format!("inode {ino} could not be freed: {errno}; run `chronofs meta verify`");
-                return Err(ReadStop::Failed(EngineError::Store(problem)).into());
+                let detail = format!("it could not be freed: {errno}; run `chronofs meta verify`");
+                return Err(
+                    ReadStop::Failed(EngineError::Damaged { what: format!("inode {ino}"), detail }).into()
+                );
             }
         }
         self.batch.0.extend(op.into_batch()?.0);

@@ -49,12 +49,14 @@ struct State {
     /// What it is flushing.
     flushing: Option<Position>,
     flushes: u64,
+    /// A flush is due and the disk has no room for it.
+    full: bool,
     closing: bool,
 }
 
 impl Maintenance {
     pub(crate) fn new(flushed: Position) -> Self {
-        let state = State { flushed, flushing: None, flushes: 0, closing: false };
+        let state = State { flushed, flushing: None, flushes: 0, full: false, closing: false };
         Maintenance { state: Mutex::new(state), wake: Condvar::new() }
     }
 
@@ -103,7 +105,7 @@ impl<S: Store, D: Disk> Core<S, D> {
                 state.flushed = done;
             }
         }
-        if flush_now || self.wants_flush() {
+        if (flush_now || self.wants_flush()) && self.has_room() {
             self.start_flush()?;
         }
         let flushed = lock(&self.maintenance.state).flushed;
@@ -122,6 +124,22 @@ impl<S: Store, D: Disk> Core<S, D> {
                 0
             });
         self.store.unflushed_bytes() >= self.options.flush_bytes || log_bytes >= self.options.flush_log_bytes
+    }
+
+    /// Without room for a flush the log goes on alone until it has no room either, which its users are told. The
+    /// store would fail for good.
+    fn has_room(&self) -> bool {
+        let room = self.store.has_room();
+        let was_full = std::mem::replace(&mut lock(&self.maintenance.state).full, !room);
+        match (was_full, room) {
+            (false, false) => tracing::error!(
+                "the disk has no room for a flush of the store; only the log grows until there is, or until it has \
+                 no room either: free some space"
+            ),
+            (true, true) => tracing::info!("the disk has room for a flush of the store again"),
+            _ => {}
+        }
+        room
     }
 
     fn start_flush(&self) -> Result<(), EngineError> {

@@ -18,6 +18,7 @@ struct Medium {
     /// Flushes that were started and are not done, oldest first.
     pending: VecDeque<Flushed>,
     broken: bool,
+    full: bool,
 }
 
 impl MemMedium {
@@ -38,6 +39,11 @@ impl MemMedium {
     /// Lets every flush from now on fail.
     pub fn break_down(&self) {
         self.lock().broken = true;
+    }
+
+    /// Whether the medium has room for a flush from now on.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
     }
 
     fn lock(&self) -> MutexGuard<'_, Medium> {
@@ -97,6 +103,10 @@ impl Store for MemStore {
 
     fn position(&self) -> Result<Option<Position>, EngineError> {
         Ok(self.medium.lock().durable.as_ref().map(|(_, position)| *position))
+    }
+
+    fn has_room(&self) -> bool {
+        !self.medium.lock().full
     }
 
     fn unflushed_bytes(&self) -> u64 {

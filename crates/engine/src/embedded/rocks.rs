@@ -26,6 +26,9 @@ const POSITION_LENGTH: usize = 25;
 /// Never met: the engine flushes long before.
 const WRITE_BUFFER_BYTES: usize = 32 << 30;
 
+/// A flush leaves so much of the disk free, for what RocksDB writes beside it.
+const SPARE_BYTES: u64 = 16 << 20;
+
 /// How RocksDB is set up.
 #[derive(Clone, Debug)]
 pub struct RocksOptions {
@@ -166,6 +169,11 @@ impl Store for RocksStore {
             };
         };
         decode_position(&bytes).map(Some).ok_or_else(|| no_position(&self.folder))
+    }
+
+    fn has_room(&self) -> bool {
+        let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return true };
+        disk.f_bavail.saturating_mul(disk.f_frsize) >= self.unflushed_bytes().saturating_add(SPARE_BYTES)
     }
 
     fn unflushed_bytes(&self) -> u64 {

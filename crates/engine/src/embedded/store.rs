@@ -35,6 +35,10 @@ pub trait Store: Send + Sync + 'static {
     /// How far what is durable goes; `None` if that is nothing. Asked once, before the first write.
     fn position(&self) -> Result<Option<Position>, EngineError>;
 
+    /// Whether there is room on the disk for a flush of what is not flushed. One that was started without is lost
+    /// with the store that failed in it.
+    fn has_room(&self) -> bool;
+
     /// Bytes of memory taken by what is not flushed.
     fn unflushed_bytes(&self) -> u64;
 

@@ -111,7 +111,7 @@ impl Who {
 impl Machine {
     pub(super) fn call(&mut self, group: &mut Group, conn: ConnId, call: &Call) -> Result<(), EngineError> {
         let Some(id) = self.heard(group, conn) else { return Ok(()) };
-        if self.hold_back(conn, call) {
+        if self.hold_back(group, conn, call) {
             return Ok(());
         }
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };

@@ -102,6 +102,9 @@ pub enum Effect {
     Hurry,
     /// Tags before this version are not needed any more.
     Mark(Version),
+    /// Ask the admin server for an assignment, then tell with [`super::Event::AdminAsked`] that this question is
+    /// answered.
+    AskAdmin(u64),
     /// A human should know.
     Warn(String),
 }

@@ -19,12 +19,12 @@ fn refusal(reason: RefusalReason, message: impl Into<String>) -> Refusal {
     Refusal { reason, message: message.into() }
 }
 
-fn not_now(retry_ms: u32, message: impl Into<String>) -> Refusal {
+pub(super) fn not_now(retry_ms: u32, message: impl Into<String>) -> Refusal {
     refusal(RefusalReason::NotNow { retry_ms }, message)
 }
 
 /// A hello that passed the checks of protocol, token and volume.
-struct Checked {
+pub(super) struct Checked {
     index: VolumeIndex,
     token: AssignedToken,
 }
@@ -39,10 +39,21 @@ impl Machine {
         let checked = match self.check(group, &hello) {
             Ok(checked) => checked,
             Err(refusal) => {
-                group.effects.push(Effect::Answer(conn, Err(refusal)));
+                self.refuse_or_ask(group, conn, hello, refusal);
                 return Ok(());
             }
         };
+        self.come_in(group, conn, hello, checked)
+    }
+
+    /// Goes on with a hello that passed the checks.
+    pub(super) fn come_in(
+        &mut self,
+        group: &mut Group,
+        conn: ConnId,
+        hello: Box<Hello>,
+        checked: Checked,
+    ) -> Result<(), EngineError> {
         // A client whose welcome was lost does not know its session yet.
         let opened = |session: &&Session| {
             (session.client, session.index, session.at) == (hello.client, checked.index, hello.at)
@@ -53,7 +64,7 @@ impl Machine {
         }
     }
 
-    fn check(&self, group: &Group, hello: &Hello) -> Result<Checked, Refusal> {
+    pub(super) fn check(&self, group: &Group, hello: &Hello) -> Result<Checked, Refusal> {
         if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
             let message = format!(
                 "the client speaks protocols {} to {}, this server {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the older one",

@@ -13,8 +13,12 @@ use chronofs_wire::message::ToClient;
 /// The replies of all sessions as of the last mark, one row in the store-wide tables. Key: none.
 pub(super) const REPLIES: Table = Table { number: 0x40, key_len: 0, name: "replies" };
 
-/// How many orphans are looked at, and freed, at a time.
+/// How many orphans are freed at a time.
 const REAP_MAX: usize = 256;
+
+/// How many files whose last open ended are looked at at a time: most are no orphans, and a busy volume closes
+/// thousands a second.
+const REAP_LOOKS_MAX: usize = 8192;
 
 /// A busy server writes replies down at the latest after this time.
 const MARK_AFTER_NS: u64 = 30_000_000_000;
@@ -60,7 +64,10 @@ impl Machine {
             .values()
             .filter(|session| {
                 let gone = self.volumes.get(&session.index).is_none_or(|volume| volume.row.deleted.is_some());
-                gone || now_ns.saturating_sub(session.heard_ns) > life_ns
+                // A connection that is silent for so long is cut off by its own timer. One that is there is never
+                // judged by the clock: it may have been set forward, or this server have stood still.
+                let silent = now_ns.saturating_sub(session.heard_ns) > life_ns;
+                gone || (session.conn.is_none() && silent)
             })
             .map(|session| session.id)
             .collect();
@@ -148,12 +155,17 @@ impl Machine {
         if self.reclaim_until_ns.is_some() {
             return Ok(());
         }
+        // What a deleted volume holds is not freed file by file, and must not stand in the way of others.
+        for volume in self.volumes.values_mut().filter(|volume| volume.row.deleted.is_some()) {
+            volume.to_reap.clear();
+        }
         let candidates: Vec<(VolumeIndex, Ino)> = self
             .volumes
             .values()
             .flat_map(|volume| volume.to_reap.iter().map(|&ino| (volume.index, ino)))
-            .take(REAP_MAX)
+            .take(REAP_LOOKS_MAX)
             .collect();
+        let mut freed = 0;
         for (index, ino) in candidates {
             let key = ORPHAN.live_key(index, &ino.0.to_be_bytes());
             let orphan = match group.reads.get(&key) {
@@ -168,9 +180,21 @@ impl Machine {
                 volume.to_reap.remove(&ino);
                 continue;
             }
+            if freed == REAP_MAX {
+                continue;
+            }
+            freed += 1;
             let request = SystemRequest::Reap { volume: volume.id(), ino };
-            if self.system(group, &request)?.is_ok() {
-                group.thens.push(Then::Reaped(index, ino));
+            match self.system(group, &request) {
+                Ok(Ok(_)) => group.thens.push(Then::Reaped(index, ino)),
+                Ok(Err(_)) => {}
+                // It was warned of. A file that cannot be freed takes room; that is no reason to serve nobody.
+                Err(EngineError::Damaged { .. }) => {
+                    if let Some(volume) = self.volumes.get_mut(&index) {
+                        volume.to_reap.remove(&ino);
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -200,7 +224,7 @@ impl Machine {
     /// Events of a clean stop: replies are written down, so that the next start has nothing to recover.
     pub fn stop(&mut self, group: &mut Group) -> Result<(), EngineError> {
         group.last_before = self.last;
-        if self.is_recovering() { Ok(()) } else { self.write_mark(group) }
+        if self.is_recovering() || group.full { Ok(()) } else { self.write_mark(group) }
     }
 
     /// Bytes and inodes in use on a volume.

@@ -4,6 +4,7 @@
 //! I/O, reads no clock and starts no thread; the executor (or a simulation) feeds it groups of events with the time
 //! and a view, hands its commits to the engine, and carries out its effects only when the engine has taken them.
 
+mod asking;
 mod calls;
 mod group;
 mod hello;
@@ -14,11 +15,13 @@ mod sharing;
 pub mod tag;
 mod volumes;
 
+pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
 pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
+use asking::Asking;
 use chronofs_core::ops::Request;
 use chronofs_core::{Caller, Errno, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
@@ -45,6 +48,8 @@ pub struct Config {
     pub replay_window_ms: u32,
     /// Replies are written, and tags let go, after so many commits.
     pub mark_after_commits: u64,
+    /// [`Effect::AskAdmin`] reaches an admin server.
+    pub asks_admin: bool,
 }
 
 impl Default for Config {
@@ -56,6 +61,7 @@ impl Default for Config {
             life_ms: 60_000,
             replay_window_ms: 10_000,
             mark_after_commits: 50_000,
+            asks_admin: false,
         }
     }
 }
@@ -102,6 +108,9 @@ pub enum Event {
     Durable(Version),
     /// The admin server says what is to be served.
     Assignment(Box<Assignment>),
+    /// The admin server was asked, as [`Effect::AskAdmin`] wants, after this question and all before it; what it said
+    /// came in an [`Event::Assignment`] before. Or it could not be asked, because of this.
+    AdminAsked(u64, Option<String>),
 }
 
 /// Someone waits until a version is durable.
@@ -156,6 +165,10 @@ pub struct Machine {
     sessions: BTreeMap<SessionId, Session>,
     conns: HashMap<ConnId, SessionId>,
     waiting: Vec<WaitingHello>,
+    asking: Vec<Asking>,
+    /// Of them those to be decided next.
+    asked: Vec<Asked>,
+    questions: u64,
     deferred: VecDeque<Deferred>,
     phase: Phase,
     /// Calls held back while replays were collected, to be decided next.
@@ -195,6 +208,9 @@ impl Machine {
             sessions: BTreeMap::new(),
             conns: HashMap::new(),
             waiting: Vec::new(),
+            asking: Vec::new(),
+            asked: Vec::new(),
+            questions: 0,
             deferred: VecDeque::new(),
             released: Vec::new(),
             last,
@@ -222,6 +238,12 @@ impl Machine {
     /// The last version given.
     pub fn last(&self) -> Version {
         self.last
+    }
+
+    /// What clients may be told is durable. Less than what the engine says while calls that were lost, and are
+    /// applied again, are not durable yet.
+    pub fn durable(&self) -> Version {
+        self.durable
     }
 
     /// What this server calls itself.
@@ -276,12 +298,17 @@ impl Machine {
             Event::Call(conn, call) => self.call(group, conn, &call)?,
             Event::Frame(conn, frame) => self.frame(group, conn, frame)?,
             Event::Gone(conn) => self.gone(group, conn),
-            Event::Tick => self.tick(group)?,
+            Event::Tick => {
+                self.tick(group)?;
+                self.look_again(group);
+            }
             Event::Durable(version) => self.became_durable(group, version),
             Event::Assignment(assignment) => {
                 self.to_assign = Some(assignment);
                 self.assign(group)?;
+                self.look_again(group);
             }
+            Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
     }
@@ -359,6 +386,7 @@ impl Machine {
     fn gone(&mut self, group: &mut Group, conn: ConnId) {
         let waited = self.waiting.iter().find(|waiting| waiting.conn == conn).map(|waiting| waiting.volume);
         self.waiting.retain(|waiting| waiting.conn != conn);
+        self.stop_asking(conn);
         self.deferred.retain(|deferred| deferred.conn != conn);
         if let Some(index) = waited {
             self.settle_sharing(group, index);

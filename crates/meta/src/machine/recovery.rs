@@ -118,11 +118,14 @@ impl Machine {
         });
     }
 
-    /// Holds a call back while replays are collected; a client that floods is left to send it again.
-    pub(super) fn hold_back(&mut self, conn: ConnId, call: &Call) -> bool {
+    /// Holds a call back while replays are collected. When there are too many the connection ends: its client comes
+    /// back and sends again what was not answered.
+    pub(super) fn hold_back(&mut self, group: &mut Group, conn: ConnId, call: &Call) -> bool {
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
         if recovery.held.len() < HELD_MAX {
             recovery.held.push((conn, call.clone()));
+        } else {
+            group.effects.push(Effect::Close(conn));
         }
         true
     }
@@ -176,6 +179,13 @@ impl Machine {
                     recovery.expected.remove(&id);
                 }
                 self.recovery_progress(group)
+            }
+            // Parked for want of room they would be lost. The client comes again and is asked again.
+            Phase::Serving if group.full => {
+                if let Some(conn) = self.sessions.get(&id).and_then(|session| session.conn) {
+                    group.effects.push(Effect::Close(conn));
+                }
+                Ok(())
             }
             // Too late for its place in the order: what can still be done is done now.
             Phase::Serving => {

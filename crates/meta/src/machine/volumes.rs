@@ -109,6 +109,12 @@ impl Machine {
             self.to_assign = Some(assignment);
             return Ok(());
         }
+        if group.full {
+            // Tokens hold at once; volumes are tried again at the ticks to come.
+            self.take_assignment(group, assignment.clone());
+            self.to_assign = Some(assignment);
+            return Ok(());
+        }
         let before = group.commits.len();
         for volume in &assignment.volumes {
             self.assign_volume(group, volume)?;

@@ -150,7 +150,7 @@ impl World {
                     self.server = None;
                 }
             }
-            Effect::Object(_) | Effect::Hurry | Effect::Warn(_) => {}
+            Effect::Object(_) | Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
     }
 

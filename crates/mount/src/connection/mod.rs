@@ -189,6 +189,11 @@ impl Connection {
         ConnectionStatus { connected, refused, session: state.session(), address, waiting, undurable }
     }
 
+    /// The session that calls are made under now.
+    pub fn session(&self) -> SessionId {
+        self.state().session()
+    }
+
     /// The highest version that any answer named.
     pub fn seen(&self) -> Version {
         self.state().seen()

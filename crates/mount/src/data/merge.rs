@@ -2,7 +2,7 @@
 //! newer slice has come.
 
 use super::file::FileData;
-use super::meta::{Meta, Publish};
+use super::meta::{Meta, Publish, PublishError};
 use super::read::{Part, Source};
 use super::slice_map::Block;
 use super::write_back::Batch;
@@ -73,7 +73,10 @@ async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errn
     if file.state().truncations != truncations {
         return Err(Errno::EAGAIN);
     }
-    data.meta.publish(publish).await?;
+    data.meta.publish(publish).await.map_err(|error| match error {
+        PublishError::Answered(errno) | PublishError::NoAnswer(errno) => errno,
+        PublishError::SessionOver => Errno::EAGAIN,
+    })?;
     file.state().map.forget(number);
     Ok(())
 }

@@ -32,6 +32,17 @@ pub struct Publish {
     pub merge: Option<Merge>,
 }
 
+/// Why something written is not part of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PublishError {
+    /// The server's answer.
+    Answered(Errno),
+    /// There is none, because the server refuses the mount for now: nobody decided anything about these bytes.
+    NoAnswer(Errno),
+    /// The session it was asked under, or whose ids it names, is over: it is to be asked again under the next one.
+    SessionOver,
+}
+
 /// A connection to the metadata server of one volume.
 ///
 /// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
@@ -49,7 +60,7 @@ pub trait Meta: Send + Sync + 'static {
     fn staged(&self, ino: Ino, ids: Vec<SliceId>) -> impl Future<Output = Result<Vec<Bytes>, Errno>> + Send;
 
     /// Makes written bytes part of the file; the attributes afterwards.
-    fn publish(&self, publish: Publish) -> impl Future<Output = Result<Attr, Errno>> + Send;
+    fn publish(&self, publish: Publish) -> impl Future<Output = Result<Attr, PublishError>> + Send;
 
     /// A further range `first..end` of object counters of the session.
     fn grant(&self, count: u64) -> impl Future<Output = Result<(u64, u64), Errno>> + Send;

@@ -63,7 +63,7 @@ mod volume;
 mod write_back;
 
 pub use file::{ErrorMark, FileData};
-pub use meta::{Meta, Publish, SliceList};
+pub use meta::{Meta, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;
 

@@ -1,7 +1,7 @@
 //! A metadata server and an object store in memory that fail and dawdle by seed, for the tests of the data path.
 
 use super::lock;
-use super::meta::{Meta, Publish, SliceList};
+use super::meta::{Meta, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
@@ -90,7 +90,7 @@ struct Inner {
     session: Option<SessionId>,
     merges: u64,
     /// The answer to every publish, if not what is right.
-    refuse: Option<Errno>,
+    refuse: Option<PublishError>,
 }
 
 impl Inner {
@@ -171,8 +171,8 @@ impl MemoryMeta {
         lock(&self.inner).slices.clone()
     }
 
-    pub(super) fn refuse(&self, errno: Option<Errno>) {
-        lock(&self.inner).refuse = errno;
+    pub(super) fn refuse(&self, error: Option<PublishError>) {
+        lock(&self.inner).refuse = error;
     }
 
     pub(super) fn take_only(&self, session: SessionId) {
@@ -228,18 +228,18 @@ impl Meta for MemoryMeta {
         ids.iter().take(2).map(|id| inner.staged.get(id).cloned().ok_or(Errno::ENOENT)).collect()
     }
 
-    async fn publish(&self, publish: Publish) -> Result<Attr, Errno> {
+    async fn publish(&self, publish: Publish) -> Result<Attr, PublishError> {
         self.faults.delay().await;
         let attr = {
             let fails = self.faults.fails();
             let mut inner = lock(&self.inner);
-            if let Some(errno) = inner.refuse {
-                return Err(errno);
+            if let Some(error) = inner.refuse {
+                return Err(error);
             }
             if fails {
-                return Err(Errno::EAGAIN);
+                return Err(PublishError::Answered(Errno::EAGAIN));
             }
-            inner.apply(publish)?;
+            inner.apply(publish).map_err(PublishError::Answered)?;
             inner.attr()
         };
         self.faults.delay().await;

@@ -258,7 +258,7 @@ fn a_refused_publish_is_told_once_to_each_handle_and_its_bytes_are_gone() {
         let data = world.mount(1, Tuning::default());
         let file = world.open(&data);
         let (one, other) = (file.error_mark(), file.error_mark());
-        world.meta.refuse(Some(Errno::EDQUOT));
+        world.meta.refuse(Some(PublishError::Answered(Errno::EDQUOT)));
         file.write(0, b"too much", false).await.unwrap();
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert_eq!(file.flush(&one).await, Err(Errno::EDQUOT));
@@ -266,6 +266,47 @@ fn a_refused_publish_is_told_once_to_each_handle_and_its_bytes_are_gone() {
         assert_eq!(file.flush(&other).await, Err(Errno::EDQUOT));
         assert_eq!(file.flush(&file.error_mark()).await, Ok(()));
         assert_eq!((file.size(), data.budget.used()), (0, 0));
+    });
+}
+
+#[test]
+fn a_publish_without_an_answer_is_told_and_loses_nothing() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        let mark = file.error_mark();
+        world.meta.refuse(Some(PublishError::NoAnswer(Errno::EIO)));
+        file.write(0, b"kept", false).await.unwrap();
+        assert_eq!(file.flush(&mark).await, Err(Errno::EIO));
+        assert_eq!(&file.read(0, 10).await.unwrap()[..], b"kept");
+        world.meta.refuse(None);
+        assert_eq!(file.flush(&mark).await, Ok(()));
+        assert_eq!(world.meta.attr().size, 4);
+    });
+}
+
+#[test]
+fn a_publish_under_a_session_that_is_over_waits_for_the_next_one_and_nobody_hears_of_it() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        file.write(0, b"kept", false).await.unwrap();
+        file.zero(1, 1, false, false).await.unwrap();
+        world.meta.refuse(Some(PublishError::SessionOver));
+        let next = async {
+            // The data path hears of the new session later than the connection.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            world.meta.refuse(None);
+            world.meta.take_only(SessionId(7));
+            data.set_grant(1, SessionId(7), (0, 100));
+        };
+        let mark = file.error_mark();
+        let (flushed, ()) = tokio::join!(file.flush(&mark), next);
+        assert_eq!(flushed, Ok(()));
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(&other.read(0, 10).await.unwrap()[..], b"k\0pt");
     });
 }
 

@@ -114,6 +114,12 @@ impl<M: Meta> Data<M> {
         results.into_iter().collect()
     }
 
+    /// Whether anything written is not yet published.
+    pub fn is_unclean(&self) -> bool {
+        let files: Vec<_> = lock(&self.files).values().filter_map(Weak::upgrade).collect();
+        files.iter().any(|file| file.is_unclean())
+    }
+
     /// Ends the background work after [`Data::flush_all`]: what is unpublished still is given up.
     pub fn stop(&self) {
         // Dropped outside the lock: the last reference to a file takes locks of its own.

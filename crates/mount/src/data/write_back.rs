@@ -6,7 +6,7 @@
 use super::file::FileData;
 use super::lock;
 use super::merge;
-use super::meta::{Meta, Publish};
+use super::meta::{Meta, Publish, PublishError};
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
 use chronofs_blocks::{StoreError, Trouble, object_name};
@@ -24,6 +24,8 @@ const SLICES_PER_PUBLISH_MAX: usize = 4096;
 /// How often a put is tried before its batch waits for the next write-back, and how long between.
 const PUT_TRIES: u32 = 3;
 const PUT_RETRY: Duration = Duration::from_millis(100);
+/// How often to look whether the grant of a new session is known.
+const SESSION_CHECK: Duration = Duration::from_millis(10);
 
 /// Written ranges that go on their way together. They do not overlap.
 #[derive(Debug)]
@@ -52,11 +54,18 @@ pub(super) enum Failure {
     Passing(Errno),
     /// It never will be.
     Final(Errno),
+    /// It is to be sealed and published again under the ids of a new session.
+    SessionOver,
 }
 
 impl Failure {
-    /// What the server's refusal of a request means.
-    fn of(errno: Errno) -> Failure {
+    /// What it means that a publish did not succeed. Bytes may be given up only for what the server said of them.
+    fn of(error: PublishError) -> Failure {
+        let errno = match error {
+            PublishError::Answered(errno) => errno,
+            PublishError::NoAnswer(errno) => return Failure::Passing(errno),
+            PublishError::SessionOver => return Failure::SessionOver,
+        };
         match errno {
             Errno::EAGAIN | Errno::EINTR | Errno::ETIMEDOUT | Errno::ECANCELED | Errno::EBUSY => {
                 Failure::Passing(errno)
@@ -114,7 +123,7 @@ impl Batch {
     async fn seal<M: Meta>(&self, file: &FileData<M>) -> Result<Sealed, Failure> {
         let config = &file.data.config;
         let draft = Draft::new(&self.pieces, config.block_size);
-        let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::of)?;
+        let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
         let target = Target {
             volume: config.volume,
             ino: file.ino,
@@ -188,7 +197,12 @@ impl<M: Meta> FileData<M> {
             let Some(batch) = next.filter(|batch| batch.seq <= last) else { break };
             match self.publish(&batch).await {
                 Ok(()) => self.state().stuck = None,
-                Err(Failure::Passing(Errno::EAGAIN)) if !batch.is_sealed_for(self) => {}
+                Err(Failure::SessionOver) => {
+                    // The news may be on its way still; until it is here, it would be sealed for the old session.
+                    if batch.is_sealed_for(self) {
+                        tokio::time::sleep(SESSION_CHECK).await;
+                    }
+                }
                 Err(Failure::Passing(errno)) => {
                     self.state().stuck = Some(errno);
                     return Err(first_error.unwrap_or(errno));
@@ -228,10 +242,10 @@ impl<M: Meta> FileData<M> {
             };
             let exclusive = self.data.meta.exclusive();
             let attr =
-                self.data.meta.publish(publish).await.map_err(|errno| match is_own(self, &sealed) {
-                    true => Failure::of(errno),
+                self.data.meta.publish(publish).await.map_err(|error| match is_own(self, &sealed) {
+                    true => Failure::of(error),
                     // Refused for its ids: it is sealed again under those of the new session.
-                    false => Failure::Passing(Errno::EAGAIN),
+                    false => Failure::SessionOver,
                 })?;
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }

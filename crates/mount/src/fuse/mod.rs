@@ -128,7 +128,6 @@ fn access_of(flags: i32) -> Access {
     Access {
         read: mode != libc::O_WRONLY && flags & FMODE_EXEC == 0,
         write,
-        append: flags & libc::O_APPEND != 0,
         sync: direct && write && flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
     }
 }

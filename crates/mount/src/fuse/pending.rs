@@ -53,22 +53,41 @@ pub(super) async fn serve<R: Fail, T>(
     abandon: impl FnOnce(T),
 ) {
     tokio::pin!(operation);
-    let result = match tokio::time::timeout(PATIENCE, &mut operation).await {
-        Ok(result) => result,
-        Err(_) => tokio::select! {
-            result = &mut operation => result,
-            () = interrupted(tid) => {
-                reply.fail(Errno::EINTR);
-                if let Ok(late) = operation.await {
-                    abandon(late);
-                }
-                return;
+    match unless_interrupted(tid, &mut operation).await {
+        Some(Ok(done)) => answer(reply, done),
+        Some(Err(errno)) => reply.fail(errno),
+        None => {
+            reply.fail(Errno::EINTR);
+            if let Ok(late) = operation.await {
+                abandon(late);
             }
+        }
+    }
+}
+
+/// As [`serve`], for an operation that does nothing until it is done: when interrupted it never happens.
+pub(super) async fn serve_or_drop<R: Fail, T>(
+    tid: u32,
+    reply: R,
+    operation: impl Future<Output = Result<T, Errno>>,
+    answer: impl FnOnce(R, T),
+) {
+    match unless_interrupted(tid, operation).await {
+        Some(Ok(done)) => answer(reply, done),
+        Some(Err(errno)) => reply.fail(errno),
+        None => reply.fail(Errno::EINTR),
+    }
+}
+
+/// What `operation` gives, or `None` when a signal asks the thread `tid` to stop waiting for it.
+async fn unless_interrupted<T>(tid: u32, operation: impl Future<Output = T>) -> Option<T> {
+    tokio::pin!(operation);
+    match tokio::time::timeout(PATIENCE, &mut operation).await {
+        Ok(result) => Some(result),
+        Err(_) => tokio::select! {
+            result = &mut operation => Some(result),
+            () = interrupted(tid) => None,
         },
-    };
-    match result {
-        Ok(done) => answer(reply, done),
-        Err(errno) => reply.fail(errno),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each request of the kernel: its arguments in our types, the operation that serves it, and the shape of its answer.
 
-use super::pending::{Fail, serve};
+use super::pending::{Fail, serve, serve_or_drop};
 use super::{
     Face, GENERATION, access_of, convert, dot_attr, entry_name, open_reply_flags, reply_attr, reply_entry,
     reply_statfs, reply_xattr,
@@ -305,14 +305,15 @@ impl Filesystem for Face {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let len = data.len() as u32;
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let append = flags.0 & libc::O_APPEND != 0;
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = Write { offset, bytes: data, kill_priv, from_pages };
+        let write = Write { offset, bytes: data, append, kill_priv, from_pages };
         match self.vfs.try_write(handle.0, &write) {
             Some(Ok(())) => reply.written(len),
             Some(Err(errno)) => reply.fail(errno),
@@ -320,16 +321,18 @@ impl Filesystem for Face {
                 let (vfs, bytes) = (Arc::clone(&self.vfs), Bytes::copy_from_slice(data));
                 let invalid = self.invalid.clone();
                 let operation = async move {
-                    let write = Write { offset, bytes: &bytes, kill_priv, from_pages };
+                    let write = Write { offset, bytes: &bytes, append, kill_priv, from_pages };
                     vfs.write(handle.0, &write).await
                 };
-                self.later(request, reply, operation, move |reply, at| {
+                // Interrupted, it must not lie over what the program writes next.
+                let answer = move |reply: ReplyWrite, at| {
                     reply.written(len);
+                    // Another mount appended too: the kernel put the bytes where the file ended before.
                     if at != offset {
-                        // Another mount appended too: the kernel put the bytes where the file ended before.
                         let _ = invalid.send(ino);
                     }
-                });
+                };
+                self.runtime.spawn(serve_or_drop(request.pid(), reply, operation, answer));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Attributes and entries that need not be asked for again.
 //!
-//! Two rules keep them right. Nothing is taken from the cache unless [`Rule`] says that it may be believed now: for
+//! Two rules keep them right. Nothing is taken from the cache unless the rule says that it may be believed now: for
 //! ever in the past, and in the present only while no other session can change the volume. And nothing is put into
 //! it that is older than the last change of the same inode by this mount: answers may overtake each other.
 

@@ -17,8 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 pub(crate) struct Access {
     pub(crate) read: bool,
     pub(crate) write: bool,
-    /// Every write goes to the end of the file.
-    pub(crate) append: bool,
     /// Every write is durable when it returns.
     pub(crate) sync: bool,
 }
@@ -202,7 +200,7 @@ impl Vfs {
             Ok(open) => open,
             Err(errno) => return Some(Err(errno)),
         };
-        if write.kill_priv || open.access.sync || (open.access.append && !write.from_pages) {
+        if write.kill_priv || open.access.sync || (write.append && !write.from_pages) {
             return None;
         }
         open.file.try_write(write.offset, write.bytes, false)
@@ -211,15 +209,20 @@ impl Vfs {
     /// Writes to an open file. Gives the offset that it was written at.
     pub(crate) async fn write(&self, handle: u64, write: &Write<'_>) -> Result<u64, Errno> {
         let open = self.files.file(handle)?;
-        let at = if open.access.append && !write.from_pages {
+        let at = if write.append && !write.from_pages {
             open.file.append(write.bytes, write.kill_priv).await?
         } else {
             open.file.write(write.offset, write.bytes, write.kill_priv).await?;
             write.offset
         };
         if open.access.sync {
-            open.file.flush(&open.mark).await?;
-            self.sync().await?;
+            let connection = Arc::clone(&self.connection);
+            // In a task of its own: this call may be dropped while it waits, and a publish must not be.
+            let synced = tokio::spawn(async move {
+                open.file.flush(&open.mark).await?;
+                connection.call(Caller::ROOT, Request::Sync).await
+            });
+            synced.await.map_err(|_| Errno::EIO)??;
         }
         Ok(at)
     }
@@ -289,6 +292,8 @@ impl Vfs {
 pub(crate) struct Write<'a> {
     pub(crate) offset: u64,
     pub(crate) bytes: &'a [u8],
+    /// It goes to the end of the file: fcntl(2) may have changed that since the file was opened.
+    pub(crate) append: bool,
     /// Clear setuid and setgid.
     pub(crate) kill_priv: bool,
     /// The kernel writes pages back that were changed through a mapping: they have their place already.

@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::reply;
 use crate::connection::Connection;
-use crate::data::{Meta, Publish, SliceList};
+use crate::data::{Meta, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_blocks::{BlockStore, ObjectPort, StoreError};
 use chronofs_core::ops::{Reply, Request};
@@ -35,11 +35,20 @@ impl Meta for MetaLink {
         }
     }
 
-    async fn publish(&self, publish: Publish) -> Result<Attr, Errno> {
+    async fn publish(&self, publish: Publish) -> Result<Attr, PublishError> {
         let Publish { ino, slices, size_min, mtime_ns, kill_priv, merge } = publish;
         let exclusive = self.connection.exclusive();
+        let session = self.connection.session();
+        let mut sessions = slices.iter().filter_map(|new| Some(new.slice.place.seal()?.id.object.session));
+        let named = sessions.next().unwrap_or(session);
         let request = Request::Publish { ino, slices, size_min, mtime_ns, kill_priv, merge };
-        let (version, attr) = reply::attr(self.connection.call(Caller::ROOT, request).await?)?;
+        let asked = self.connection.ask(Caller::ROOT, request).await;
+        // A new session may have begun before the data path hears of it.
+        let now = self.connection.session();
+        let failed = |error| if (session, named) == (now, now) { error } else { PublishError::SessionOver };
+        let answer = asked.map_err(|errno| failed(PublishError::NoAnswer(errno)))?;
+        let reply = answer.result.map_err(|errno| failed(PublishError::Answered(errno)))?;
+        let (version, attr) = reply::attr((answer.version, reply)).map_err(PublishError::Answered)?;
         self.cache.changed(ino, version);
         // Without others the kernel's pages hold what was published; with others they may lack what those did.
         let exclusive = exclusive && self.connection.exclusive();

@@ -32,8 +32,12 @@ use files::Files;
 use meta_link::MetaLink;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
+
+/// How long the end of a mount goes on trying when the object store fails or the server refuses, and how often.
+const LAST_PATIENCE: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// What a mount shows and where, for people.
 #[derive(Clone, Debug)]
@@ -148,7 +152,7 @@ impl Vfs {
     /// Ends the mount: publishes everything, waits until it is durable, says goodbye. Waits for a server that is
     /// away as long as there is anything that would be lost.
     pub(crate) async fn shut_down(&self) -> Result<(), Errno> {
-        let flushed = if self.read_only { Ok(()) } else { self.data.flush_all().await };
+        let flushed = if self.read_only { Ok(()) } else { self.flush_for_good().await };
         let status = self.connection.status();
         let synced = if status.waiting + status.undurable > 0 && !self.read_only {
             self.sync().await.map(drop)
@@ -157,6 +161,23 @@ impl Vfs {
         };
         self.connection.close().await;
         flushed.and(synced)
+    }
+
+    /// Publishes everything for the last time: what is not stored now is lost, so passing trouble is waited out.
+    async fn flush_for_good(&self) -> Result<(), Errno> {
+        let give_up = Instant::now() + LAST_PATIENCE;
+        loop {
+            let flushed = self.data.flush_all().await;
+            match flushed {
+                Err(errno) if self.data.is_unclean() && Instant::now() < give_up => {
+                    tracing::warn!(
+                        "not everything that was written could be stored yet ({errno}); trying again"
+                    );
+                    tokio::time::sleep(LAST_RETRY).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// How long the kernel may believe what is said now; `None` when nothing may be believed past the answer.

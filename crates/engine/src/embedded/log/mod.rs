@@ -185,8 +185,8 @@ impl<D: Disk> Log<D> {
         Ok(Place { segment: header.segment, offset: SEGMENT_HEADER as u64 })
     }
 
-    /// Writes one group at `header.place`, where it must fit. After [`EngineError::NoSpace`] the log is as before.
-    /// Returns the place after the group.
+    /// Writes one group at `header.place`, where it must fit. After [`EngineError::NoSpace`] the log is as before, and
+    /// stays so whatever a power cut takes. Returns the place after the group.
     pub(crate) fn append(&self, header: &mut GroupHeader, commits: &[Commit]) -> Result<Place, EngineError> {
         let mut buffer = lock(&self.buffer);
         encode_group(header, commits, &mut buffer);
@@ -196,12 +196,8 @@ impl<D: Disk> Log<D> {
             let error = io_error("write to", self.path(place.segment), source);
             if let EngineError::NoSpace { .. } = error {
                 // A file system that copies on write can run out in spite of the allocation.
-                let zeros = [0; format::GROUP_HEADER];
-                file.write_at(place.offset, &zeros).map_err(|source| EngineError::Io {
-                    action: "clear a cut write to",
-                    path: self.path(place.segment),
-                    source,
-                })?;
+                buffer.fill(0);
+                self.clear(&file, place, &buffer)?;
             }
             return Err(error);
         }
@@ -209,6 +205,17 @@ impl<D: Disk> Log<D> {
             segment.last = commit.version;
         }
         Ok(Place { offset: place.offset + buffer.len() as u64, ..place })
+    }
+
+    /// Takes back a write that was cut. All of it goes, because its records could fit to the header of the group that
+    /// is written there next; and it goes durably, because a power cut may keep that write and lose this one.
+    fn clear(&self, file: &D::File, place: Place, zeros: &[u8]) -> Result<(), EngineError> {
+        let cleared = file.write_at(place.offset, zeros).and_then(|()| file.sync_data());
+        cleared.map_err(|source| EngineError::Io {
+            action: "clear a cut write to",
+            path: self.path(place.segment),
+            source,
+        })
     }
 
     /// Removes the oldest segments as long as `may_go` allows; never the newest.
