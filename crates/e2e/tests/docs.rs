@@ -107,8 +107,9 @@ over /usr/sbin
 mount -t tmpfs srv /srv
 mount -t tmpfs mnt /mnt
 mkdir -p "$SCRATCH/bin" "$SCRATCH/home" "$SCRATCH/tmp"
-mount --bind "$SCRATCH/tmp" /tmp
+# Before /tmp is covered: the executable may lie below it.
 cp "$BIN" "$SCRATCH/bin/chronofs"
+mount --bind "$SCRATCH/tmp" /tmp
 PATH=$SCRATCH/bin:$PATH
 cd "$SCRATCH/home"
 until_listens() {
