@@ -249,6 +249,8 @@ fn servers_that_are_stopped_and_started_again_interrupt_nobody() {
         });
         worker.check(&format!("seed {seed}, round {round}"));
     }
+    let log = mount.process.log();
+    assert!(!log.contains("session is over"), "the mount did not get its session back:\n{log}");
     mount.unmount();
     installation.stop_meta_and_verify();
 }

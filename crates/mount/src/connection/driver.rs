@@ -202,7 +202,7 @@ struct Attempt {
 impl Attempt {
     fn new(connection: &Connection) -> Self {
         Attempt {
-            client: uuid::Uuid::new_v4().as_u128(),
+            client: connection.client(),
             resume: Some(connection.state().session()),
             back_off: BACK_OFF_FIRST,
             ask: false,
@@ -231,6 +231,7 @@ impl Attempt {
     fn succeeded(&self, connection: &Connection, link: &Link, events: &UnboundedSender<Event>) {
         // Until the caches are known to be right again nothing may be cached: the event's receiver ends that.
         connection.heard_welcome(&link.welcome, link.asked);
+        connection.set_client(link.client);
         let replaced = self.resume.is_none();
         let lost = if replaced {
             connection.state().replaced(&link.welcome)
@@ -272,6 +273,7 @@ impl Attempt {
             RefusalReason::SessionOver if self.resume.is_some() => {
                 tracing::error!("the session is over ({}); opening a new one", refusal.message);
                 self.resume = None;
+                self.client = uuid::Uuid::new_v4().as_u128();
                 return Duration::ZERO;
             }
             RefusalReason::Token => Errno::EACCES,

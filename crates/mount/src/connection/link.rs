@@ -70,6 +70,8 @@ pub(crate) struct Link {
     pub(crate) writer: WriteHalf<TlsStream<TcpStream>>,
     pub(crate) welcome: Box<Welcome>,
     pub(crate) target: Target,
+    /// What the client called itself: the server gives a session back only to who opened it.
+    pub(crate) client: u128,
     /// When the hello was sent.
     pub(crate) asked: Instant,
 }
@@ -130,7 +132,7 @@ pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening)
         let (found, known) = (welcome.epoch, opening.epoch);
         return Err(OpenError::OldOwner { address: target.address.clone(), found, known });
     }
-    Ok(Link { reader, writer, welcome, target: target.clone(), asked })
+    Ok(Link { reader, writer, welcome, target: target.clone(), client: opening.client, asked })
 }
 
 async fn secure(target: &Target) -> Result<TlsStream<TcpStream>, OpenError> {

@@ -63,6 +63,8 @@ pub struct ConnectionStatus {
 pub struct Connection {
     state: Mutex<State>,
     wanted: Wanted,
+    /// What the session was opened as; only under this name does the server give it back.
+    client: Mutex<u128>,
     /// The server was last seen here.
     target: Mutex<Target>,
     /// There are frames to write.
@@ -97,6 +99,7 @@ impl Connection {
         let connection = Arc::new(Connection {
             state: Mutex::new(State::new(&welcome)),
             wanted,
+            client: Mutex::new(first.client),
             target: Mutex::new(first.target.clone()),
             wake: Notify::new(),
             closing,
@@ -214,6 +217,14 @@ impl Connection {
 
     fn target(&self) -> MutexGuard<'_, Target> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self) -> u128 {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_client(&self, client: u128) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
     }
 
     /// What a welcome says about clock, lease and sharing. `asked` is when the hello was sent. Nothing is cached
