@@ -162,7 +162,6 @@ fn read_folder(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
 }
 
 #[test]
-#[ignore = "known fault (docs/src/limits.md): after kill -9 of the metadata server a session is at times taken for over"]
 fn nothing_acknowledged_is_lost_when_processes_are_killed() {
     let seed = seed("crashes");
     let rounds = env_number("CHRONOFS_ROUNDS", 50);

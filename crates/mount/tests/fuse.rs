@@ -378,7 +378,6 @@ fn an_open_file_lives_on_without_a_name_even_on_another_mount() {
 }
 
 #[test]
-#[ignore = "known fault (docs/src/limits.md): after kill -9 of the metadata server a session is at times taken for over"]
 fn a_mount_goes_on_after_the_server_was_killed_again_and_again() {
     within(LIMIT, || {
         let mut rig = Rig::new();
