@@ -49,8 +49,14 @@ require_packages() {
         fail "the packages could not be installed: ${missing[*]}" "on another system than Debian 12 their names differ"
 }
 
-# Builds the executable in profile CHRONOFS_PROFILE (release, or dev) and sets CHRONOFS to its path.
+# Sets CHRONOFS to the path of the executable: CHRONOFS_EXECUTABLE, or one built in profile CHRONOFS_PROFILE (release,
+# or dev).
 build_chronofs() {
+    if [ -n "${CHRONOFS_EXECUTABLE:-}" ]; then
+        CHRONOFS=$CHRONOFS_EXECUTABLE
+        [ -x "$CHRONOFS" ] || fail "CHRONOFS_EXECUTABLE is no executable: $CHRONOFS" "unset it, and chronofs is built"
+        return
+    fi
     local profile=${CHRONOFS_PROFILE:-release} folder target
     case $profile in
         dev) folder=debug ;;
