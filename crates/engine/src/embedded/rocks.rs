@@ -14,6 +14,7 @@ use rocksdb::{
     ReadOptions, WriteBatch, WriteOptions,
 };
 use self_cell::self_cell;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -122,7 +123,7 @@ impl Store for RocksStore {
 
     fn write(&self, commits: &[Commit], position: Position) -> Result<(), EngineError> {
         let mut batch = WriteBatch::default();
-        for change in commits.iter().flat_map(|commit| &commit.batch.0) {
+        for change in newest_changes(commits) {
             match change {
                 Change::Put(key, value) => batch.put(key, value),
                 Change::Delete(key) => batch.delete(key),
@@ -186,6 +187,14 @@ impl Store for RocksStore {
             std::mem::forget(self.db.clone());
         }
     }
+}
+
+/// Of each key the last change: commits of one group often put the same rows (the directory of many creates, the
+/// counters), and what a batch overwrites itself need not cost an insert.
+fn newest_changes(commits: &[Commit]) -> impl Iterator<Item = &Change> {
+    let changes = commits.iter().rev().flat_map(|commit| commit.batch.0.iter().rev());
+    let mut seen = HashSet::with_capacity(commits.iter().map(|commit| commit.batch.0.len()).sum());
+    changes.filter(move |change| seen.insert(change.key()))
 }
 
 fn no_position(folder: &Path) -> EngineError {
