@@ -149,6 +149,7 @@ impl Vfs {
         access: Access,
     ) -> Result<(Shown, Opened), Errno> {
         self.writable()?;
+        self.cache.naming(parent, &name);
         let request = Request::Create {
             parent,
             name: name.clone(),
