@@ -1,6 +1,6 @@
 //! `chronofs admin`.
 
-use crate::logs::{self, LogFormat};
+use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
@@ -50,9 +50,8 @@ pub(crate) enum Command {
         bind_addr: SocketAddr,
         #[command(flatten)]
         tls: Tls,
-        /// Form of the log on standard error
-        #[arg(long, value_enum, default_value_t)]
-        log_format: LogFormat,
+        #[command(flatten)]
+        log: LogArgs,
     },
     /// Say whether the server runs and is ready
     Status {
@@ -97,8 +96,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
-        Command::Start { folder, bind_addr, tls, log_format } => {
-            logs::start(log_format);
+        Command::Start { folder, bind_addr, tls, log } => {
+            log.start();
             let config = StartConfig { db_folder: folder.db_folder, bind_addr, tls: tls.files() };
             serve(chronofs_admin::start(config))?.context("admin start")
         }

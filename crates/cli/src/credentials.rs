@@ -85,8 +85,15 @@ pub(crate) fn save_mount(token: &str, volume: Option<&str>) -> Result<PathBuf> {
     save(&path, &file)?;
     Ok(path)
 }
-/// The token to mount `volume` with: as given, of the given file, of the environment, of `mount.toml`.
-pub(crate) fn mount(volume: &str, given: Option<String>, file: Option<&Path>) -> Result<String> {
+
+/// The token to mount `volume` with: as given, of the given file, of the environment, of `mount.toml`; naming the
+/// admin server at `admin`, if that is given.
+pub(crate) fn mount(
+    volume: &str,
+    given: Option<String>,
+    file: Option<&Path>,
+    admin: Option<&str>,
+) -> Result<String> {
     let text = if let Some(token) = given {
         Some(token)
     } else if let Some(file) = file {
@@ -103,5 +110,9 @@ pub(crate) fn mount(volume: &str, given: Option<String>, file: Option<&Path>) ->
              mount init creds --token TOKEN --volume {volume}"
         );
     };
-    Ok(Token::parse_as(&text, TokenKind::Volume)?.to_string())
+    let mut token = Token::parse_as(&text, TokenKind::Volume)?;
+    if let Some(admin) = admin {
+        token.admin = admin.to_owned();
+    }
+    Ok(token.to_string())
 }

@@ -10,6 +10,7 @@ mod credentials;
 mod logs;
 mod meta;
 mod mount;
+mod options;
 mod output;
 mod systemd;
 

@@ -1,7 +1,7 @@
 //! `chronofs meta`.
 
 use crate::admin::Tls;
-use crate::logs::{self, LogFormat};
+use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
@@ -40,9 +40,8 @@ pub(crate) enum Command {
         http_addr: SocketAddr,
         #[command(flatten)]
         tls: Tls,
-        /// Form of the log on standard error
-        #[arg(long, value_enum, default_value_t)]
-        log_format: LogFormat,
+        #[command(flatten)]
+        log: LogArgs,
     },
     /// Say whether the server runs and what it serves
     Status {
@@ -99,8 +98,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, tls, log_format } => {
-            logs::start(log_format);
+        Command::Start { folder, bind_addr, advertise, http_addr, tls, log } => {
+            log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
             let config = StartConfig { db_folder, bind_addr, advertise, http_addr: Some(http_addr), tls };
             serve(chronofs_meta::start(config))?.context("meta start")
