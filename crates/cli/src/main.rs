@@ -67,8 +67,21 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&format!("{error:#}"), ExitCode::FAILURE),
+        Err(error) => failed(&told(&error), ExitCode::FAILURE),
     }
+}
+
+/// An error and its causes, one after the other. Most of our errors name their cause themselves; that is not said again.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match text.as_str() {
+            "" => text = cause,
+            said if said.contains(&cause) => {}
+            _ => text = format!("{text}: {cause}"),
+        }
+    }
+    text
 }
 
 fn failed(message: &str, code: ExitCode) -> ExitCode {
@@ -100,6 +113,16 @@ fn serve<T>(task: impl Future<Output = T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let system = || std::io::Error::other("no space");
+        let named = anyhow::anyhow!("cannot write f: no space").context("mount v");
+        assert_eq!(told(&named), "mount v: cannot write f: no space");
+        let with_source = anyhow::Error::new(system()).context("cannot write f: no space").context("mount v");
+        assert_eq!(told(&with_source), "mount v: cannot write f: no space");
+        assert_eq!(told(&anyhow::Error::new(system()).context("cannot write f")), "cannot write f: no space");
+    }
 
     #[test]
     fn the_command_line_is_put_together_right_and_helps_end_without_a_full_stop() {

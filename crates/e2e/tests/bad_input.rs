@@ -128,6 +128,22 @@ fn instants_that_cannot_be_had_are_refused_with_those_that_can() {
         // The one that was asked for, the earliest and the latest.
         let instants = said.matches("Z").count();
         assert!(said.contains("cannot be had") && instants >= 3, "{at}: {said}");
+        let foreground = installation.fails(&[
+            "mount",
+            "start",
+            "v",
+            text(&dir),
+            "--token",
+            &live.token,
+            "--at-time",
+            at,
+            "--foreground",
+            "--log-level=error",
+        ]);
+        for said in [said, foreground] {
+            assert_eq!(said.matches("cannot be had").count(), 1, "{at}: {said}");
+            assert_eq!(said.lines().count(), 1, "{at}: {said}");
+        }
     }
     for at in ["", "noon", "2026-03-15", "2026-03-15T10:30:00", "--", "-5x", "2026-13-45T10:30:00Z"] {
         let said = installation.fails(&[
