@@ -44,6 +44,13 @@ fn mounting_and_unmounting_in_the_background_and_the_list_of_mounts() {
     let here = list.as_array().unwrap().iter().find(|m| m.to_string().contains(text(&dir)));
     assert!(here.is_some(), "{list}");
 
+    fs::create_dir(installation.path("relative")).unwrap();
+    let mut relative = installation.command(&["mount", "start", "v", "relative"]);
+    let output = run(relative.current_dir(installation.path("")));
+    assert!(output.status.success(), "{}", text_of(&output));
+    assert!(is_mount_point(&installation.path("relative")), "mounted somewhere else");
+    installation.ok(&["mount", "stop", text(&installation.path("relative"))]);
+
     let again = installation.fails(&["mount", "start", "v", text(&dir)]);
     assert!(again.contains(text(&dir)), "{again}");
     installation.ok(&["mount", "stop", text(&dir)]);

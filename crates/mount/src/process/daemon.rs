@@ -97,10 +97,6 @@ impl Ready {
             }
             None => None,
         };
-        if child {
-            // A process that lives long must not keep a folder busy.
-            let _ = std::env::set_current_dir("/");
-        }
         Ok(Ready(copy.map(File::from)))
     }
 

@@ -46,7 +46,12 @@ pub fn start(config: StartConfig) -> Result<(), MountError> {
         return daemon::start_child(&config.volume, &config.dir);
     }
     let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
-    let mounted = check(&config).and_then(Mounted::mount);
+    let checked = check(&config);
+    if child {
+        // A process that lives long must not keep a folder busy. Not earlier: what was asked for may be relative to it.
+        let _ = std::env::set_current_dir("/");
+    }
+    let mounted = checked.and_then(Mounted::mount);
     match mounted {
         Ok(mounted) => {
             ready.say("ready");
