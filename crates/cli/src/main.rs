@@ -51,9 +51,16 @@ enum Command {
         dir: PathBuf,
     },
     /// Print the completions of a shell
+    #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Write the manual pages of all commands
+    #[command(after_help = "Example:\n  chronofs man /usr/local/share/man/man1")]
+    Man {
+        /// Folder to write them into
+        dir: PathBuf,
     },
 }
 
@@ -98,9 +105,14 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut io::stdout());
-            Ok(())
+            // Not to standard output at once: there it panics when the reader has left.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end())
         }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir).with_context(|| {
+            format!("cannot write manual pages into {}; name a folder that exists", dir.display())
+        }),
     }
 }
 

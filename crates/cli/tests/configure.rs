@@ -165,10 +165,41 @@ fn usage_help_completions_and_units_are_there() {
     assert_eq!(world.run(&[]).code, 2);
     assert!(world.run(&["--version"]).ok().starts_with("chronofs "));
     assert!(world.run(&["configure", "create", "volume", "--help"]).ok().contains("Example"));
-    assert!(world.run(&["completions", "bash"]).ok().contains("block-store"));
     for role in ["admin", "meta"] {
         let unit = world.run(&[role, "init", "systemd"]).ok();
         assert!(unit.contains(&format!("{role} start --db-folder /var/lib/chronofs/{role}")), "{unit}");
     }
     assert!(world.run(&["mount", "init", "systemd"]).ok().contains("Type=chronofs"));
+}
+
+#[test]
+fn shells_complete_all_commands_and_there_is_a_manual_page_for_each() {
+    let world = World::prepared();
+    for (shell, check) in [("bash", Some("bash")), ("zsh", None), ("fish", None)] {
+        let script = world.run(&["completions", shell]).ok();
+        for word in ["block-store", "completions", "at-time", "volume-token"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        if let Some(program) = check {
+            let path = world.folder.path().join(shell);
+            std::fs::write(&path, script).unwrap();
+            assert!(std::process::Command::new(program).arg("-n").arg(path).status().unwrap().success());
+        }
+    }
+    assert_eq!(world.run(&["completions", "tcsh"]).code, 2);
+    let dir = world.folder.path().join("man");
+    let dir = dir.to_str().unwrap();
+    let missing = world.run(&["man", dir]);
+    assert!(
+        missing.code == 1 && missing.err.contains(dir) && missing.err.contains("exists"),
+        "{}",
+        missing.err
+    );
+    std::fs::create_dir(dir).unwrap();
+    world.run(&["man", dir]).ok();
+    let page = |name: &str| std::fs::read_to_string(format!("{dir}/{name}.1")).unwrap();
+    assert!(page("chronofs").contains(".TH chronofs 1") && page("chronofs").contains("chronofs\\-mount"));
+    let start = page("chronofs-mount-start");
+    assert!(start.contains("at\\-time") && start.contains("yesterday 17:00"), "{start}");
+    assert!(page("chronofs-configure-create-volume").contains("block\\-size"));
 }
