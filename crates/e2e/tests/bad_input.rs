@@ -408,6 +408,83 @@ fn a_block_folder_that_is_not_there_is_refused_from_the_start() {
 }
 
 #[test]
+fn a_block_store_moves_only_to_where_its_objects_are() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (blocks, moved) = (installation.path("blocks"), installation.path("moved"));
+    let (empty, strange, file) =
+        (installation.path("empty"), installation.path("strange"), installation.path("file"));
+    fs::create_dir(&empty).unwrap();
+    fs::create_dir(&strange).unwrap();
+    fs::write(&file, "x").unwrap();
+    let update = |to: &Path| -> Vec<String> {
+        ["configure", "update", "block-store", "blocks", "--path", text(to)].map(str::to_owned).to_vec()
+    };
+    let refused = |installation: &Installation, to: &Path, expected: &str| {
+        let arguments = update(to);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let said = installation.fails(&arguments);
+        assert!(said.contains(text(to)) && said.contains(expected), "{}: {said}", to.display());
+        let shown = installation.ok(&["configure", "show", "block-store", "blocks", "--json"]);
+        assert!(shown.contains(&format!("\"{}\"", text(&blocks))), "it moved all the same: {shown}");
+    };
+    let bytes = Rng::new(8).bytes(3 << 20);
+    let mut mount = installation.mount("v", &[]);
+    fs::write(mount.path("big"), &bytes).unwrap();
+    refused(&installation, &moved, "unmount first");
+    mount.unmount();
+
+    // The folder of another store, marked by the server.
+    let arguments =
+        ["configure", "create", "block-store", "other", "--kind", "local", "--path", text(&strange)];
+    installation.ok(&arguments);
+    let of_other =
+        ["configure", "create", "volume", "w", "--block-store", "other", "--metadata-store", "store"];
+    installation.ok(&of_other);
+    let read_only = installation.path("read-only");
+    fs::create_dir(&read_only).unwrap();
+    let copied = run(Command::new("cp").arg("-a").arg(blocks.join(".")).arg(&read_only));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+    for arguments in [["--bind", text(&read_only)], ["-o", "remount,bind,ro"]] {
+        let output = run(Command::new("mount").args(arguments).arg(&read_only));
+        assert!(output.status.success(), "{}", text_of(&output));
+    }
+    refused(&installation, &read_only, "cannot be written to");
+    detach(&read_only);
+    for (to, expected) in [
+        (&moved, "right disk is mounted"),
+        (&empty, "right disk is mounted"),
+        (&file, "right disk is mounted"),
+        (&strange, "names the store"),
+    ] {
+        refused(&installation, to, expected);
+    }
+    refused(&installation, Path::new("relative"), "not absolute");
+
+    fs::rename(&blocks, &moved).unwrap();
+    let arguments = update(&moved);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    installation.ok(&arguments);
+    let mut mount = installation.mount("v", &[]);
+    assert!(fs::read(mount.path("big")).unwrap() == bytes, "what was written before the move");
+    fs::write(mount.path("new"), &bytes).unwrap();
+    mount.unmount();
+
+    installation.meta.stop();
+    fs::rename(&moved, &blocks).unwrap();
+    let back = update(&blocks);
+    let back: Vec<&str> = back.iter().map(String::as_str).collect();
+    let said = installation.fails(&back);
+    assert!(said.contains("'store'") && said.contains("start it"), "{said}");
+    installation.start_meta();
+    wait_for("the server to look", || run(&mut installation.command(&back)).status.success().then_some(()));
+    let mount = installation.mount("v", &[]);
+    for name in ["big", "new"] {
+        assert!(fs::read(mount.path(name)).unwrap() == bytes, "{name}");
+    }
+}
+
+#[test]
 fn own_certificates_that_do_not_fit_stop_the_start() {
     let installation = Installation::start();
     let folder = installation.path("admin-with-certificate");

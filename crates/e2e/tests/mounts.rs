@@ -365,6 +365,53 @@ fn existing_mounts_go_on_while_the_admin_server_is_away() {
     installation.stop_meta_and_verify();
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let copied = run(Command::new("cp").arg("-a").args([from, to]));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+}
+
+#[test]
+fn an_admin_restored_from_an_old_copy_goes_on_above_all_epochs_and_mounts_with_it() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (admin, copy) = (installation.path("admin"), installation.path("admin.old"));
+    let token = installation.create_token("v", &[]);
+    installation.admin.stop();
+    copy_folder(&admin, &copy);
+    installation.start_admin();
+    let epoch = |installation: &Installation| -> u64 {
+        let shown = installation.ok(&["configure", "show", "metadata-store", "store", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["epoch"].as_u64().unwrap()
+    };
+    for last in 1..4 {
+        wait_for("the server to register", || (epoch(&installation) == last).then_some(()));
+        installation.meta.stop();
+        installation.start_meta();
+    }
+    wait_for("the server to register", || (epoch(&installation) == 4).then_some(()));
+    let before = epoch(&installation);
+    let mut mount = installation.mount_with("v", &token, &[]);
+    fs::write(mount.path("file"), "before").unwrap();
+
+    installation.admin.stop();
+    copy_folder(&copy, &admin);
+    installation.start_admin();
+    wait_for("the server to register again", || (epoch(&installation) > before).then_some(()));
+    let said = installation.admin.log();
+    assert!(said.contains("held=4") && said.contains("known=1") && said.contains("old copy"), "{said}");
+    // A mount refuses a server under a lower epoch than it has seen: it must find it again after a restart.
+    installation.meta.kill();
+    installation.start_meta();
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "before");
+    wait_for("the server to register", || (epoch(&installation) > before + 1).then_some(()));
+    let mut other = installation.mount_with("v", &token, &[]);
+    assert_eq!(fs::read_to_string(other.path("file")).unwrap(), "before");
+    other.unmount();
+    mount.unmount();
+    installation.stop_meta_and_verify();
+}
+
 #[test]
 fn mapped_files_and_open_files_are_written_back_by_umount() {
     let installation = Installation::start();

@@ -82,6 +82,7 @@ fn assignment(blocks: &Path) -> Assignment {
         revision: 1,
         volumes: vec![AssignedVolume { spec, deleted: false, store }],
         tokens: vec![token],
+        probes: Vec::new(),
     }
 }
 
