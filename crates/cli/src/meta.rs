@@ -6,6 +6,7 @@ use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::StartConfig;
+use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8444")]
         bind_addr: SocketAddr,
         /// Address for clients [default: the bound one, or the name of this host]
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         advertise: Option<String>,
         /// Serve metrics and health over plain HTTP on this address
         #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
@@ -68,7 +69,7 @@ pub(crate) enum Init {
         #[arg(long)]
         token: String,
         /// Reach the admin server here instead of where the token says
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         admin: Option<String>,
         #[command(flatten)]
         folder: Folder,

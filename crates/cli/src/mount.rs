@@ -6,6 +6,8 @@ use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
 use anyhow::{Context, Result, anyhow};
 use chronofs_mount::StartConfig;
+use chronofs_wire::http::parse_address;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +43,7 @@ pub(crate) enum Init {
         #[arg(long)]
         token: String,
         /// Use it for this volume only
-        #[arg(long)]
+        #[arg(long, value_parser = NonEmptyStringValueParser::new())]
         volume: Option<String>,
     },
     /// Print an example of a systemd mount unit
@@ -54,6 +56,7 @@ pub(crate) enum Init {
 #[derive(Args, Debug)]
 pub(crate) struct Start {
     /// Name or id of the volume, or VOLUME@INSTANT
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Folder to mount it on
     dir: PathBuf,
@@ -79,7 +82,7 @@ pub(crate) struct Start {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Reach the admin server here instead of where the token says
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
     #[command(flatten)]
     log: LogArgs,

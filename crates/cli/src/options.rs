@@ -3,6 +3,7 @@
 
 use crate::logs::{LogFormat, LogLevel};
 use chronofs_mount::MountOptions;
+use chronofs_wire::http::parse_address;
 use clap::ValueEnum;
 use std::path::PathBuf;
 
@@ -42,7 +43,7 @@ impl Words {
             "at-time" | "atTime" => self.at_time = Some(value.to_owned()),
             "token" => self.token = Some(value.to_owned()),
             "token-file" | "tokenFile" => self.token_file = Some(value.into()),
-            "admin" => self.admin = Some(value.to_owned()),
+            "admin" => self.admin = Some(parse_address(value)?),
             "log-format" | "logFormat" => self.log_format = Some(one_of(name, value)?),
             "log-level" | "logLevel" => self.log_level = Some(one_of(name, value)?),
             _ => return Ok(false),
@@ -116,6 +117,7 @@ mod tests {
             ("dirsync", "does not do this"),
             ("at-time", "'at-time' is not known"),
             ("token-file=", "needs a value"),
+            ("admin=a b", "'a b' is not an address"),
             ("log-format=xml", "write one of text, json"),
             ("log-level=loud", "error, warn, info, debug, trace"),
         ] {

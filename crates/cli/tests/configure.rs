@@ -128,6 +128,27 @@ fn wrong_tokens_and_no_server_are_told_apart() {
 }
 
 #[test]
+fn what_is_kept_and_cannot_be_used_is_named_and_no_secret_is_shown() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::prepared();
+    let config = world.folder.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    std::fs::write(config.join("configure.toml"), format!("\ntoken = \"{}\n", world.root)).unwrap();
+    let broken = world.run(&["configure", "list", "volume"]);
+    assert!(broken.code == 1 && broken.err.contains("configure.toml: line 2"), "{}", broken.err);
+    assert!(broken.err.contains("init creds") && !broken.err.contains(&world.root[..30]), "{}", broken.err);
+    let mut command = world.command(&["configure", "list", "volume"]);
+    let odd = common::Ran::from(
+        command.env("CHRONOFS_TOKEN", std::ffi::OsStr::from_bytes(b"\xff")).output().unwrap(),
+    );
+    assert!(odd.code == 1 && odd.err.contains("CHRONOFS_TOKEN"), "{}", odd.err);
+    let file = config.join("configure.toml");
+    let mut command = world.command(&["configure", "init", "creds", "--token", &world.root]);
+    let nowhere = common::Ran::from(command.env("CHRONOFS_CONFIG_DIR", &file).output().unwrap());
+    assert!(nowhere.code == 1 && nowhere.err.contains("CHRONOFS_CONFIG_DIR"), "{}", nowhere.err);
+}
+
+#[test]
 fn a_taken_port_a_taken_folder_and_a_newer_schema_stop_the_start() {
     let mut world = World::started();
     let args = world.start_args();
@@ -170,6 +191,11 @@ fn usage_help_completions_and_units_are_there() {
         assert!(unit.contains(&format!("{role} start --db-folder /var/lib/chronofs/{role}")), "{unit}");
     }
     assert!(world.run(&["mount", "init", "systemd"]).ok().contains("Type=chronofs"));
+    let odd = world.run(&["meta", "init", "systemd", "--db-folder", "/srv/my 100%"]).ok();
+    assert!(odd.contains("--db-folder \"/srv/my 100%%\" "), "{odd}");
+    let relative = world.run(&["meta", "init", "systemd", "--db-folder", "here"]).ok();
+    let here = std::env::current_dir().unwrap().join("here");
+    assert!(relative.contains(&format!("--db-folder {} ", here.display())), "{relative}");
 }
 
 #[test]

@@ -166,7 +166,8 @@ fn bad_commands_name_what_is_wrong() {
     let dir = place(&installation);
     let file = installation.path("a file");
     fs::write(&file, "x").unwrap();
-    let blocks = installation.path("blocks");
+    let in_file = file.join("folder");
+    let (blocks, fresh) = (installation.path("blocks"), installation.path("fresh"));
     let volume = |name: &'static str, flags: &[&'static str]| {
         let mut all = vec![
             "configure",
@@ -194,6 +195,30 @@ fn bad_commands_name_what_is_wrong() {
         (vec!["mount", "start", "v", text(&dir), "--token-file", "/no/such/file"], "/no/such/file"),
         (vec!["mount", "stop", text(&dir)], text(&dir)),
         (vec!["instant", text(&dir)], text(&dir)),
+        (vec!["mount", "start", "", text(&dir)], "VOLUME"),
+        (vec!["mount", "start", "v@soon", text(&dir), "--token", &token], "'soon'"),
+        (vec!["mount", "start", "v", "/", "--token", &token], "another directory"),
+        (vec!["mount", "start", "v", "/proc/self", "--token", &token], "another directory"),
+        (vec!["mount", "start", "v", text(&dir), "-o", "shiny", "--token", &token], "'shiny'"),
+        (vec!["mount", "start", "v", text(&dir), "-o", "admin=a b", "--token", &token], "'a b'"),
+        (vec!["mount", "start", "v", text(&dir), "--admin", "h:99999"], "HOST:PORT"),
+        (vec!["mount", "start", "v", text(&dir), "--token-file", text(&dir)], text(&dir)),
+        (vec!["mount", "start", "v", text(&dir), "--log-level", "loud"], "loud"),
+        (vec!["mount", "stop", "/no/such/folder"], "mount list"),
+        (vec!["mount", "init", "creds", "--token", &token, "--volume", ""], "--volume"),
+        (vec!["mount", "init", "systemd", "--output", "/no/such/folder"], "/no/such/folder"),
+        (vec!["configure", "init", "creds", "--token", &token], "account"),
+        (vec!["configure", "list", "volume", "--admin", "http://h"], "http://h"),
+        (vec!["admin", "init", "creds", "--db-folder", text(&fresh), "--address", "a b"], "'a b'"),
+        (vec!["admin", "init", "creds", "--db-folder", text(&file)], "a file"),
+        (vec!["admin", "start", "--db-folder", text(&dir)], "init creds"),
+        (vec!["admin", "start", "--db-folder", text(&in_file)], "Not a directory"),
+        (vec!["admin", "status", "--db-folder", text(&in_file)], "Not a directory"),
+        (vec!["meta", "start", "--db-folder", text(&file)], "a file"),
+        (vec!["meta", "start", "--db-folder", text(&fresh), "--advertise", ""], "--advertise"),
+        (vec!["man", "/no/such/folder"], "/no/such/folder"),
+        (vec!["completions", "tcsh"], "tcsh"),
+        (vec!["meta", "verify", "--db-folder", text(&dir)], "holds no metadata store"),
         (vec!["meta", "verify", "--db-folder", "/proc/nowhere/folder"], "/proc/nowhere/folder"),
         (vec!["meta", "init", "creds", "--token", "x", "--db-folder", text(&dir)], "token"),
         (volume("v", &[]), "v"),
@@ -229,6 +254,8 @@ fn bad_commands_name_what_is_wrong() {
             "chronofs {}: does not name {expected}: {said}",
             arguments.join(" ")
         );
+        assert!(fs::read_dir(&dir).unwrap().next().is_none(), "{arguments:?} left something behind");
+        assert!(!fresh.exists(), "{arguments:?} left a folder behind");
     }
 }
 

@@ -321,7 +321,12 @@ pub fn verify(db_folder: &Path) -> Result<Verified> {
     if !db_folder.is_dir() {
         bail!("{} is no folder of a metadata server; name it with --db-folder", db_folder.display());
     }
-    let locked = Folder(db_folder.to_owned()).lock()?;
+    let folder = Folder(db_folder.to_owned());
+    if !folder.engine().is_dir() {
+        // Opening it would make one, in which nothing could be wrong.
+        bail!("{} holds no metadata store; name its folder with --db-folder", db_folder.display());
+    }
+    let locked = folder.lock()?;
     let engine = open_engine(&locked.folder)?;
     let reads = SharedView(engine.view());
     let cannot = || format!("cannot read the metadata store in {}", db_folder.display());

@@ -6,7 +6,7 @@ mod create;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result};
-use chronofs_wire::http::{AdminClient, Method};
+use chronofs_wire::http::{AdminClient, Method, parse_address};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
@@ -17,7 +17,7 @@ pub(crate) struct Configure {
     #[arg(long, global = true)]
     json: bool,
     /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
     #[command(subcommand)]
     command: Command,

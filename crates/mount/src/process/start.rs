@@ -95,6 +95,9 @@ fn usable_dir(dir: &Path) -> Result<PathBuf, MountError> {
             .map_err(|error| refuse(format!("a dead mount is in the way: {error}")))?;
         found = fs::metadata(&absolute);
     }
+    if absolute.starts_with("/proc") || ["/", "/sys", "/dev"].iter().any(|kept| absolute == Path::new(kept)) {
+        return Err(refuse("the system needs what is there; name another directory".to_owned()));
+    }
     match found {
         Ok(found) if !found.is_dir() => Err(refuse("it is not a directory".to_owned())),
         Ok(_) => {
@@ -144,6 +147,10 @@ mod tests {
         assert!(usable_dir(folder.path()).is_ok());
         let missing = usable_dir(&folder.path().join("missing")).unwrap_err().to_string();
         assert!(missing.contains("missing") && missing.contains("create it"), "{missing}");
+        for kept in ["/", "/proc", "/proc/self", "/dev"] {
+            let refused = usable_dir(Path::new(kept)).unwrap_err().to_string();
+            assert!(refused.contains("the system needs"), "{refused}");
+        }
         let no_dir = usable_dir(&file).unwrap_err().to_string();
         assert!(no_dir.contains("not a directory"), "{no_dir}");
     }
