@@ -327,8 +327,9 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), AdminError> {
     if first && rest && name.len() <= 63 {
         return Ok(());
     }
+    let article = if what.starts_with('a') { "an" } else { "a" };
     Err(AdminError::Invalid(format!(
-        "'{name}' cannot be the name of a {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
+        "'{name}' cannot be the name of {article} {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
          digit"
     )))
 }

@@ -10,6 +10,7 @@ use reqwest::StatusCode;
 use reqwest::header::AUTHORIZATION;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -247,13 +248,13 @@ fn root_cause(error: &reqwest::Error) -> String {
 /// Reads `HOST:PORT`, or `HOST` where the port goes without saying, as people write the address of a server.
 pub fn parse_address(text: &str) -> Result<String, String> {
     let full = with_port(text, ADMIN_PORT);
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
-    let fits = full.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty()
-            && host.chars().all(plain)
-            && (host.starts_with('[') == host.contains(':'))
-            && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
+    let is_host = |host: &str| match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+    };
+    let fits = full
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0));
     if fits { Ok(text.to_owned()) } else { Err(format!("'{text}' is not an address: write HOST:PORT")) }
 }
 

@@ -7,14 +7,17 @@ use chronofs_admin::model::{
     ChangeAccount, ChangeBlockStore, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken, Role,
 };
 use chronofs_wire::http::Method;
-use clap::{Args, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Update {
     /// Change the role of an account, or give it a new token
+    #[command(group = something(&["role", "new_token"]))]
     Account {
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// What it may do: viewer, operator or admin
         #[arg(long)]
@@ -26,6 +29,7 @@ pub(super) enum Update {
     /// Say where the folder of a block store has been moved to
     BlockStore {
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Folder, on the machine of the metadata server
         #[arg(long, value_name = "DIR")]
@@ -37,17 +41,23 @@ pub(super) enum Update {
     /// Give the server of a metadata store a new token
     MetadataStore {
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Revoke its token and print a new one
         #[arg(long, required = true)]
         new_token: bool,
     },
     /// Change a volume
-    #[command(after_help = "A quota of 0 is no quota")]
+    #[command(
+        after_help = "A quota of 0 is no quota",
+        group = something(&["new_name", "compression", "retention", "max_bytes", "max_inodes"])
+    )]
     Volume(Volume),
     /// Change what a volume token may do, or when it ends
+    #[command(group = something(&["read_only", "no_past", "ends"]))]
     VolumeToken {
         /// Its id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// Refuse writing
         #[arg(long)]
@@ -64,12 +74,18 @@ pub(super) enum Update {
 #[derive(Args, Debug)]
 pub(super) struct Volume {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// Give it this name
     #[arg(long, value_name = "NAME")]
     new_name: Option<String>,
     #[command(flatten)]
     settings: VolumeSettings,
+}
+
+/// At least one of these must be given: a change of nothing is a mistake.
+fn something(args: &'static [&'static str]) -> ArgGroup {
+    ArgGroup::new("change").args(args).required(true).multiple(true)
 }
 
 fn parse_end_or_never(text: &str) -> Result<u64, String> {

@@ -161,8 +161,10 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
             made(session, Kind::Account, &name.clone(), &NewAccount { name, role }).await
         }
         Create::BlockStore { name, kind: StoreKind::Local, path } => {
-            let path =
-                path.to_str().ok_or_else(|| anyhow!("folder {} is not UTF-8", path.display()))?.to_owned();
+            let path = path
+                .to_str()
+                .ok_or_else(|| anyhow!("folder {} is not UTF-8: name another", path.display()))?
+                .to_owned();
             let new = NewBlockStore { name, kind: "local".to_owned(), path };
             made(session, Kind::BlockStore, &new.name, &new).await
         }

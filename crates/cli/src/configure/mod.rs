@@ -7,6 +7,7 @@ use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result};
 use chronofs_wire::http::{AdminClient, Method, parse_address};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
@@ -41,6 +42,7 @@ enum Command {
         /// Its kind
         kind: Kind,
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Change one
@@ -51,6 +53,7 @@ enum Command {
         /// Its kind
         kind: Kind,
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
 }

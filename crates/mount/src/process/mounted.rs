@@ -208,7 +208,15 @@ fn attach(
             .spawn(move || drop_pages(&notifier, &wrong_pages))?;
         Ok(background)
     });
-    mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })
+    mounted.map_err(|error| {
+        let next = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; mount as root, or see to it that this user may use /dev/fuse"
+            }
+            _ => "",
+        };
+        MountError::Dir { dir: dir.to_owned(), reason: format!("{error}{next}") }
+    })
 }
 
 /// Has the kernel forget pages that are wrong. On a thread of its own: from within a request it would wait for itself.
