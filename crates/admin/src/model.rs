@@ -113,9 +113,12 @@ pub struct NewBlockStore {
 #[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeBlockStore {
-    /// Where the folder is now. Its content must have been moved there.
+    /// Where the folder is now. Its content must have been moved there: the servers that use it look first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Take the folder for the right one without a look.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// One log with its store, served by one metadata server at a time.
@@ -171,7 +174,6 @@ pub struct Volume {
     /// Bytes per block.
     pub block_size: u32,
     /// Of new data: `lz4`, `zstd` or `none`.
-    #[schema(value_type = String)]
     pub compression: Compression,
     /// How long the past is kept: `7d`, `0` (not), `-1` (for ever).
     #[schema(value_type = String)]
@@ -211,7 +213,6 @@ pub struct NewVolume {
     pub block_size: Option<u64>,
     /// Of new data; `lz4` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub compression: Option<Compression>,
     /// `7d` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +235,6 @@ pub struct ChangeVolume {
     pub name: Option<String>,
     /// Of new data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub compression: Option<Compression>,
     /// How long the past is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -327,8 +327,9 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), AdminError> {
     if first && rest && name.len() <= 63 {
         return Ok(());
     }
+    let article = if what.starts_with('a') { "an" } else { "a" };
     Err(AdminError::Invalid(format!(
-        "'{name}' cannot be the name of a {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
+        "'{name}' cannot be the name of {article} {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
          digit"
     )))
 }

@@ -105,7 +105,7 @@ impl Server {
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let core = open_core(&locked, with_admin).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
-        let boot = core.machine.config().boot;
+        let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
@@ -125,6 +125,7 @@ impl Server {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
                 boot,
+                epoch,
             };
             tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone(), questions)?);
         }
@@ -320,7 +321,12 @@ pub fn verify(db_folder: &Path) -> Result<Verified> {
     if !db_folder.is_dir() {
         bail!("{} is no folder of a metadata server; name it with --db-folder", db_folder.display());
     }
-    let locked = Folder(db_folder.to_owned()).lock()?;
+    let folder = Folder(db_folder.to_owned());
+    if !folder.engine().is_dir() {
+        // Opening it would make one, in which nothing could be wrong.
+        bail!("{} holds no metadata store; name its folder with --db-folder", db_folder.display());
+    }
+    let locked = folder.lock()?;
     let engine = open_engine(&locked.folder)?;
     let reads = SharedView(engine.view());
     let cannot = || format!("cannot read the metadata store in {}", db_folder.display());

@@ -1,26 +1,20 @@
 //! Block stores and metadata stores.
 
 use super::auth::Who;
-use super::{App, Body};
-use crate::AdminError;
+use super::{Answer, App, Body, Created, Deleted, created, probes};
 use crate::db::{stores, tokens};
 use crate::model::{
     BlockStore, ChangeBlockStore, ChangeMetadataStore, MetadataStore, NewBlockStore, NewMetadataStore, Role,
 };
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use std::sync::Arc;
-
-type Answer<T> = Result<Json<T>, AdminError>;
-type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
 
 /// List block stores
 #[utoipa::path(get, path = "/v1/block-stores", responses((status = 200, body = [BlockStore])),
     security(("token" = [])))]
 pub(super) async fn list_blocks(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<BlockStore>> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(stores::list_blocks).await.map(Json)
+    app.look(&who, stores::list_blocks).await.map(Json)
 }
 
 /// Create a block store
@@ -31,10 +25,7 @@ pub(super) async fn create_block(
     State(app): State<Arc<App>>,
     Body(new): Body<NewBlockStore>,
 ) -> Created<BlockStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| stores::create_block(tx, &new)).await?;
-    who.did("create", "block-store", &store.name);
-    Ok((StatusCode::CREATED, Json(store)))
+    app.act(&who, "create", move |tx| stores::create_block(tx, &new)).await.map(created)
 }
 
 /// Show a block store
@@ -45,8 +36,7 @@ pub(super) async fn show_block(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<BlockStore> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(move |tx| stores::find_block(tx, &name)).await.map(Json)
+    app.look(&who, move |tx| stores::find_block(tx, &name)).await.map(Json)
 }
 
 /// Say where a block store has moved to
@@ -59,26 +49,17 @@ pub(super) async fn change_block(
     Body(change): Body<ChangeBlockStore>,
 ) -> Answer<BlockStore> {
     who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| stores::change_block(tx, &name, &change)).await?;
-    app.wake_pollers();
-    who.did("change", "block-store", &store.name);
-    Ok(Json(store))
+    if let Some(path) = change.path.as_deref().filter(|_| !change.unchecked) {
+        probes::refuse_unless_there(&app, &name, path).await?;
+    }
+    app.act(&who, "change", move |tx| stores::change_block(tx, &name, &change)).await.map(Json)
 }
 
 /// Delete a block store that no volume uses; its folder stays
 #[utoipa::path(delete, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
     responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Operator)?;
-    let key = name.clone();
-    app.database.run(move |tx| stores::delete_block(tx, &key)).await?;
-    app.wake_pollers();
-    who.did("delete", "block-store", &name);
-    Ok(StatusCode::NO_CONTENT)
+pub(super) async fn delete_block(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
+    app.delete::<BlockStore>(&who, name, stores::delete_block).await
 }
 
 fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
@@ -89,8 +70,7 @@ fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
 #[utoipa::path(get, path = "/v1/metadata-stores", responses((status = 200, body = [MetadataStore])),
     security(("token" = [])))]
 pub(super) async fn list_metadata(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<MetadataStore>> {
-    who.must_be(Role::Viewer)?;
-    let stores = app.database.run(stores::list_metadata).await?;
+    let stores = app.look(&who, stores::list_metadata).await?;
     Ok(Json(stores.into_iter().map(|store| with_state(&app, store)).collect()))
 }
 
@@ -102,15 +82,12 @@ pub(super) async fn create_metadata(
     State(app): State<Arc<App>>,
     Body(new): Body<NewMetadataStore>,
 ) -> Created<MetadataStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| {
+    let store = app.act(&who, "create", move |tx| {
         let store = stores::create_metadata(tx, &new.name)?;
         let token = tokens::issue_metadata(tx, &store.id)?;
         Ok(MetadataStore { token: Some(token.to_string()), ..store })
     });
-    let store = store.await?;
-    who.did("create", "metadata-store", &store.name);
-    Ok((StatusCode::CREATED, Json(store)))
+    store.await.map(created)
 }
 
 /// Show a metadata store
@@ -121,8 +98,7 @@ pub(super) async fn show_metadata(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<MetadataStore> {
-    who.must_be(Role::Viewer)?;
-    let store = app.database.run(move |tx| stores::find_metadata(tx, &name)).await?;
+    let store = app.look(&who, move |tx| stores::find_metadata(tx, &name)).await?;
     Ok(Json(with_state(&app, store)))
 }
 
@@ -135,8 +111,7 @@ pub(super) async fn change_metadata(
     Path(name): Path<String>,
     Body(change): Body<ChangeMetadataStore>,
 ) -> Answer<MetadataStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| {
+    let store = app.act(&who, "change", move |tx| {
         let store = stores::find_metadata(tx, &name)?;
         let token = match change.new_token {
             true => Some(tokens::issue_metadata(tx, &store.id)?.to_string()),
@@ -144,9 +119,7 @@ pub(super) async fn change_metadata(
         };
         Ok(MetadataStore { token, ..store })
     });
-    let store = store.await?;
-    who.did("change", "metadata-store", &store.name);
-    Ok(Json(with_state(&app, store)))
+    Ok(Json(with_state(&app, store.await?)))
 }
 
 /// Delete a metadata store that holds no volume; the folder of its server stays
@@ -156,10 +129,6 @@ pub(super) async fn delete_metadata(
     who: Who,
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Operator)?;
-    let key = name.clone();
-    app.database.run(move |tx| stores::delete_metadata(tx, &key)).await?;
-    who.did("delete", "metadata-store", &name);
-    Ok(StatusCode::NO_CONTENT)
+) -> Deleted {
+    app.delete::<MetadataStore>(&who, name, stores::delete_metadata).await
 }

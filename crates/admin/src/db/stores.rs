@@ -4,6 +4,7 @@ use super::{column, new_id, now_ns, raise_revision, shown, taken, to_sql, unsign
 use crate::AdminError;
 use crate::model::{BlockStore, ChangeBlockStore, MetadataStore, NewBlockStore, check_folder, check_name};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use uuid::Uuid;
 
 const BLOCK: &str = "block-store";
 const METADATA: &str = "metadata-store";
@@ -69,6 +70,30 @@ pub fn find_block(tx: &Transaction<'_>, key: &str) -> Result<BlockStore, AdminEr
 
 fn block_volumes(tx: &Transaction<'_>, id: &str) -> Result<Vec<String>, AdminError> {
     column(tx, "SELECT name FROM volume WHERE block_store = ?1 AND deleted_ns IS NULL ORDER BY name", id)
+}
+
+/// A block store that is to move.
+pub struct Move {
+    /// Its id.
+    pub store: Uuid,
+    /// Where to.
+    pub path: String,
+    /// Ids and names of the metadata stores that have volumes in it.
+    pub servers: Vec<(String, String)>,
+}
+
+/// Who must look before the block store moves.
+pub fn plan_move(tx: &Transaction<'_>, key: &str, path: &str) -> Result<Move, AdminError> {
+    let path = check_folder(path)?;
+    let store = find_block(tx, key)?;
+    let sql = "SELECT DISTINCT metadata_store.id, metadata_store.name FROM volume
+        JOIN metadata_store ON metadata_store.id = volume.metadata_store
+        WHERE block_store = ?1 AND deleted_ns IS NULL ORDER BY metadata_store.name";
+    let mut statement = tx.prepare_cached(sql)?;
+    let servers = statement.query_map([&store.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let servers = servers.collect::<Result<_, _>>()?;
+    let store = store.id.parse().map_err(|e| AdminError::Internal(format!("id of block store: {e}")))?;
+    Ok(Move { store, path, servers })
 }
 
 /// Changes a block store; the metadata servers of its volumes learn of it.

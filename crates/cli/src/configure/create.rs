@@ -99,21 +99,28 @@ pub(super) struct Volume {
     /// Bytes per block, a power of two from 256KiB to 8MiB [default: 4MiB]
     #[arg(long, value_parser = parse_size)]
     block_size: Option<u64>,
-    /// Compression of file contents [default: lz4]
-    #[arg(long, value_enum)]
-    compression: Option<Codec>,
-    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever) [default: 7d]
-    #[arg(long, allow_hyphen_values = true)]
-    retention: Option<Retention>,
-    /// Quota in bytes
-    #[arg(long, value_parser = parse_size)]
-    max_bytes: Option<u64>,
-    /// Quota in inodes
-    #[arg(long)]
-    max_inodes: Option<u64>,
+    #[command(flatten)]
+    settings: VolumeSettings,
     /// Do not wait for the metadata server
     #[arg(long)]
     no_wait: bool,
+}
+
+/// What a volume is made with and can be changed later.
+#[derive(Args, Debug)]
+pub(super) struct VolumeSettings {
+    /// Compression of what is written from now on [default of a new volume: lz4]
+    #[arg(long, value_enum)]
+    pub(super) compression: Option<Codec>,
+    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever) [default of a new volume: 7d]
+    #[arg(long, allow_hyphen_values = true)]
+    pub(super) retention: Option<Retention>,
+    /// Quota in bytes
+    #[arg(long, value_parser = parse_size)]
+    pub(super) max_bytes: Option<u64>,
+    /// Quota in inodes
+    #[arg(long)]
+    pub(super) max_inodes: Option<u64>,
 }
 
 #[derive(Args, Debug)]
@@ -154,8 +161,10 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
             made(session, Kind::Account, &name.clone(), &NewAccount { name, role }).await
         }
         Create::BlockStore { name, kind: StoreKind::Local, path } => {
-            let path =
-                path.to_str().ok_or_else(|| anyhow!("folder {} is not UTF-8", path.display()))?.to_owned();
+            let path = path
+                .to_str()
+                .ok_or_else(|| anyhow!("folder {} is not UTF-8: name another", path.display()))?
+                .to_owned();
             let new = NewBlockStore { name, kind: "local".to_owned(), path };
             made(session, Kind::BlockStore, &new.name, &new).await
         }
@@ -182,15 +191,16 @@ async fn made(session: &Session, kind: Kind, name: &str, body: &impl Serialize) 
 }
 
 async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
+    let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;
     let new = NewVolume {
         name: volume.name,
         block_store: volume.block_store,
         metadata_store: volume.metadata_store,
         block_size: volume.block_size,
-        compression: volume.compression.map(Into::into),
-        retention: volume.retention,
-        max_bytes: volume.max_bytes,
-        max_inodes: volume.max_inodes,
+        compression: compression.map(Into::into),
+        retention,
+        max_bytes,
+        max_inodes,
     };
     let mut item = post(session, Kind::Volume, &new.name, &new).await?;
     let began = Instant::now();

@@ -1,13 +1,14 @@
 //! A mount that is served by this process, from the first session to the last flush.
 
 use super::error::MountError;
-use super::mountinfo::{self, SOURCE_PREFIX};
+use super::mountinfo;
+use super::options::MountOptions;
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
 use crate::vfs::{Labels, Vfs};
 use chronofs_core::Version;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{UnmountFlags, mount_remount, unmount};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub struct MountSpec {
     pub dir: PathBuf,
     /// The instant to show; `None` is the present.
     pub at: Option<Version>,
-    /// Refuse to write.
-    pub read_only: bool,
+    /// What the kernel is told of it.
+    pub options: MountOptions,
     /// How people call the volume.
     pub volume: String,
 }
@@ -59,7 +60,7 @@ impl Mounted {
             credentials: spec.credentials,
             client_name: client_name(&spec.dir),
             at: spec.at,
-            read_only: spec.read_only || spec.at.is_some(),
+            read_only: spec.options.read_only() || spec.at.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
         let (connection, welcome, events) = opened
@@ -70,7 +71,7 @@ impl Mounted {
             Vfs::new(connection, &welcome, events, labels)
         };
         let volume = welcome.volume.name.clone();
-        let session = attach(&vfs, &runtime, &spec.dir, &volume)?;
+        let session = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;
         raise_read_ahead(&spec.dir);
         tracing::info!(%volume, dir = %spec.dir.display(), session = welcome.session.0, "mounted");
         Ok(Mounted { runtime, vfs, session, dir: spec.dir, volume })
@@ -182,25 +183,24 @@ fn attach(
     runtime: &Runtime,
     dir: &Path,
     volume: &str,
+    options: MountOptions,
 ) -> Result<BackgroundSession, MountError> {
     let (invalid, wrong_pages) = mpsc::channel();
     let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), invalid);
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(FUSE_THREADS);
-    let name = match vfs.at() {
-        Some(at) => format!("{SOURCE_PREFIX}{volume}@{at}"),
-        None => format!("{SOURCE_PREFIX}{volume}"),
-    };
     config.mount_options = vec![
-        MountOption::FSName(name),
+        MountOption::FSName(mountinfo::source(volume, vfs.at())),
         MountOption::CUSTOM("subtype=chronofs".to_owned()),
         MountOption::DefaultPermissions,
-        MountOption::Dev,
-        MountOption::Suid,
-        if vfs.read_only() { MountOption::RO } else { MountOption::RW },
     ];
+    config.mount_options.extend(options.for_fuser(vfs.read_only()));
     let mounted = Session::new(face, dir, &config).and_then(|session| {
+        // Before any request is answered, so that nobody sees the mount without them.
+        if let Some(flags) = options.for_remount(vfs.read_only()) {
+            mount_remount(dir, flags, "")?;
+        }
         let notifier = session.notifier();
         let background = session.spawn()?;
         std::thread::Builder::new()
@@ -208,7 +208,15 @@ fn attach(
             .spawn(move || drop_pages(&notifier, &wrong_pages))?;
         Ok(background)
     });
-    mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })
+    mounted.map_err(|error| {
+        let next = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; mount as root, or see to it that this user may use /dev/fuse"
+            }
+            _ => "",
+        };
+        MountError::Dir { dir: dir.to_owned(), reason: format!("{error}{next}") }
+    })
 }
 
 /// Has the kernel forget pages that are wrong. On a thread of its own: from within a request it would wait for itself.

@@ -9,7 +9,7 @@ use chronofs_meta::executor::Input;
 use chronofs_meta::machine::Event;
 use chronofs_meta::{Server, StartConfig};
 use chronofs_mount::connection::{Credentials, Source, Target};
-use chronofs_mount::{MountSpec, Mounted};
+use chronofs_mount::{MountOptions, MountSpec, Mounted};
 use chronofs_wire::admin::{AssignedStore, AssignedToken, AssignedVolume, Assignment, StoreKind};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::tls::ServerIdentity;
@@ -82,6 +82,7 @@ fn assignment(blocks: &Path) -> Assignment {
         revision: 1,
         volumes: vec![AssignedVolume { spec, deleted: false, store }],
         tokens: vec![token],
+        probes: Vec::new(),
     }
 }
 
@@ -90,12 +91,14 @@ pub fn mount_if_asked() {
     let Ok(what) = std::env::var(MOUNT_VARIABLE) else { return };
     let [folder, dir, at, read_only] = what.split('\n').collect::<Vec<_>>()[..] else { panic!("{what}") };
     let at: u64 = at.parse().unwrap();
+    let mut options = MountOptions::default();
+    options.take(if read_only == "1" { "ro" } else { "rw" });
     let spec = MountSpec {
         source: Source::Fixed(target(Path::new(folder))),
         credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
         dir: dir.into(),
         at: (at > 0).then_some(Version(at)),
-        read_only: read_only == "1",
+        options,
         volume: "docs".to_owned(),
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
