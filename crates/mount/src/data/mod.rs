@@ -14,7 +14,7 @@
 //! | write | `file.try_write(..)` on the FUSE thread; when that is `None`, `file.write(..).await` |
 //! | flush (close) | `file.flush(&mark).await` |
 //! | fsync | `file.flush(&mark).await`, then `Sync` to the server |
-//! | setattr with size or mtime | `file.set_attr(size, sets_mtime, async { SetAttr to the server }).await` |
+//! | setattr of more than the atime | `file.set_attr(&set, async { SetAttr to the server }).await` |
 //! | getattr, lookup, readdirplus | `file.overlay(attr)` if `data.existing(ino)` has one: shows unflushed size and mtime |
 //! | fallocate punch hole, zero range | `file.zero(offset, len, extend, kill_priv).await` |
 //! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
@@ -37,8 +37,7 @@
 //! FileData::try_write(&self, offset: u64, &[u8], kill_priv: bool) -> Option<Result<(), Errno>>
 //! FileData::append(&self, &[u8], kill_priv: bool) async -> Result<u64, Errno>    at the end of file; gives the offset
 //! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>
-//! FileData::set_attr(&self, size: Option<u64>, sets_mtime: bool, impl Future<Output = Result<Attr, Errno>>)
-//!          async -> Result<Attr, Errno>
+//! FileData::set_attr(&self, &SetAttr, impl Future<Output = Result<Attr, Errno>>) async -> Result<Attr, Errno>
 //! FileData::zero(&self, offset: u64, len: u64, extend: bool, kill_priv: bool) async -> Result<(), Errno>
 //! FileData::seek(&self, offset: u64, Seek) async -> Result<u64, Errno>           ENXIO past the end
 //! FileData::discard(&self)

@@ -1,9 +1,12 @@
 //! Behaviours of the data path as a whole, over a server and a store in memory.
 
-use super::testing::{Faults, INO, MemoryMeta, MemoryPort, Rng, cases};
+mod model;
+mod order;
+
+use super::testing::{Faults, INO, MemoryMeta, MemoryPort};
 use super::*;
-use chronofs_core::Errno;
 use chronofs_core::slice::Place;
+use chronofs_core::{Errno, SetAttr, SetTime};
 use std::sync::Arc;
 
 type File = Arc<FileData<MemoryMeta>>;
@@ -45,160 +48,6 @@ impl World {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
-}
-
-/// What the file must hold, and what it is done with.
-struct Story {
-    rng: Rng,
-    model: Vec<u8>,
-    size_max: u64,
-}
-
-impl Story {
-    fn range(&mut self) -> (u64, u64) {
-        let at = self.rng.below(self.size_max);
-        let long = if self.rng.one_in(4) { self.size_max } else { self.size_max / 16 };
-        (at, 1 + self.rng.below(long.min(self.size_max - at)))
-    }
-
-    fn noise(&mut self, len: u64) -> Vec<u8> {
-        // Some bytes that compress and some that do not; never 0, so that holes tell.
-        let mask = if self.rng.one_in(2) { 0xff } else { 0x03 };
-        (0..len).map(|_| (self.rng.next() as u8 & mask).max(1)).collect()
-    }
-
-    fn grow(&mut self, size: u64) {
-        if self.model.len() < size as usize {
-            self.model.resize(size as usize, 0);
-        }
-    }
-
-    async fn write(&mut self, file: &File) {
-        let (at, len) = self.range();
-        let bytes = self.noise(len);
-        let now = if self.rng.one_in(2) { file.try_write(at, &bytes, false) } else { None };
-        match now {
-            Some(result) => result.unwrap(),
-            // With the store failing and memory full, a write may be told so; then nothing was written.
-            None if file.write(at, &bytes, false).await.is_err() => return,
-            None => {}
-        }
-        self.grow(at + len);
-        self.model[at as usize..(at + len) as usize].copy_from_slice(&bytes);
-    }
-
-    async fn check_read(&mut self, file: &File) {
-        let (at, len) = self.range();
-        let end = ((at + len) as usize).min(self.model.len());
-        let expected = self.model.get(at as usize..end).unwrap_or(&[]);
-        if let Some(now) = file.try_read(at, len as u32) {
-            assert!(now.unwrap() == expected, "try_read {at}+{len}");
-        }
-        let (one, other) = tokio::join!(file.read(at, len as u32), file.read(at, len as u32));
-        assert!(one.unwrap() == expected && other.unwrap() == expected, "read {at}+{len}");
-    }
-
-    async fn truncate(&mut self, file: &File, meta: &MemoryMeta) {
-        let size = self.rng.below(self.size_max);
-        let attr = file.set_attr(Some(size), false, meta.truncate(size)).await.unwrap();
-        assert_eq!(attr.size, size);
-        self.model.resize(size as usize, 0);
-    }
-
-    async fn zero(&mut self, file: &File) {
-        let (at, len) = self.range();
-        let extend = self.rng.one_in(3);
-        file.zero(at, len, extend, false).await.unwrap();
-        if extend {
-            self.grow(at + len);
-        }
-        let end = ((at + len) as usize).min(self.model.len());
-        self.model.get_mut(at as usize..end).unwrap_or_default().fill(0);
-    }
-
-    async fn seek(&mut self, file: &File) {
-        let at = self.rng.below(self.size_max);
-        let rest = self.model.get(at as usize..).unwrap_or(&[]);
-        let data = file.seek(at, Seek::Data).await;
-        let until = data.map_or(rest.len(), |found| (found - at) as usize);
-        assert!(rest[..until].iter().all(|byte| *byte == 0), "data before {data:?} from {at}");
-        match file.seek(at, Seek::Hole).await {
-            Ok(found) if found < self.model.len() as u64 => assert_eq!(self.model[found as usize], 0),
-            Ok(found) => assert_eq!(found, self.model.len() as u64),
-            Err(errno) => assert!(errno == Errno::ENXIO && rest.is_empty()),
-        }
-    }
-
-    async fn append(&mut self, file: &File) {
-        let len = 1 + self.rng.below(self.size_max / 32);
-        let bytes = self.noise(len);
-        if self.model.len() as u64 + len <= self.size_max
-            && let Ok(at) = file.append(&bytes, false).await
-        {
-            assert_eq!(at, self.model.len() as u64);
-            self.model.extend(bytes);
-        }
-    }
-}
-
-async fn play(seed: u64) {
-    let mut rng = Rng::new(seed);
-    let large = rng.one_in(4);
-    let block_size = if large { 40 << 10 } else { 256 };
-    let fail_one_in = [0, 3, 10][rng.below(3) as usize];
-    let world = World::new(seed, block_size, fail_one_in, [0, 5, 3000][rng.below(3) as usize], rng.one_in(2));
-    let size_max = u64::from(block_size) * 16;
-    let tuning = Tuning {
-        dirty_bytes_max: if rng.one_in(3) { size_max / 4 } else { size_max * 16 },
-        cache_bytes_max: if rng.one_in(3) { size_max / 4 } else { size_max * 16 },
-        slices_per_block_max: 6,
-        ..Tuning::default()
-    };
-    let data = world.mount(1, tuning.clone());
-    let mut file = world.open(&data);
-    let mark = file.error_mark();
-    let mut story = Story { rng, model: Vec::new(), size_max };
-    for _ in 0..if large { 25 } else { 60 } {
-        match story.rng.below(20) {
-            0..=5 => story.write(&file).await,
-            6..=10 => story.check_read(&file).await,
-            11 => story.truncate(&file, &world.meta).await,
-            12 | 13 => story.zero(&file).await,
-            14 => story.seek(&file).await,
-            15 => story.append(&file).await,
-            16 | 17 => {
-                let flushed = file.flush(&mark).await;
-                assert!(flushed.is_ok() || fail_one_in > 0, "{flushed:?}");
-            }
-            18 => tokio::time::sleep(Duration::from_millis(story.rng.below(4000))).await,
-            _ => file = world.open(&data),
-        }
-        let attr = file.overlay(world.meta.attr());
-        assert_eq!(attr.size, story.model.len() as u64, "size");
-    }
-    world.faults.heal();
-    file.flush(&mark).await.unwrap();
-    check_published(&world, &story, &data, tuning).await;
-    data.stop();
-}
-
-/// What another mount sees after everything was flushed.
-async fn check_published(world: &World, story: &Story, data: &Data<MemoryMeta>, tuning: Tuning) {
-    assert_eq!(data.budget.used(), 0, "memory is given back");
-    assert_eq!(world.meta.attr().size, story.model.len() as u64);
-    let other = world.mount(2, tuning);
-    let seen = world.open(&other).read(0, u32::MAX).await.unwrap();
-    assert!(seen == story.model, "another mount sees other bytes");
-}
-
-#[test]
-fn a_file_reads_as_a_plain_array_whatever_fails_or_dawdles() {
-    let replay = std::env::var("CHRONOFS_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    let seeds = replay.map_or(0..u64::from(cases(1000)), |seed| seed..seed + 1);
-    for seed in seeds {
-        let played = std::panic::catch_unwind(|| runtime().block_on(play(seed)));
-        assert!(played.is_ok(), "failed with CHRONOFS_SEED={seed}");
-    }
 }
 
 fn calm(block_size: u32) -> World {
@@ -403,7 +252,8 @@ fn a_time_that_a_program_sets_is_not_undone_by_what_it_wrote_before() {
         let file = world.open(&data);
         file.write(0, b"x", false).await.unwrap();
         assert_eq!(file.overlay(world.meta.attr()).mtime_ns, 1_000_000);
-        file.set_attr(None, true, async { Ok(world.meta.attr()) }).await.unwrap();
+        let set = SetAttr { mtime: Some(SetTime::At(0)), ..SetAttr::default() };
+        file.set_attr(&set, async { Ok(world.meta.attr()) }).await.unwrap();
         file.flush(&file.error_mark()).await.unwrap();
         assert_eq!((world.meta.attr().size, world.meta.attr().mtime_ns), (1, 0));
     });

@@ -16,6 +16,7 @@ use futures::StreamExt;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 /// Fewer raw bytes than this are sealed on the spot.
 const SEAL_BLOCKING_MIN: u64 = 64 << 10;
@@ -180,21 +181,35 @@ impl<M: Meta> FileData<M> {
 
     /// Publishes every batch up to number `last`, in order. Gives the first error.
     pub(super) async fn publish_through(self: &Arc<Self>, last: u64) -> Result<(), Errno> {
+        self.prepare_through(last + 1).await;
+        let order = self.order.lock().await;
+        self.publish_in_order(&order, last + 1).await
+    }
+
+    /// Seals and puts every batch below number `end`, many at once. What fails here is tried once more when it is
+    /// published, where it matters.
+    pub(super) async fn prepare_through(self: &Arc<Self>, end: u64) {
         let waiting: Vec<_> = {
             let state = self.state();
-            state.frozen.iter().map(|frozen| frozen.batch.clone()).filter(|batch| batch.seq <= last).collect()
+            state.frozen.iter().map(|frozen| frozen.batch.clone()).filter(|batch| batch.seq < end).collect()
         };
         if waiting.len() > 1 {
-            // What fails here is tried once more below, where it matters.
             let puts =
                 futures::stream::iter(waiting).map(|batch| async move { batch.prepare(self).await.is_ok() });
             puts.buffer_unordered(self.data.config.tuning.uploads_max).count().await;
         }
-        let _order = self.order.lock().await;
+    }
+
+    /// Publishes every batch below number `end`, for whoever holds [`FileData::order`]. Gives the first error.
+    pub(super) async fn publish_in_order(
+        self: &Arc<Self>,
+        _order: &MutexGuard<'_, ()>,
+        end: u64,
+    ) -> Result<(), Errno> {
         let mut first_error = None;
         loop {
             let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
-            let Some(batch) = next.filter(|batch| batch.seq <= last) else { break };
+            let Some(batch) = next.filter(|batch| batch.seq < end) else { break };
             match self.publish(&batch).await {
                 Ok(()) => self.state().stuck = None,
                 Err(Failure::SessionOver) => {
@@ -219,7 +234,7 @@ impl<M: Meta> FileData<M> {
     /// Publishes the batch in front. The order is held.
     async fn publish(self: &Arc<Self>, batch: &Arc<Batch>) -> Result<(), Failure> {
         let sealed = batch.prepare(self).await?;
-        let (slices, size_min, mtime_ns, kill_priv) = {
+        let (slices, cut, size_min, mtime_ns, kill_priv) = {
             let state = self.state();
             // Gone: the file was discarded meanwhile.
             let Some(frozen) = state.frozen.front().filter(|f| f.batch.seq == batch.seq) else {
@@ -228,14 +243,19 @@ impl<M: Meta> FileData<M> {
             let block_size = u64::from(self.data.config.block_size);
             let cut = |slice: &NewSlice| cut_slice(slice, frozen.cut, block_size);
             let slices: Vec<NewSlice> = sealed.slices.iter().filter_map(cut).collect();
-            (slices, frozen.size_min, frozen.mtime_ns, frozen.kill_priv)
+            (slices, frozen.cut, frozen.size_min, frozen.mtime_ns, frozen.kill_priv)
         };
-        let chunks = slices.len().div_ceil(SLICES_PER_PUBLISH_MAX);
-        for (n, chunk) in slices.chunks(SLICES_PER_PUBLISH_MAX).enumerate() {
+        let mut chunks: Vec<&[NewSlice]> = slices.chunks(SLICES_PER_PUBLISH_MAX).collect();
+        // Of what a truncation cut nothing is left to say, unless that a write was to take setuid.
+        if chunks.is_empty() && (kill_priv || cut == u64::MAX) {
+            chunks.push(&[]);
+        }
+        let last = chunks.len();
+        for (chunk, n) in chunks.into_iter().zip(1..) {
             let publish = Publish {
                 ino: self.ino,
                 slices: chunk.to_vec(),
-                size_min: size_min.filter(|_| n + 1 == chunks),
+                size_min: size_min.filter(|_| n == last),
                 mtime_ns,
                 kill_priv,
                 merge: None,

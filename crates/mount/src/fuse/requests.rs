@@ -121,10 +121,16 @@ impl Filesystem for Face {
             kill_priv,
         };
         let (numbers, change) = (self.numbers, Change { ino: self.numbers.live(ino), set });
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
-        self.later(request, reply, async move { vfs.setattr(caller, change).await }, move |reply, shown| {
-            reply_attr(numbers, reply, &shown)
-        });
+        let (vfs, caller, invalid) = (Arc::clone(&self.vfs), self.caller(request), self.invalid.clone());
+        let operation = async move { vfs.setattr(caller, change).await };
+        let answer = move |reply: ReplyAttr, shown: Shown| reply_attr(numbers, reply, &shown);
+        // The kernel was told that nothing was truncated, and keeps pages of what is gone.
+        let abandon = move |_| {
+            if size.is_some() {
+                let _ = invalid.send(ino);
+            }
+        };
+        self.runtime.spawn(serve(request.pid(), reply, operation, answer, abandon));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
