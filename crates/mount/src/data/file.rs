@@ -429,6 +429,20 @@ impl<M: Meta> FileData<M> {
         Ok(())
     }
 
+    /// Sees to it that the file is at least `end` long. What others make longer meanwhile stays longer.
+    pub fn extend(self: &Arc<Self>, end: u64, kill_priv: bool) -> Result<(), Errno> {
+        self.check_range(0, end)?;
+        let mut state = self.state();
+        state.freeze_all();
+        self.touched(&mut state, kill_priv);
+        state.push(Vec::new(), 0, Some(end));
+        state.sent();
+        if state.frozen.len() > BATCHES_WAITING_MAX {
+            self.start_batches(&state);
+        }
+        Ok(())
+    }
+
     /// Has `request` (a SetAttr of `set` to the server) done in order with what this mount writes: a truncation cuts
     /// what was written before the call and nothing that is written after it, however long the request takes; and
     /// what was written before, published later, leaves the times alone that the request sets.

@@ -16,6 +16,7 @@
 //! | fsync | `file.flush(&mark).await`, then `Sync` to the server |
 //! | setattr of more than the atime | `file.set_attr(&set, async { SetAttr to the server }).await` |
 //! | getattr, lookup, readdirplus | `file.overlay(attr)` if `data.existing(ino)` has one: shows unflushed size and mtime |
+//! | fallocate without flags | `file.extend(end, kill_priv)` |
 //! | fallocate punch hole, zero range | `file.zero(offset, len, extend, kill_priv).await` |
 //! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
 //! | release of an unlinked inode's last handle | `file.discard()` |
@@ -38,6 +39,7 @@
 //! FileData::append(&self, &[u8], kill_priv: bool) async -> Result<u64, Errno>    at the end of file; gives the offset
 //! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>
 //! FileData::set_attr(&self, &SetAttr, impl Future<Output = Result<Attr, Errno>>) async -> Result<Attr, Errno>
+//! FileData::extend(&self, end: u64, kill_priv: bool) -> Result<(), Errno>
 //! FileData::zero(&self, offset: u64, len: u64, extend: bool, kill_priv: bool) async -> Result<(), Errno>
 //! FileData::seek(&self, offset: u64, Seek) async -> Result<u64, Errno>           ENXIO past the end
 //! FileData::discard(&self)

@@ -535,14 +535,16 @@ impl Filesystem for Face {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
+        let vfs = Arc::clone(&self.vfs);
         let kill_priv = request.uid() != 0;
         let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
             return reply.fail(Errno::EFBIG);
         };
         let keep = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 if !keep => self.done(request, reply, async move { vfs.extend(caller, handle.0, end).await }),
+            0 if !keep => {
+                self.done(request, reply, async move { vfs.extend(handle.0, end, kill_priv).await });
+            }
             libc::FALLOC_FL_PUNCH_HOLE if keep => self.done(request, reply, async move {
                 vfs.zero(handle.0, (offset, length), false, kill_priv).await
             }),

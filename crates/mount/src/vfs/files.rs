@@ -262,16 +262,9 @@ impl Vfs {
     }
 
     /// fallocate(2) without flags: the file is at least `end` long.
-    pub(crate) async fn extend(&self, caller: Caller, handle: u64, end: u64) -> Result<(), Errno> {
+    pub(crate) async fn extend(&self, handle: u64, end: u64, kill_priv: bool) -> Result<(), Errno> {
         self.writable()?;
-        let open = self.files.file(handle)?;
-        let shown = self.getattr(caller.clone(), open.ino).await?;
-        if shown.attr.is_some_and(|attr| attr.size >= end) {
-            return Ok(());
-        }
-        let set =
-            SetAttr { size: Some(end), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
-        self.setattr(caller, super::Change { ino: open.ino, set }).await.map(drop)
+        self.files.file(handle)?.file.extend(end, kill_priv)
     }
 
     /// fallocate(2) that punches a hole or zeroes a range; with `extend` the file grows to the range's end.

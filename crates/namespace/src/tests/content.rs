@@ -93,6 +93,31 @@ fn a_cut_file_reads_as_a_hole_when_it_grows_again() {
 }
 
 #[test]
+fn a_publish_without_slices_makes_a_file_longer_and_never_shorter() {
+    let mut fs = Fs::new();
+    let f = fs.file(Ino::ROOT, "f");
+    fs.write(f, 0, b"0123456789");
+    let mut extend = |size_min| {
+        let slices = Vec::new();
+        let request = Request::Publish {
+            ino: f,
+            slices,
+            size_min: Some(size_min),
+            mtime_ns: None,
+            kill_priv: false,
+            merge: None,
+        };
+        fs.ask(&ROOT, request).map(attr_in)
+    };
+    let longer = extend(20).unwrap();
+    assert_eq!((longer.size, longer.allocated), (20, 10));
+    let same = extend(5).unwrap();
+    assert_eq!((same.size, same.allocated, same.data_version), (20, 10, longer.data_version));
+    assert_eq!(extend(crate::size_max(BLOCK) + 1), Err(Errno::EFBIG));
+    assert_eq!(fs.bytes(None, f, 99), b"0123456789\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
 fn sizes_have_a_limit_and_only_files_have_sizes() {
     let mut fs = Fs::new();
     let f = fs.file(Ino::ROOT, "f");

@@ -142,6 +142,12 @@ impl Story {
         }
     }
 
+    fn extend(&mut self, file: &File) {
+        let end = self.rng.below(self.size_max);
+        file.extend(end, false).unwrap();
+        self.grow(end);
+    }
+
     async fn seek(&mut self, file: &File) {
         let at = self.rng.below(self.size_max);
         let Some(model) = self.settled() else { return };
@@ -186,7 +192,7 @@ async fn play(seed: u64) {
     let mark = file.error_mark();
     let mut story = Story { rng, models: vec![Vec::new()], truncating: VecDeque::new(), size_max };
     for _ in 0..if large { 25 } else { 60 } {
-        match story.rng.below(22) {
+        match story.rng.below(23) {
             0..=5 => story.write(&file).await,
             6..=10 => story.check_read(&file).await,
             11 => story.truncate(&file, &world.meta).await,
@@ -198,7 +204,8 @@ async fn play(seed: u64) {
                 assert!(flushed.is_ok() || fail_one_in > 0, "{flushed:?}");
             }
             18 | 19 => story.truncate_later(&file, &world.meta).await,
-            20 => tokio::time::sleep(Duration::from_millis(story.rng.below(4000))).await,
+            20 => story.extend(&file),
+            21 => tokio::time::sleep(Duration::from_millis(story.rng.below(4000))).await,
             _ => file = world.open(&data),
         }
         let attr = file.overlay(world.meta.attr());

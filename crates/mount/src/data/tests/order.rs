@@ -72,3 +72,40 @@ fn a_truncation_gives_back_the_memory_of_what_it_cut_and_keeps_its_time() {
         assert_eq!((attr.size, attr.mtime_ns), (50, 0), "the time of the truncation stays");
     });
 }
+
+#[test]
+fn a_file_that_is_made_longer_is_not_cut_to_that_length_when_others_wrote_beyond() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let (one, two) = (world.mount(1, Tuning::default()), world.mount(2, Tuning::default()));
+        let (file, other) = (world.open(&one), world.open(&two));
+        file.extend(1000, false).unwrap();
+        assert_eq!((file.size(), world.meta.attr().size), (1000, 0));
+        other.write(3000, b"far", false).await.unwrap();
+        other.flush(&other.error_mark()).await.unwrap();
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!(world.meta.attr().size, 3003);
+        file.extend(5000, false).unwrap();
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!((world.meta.attr().size, file.size()), (5000, 5000));
+        other.opened(&world.meta.attr(), None);
+        assert_eq!(&other.read(2999, 5).await.unwrap()[..], b"\0far\0");
+        assert_eq!(file.extend(u64::MAX, false), Err(Errno::EFBIG));
+    });
+}
+
+#[test]
+fn a_truncation_after_making_a_file_longer_has_the_last_word() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let file = world.open(&world.mount(1, Tuning::default()));
+        file.write(0, b"some bytes", false).await.unwrap();
+        file.extend(1000, false).unwrap();
+        let set = SetAttr { size: Some(4), ..SetAttr::default() };
+        file.set_attr(&set, world.meta.truncate(4)).await.unwrap();
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!((world.meta.attr().size, file.size()), (4, 4));
+        file.extend(2000, false).unwrap();
+        assert_eq!(file.size(), 2000);
+    });
+}
