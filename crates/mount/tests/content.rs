@@ -7,7 +7,10 @@ mod common;
 use common::{Rig, within};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -54,5 +57,77 @@ fn making_a_file_longer_never_cuts_what_another_mount_wrote_at_that_moment() {
         assert!(lost.is_empty(), "the bytes of rounds {lost:?} are gone");
         other.unmount();
         one.unmount();
+    });
+}
+
+/// A program that maps a file, writes to the mapping and neither syncs nor unmaps: there is no `unsafe` in here.
+struct Mapper(Child);
+
+impl Mapper {
+    const SOURCE: &str = r#"
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <string.h>
+        #include <sys/mman.h>
+        int main(int count, char **args) {
+            int file = open(args[1], O_RDWR);
+            char *map = mmap(0, 65536, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+            if (map == MAP_FAILED) return 1;
+            char line[100];
+            while (fgets(line, sizeof line, stdin)) {
+                memcpy(map + 40000, line, strlen(line));
+                puts("written");
+                fflush(stdout);
+            }
+            return 0;
+        }
+    "#;
+
+    fn start(folder: &Path, file: &Path) -> Mapper {
+        let (source, program) = (folder.join("mapper.c"), folder.join("mapper"));
+        fs::write(&source, Self::SOURCE).unwrap();
+        assert!(Command::new("cc").arg("-o").arg(&program).arg(&source).status().unwrap().success());
+        let pipes = |command: &mut Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Mapper(pipes(Command::new(program).arg(file)).unwrap())
+    }
+
+    fn write(&mut self, text: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{text}").unwrap();
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "written\n");
+    }
+
+    fn end(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+fn mapped_text(path: &Path) -> String {
+    let content = fs::read(path).unwrap();
+    String::from_utf8_lossy(&content[40_000..40_006]).into_owned()
+}
+
+#[test]
+fn an_instant_shows_what_was_written_through_a_mapping_before_it() {
+    within(LIMIT, || {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rig = Rig::new();
+        let mount = rig.mount();
+        fs::write(mount.path("file"), vec![b'.'; 65536]).unwrap();
+        let mut mapper = Mapper::start(folder.path(), &mount.path("file"));
+        let mut instants = Vec::new();
+        for text in ["first\n", "second", "third\n"] {
+            mapper.write(text.trim_end());
+            instants.push((mount.instant(), text));
+        }
+        for (instant, text) in &instants {
+            let past = rig.mount_at(instant);
+            assert_eq!(mapped_text(&past.path("file")), *text);
+            past.unmount();
+        }
+        mapper.end();
+        mount.unmount();
     });
 }

@@ -4,6 +4,7 @@
 //! no rule of the file system in here.
 
 mod convert;
+pub(crate) mod pages;
 mod pending;
 mod requests;
 
@@ -16,12 +17,12 @@ use fuser::{
     FileAttr, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr,
     Request,
 };
+use pages::Pages;
 use pending::{Fail, serve};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use tokio::runtime::Handle;
 
 /// The flag of open that execve(2) sets: the right to execute was checked, the right to read is not needed.
@@ -35,15 +36,14 @@ pub(crate) struct Face {
     runtime: Handle,
     callers: Callers,
     numbers: Numbers,
-    /// Inodes whose pages in the kernel are wrong.
-    invalid: Sender<INodeNo>,
+    pages: Pages,
 }
 
 impl Face {
     /// A face of `vfs` whose tasks run on `runtime`.
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, invalid: Sender<INodeNo>) -> Self {
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, pages: Pages) -> Self {
         let numbers = Numbers { root: vfs.root(), past: vfs.at().is_some() };
-        Face { vfs, runtime, callers: Callers::default(), numbers, invalid }
+        Face { vfs, runtime, callers: Callers::default(), numbers, pages }
     }
 
     fn caller(&self, request: &Request) -> Caller {

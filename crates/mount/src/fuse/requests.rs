@@ -121,13 +121,13 @@ impl Filesystem for Face {
             kill_priv,
         };
         let (numbers, change) = (self.numbers, Change { ino: self.numbers.live(ino), set });
-        let (vfs, caller, invalid) = (Arc::clone(&self.vfs), self.caller(request), self.invalid.clone());
+        let (vfs, caller, pages) = (Arc::clone(&self.vfs), self.caller(request), self.pages.clone());
         let operation = async move { vfs.setattr(caller, change).await };
         let answer = move |reply: ReplyAttr, shown: Shown| reply_attr(numbers, reply, &shown);
         // The kernel was told that nothing was truncated, and keeps pages of what is gone.
         let abandon = move |_| {
             if size.is_some() {
-                let _ = invalid.send(ino);
+                pages.forget(ino);
             }
         };
         self.runtime.spawn(serve(request.pid(), reply, operation, answer, abandon));
@@ -325,7 +325,7 @@ impl Filesystem for Face {
             Some(Err(errno)) => reply.fail(errno),
             None => {
                 let (vfs, bytes) = (Arc::clone(&self.vfs), Bytes::copy_from_slice(data));
-                let invalid = self.invalid.clone();
+                let pages = self.pages.clone();
                 let operation = async move {
                     let write = Write { offset, bytes: &bytes, append, kill_priv, from_pages };
                     vfs.write(handle.0, &write).await
@@ -335,7 +335,7 @@ impl Filesystem for Face {
                     reply.written(len);
                     // Another mount appended too: the kernel put the bytes where the file ended before.
                     if at != offset {
-                        let _ = invalid.send(ino);
+                        pages.forget(ino);
                     }
                 };
                 self.runtime.spawn(serve_or_drop(request.pid(), reply, operation, answer));
@@ -498,13 +498,15 @@ impl Filesystem for Face {
             return reply.size(chronofs_core::Version::ZERO.to_string().len() as u32);
         }
         let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
+        let pages = (name == INSTANT_XATTR).then(|| self.pages.clone());
         let name = Bytes::copy_from_slice(name.as_bytes());
-        self.later(
-            request,
-            reply,
-            async move { vfs.getxattr(caller, ino, name).await },
-            move |reply, value| reply_xattr(reply, size, &value),
-        );
+        let operation = async move {
+            if let Some(pages) = pages {
+                pages.write_back(&vfs).await;
+            }
+            vfs.getxattr(caller, ino, name).await
+        };
+        self.later(request, reply, operation, move |reply, value| reply_xattr(reply, size, &value));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

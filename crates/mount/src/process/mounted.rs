@@ -4,14 +4,14 @@ use super::error::MountError;
 use super::mountinfo::{self, SOURCE_PREFIX};
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
+use crate::fuse::pages::{self, Pages};
 use crate::vfs::{Labels, Vfs};
 use chronofs_core::Version;
-use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::mount::{UnmountFlags, unmount};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
 use tokio::runtime::{Builder, Runtime};
 
 /// Threads that read requests of the kernel. More do not help: what takes long becomes a task.
@@ -41,6 +41,7 @@ pub struct Mounted {
     runtime: Runtime,
     vfs: Arc<Vfs>,
     session: BackgroundSession,
+    pages: Pages,
     dir: PathBuf,
     volume: String,
 }
@@ -70,10 +71,10 @@ impl Mounted {
             Vfs::new(connection, &welcome, events, labels)
         };
         let volume = welcome.volume.name.clone();
-        let session = attach(&vfs, &runtime, &spec.dir, &volume)?;
+        let (session, pages) = attach(&vfs, &runtime, &spec.dir, &volume)?;
         raise_read_ahead(&spec.dir);
         tracing::info!(%volume, dir = %spec.dir.display(), session = welcome.session.0, "mounted");
-        Ok(Mounted { runtime, vfs, session, dir: spec.dir, volume })
+        Ok(Mounted { runtime, vfs, session, pages, dir: spec.dir, volume })
     }
 
     /// The directory.
@@ -88,7 +89,7 @@ impl Mounted {
 
     /// Waits until the mount is unmounted by anybody, stores everything that was written, and ends the session.
     pub fn wait(self) -> Result<(), MountError> {
-        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let Mounted { runtime, vfs, session, dir, volume, .. } = self;
         let ended = session.join();
         if let Err(error) = ended {
             tracing::error!("serving {}: {error}", dir.display());
@@ -99,7 +100,7 @@ impl Mounted {
     /// Waits until the mount is unmounted or SIGTERM or SIGINT asks for it; programs that still use it then get
     /// errors once everything that was written is stored.
     pub fn wait_or_signal(self) -> Result<(), MountError> {
-        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let Mounted { runtime, vfs, session, pages, dir, volume } = self;
         let (ended, signalled) = tokio::sync::oneshot::channel();
         let joiner = std::thread::spawn(move || {
             let joined = session.join();
@@ -116,7 +117,9 @@ impl Mounted {
                 }
             }
         });
-        if !detached && let Ok(Err(error)) = joiner.join() {
+        if detached {
+            runtime.block_on(pages.write_back(&vfs));
+        } else if let Ok(Err(error)) = joiner.join() {
             tracing::error!("serving {}: {error}", dir.display());
         }
         finish(&runtime, &vfs, &volume)
@@ -182,9 +185,9 @@ fn attach(
     runtime: &Runtime,
     dir: &Path,
     volume: &str,
-) -> Result<BackgroundSession, MountError> {
-    let (invalid, wrong_pages) = mpsc::channel();
-    let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), invalid);
+) -> Result<(BackgroundSession, Pages), MountError> {
+    let (pages, asked) = Pages::new();
+    let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), pages.clone());
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(FUSE_THREADS);
@@ -204,20 +207,11 @@ fn attach(
         let notifier = session.notifier();
         let background = session.spawn()?;
         std::thread::Builder::new()
-            .name("chronofs-inval".into())
-            .spawn(move || drop_pages(&notifier, &wrong_pages))?;
-        Ok(background)
+            .name("chronofs-pages".into())
+            .spawn(move || pages::serve(&notifier, &asked))?;
+        Ok((background, pages))
     });
     mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })
-}
-
-/// Has the kernel forget pages that are wrong. On a thread of its own: from within a request it would wait for itself.
-fn drop_pages(notifier: &Notifier, wrong_pages: &mpsc::Receiver<INodeNo>) {
-    while let Ok(ino) = wrong_pages.recv() {
-        if let Err(error) = notifier.inval_inode(ino, 0, 0) {
-            tracing::debug!("forgetting pages of inode {}: {error}", ino.0);
-        }
-    }
 }
 
 /// The kernel reads 128 KiB ahead unless told otherwise: far less than an object store likes.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{NewNode, Request};
 use chronofs_core::slice::PlacedSlice;
 use chronofs_core::{Attr, Caller, Errno, Ino, Name, SetAttr};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -88,6 +88,12 @@ impl Files {
     fn file(&self, handle: u64) -> Result<Arc<FileHandle>, Errno> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         files.get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// What is open for writing.
+    fn written(&self) -> BTreeSet<Ino> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().filter(|open| open.access.write).map(|open| open.ino).collect()
     }
 
     /// Takes a handle out; whether it was the last one of an inode that is unlinked.
@@ -179,6 +185,11 @@ impl Vfs {
         let mark = file.error_mark();
         let handle = self.files.add(FileHandle { ino: attr.ino, file, mark, access });
         Opened { handle, keep_cache }
+    }
+
+    /// Files that programs may be changing, also through mappings.
+    pub(crate) fn open_for_writing(&self) -> BTreeSet<Ino> {
+        self.files.written()
     }
 
     /// Bytes of an open file, if they are at hand.
