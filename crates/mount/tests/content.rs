@@ -131,3 +131,56 @@ fn an_instant_shows_what_was_written_through_a_mapping_before_it() {
         mount.unmount();
     });
 }
+
+#[test]
+fn a_mount_that_is_told_to_end_while_programs_write_keeps_every_write_that_it_took() {
+    within(LIMIT, || {
+        let mut rig = Rig::new();
+        for round in 0..4 {
+            let mount = rig.mount();
+            let path = mount.path(&format!("file {round}"));
+            let file = File::create(&path).unwrap();
+            let writer = std::thread::spawn(move || {
+                let mut taken = 0u64;
+                loop {
+                    match file.write_all_at(&taken.to_le_bytes(), taken * 8) {
+                        Ok(()) => taken += 1,
+                        Err(error) => return (taken, error.raw_os_error()),
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(300));
+            mount.terminate();
+            let (taken, error) = writer.join().unwrap();
+            assert!([Some(libc::ENOTCONN), Some(libc::ECONNABORTED)].contains(&error), "{error:?}");
+            assert!(taken > 100, "{taken} writes");
+            let again = rig.mount();
+            let found = fs::read(again.path(&format!("file {round}"))).unwrap();
+            let expected: Vec<u8> = (0..taken).flat_map(u64::to_le_bytes).collect();
+            assert_eq!(
+                found.len(),
+                expected.len(),
+                "round {round}: all that was taken is there, and no more"
+            );
+            assert!(found == expected);
+            again.unmount();
+        }
+    });
+}
+
+#[test]
+fn a_mount_that_is_told_to_end_keeps_what_was_written_through_mappings() {
+    within(LIMIT, || {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rig = Rig::new();
+        let mount = rig.mount();
+        fs::write(mount.path("file"), vec![b'.'; 65536]).unwrap();
+        let mut mapper = Mapper::start(folder.path(), &mount.path("file"));
+        mapper.write("mapped");
+        mount.terminate();
+        mapper.end();
+        let again = rig.mount();
+        assert_eq!(mapped_text(&again.path("file")), "mapped");
+        again.unmount();
+    });
+}

@@ -279,9 +279,7 @@ impl<M: Meta> FileData<M> {
     pub async fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], kill_priv: bool) -> Result<(), Errno> {
         self.check_range(offset, bytes.len() as u64)?;
         self.take_room(bytes.len() as u64).await?;
-        let mut state = self.state();
-        self.apply(&mut state, offset, bytes, kill_priv);
-        Ok(())
+        self.take(|_| Ok(offset), bytes, kill_priv).map(drop)
     }
 
     /// As [`FileData::write`], or `None` where that would wait.
@@ -294,24 +292,37 @@ impl<M: Meta> FileData<M> {
         if let Err(errno) = self.check_range(offset, bytes.len() as u64) {
             return Some(Err(errno));
         }
-        self.data.budget.try_take(bytes.len() as u64).then(|| {
-            let mut state = self.state();
-            self.apply(&mut state, offset, bytes, kill_priv);
-            Ok(())
-        })
+        let room = self.data.budget.try_take(bytes.len() as u64);
+        room.then(|| self.take(|_| Ok(offset), bytes, kill_priv).map(drop))
     }
 
     /// Writes at the end of the file as this mount sees it; gives where that was.
     pub async fn append(self: &Arc<Self>, bytes: &[u8], kill_priv: bool) -> Result<u64, Errno> {
         self.take_room(bytes.len() as u64).await?;
-        let mut state = self.state();
-        let offset = state.size();
-        if let Err(errno) = self.check_range(offset, bytes.len() as u64) {
+        let end = |state: &State| {
+            let offset = state.size();
+            self.check_range(offset, bytes.len() as u64).map(|()| offset)
+        };
+        self.take(end, bytes, kill_priv)
+    }
+
+    /// Takes over bytes whose room is taken, at the offset that `place` gives, or gives the room back.
+    fn take(
+        self: &Arc<Self>,
+        place: impl FnOnce(&State) -> Result<u64, Errno>,
+        bytes: &[u8],
+        kill_priv: bool,
+    ) -> Result<u64, Errno> {
+        let taken = self.data.admit().and_then(|_admitted| {
+            let mut state = self.state();
+            let offset = place(&state)?;
+            self.apply(&mut state, offset, bytes, kill_priv);
+            Ok(offset)
+        });
+        if taken.is_err() {
             self.data.budget.release(bytes.len() as u64);
-            return Err(errno);
         }
-        self.apply(&mut state, offset, bytes, kill_priv);
-        Ok(offset)
+        taken
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<(), Errno> {
@@ -406,6 +417,7 @@ impl<M: Meta> FileData<M> {
         kill_priv: bool,
     ) -> Result<(), Errno> {
         self.check_range(offset, len)?;
+        let _admitted = self.data.admit()?;
         let mut state = self.state();
         let end = if extend { offset + len } else { (offset + len).min(state.size()) };
         if offset >= end {
@@ -432,6 +444,7 @@ impl<M: Meta> FileData<M> {
     /// Sees to it that the file is at least `end` long. What others make longer meanwhile stays longer.
     pub fn extend(self: &Arc<Self>, end: u64, kill_priv: bool) -> Result<(), Errno> {
         self.check_range(0, end)?;
+        let _admitted = self.data.admit()?;
         let mut state = self.state();
         state.freeze_all();
         self.touched(&mut state, kill_priv);

@@ -21,7 +21,7 @@
 //! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
 //! | release of an unlinked inode's last handle | `file.discard()` |
 //! | syncfs, `instant` | `data.flush_all().await` |
-//! | unmount | `data.flush_all().await`, then `data.stop()` |
+//! | unmount | `data.close()`, `data.flush_all().await`, then `data.stop()` |
 //! | a new session after a reconnect | `data.set_grant(..)` |
 //!
 //! ```text

@@ -1,6 +1,7 @@
 //! What is written before a change of the file and what is written after it.
 
 use super::*;
+use futures::FutureExt;
 use std::future::Future;
 
 /// Truncates to `size` once `go` says so, after its program stopped waiting.
@@ -108,4 +109,30 @@ fn a_truncation_after_making_a_file_longer_has_the_last_word() {
         file.extend(2000, false).unwrap();
         assert_eq!(file.size(), 2000);
     });
+}
+
+#[test]
+fn a_data_path_that_is_closed_has_taken_a_write_whole_or_not_at_all() {
+    for round in 0..20 {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = calm(4096);
+            let data = world.mount(1, Tuning::default());
+            let file = world.open(&data);
+            let writer = std::thread::spawn(move || {
+                let refused = |n: &u64| file.try_write(n * 8, &n.to_le_bytes(), false).unwrap().is_err();
+                let taken = (0..).find(refused).unwrap();
+                assert_eq!(file.zero(taken * 8, 8, true, false).now_or_never(), Some(Err(Errno::ENOTCONN)));
+                assert_eq!(file.extend(taken * 9, false), Err(Errno::ENOTCONN));
+                taken
+            });
+            tokio::time::sleep(Duration::from_micros(200 * round)).await;
+            data.close();
+            data.flush_all().await.unwrap();
+            let published = world.meta.attr().size;
+            assert_eq!((published, data.is_unclean()), (writer.join().unwrap() * 8, false), "round {round}");
+            assert_eq!(data.budget.used(), 0);
+        });
+    }
 }
