@@ -136,6 +136,34 @@ fn a_publish_without_an_answer_is_told_and_loses_nothing() {
 }
 
 #[test]
+fn a_publish_that_may_be_done_later_is_tried_again_and_nobody_hears_of_it() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        let mark = file.error_mark();
+        world.meta.refuse(Some(PublishError::Answered(Errno::EAGAIN)));
+        file.write(0, b"kept", false).await.unwrap();
+        let later = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            world.meta.refuse(None);
+        };
+        let (flushed, ()) = tokio::join!(file.flush(&mark), later);
+        assert_eq!((flushed, world.meta.attr().size), (Ok(()), 4));
+
+        world.meta.refuse(Some(PublishError::Answered(Errno::EAGAIN)));
+        file.write(4, b" too", false).await.unwrap();
+        let start = tokio::time::Instant::now();
+        assert_eq!(file.flush(&mark).await, Err(Errno::EAGAIN), "not for ever");
+        assert!((Duration::from_secs(5)..Duration::from_secs(20)).contains(&start.elapsed()));
+        world.meta.refuse(None);
+        assert_eq!(file.flush(&mark).await, Ok(()));
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(&other.read(0, 10).await.unwrap()[..], b"kept too");
+    });
+}
+
+#[test]
 fn a_publish_under_a_session_that_is_over_waits_for_the_next_one_and_nobody_hears_of_it() {
     runtime().block_on(async {
         let world = calm(256);

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 /// Fewer raw bytes than this are sealed on the spot.
 const SEAL_BLOCKING_MIN: u64 = 64 << 10;
@@ -25,6 +26,10 @@ const SLICES_PER_PUBLISH_MAX: usize = 4096;
 /// How often a put is tried before its batch waits for the next write-back, and how long between.
 const PUT_TRIES: u32 = 3;
 const PUT_RETRY: Duration = Duration::from_millis(100);
+/// How long a publish is tried that the server answers with EAGAIN, and the first and the longest pause between.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
+const PUBLISH_RETRY: Duration = Duration::from_millis(10);
+const PUBLISH_RETRY_MAX: Duration = Duration::from_secs(1);
 /// How often to look whether the grant of a new session is known.
 const SESSION_CHECK: Duration = Duration::from_millis(10);
 
@@ -261,12 +266,11 @@ impl<M: Meta> FileData<M> {
                 merge: None,
             };
             let exclusive = self.data.meta.exclusive();
-            let attr =
-                self.data.meta.publish(publish).await.map_err(|error| match is_own(self, &sealed) {
-                    true => Failure::of(error),
-                    // Refused for its ids: it is sealed again under those of the new session.
-                    false => Failure::SessionOver,
-                })?;
+            let attr = self.ask_to_publish(publish).await.map_err(|error| match is_own(self, &sealed) {
+                true => Failure::of(error),
+                // Refused for its ids: it is sealed again under those of the new session.
+                false => Failure::SessionOver,
+            })?;
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }
         let mut state = self.state();
@@ -277,6 +281,21 @@ impl<M: Meta> FileData<M> {
             self.remember(batch, &slices);
         }
         Ok(())
+    }
+
+    /// Asks the server, again and again for a while when it answers that it may be done later: a program that closes
+    /// its file cannot do anything about that.
+    async fn ask_to_publish(&self, publish: Publish) -> Result<Attr, PublishError> {
+        let give_up = Instant::now() + PUBLISH_PATIENCE;
+        let mut pause = PUBLISH_RETRY;
+        loop {
+            let answer = self.data.meta.publish(publish.clone()).await;
+            if answer != Err(PublishError::Answered(Errno::EAGAIN)) || Instant::now() >= give_up {
+                return answer;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PUBLISH_RETRY_MAX);
+        }
     }
 
     /// Takes in that `slices` are part of the file now.
