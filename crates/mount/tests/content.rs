@@ -5,14 +5,14 @@
 mod common;
 
 use common::{Rig, within};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -182,5 +182,29 @@ fn a_mount_that_is_told_to_end_keeps_what_was_written_through_mappings() {
         let again = rig.mount();
         assert_eq!(mapped_text(&again.path("file")), "mapped");
         again.unmount();
+    });
+}
+
+#[test]
+fn data_behind_a_hole_of_a_terabyte_is_found_at_once() {
+    const TIB: u64 = 1 << 40;
+    within(LIMIT, || {
+        let mut rig = Rig::new();
+        let (one, other) = (rig.mount(), rig.mount());
+        let file = File::create(one.path("sparse")).unwrap();
+        file.set_len(16 * TIB).unwrap();
+        file.write_all_at(b"far", 15 * TIB).unwrap();
+        drop(file);
+        for mount in [&one, &other] {
+            let file = File::open(mount.path("sparse")).unwrap();
+            let start = Instant::now();
+            assert_eq!(seek(&file, SeekFrom::Data(5)), Ok(15 * TIB));
+            assert_eq!(seek(&file, SeekFrom::Hole(5)), Ok(5));
+            assert_eq!(seek(&file, SeekFrom::Data(15 * TIB + 3)), Err(rustix::io::Errno::NXIO));
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(1), "{took:?}");
+        }
+        other.unmount();
+        one.unmount();
     });
 }

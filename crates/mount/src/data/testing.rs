@@ -18,6 +18,8 @@ pub(super) fn cases(default: u32) -> u32 {
 }
 
 pub(super) const INO: Ino = Ino(42);
+/// More slices than this are too many for one reply.
+const SLICES_PER_REPLY_MAX: usize = 100;
 
 /// Random numbers by seed.
 #[derive(Debug)]
@@ -89,6 +91,8 @@ struct Inner {
     /// The one session whose ids are taken, if only one.
     session: Option<SessionId>,
     merges: u64,
+    /// How often slices were asked for.
+    asked: u64,
     /// The answer to every publish, if not what is right.
     refuse: Option<PublishError>,
 }
@@ -167,6 +171,10 @@ impl MemoryMeta {
         lock(&self.inner).merges
     }
 
+    pub(super) fn asked(&self) -> u64 {
+        lock(&self.inner).asked
+    }
+
     pub(super) fn all_slices(&self) -> Vec<PlacedSlice> {
         lock(&self.inner).slices.clone()
     }
@@ -204,13 +212,14 @@ impl Meta for MemoryMeta {
     async fn slices(&self, _: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         self.faults.delay().await;
         let list = {
-            let inner = lock(&self.inner);
-            let mut slices: Vec<_> = inner
-                .slices
-                .iter()
-                .filter(|p| (first..first + count).contains(&p.key.block))
-                .cloned()
-                .collect();
+            let mut inner = lock(&self.inner);
+            inner.asked += 1;
+            let blocks = u64::from(first)..u64::from(first) + u64::from(count);
+            let asked = |placed: &&PlacedSlice| blocks.contains(&u64::from(placed.key.block));
+            let mut slices: Vec<_> = inner.slices.iter().filter(asked).cloned().collect();
+            if slices.len() > SLICES_PER_REPLY_MAX {
+                return Err(Errno::EOVERFLOW);
+            }
             slices.sort_by_key(|placed| placed.key);
             for placed in slices.iter_mut().step_by(3) {
                 placed.staged =

@@ -306,6 +306,52 @@ fn what_is_closed_on_one_mount_is_seen_at_the_next_open_on_another() {
 }
 
 #[test]
+fn data_behind_a_huge_hole_is_found_with_few_requests() {
+    const TIB: u64 = 1 << 40;
+    runtime().block_on(async {
+        let world = calm(256 << 10);
+        let file = world.open(&world.mount(1, Tuning::default()));
+        let set = SetAttr { size: Some(TIB), ..SetAttr::default() };
+        file.set_attr(&set, world.meta.truncate(TIB)).await.unwrap();
+        assert_eq!(file.seek(5, Seek::Data).await, Err(Errno::ENXIO));
+        assert_eq!(file.seek(5, Seek::Hole).await, Ok(5));
+        file.write(TIB / 2 + 7, b"x", false).await.unwrap();
+        assert_eq!(file.seek(5, Seek::Data).await, Ok(TIB / 2 + 7), "not published yet");
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!(file.seek(5, Seek::Data).await, Ok(TIB / 2 + 7));
+        assert_eq!(file.seek(TIB / 2 + 8, Seek::Data).await, Err(Errno::ENXIO));
+        let alone = World::new(1, 256 << 10, 0, 0, true);
+        let grown = alone.open(&alone.mount(1, Tuning::default()));
+        grown.write(TIB - 1, b"x", false).await.unwrap();
+        assert_eq!(grown.seek(0, Seek::Data).await, Ok(TIB - 1));
+        grown.flush(&grown.error_mark()).await.unwrap();
+        assert_eq!(grown.seek(0, Seek::Data).await, Ok(TIB - 1));
+        let asked = world.meta.asked() + alone.meta.asked();
+        assert!(asked < 100, "{asked} requests");
+    });
+}
+
+#[test]
+fn more_slices_than_one_reply_carries_are_asked_for_in_parts() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        let file = world.open(&world.mount(1, Tuning::default()));
+        let mut model = vec![0; 20 * 4096];
+        for at in (0..20 * 4096).step_by(512) {
+            file.write(at, &[at as u8 / 2 + 1; 9], false).await.unwrap();
+            model[at as usize..at as usize + 9].fill(at as u8 / 2 + 1);
+        }
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!(world.meta.all_slices().len(), 160);
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert!(other.read(0, 20 * 4096).await.unwrap() == model[..19 * 4096 + 3584 + 9]);
+        let third = world.open(&world.mount(3, Tuning::default()));
+        assert_eq!(third.seek(10, Seek::Data).await, Ok(512));
+        assert_eq!(third.seek(3 * 4096, Seek::Hole).await, Ok(3 * 4096 + 9));
+    });
+}
+
+#[test]
 fn an_open_that_brings_the_slices_needs_no_further_request() {
     runtime().block_on(async {
         let world = calm(256);

@@ -143,6 +143,13 @@ impl Batch {
         sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
     }
 
+    /// The first of the batch's bytes at or after `from`, if the file was cut at `cut` since.
+    pub(super) fn next(&self, from: u64, cut: u64) -> Option<u64> {
+        let bytes = self.pieces.iter().filter(|piece| matches!(piece.content, Content::Bytes(_)));
+        let after = bytes.filter(|piece| piece.offset + piece.content.len() > from);
+        after.map(|piece| piece.offset.max(from)).min().filter(|at| *at < cut)
+    }
+
     /// What the batch shows of `from..to`, if the file was cut at `cut` since: in no order.
     pub(super) fn overlap(&self, from: u64, to: u64, cut: u64) -> impl Iterator<Item = (u64, Content)> + '_ {
         let to = to.min(cut);
