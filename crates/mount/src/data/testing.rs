@@ -20,6 +20,8 @@ pub(super) fn cases(default: u32) -> u32 {
 pub(super) const INO: Ino = Ino(42);
 /// More slices than this are too many for one reply.
 const SLICES_PER_REPLY_MAX: usize = 100;
+/// A block with so many slices takes no more.
+pub(super) const SLICES_PER_BLOCK_CAP: usize = 40;
 
 /// Random numbers by seed.
 #[derive(Debug)]
@@ -130,6 +132,10 @@ impl Inner {
         if publish.slices.iter().filter_map(|new| new.slice.place.seal()).any(|seal| strange(&seal.id)) {
             return Err(Errno::EINVAL);
         }
+        let of_block = |block| self.slices.iter().filter(|placed| placed.key.block == block).count();
+        if publish.slices.iter().any(|new| of_block(new.block) >= SLICES_PER_BLOCK_CAP) {
+            return Err(Errno::EBUSY);
+        }
         self.version += 1;
         for (new, n) in publish.slices.into_iter().zip(0..) {
             assert!(new.slice.offset + new.slice.len <= self.block_size && new.slice.len > 0, "{new:?}");
@@ -217,7 +223,7 @@ impl Meta for MemoryMeta {
             let blocks = u64::from(first)..u64::from(first) + u64::from(count);
             let asked = |placed: &&PlacedSlice| blocks.contains(&u64::from(placed.key.block));
             let mut slices: Vec<_> = inner.slices.iter().filter(asked).cloned().collect();
-            if slices.len() > SLICES_PER_REPLY_MAX {
+            if slices.len() > SLICES_PER_REPLY_MAX && count > 1 {
                 return Err(Errno::EOVERFLOW);
             }
             slices.sort_by_key(|placed| placed.key);

@@ -3,7 +3,7 @@
 mod model;
 mod order;
 
-use super::testing::{Faults, INO, MemoryMeta, MemoryPort};
+use super::testing::{Faults, INO, MemoryMeta, MemoryPort, SLICES_PER_BLOCK_CAP};
 use super::*;
 use chronofs_core::slice::Place;
 use chronofs_core::{Errno, SetAttr, SetTime};
@@ -244,6 +244,27 @@ fn a_block_of_many_slices_is_merged_and_reads_the_same() {
         let other = world.mount(2, Tuning::default());
         assert!(world.open(&other).read(0, 8192).await.unwrap() == model);
         assert!(file.read(0, 8192).await.unwrap() == model);
+    });
+}
+
+#[test]
+fn a_block_that_the_server_finds_too_full_is_merged_before_more_is_published() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        // Of itself it would not merge so few.
+        let data = world.mount(1, Tuning { slices_per_block_max: SLICES_PER_BLOCK_CAP, ..Tuning::default() });
+        let file = world.open(&data);
+        let mut model = vec![0u8; 4096];
+        for n in 0..200usize {
+            file.write(n as u64 * 20, &[n as u8 + 1; 10], false).await.unwrap();
+            model[n * 20..n * 20 + 10].fill(n as u8 + 1);
+            file.flush(&file.error_mark()).await.unwrap();
+            assert!(world.meta.all_slices().len() <= SLICES_PER_BLOCK_CAP);
+        }
+        assert!(world.meta.merges() > 0);
+        model.truncate(199 * 20 + 10);
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert!(other.read(0, 8192).await.unwrap() == model);
     });
 }
 

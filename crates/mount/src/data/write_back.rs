@@ -10,10 +10,11 @@ use super::meta::{Meta, Publish, PublishError};
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
 use chronofs_blocks::{StoreError, Trouble, object_name};
+use chronofs_core::ops::SLICES_PER_PUBLISH_MAX;
 use chronofs_core::slice::{NewSlice, Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, ObjectId};
 use futures::StreamExt;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::MutexGuard;
@@ -21,8 +22,6 @@ use tokio::time::Instant;
 
 /// Fewer raw bytes than this are sealed on the spot.
 const SEAL_BLOCKING_MIN: u64 = 64 << 10;
-/// The most slices of one publish: far below what numbers them within a commit.
-const SLICES_PER_PUBLISH_MAX: usize = 4096;
 /// How often a put is tried before its batch waits for the next write-back, and how long between.
 const PUT_TRIES: u32 = 3;
 const PUT_RETRY: Duration = Duration::from_millis(100);
@@ -215,14 +214,14 @@ impl<M: Meta> FileData<M> {
     /// Publishes every batch below number `end`, for whoever holds [`FileData::order`]. Gives the first error.
     pub(super) async fn publish_in_order(
         self: &Arc<Self>,
-        _order: &MutexGuard<'_, ()>,
+        order: &MutexGuard<'_, ()>,
         end: u64,
     ) -> Result<(), Errno> {
         let mut first_error = None;
         loop {
             let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
             let Some(batch) = next.filter(|batch| batch.seq < end) else { break };
-            match self.publish(&batch).await {
+            match self.publish(&batch, order).await {
                 Ok(()) => self.state().stuck = None,
                 Err(Failure::SessionOver) => {
                     // The news may be on its way still; until it is here, it would be sealed for the old session.
@@ -243,8 +242,12 @@ impl<M: Meta> FileData<M> {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Publishes the batch in front. The order is held.
-    async fn publish(self: &Arc<Self>, batch: &Arc<Batch>) -> Result<(), Failure> {
+    /// Publishes the batch in front.
+    async fn publish(
+        self: &Arc<Self>,
+        batch: &Arc<Batch>,
+        order: &MutexGuard<'_, ()>,
+    ) -> Result<(), Failure> {
         let sealed = batch.prepare(self).await?;
         let (slices, cut, size_min, mtime_ns, kill_priv) = {
             let state = self.state();
@@ -273,11 +276,12 @@ impl<M: Meta> FileData<M> {
                 merge: None,
             };
             let exclusive = self.data.meta.exclusive();
-            let attr = self.ask_to_publish(publish).await.map_err(|error| match is_own(self, &sealed) {
-                true => Failure::of(error),
-                // Refused for its ids: it is sealed again under those of the new session.
-                false => Failure::SessionOver,
-            })?;
+            let attr =
+                self.ask_to_publish(publish, order).await.map_err(|error| match is_own(self, &sealed) {
+                    true => Failure::of(error),
+                    // Refused for its ids: it is sealed again under those of the new session.
+                    false => Failure::SessionOver,
+                })?;
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }
         let mut state = self.state();
@@ -291,14 +295,27 @@ impl<M: Meta> FileData<M> {
     }
 
     /// Asks the server, again and again for a while when it answers that it may be done later: a program that closes
-    /// its file cannot do anything about that.
-    async fn ask_to_publish(&self, publish: Publish) -> Result<Attr, PublishError> {
+    /// its file cannot do anything about that. Blocks that have too many slices are merged in between.
+    async fn ask_to_publish(
+        self: &Arc<Self>,
+        publish: Publish,
+        order: &MutexGuard<'_, ()>,
+    ) -> Result<Attr, PublishError> {
         let give_up = Instant::now() + PUBLISH_PATIENCE;
         let mut pause = PUBLISH_RETRY;
         loop {
             let answer = self.data.meta.publish(publish.clone()).await;
-            if answer != Err(PublishError::Answered(Errno::EAGAIN)) || Instant::now() >= give_up {
-                return answer;
+            match answer {
+                Err(PublishError::Answered(Errno::EBUSY)) if Instant::now() < give_up => {
+                    let blocks: BTreeSet<u32> = publish.slices.iter().map(|new| new.block).collect();
+                    for block in blocks {
+                        if let Err(errno) = merge::now(self, block, order).await {
+                            tracing::debug!(ino = %self.ino, block, %errno, "a full block is not merged yet");
+                        }
+                    }
+                }
+                Err(PublishError::Answered(Errno::EAGAIN)) if Instant::now() < give_up => {}
+                answer => return answer,
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PUBLISH_RETRY_MAX);
