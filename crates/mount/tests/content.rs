@@ -61,7 +61,10 @@ fn making_a_file_longer_never_cuts_what_another_mount_wrote_at_that_moment() {
 }
 
 /// A program that maps a file, writes to the mapping and neither syncs nor unmaps: there is no `unsafe` in here.
-struct Mapper(Child);
+struct Mapper {
+    program: Child,
+    _folder: tempfile::TempDir,
+}
 
 impl Mapper {
     const SOURCE: &str = r#"
@@ -83,24 +86,27 @@ impl Mapper {
         }
     "#;
 
-    fn start(folder: &Path, file: &Path) -> Mapper {
-        let (source, program) = (folder.join("mapper.c"), folder.join("mapper"));
+    /// Makes the file `file` and maps it.
+    fn start(file: &Path) -> Mapper {
+        fs::write(file, vec![b'.'; 65536]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("mapper.c"), folder.path().join("mapper"));
         fs::write(&source, Self::SOURCE).unwrap();
         assert!(Command::new("cc").arg("-o").arg(&program).arg(&source).status().unwrap().success());
-        let pipes = |command: &mut Command| command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        Mapper(pipes(Command::new(program).arg(file)).unwrap())
+        let program = Command::new(program).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Mapper { program: program.unwrap(), _folder: folder }
     }
 
     fn write(&mut self, text: &str) {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{text}").unwrap();
+        writeln!(self.program.stdin.as_mut().unwrap(), "{text}").unwrap();
         let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(self.program.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "written\n");
     }
 
     fn end(mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().unwrap();
+        drop(self.program.stdin.take());
+        self.program.wait().unwrap();
     }
 }
 
@@ -112,11 +118,9 @@ fn mapped_text(path: &Path) -> String {
 #[test]
 fn an_instant_shows_what_was_written_through_a_mapping_before_it() {
     within(LIMIT, || {
-        let folder = tempfile::tempdir().unwrap();
         let mut rig = Rig::new();
         let mount = rig.mount();
-        fs::write(mount.path("file"), vec![b'.'; 65536]).unwrap();
-        let mut mapper = Mapper::start(folder.path(), &mount.path("file"));
+        let mut mapper = Mapper::start(&mount.path("file"));
         let mut instants = Vec::new();
         for text in ["first\n", "second", "third\n"] {
             mapper.write(text.trim_end());
@@ -171,11 +175,9 @@ fn a_mount_that_is_told_to_end_while_programs_write_keeps_every_write_that_it_to
 #[test]
 fn a_mount_that_is_told_to_end_keeps_what_was_written_through_mappings() {
     within(LIMIT, || {
-        let folder = tempfile::tempdir().unwrap();
         let mut rig = Rig::new();
         let mount = rig.mount();
-        fs::write(mount.path("file"), vec![b'.'; 65536]).unwrap();
-        let mut mapper = Mapper::start(folder.path(), &mount.path("file"));
+        let mut mapper = Mapper::start(&mount.path("file"));
         mapper.write("mapped");
         mount.terminate();
         mapper.end();

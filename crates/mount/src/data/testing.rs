@@ -2,10 +2,11 @@
 
 use super::lock;
 use super::meta::{Meta, Publish, PublishError, SliceList};
+use crate::testing;
 use bytes::Bytes;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
-use chronofs_core::{Attr, Errno, FileKind, Ino, SessionId, SliceId, Version};
+use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -101,22 +102,8 @@ struct Inner {
 
 impl Inner {
     fn attr(&self) -> Attr {
-        Attr {
-            ino: INO,
-            kind: FileKind::File,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            size: self.size,
-            allocated: 0,
-            rdev: 0,
-            atime_ns: 0,
-            mtime_ns: self.mtime_ns,
-            ctime_ns: 0,
-            crtime_ns: 0,
-            data_version: Version(self.data_version),
-        }
+        let (mtime_ns, data_version) = (self.mtime_ns, Version(self.data_version));
+        Attr { size: self.size, mtime_ns, data_version, ..testing::attr(INO.0) }
     }
 
     fn apply(&mut self, publish: Publish) -> Result<(), Errno> {
