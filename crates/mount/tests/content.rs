@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Rig, within};
+use common::{Rig, wait_until, within};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -60,14 +60,15 @@ fn making_a_file_longer_never_cuts_what_another_mount_wrote_at_that_moment() {
     });
 }
 
-/// A program that maps a file, writes to the mapping and neither syncs nor unmaps: there is no `unsafe` in here.
-struct Mapper {
-    program: Child,
+/// A program in C, told by lines what to do with a file: there is no `unsafe` in here.
+struct Program {
+    process: Child,
     _folder: tempfile::TempDir,
 }
 
-impl Mapper {
-    const SOURCE: &str = r#"
+impl Program {
+    /// Writes lines to a mapping of the file and neither syncs nor unmaps.
+    const MAPS: &str = r#"
         #include <fcntl.h>
         #include <stdio.h>
         #include <string.h>
@@ -79,35 +80,86 @@ impl Mapper {
             char line[100];
             while (fgets(line, sizeof line, stdin)) {
                 memcpy(map + 40000, line, strlen(line));
-                puts("written");
+                puts("done");
                 fflush(stdout);
             }
             return 0;
         }
     "#;
+    /// Reads the file and writes to it; then truncates it and waits a second for that; then writes again.
+    const TRUNCATES: &str = r#"
+        #include <errno.h>
+        #include <fcntl.h>
+        #include <signal.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        static void nothing(int signal) {}
+        static void say(int right) {
+            char line[100];
+            puts(right ? "done" : "failed");
+            fflush(stdout);
+            fgets(line, sizeof line, stdin);
+        }
+        int main(int count, char **args) {
+            char buffer[65536];
+            struct sigaction action = { .sa_handler = nothing };
+            sigaction(SIGALRM, &action, 0);
+            int file = open(args[1], O_RDWR);
+            fgets(buffer, sizeof buffer, stdin);
+            say(pread(file, buffer, sizeof buffer, 0) == 65536 && pwrite(file, "before", 6, 50000) == 6);
+            alarm(1);
+            int interrupted = ftruncate(file, 10) < 0 && errno == EINTR;
+            say(interrupted && pwrite(file, "later", 5, 300) == 5);
+            return 0;
+        }
+    "#;
 
-    /// Makes the file `file` and maps it.
-    fn start(file: &Path) -> Mapper {
+    /// Makes the file `file` of 65536 dots and starts the program on it.
+    fn start(source: &str, file: &Path) -> Program {
         fs::write(file, vec![b'.'; 65536]).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let (source, program) = (folder.path().join("mapper.c"), folder.path().join("mapper"));
-        fs::write(&source, Self::SOURCE).unwrap();
-        assert!(Command::new("cc").arg("-o").arg(&program).arg(&source).status().unwrap().success());
-        let program = Command::new(program).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        Mapper { program: program.unwrap(), _folder: folder }
+        let (code, program) = (folder.path().join("program.c"), folder.path().join("program"));
+        fs::write(&code, source).unwrap();
+        assert!(Command::new("cc").arg("-o").arg(&program).arg(&code).status().unwrap().success());
+        let process = Command::new(program).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Program { process: process.unwrap(), _folder: folder }
     }
 
-    fn write(&mut self, text: &str) {
-        writeln!(self.program.stdin.as_mut().unwrap(), "{text}").unwrap();
-        let mut line = String::new();
-        BufReader::new(self.program.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "written\n");
+    fn tell(&mut self, line: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(self.process.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "done\n");
     }
 
     fn end(mut self) {
-        drop(self.program.stdin.take());
-        self.program.wait().unwrap();
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
     }
+}
+
+#[test]
+fn a_truncation_that_was_interrupted_cuts_nothing_that_was_written_after_it() {
+    within(LIMIT, || {
+        let mut rig = Rig::new();
+        let mount = rig.mount();
+        let path = mount.path("file");
+        let mut program = Program::start(Program::TRUNCATES, &path);
+        program.tell("write");
+        rig.kill_server();
+        program.tell("truncate");
+        rig.start_server();
+        wait_until("the truncation is done", || fs::metadata(&path).unwrap().len() < 65536);
+        program.end();
+        let mut expected = vec![0; 305];
+        expected[..10].fill(b'.');
+        expected[300..].copy_from_slice(b"later");
+        assert!(fs::read(&path).unwrap() == expected, "also in the pages of the kernel");
+        let other = rig.mount();
+        assert!(fs::read(other.path("file")).unwrap() == expected);
+        other.unmount();
+        mount.unmount();
+    });
 }
 
 fn mapped_text(path: &Path) -> String {
@@ -120,10 +172,10 @@ fn an_instant_shows_what_was_written_through_a_mapping_before_it() {
     within(LIMIT, || {
         let mut rig = Rig::new();
         let mount = rig.mount();
-        let mut mapper = Mapper::start(&mount.path("file"));
+        let mut mapper = Program::start(Program::MAPS, &mount.path("file"));
         let mut instants = Vec::new();
         for text in ["first\n", "second", "third\n"] {
-            mapper.write(text.trim_end());
+            mapper.tell(text.trim_end());
             instants.push((mount.instant(), text));
         }
         for (instant, text) in &instants {
@@ -177,8 +229,8 @@ fn a_mount_that_is_told_to_end_keeps_what_was_written_through_mappings() {
     within(LIMIT, || {
         let mut rig = Rig::new();
         let mount = rig.mount();
-        let mut mapper = Mapper::start(&mount.path("file"));
-        mapper.write("mapped");
+        let mut mapper = Program::start(Program::MAPS, &mount.path("file"));
+        mapper.tell("mapped");
         mount.terminate();
         mapper.end();
         let again = rig.mount();

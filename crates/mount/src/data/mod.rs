@@ -30,6 +30,7 @@
 //! Data::start(config, meta: Arc<M>, port: Arc<dyn ObjectPort>) -> Arc<Data<M>>      within a tokio runtime
 //! Data::file(&self, &Attr) -> Arc<FileData<M>>        Data::existing(&self, Ino) -> Option<Arc<FileData<M>>>
 //! Data::flush_all(&self) async -> Result<(), Errno>   Data::set_grant(&self, incarnation, session, (first, end))
+//! Data::close(&self)                                  ENOTCONN for what is written from then on
 //! FileData::opened(&self, &Attr, Option<Vec<PlacedSlice>>)          the reply of Open, or of Create
 //! FileData::overlay(&self, Attr) -> Attr              FileData::error_mark(&self) -> ErrorMark
 //! FileData::read(&self, offset: u64, len: u32) async -> Result<Bytes, Errno>     short only at the end of file

@@ -35,9 +35,16 @@ impl Pages {
     }
 
     /// What programs have changed through mappings is written to `vfs` when this returns. A mapping keeps its file
-    /// open, and what a file's last descriptor and mapping leave the kernel writes by itself.
+    /// open, and what a file's last descriptor and mapping leave the kernel writes by itself. Waits for a server that
+    /// is away: the kernel locks a page that it is just reading, the thread would wait for that, and while it does
+    /// this process cannot even be killed.
     pub(crate) async fn write_back(&self, vfs: &Vfs) {
-        vfs.open_for_writing().into_iter().for_each(|ino| self.forget(INodeNo(ino.0)));
+        let files = vfs.open_for_writing();
+        // A server that refuses the mount will store nothing.
+        if files.is_empty() || vfs.sync().await.is_err() {
+            return;
+        }
+        files.into_iter().for_each(|ino| self.forget(INodeNo(ino.0)));
         let (done, told) = oneshot::channel();
         let _ = self.0.send(Asked::Tell(done));
         let _ = told.await;

@@ -142,7 +142,8 @@ impl Vfs {
         self.sync().await.map(drop)
     }
 
-    async fn sync(&self) -> Result<Version, Errno> {
+    /// What the server has applied is durable when this returns; its version.
+    pub(crate) async fn sync(&self) -> Result<Version, Errno> {
         match self.connection.call(Caller::ROOT, Request::Sync).await? {
             (_, Reply::Instant(version)) => Ok(version),
             (_, other) => Err(reply::unexpected(&other)),
