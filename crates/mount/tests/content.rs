@@ -109,7 +109,7 @@ impl Program {
             say(pread(file, buffer, sizeof buffer, 0) == 65536 && pwrite(file, "before", 6, 50000) == 6);
             alarm(1);
             int interrupted = ftruncate(file, 10) < 0 && errno == EINTR;
-            say(interrupted && pwrite(file, "later", 5, 300) == 5);
+            say(interrupted && pwrite(file, "later", 5, 300) == 5 && pwrite(file, "end", 3, 65533) == 3);
             return 0;
         }
     "#;
@@ -146,15 +146,24 @@ fn a_truncation_that_was_interrupted_cuts_nothing_that_was_written_after_it() {
         let path = mount.path("file");
         let mut program = Program::start(Program::TRUNCATES, &path);
         program.tell("write");
+        let held = File::open(&path).unwrap();
+        held.read_exact_at(&mut [0; 65536], 0).unwrap();
         rig.kill_server();
         program.tell("truncate");
         rig.start_server();
-        wait_until("the truncation is done", || fs::metadata(&path).unwrap().len() < 65536);
-        program.end();
-        let mut expected = vec![0; 305];
+        let mut expected = vec![0; 65536];
         expected[..10].fill(b'.');
-        expected[300..].copy_from_slice(b"later");
-        assert!(fs::read(&path).unwrap() == expected, "also in the pages of the kernel");
+        expected[300..305].copy_from_slice(b"later");
+        expected[65533..].copy_from_slice(b"end");
+        // The file is as long as before: the kernel must be told that its pages are of another time.
+        let mut seen = vec![0; 65536];
+        wait_until("the truncation is seen", || {
+            held.read_exact_at(&mut seen, 0).unwrap();
+            seen[10] == 0
+        });
+        assert!(seen == expected);
+        drop(held);
+        program.end();
         let other = rig.mount();
         assert!(fs::read(other.path("file")).unwrap() == expected);
         other.unmount();
