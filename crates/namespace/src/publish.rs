@@ -9,7 +9,7 @@ use crate::look::without_privileges;
 use crate::op::Op;
 use crate::rows::{Body, Format, Inode, SLICE, STAGED, SliceRow, Staged, slice_key, staged_key};
 use crate::slices::{self, visible};
-use chronofs_core::ops::{Merge, Reply};
+use chronofs_core::ops::{Merge, Reply, SLICES_PER_BLOCK_CAP, SLICES_PER_PUBLISH_MAX};
 use chronofs_core::slice::{Codec, INLINE_MAX, NewSlice, Place, STAGED_MAX, Seal, Slice, SliceKey};
 use chronofs_core::{Errno, Ino};
 use chronofs_engine::{ReadStop, Reads};
@@ -60,7 +60,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
 
     /// Errors: EINVAL, EFBIG.
     fn check_slices(&self, new: &Published<'_>) -> Done<()> {
-        if new.slices.len() > usize::from(u16::MAX) {
+        if new.slices.len() > SLICES_PER_PUBLISH_MAX {
             return Err(Errno::EINVAL.into());
         }
         if new.size_min.is_some_and(|size| size > size_max(self.volume.spec.block_size)) {
@@ -147,6 +147,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     }
 
     /// Lays slices over a block and removes what is covered. Gives the bytes of the block that are no holes.
+    /// Errors: EBUSY when the block has too many slices to take more.
     fn lay_block(
         &mut self,
         ino: Ino,
@@ -156,6 +157,10 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     ) -> Done<u64> {
         let all = there.iter().map(|(_, slice)| slice).chain(laid.iter().map(|(_, slice, _)| slice));
         let (shown, allocated) = visible(all);
+        let left = if allocated > 0 { shown.iter().filter(|bytes| **bytes > 0).count() } else { 0 };
+        if there.len() >= SLICES_PER_BLOCK_CAP && left > there.len() {
+            return Err(Errno::EBUSY.into());
+        }
         let (shown_there, shown_laid) = shown.split_at(there.len());
         for ((key, _), shown) in there.iter().zip(shown_there) {
             if *shown == 0 || allocated == 0 {

@@ -1,6 +1,7 @@
 use super::*;
+use crate::testing::attr;
 use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
-use chronofs_core::{Attr, FileKind, Name, Retention};
+use chronofs_core::{Name, Retention};
 use chronofs_wire::frame::FrameReader;
 use chronofs_wire::message::StoreAccess;
 
@@ -33,25 +34,6 @@ fn welcome(boot: u64, replay: bool) -> Welcome {
         store: StoreAccess::ThroughServer,
         replay,
         life_ms: 10_000,
-    }
-}
-
-fn attr(ino: u64) -> Attr {
-    Attr {
-        ino: Ino(ino),
-        kind: FileKind::File,
-        mode: 0o644,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        allocated: 0,
-        rdev: 0,
-        atime_ns: 0,
-        mtime_ns: 0,
-        ctime_ns: 0,
-        crtime_ns: 0,
-        data_version: Version(1),
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{NewNode, Request};
 use chronofs_core::slice::PlacedSlice;
 use chronofs_core::{Attr, Caller, Errno, Ino, Name, SetAttr};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -88,6 +88,12 @@ impl Files {
     fn file(&self, handle: u64) -> Result<Arc<FileHandle>, Errno> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         files.get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// What is open for writing.
+    fn written(&self) -> BTreeSet<Ino> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().filter(|open| open.access.write).map(|open| open.ino).collect()
     }
 
     /// Takes a handle out; whether it was the last one of an inode that is unlinked.
@@ -182,6 +188,11 @@ impl Vfs {
         Opened { handle, keep_cache }
     }
 
+    /// Files that programs may be changing, also through mappings.
+    pub(crate) fn open_for_writing(&self) -> BTreeSet<Ino> {
+        self.files.written()
+    }
+
     /// Bytes of an open file, if they are at hand.
     pub(crate) fn try_read(&self, handle: u64, offset: u64, len: u32) -> Option<Result<Bytes, Errno>> {
         match self.files.file(handle) {
@@ -263,16 +274,9 @@ impl Vfs {
     }
 
     /// fallocate(2) without flags: the file is at least `end` long.
-    pub(crate) async fn extend(&self, caller: Caller, handle: u64, end: u64) -> Result<(), Errno> {
+    pub(crate) async fn extend(&self, handle: u64, end: u64, kill_priv: bool) -> Result<(), Errno> {
         self.writable()?;
-        let open = self.files.file(handle)?;
-        let shown = self.getattr(caller.clone(), open.ino).await?;
-        if shown.attr.is_some_and(|attr| attr.size >= end) {
-            return Ok(());
-        }
-        let set =
-            SetAttr { size: Some(end), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
-        self.setattr(caller, super::Change { ino: open.ino, set }).await.map(drop)
+        self.files.file(handle)?.file.extend(end, kill_priv)
     }
 
     /// fallocate(2) that punches a hole or zeroes a range; with `extend` the file grows to the range's end.
