@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio_rustls::TlsAcceptor;
 
@@ -24,9 +25,14 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a client may take for TLS and its hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
+/// Bytes of frames that were received and are not done with, of all connections: calls until they are decided, objects
+/// until they are stored. What comes beyond waits in the network.
+const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
+
 /// What all connections share.
 pub struct Shared {
     queue: Sender<Input>,
+    in_flight: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     next_conn: AtomicU64,
     outboxes: Mutex<BTreeMap<u64, Arc<Outbox>>>,
@@ -39,6 +45,7 @@ impl Shared {
     pub fn new(queue: Sender<Input>, metrics: Arc<Metrics>, silent_max: Duration) -> Arc<Shared> {
         Arc::new(Shared {
             queue,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
             metrics,
             next_conn: AtomicU64::new(1),
             outboxes: Mutex::default(),
@@ -90,7 +97,8 @@ async fn accepted(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, sh
     let outbox = Arc::new(Outbox::default());
     shared.outboxes().insert(id, outbox.clone());
     shared.metrics.connections.inc();
-    let connection = Connection { id: ConnId(id), peer, outbox, queue: shared.queue.clone() };
+    let (queue, in_flight) = (shared.queue.clone(), shared.in_flight.clone());
+    let connection = Connection { id: ConnId(id), peer, outbox, queue, in_flight };
     connection.run(stream, acceptor, HELLO_WITHIN, shared.silent_max).await;
     shared.outboxes().remove(&id);
     shared.metrics.connections.dec();
