@@ -322,7 +322,8 @@ impl Machine {
             Some((StoreKind::Local { path }, marker)) => StoreAccess::Folder { path: path.clone(), marker },
             None => StoreAccess::ThroughServer,
         };
-        session.told_durable = self.durable;
+        // What it is to replay it must still hold.
+        session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };
         let welcome = Welcome {
             protocol: PROTOCOL_MAX,
             session: id,
@@ -333,8 +334,7 @@ impl Machine {
             root: session.root,
             grant: session.grants.last().copied().unwrap_or_default(),
             applied: self.last,
-            // What it is to replay it must still hold.
-            durable: if replay { self.durable.min(self.recovered) } else { self.durable },
+            durable: session.told_durable,
             now_ns: group.now_ns,
             ttl_ms: self.config.ttl_ms,
             shared: session.is_live() && session.sharing == Sharing::Shared,

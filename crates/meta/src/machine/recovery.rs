@@ -386,12 +386,18 @@ impl Machine {
 
     /// The engine took the replays.
     pub(super) fn replays_applied(&mut self, group: &mut Group, done: ReplayDone) {
-        if let Some(session) = done.late.and_then(|id| self.sessions.get_mut(&id)) {
-            (session.replaying, session.late) = (false, Vec::new());
+        let last = self.last;
+        for session in
+            self.sessions.values_mut().filter(|session| done.window || done.late == Some(session.id))
+        {
+            // Whatever became of its calls, it need not keep them once all this is durable, and is told so.
+            session.last_commit = session.last_commit.max(last);
+            if done.late.is_some() {
+                (session.replaying, session.late) = (false, Vec::new());
+            }
         }
         for (session, id, version, brief) in done.applied {
             if let Some(session) = self.sessions.get_mut(&session) {
-                session.last_commit = session.last_commit.max(version);
                 // Its opens are in what the session reclaims.
                 session.replies.keep(id, Kept::Brief { version, brief, counted: true });
             }
@@ -402,9 +408,7 @@ impl Machine {
             parked.entry(session).or_default().push((id, errno));
         }
         for (id, calls) in parked {
-            let Some(session) = self.sessions.get_mut(&id) else { continue };
-            // It need not keep them any longer than what was applied, and is told so.
-            session.last_commit = session.last_commit.max(self.last);
+            let Some(session) = self.sessions.get(&id) else { continue };
             group.effects.push(Effect::Warn(format!(
                 "{} calls of session {} ({}) were lost with the power and cannot be done again: {calls:?}",
                 calls.len(),

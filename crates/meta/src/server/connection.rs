@@ -27,8 +27,23 @@ pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) outbox: Arc<Outbox>,
     pub(super) queue: Sender<Input>,
-    /// Bytes that all connections may have in flight together.
-    pub(super) in_flight: Arc<Semaphore>,
+    pub(super) in_flight: InFlight,
+}
+
+/// Bytes that all connections may have in flight together.
+#[derive(Clone)]
+pub(super) struct InFlight {
+    calls: Arc<Semaphore>,
+    objects: Arc<Semaphore>,
+}
+
+impl InFlight {
+    pub(super) fn new(call_bytes: usize, object_bytes: usize) -> Self {
+        InFlight {
+            calls: Arc::new(Semaphore::new(call_bytes)),
+            objects: Arc::new(Semaphore::new(object_bytes)),
+        }
+    }
 }
 
 /// An object's bytes that count as in flight until nobody holds them any more.
@@ -135,16 +150,18 @@ impl Connection {
     /// when it is gone.
     async fn hand_over(&self, received: Vec<ToServer>, bytes: usize) -> bool {
         self.outbox.room().await;
-        let Ok(permit) = self.in_flight.clone().acquire_many_owned(bytes as u32).await else { return false };
-        let mut permit = permit;
-        let events = received.into_iter().map(|frame| self.event(frame, &mut permit)).collect();
-        self.queue.send(Input::Received(events, permit)).await.is_ok()
+        let object_bytes = received.iter().map(object_len).sum::<usize>();
+        let objects = self.in_flight.objects.clone().acquire_many_owned(object_bytes as u32).await;
+        let calls = self.in_flight.calls.clone().acquire_many_owned((bytes - object_bytes) as u32).await;
+        let (Ok(mut objects), Ok(calls)) = (objects, calls) else { return false };
+        let events = received.into_iter().map(|frame| self.event(frame, &mut objects)).collect();
+        self.queue.send(Input::Received(events, calls)).await.is_ok()
     }
 
-    fn event(&self, frame: ToServer, permit: &mut OwnedSemaphorePermit) -> Event {
+    fn event(&self, frame: ToServer, objects: &mut OwnedSemaphorePermit) -> Event {
         match frame {
             ToServer::PutObject { id, name, bytes } => {
-                let counted = Counted { _permit: permit.split(bytes.len()), bytes };
+                let counted = Counted { _permit: objects.split(bytes.len()), bytes };
                 Event::Frame(self.id, ToServer::PutObject { id, name, bytes: Bytes::from_owner(counted) })
             }
             ToServer::Call { id, acked, caller, request } => {
@@ -169,6 +186,14 @@ impl Connection {
                 drop(self.outbox.push(&ToClient::Refused { message: error.to_string() }));
             }
         }
+    }
+}
+
+/// Bytes of the object in a frame.
+fn object_len(frame: &ToServer) -> usize {
+    match frame {
+        ToServer::PutObject { bytes, .. } => bytes.len(),
+        _ => 0,
     }
 }
 
@@ -209,7 +234,7 @@ mod tests {
             peer: "127.0.0.1:1".parse().unwrap(),
             outbox: Arc::new(Outbox::default()),
             queue,
-            in_flight: Arc::new(Semaphore::new(in_flight)),
+            in_flight: InFlight::new(in_flight, in_flight),
         };
         (Arc::new(connection), inputs)
     }
@@ -274,6 +299,16 @@ mod tests {
         );
         drop(under_way);
         assert_eq!(events(received(&mut inputs).await).len(), 3);
+    }
+
+    #[tokio::test]
+    async fn objects_that_are_not_stored_do_not_hold_up_the_calls_of_others() {
+        let (connection, mut inputs) = connection(MIB + MIB / 2);
+        let put = |id| ToServer::PutObject { id, name: "o".to_owned(), bytes: vec![0; MIB].into() };
+        read(&connection, vec![put(1), put(2)]);
+        let _stuck = events(received(&mut inputs).await);
+        read(&connection, vec![ToServer::Renew]);
+        assert_eq!(events(received(&mut inputs).await).len(), 1);
     }
 
     #[tokio::test]

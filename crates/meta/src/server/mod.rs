@@ -7,7 +7,7 @@ pub mod outbox;
 use crate::executor::Input;
 use crate::machine::{ConnId, Event};
 use crate::metrics::Metrics;
-use connection::Connection;
+use connection::{Connection, InFlight};
 use outbox::Outbox;
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio_rustls::TlsAcceptor;
 
@@ -25,14 +24,16 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a client may take for TLS and its hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
-/// Bytes of frames that were received and are not done with, of all connections: calls until they are decided, objects
-/// until they are stored. What comes beyond waits in the network.
-const IN_FLIGHT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of calls of all connections that were received and are not decided. What comes beyond waits in the network.
+const CALL_BYTES_MAX: usize = 128 << 20;
+/// Bytes of objects of all connections that were received and are not stored. Apart from calls: a store that hangs holds
+/// up those who write to it and nobody else.
+const OBJECT_BYTES_MAX: usize = 256 << 20;
 
 /// What all connections share.
 pub struct Shared {
     queue: Sender<Input>,
-    in_flight: Arc<Semaphore>,
+    in_flight: InFlight,
     metrics: Arc<Metrics>,
     next_conn: AtomicU64,
     outboxes: Mutex<BTreeMap<u64, Arc<Outbox>>>,
@@ -45,7 +46,7 @@ impl Shared {
     pub fn new(queue: Sender<Input>, metrics: Arc<Metrics>, silent_max: Duration) -> Arc<Shared> {
         Arc::new(Shared {
             queue,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)),
+            in_flight: InFlight::new(CALL_BYTES_MAX, OBJECT_BYTES_MAX),
             metrics,
             next_conn: AtomicU64::new(1),
             outboxes: Mutex::default(),

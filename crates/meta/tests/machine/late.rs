@@ -119,3 +119,16 @@ fn a_client_whose_late_calls_find_the_disk_full_is_asked_again() {
     server.frame(13, ToServer::Replay { calls: vec![late], end: true });
     server.call(13, 21, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
 }
+
+#[test]
+fn a_client_whose_calls_cannot_be_done_again_is_told_that_it_need_not_keep_them() {
+    let (mut server, one, _, base) = after_the_window(Arc::new(Memory::default()));
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = replayed(10, Version(base.0 + 10), create(Ino(77), "f", false), None);
+    let effects = server.frame(11, ToServer::Replay { calls: vec![late], end: true });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Send(_, ToClient::Parked { .. }))));
+    server.call(12, 1, create(Ino::ROOT, "x", false)).1.unwrap();
+    server.durable();
+    let told = |effect: &Effect| matches!(effect, Effect::Send(ConnId(11), ToClient::Durable { .. }));
+    assert!(server.run(Event::Tick).iter().any(told));
+}
