@@ -229,6 +229,8 @@ pub enum SystemRequest {
     Reap { volume: uuid::Uuid, ino: Ino },
     /// Moves the past horizon of a volume forward.
     AdvanceHorizon { volume: uuid::Uuid, to: Version },
+    /// Removes further rows of an inode that is gone and had more than one commit takes.
+    Purge { volume: uuid::Uuid, ino: Ino },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -222,12 +222,12 @@ impl AdminLink {
     /// The state of every volume.
     async fn report(&self, problems: BTreeMap<Uuid, String>) -> Option<Report> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now_ns| {
+        let ask: Ask = Box::new(move |core, now| {
             let indexes: Vec<_> = core.machine.volumes().map(|volume| volume.index).collect();
             let mut volumes = Vec::new();
             for index in indexes {
                 let mut figures = (0, 0);
-                let read = core.decide(now_ns, |machine, group| {
+                let read = core.decide(now, |machine, group| {
                     figures = machine.volume_figures(group, index)?;
                     Ok(())
                 });

@@ -2,7 +2,7 @@
 
 use crate::admin_link::{AdminLink, Questions};
 use crate::core::Core;
-use crate::executor::{Executor, Input, now_ns};
+use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
 use crate::http::{Pages, Status};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
@@ -199,7 +199,7 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool) -> Result<Core> {
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let config = Config { boot: u64::from_le_bytes(random()?), epoch, asks_admin, ..Config::default() };
         let reads = SharedView(engine.view());
-        let machine = Machine::new(config, &reads, engine.applied(), found, now_ns())?;
+        let machine = Machine::new(config, &reads, engine.applied(), found, now())?;
         anyhow::Ok(Core { machine, engine })
     });
     core.await?

@@ -28,6 +28,10 @@ pub(crate) struct Published<'a> {
 /// New slices of one block: place in the request, run, stored bytes.
 type OfBlock<'a> = Vec<(u16, Slice, &'a NewSlice)>;
 
+const CUT_PAGE: usize = 4096;
+/// The most slices that a file can lose when it is cut.
+pub const CUT_SLICES_MAX: usize = 1 << 18;
+
 /// The largest file of a volume with this block size.
 pub fn size_max(block_size: u32) -> u64 {
     u64::from(block_size) << 32
@@ -241,6 +245,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         let block_size = u64::from(self.volume.spec.block_size);
         let Ok(block) = u32::try_from(size / block_size) else { return Ok(0) };
         let offset = (size % block_size) as u32;
+        self.check_cut(ino, block)?;
         let mut freed = self.cut_block(ino, block, offset)?;
         let mut next = block.checked_add(1);
         while let Some(first) = next {
@@ -251,6 +256,23 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             next = key.block.checked_add(1);
         }
         Ok(freed)
+    }
+
+    /// A cut is one commit, which has to be of bounded size. Errors: EFBIG.
+    fn check_cut(&self, ino: Ino, block: u32) -> Done<()> {
+        let mut start = block.to_be_bytes().to_vec();
+        let mut found = 0;
+        loop {
+            let page = slices::page(&self.tables(), ino, &start, CUT_PAGE)?;
+            found += page.len();
+            if found > CUT_SLICES_MAX {
+                return Err(Errno::EFBIG.into());
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == CUT_PAGE => start = slices::after(ino, *key),
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Removes the content of a block from `offset` on. Gives the bytes freed.

@@ -4,6 +4,7 @@ use super::lock;
 use super::meta::{Meta, Publish, PublishError, SliceList};
 use crate::testing;
 use bytes::Bytes;
+use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
@@ -270,12 +271,23 @@ impl Meta for MemoryMeta {
 pub(super) struct MemoryPort {
     objects: Mutex<HashMap<String, Bytes>>,
     gets: Mutex<u64>,
+    /// The one session whose objects are taken, if only one.
+    session: Mutex<Option<SessionId>>,
     faults: Arc<Faults>,
 }
 
 impl MemoryPort {
     pub(super) fn new(faults: Arc<Faults>) -> Arc<Self> {
-        Arc::new(MemoryPort { objects: Mutex::default(), gets: Mutex::default(), faults })
+        Arc::new(MemoryPort {
+            objects: Mutex::default(),
+            gets: Mutex::default(),
+            session: Mutex::default(),
+            faults,
+        })
+    }
+
+    pub(super) fn take_only(&self, session: SessionId) {
+        *lock(&self.session) = Some(session);
     }
 
     pub(super) fn gets(&self) -> u64 {
@@ -302,6 +314,10 @@ impl ObjectPort for MemoryPort {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             self.faults.delay().await;
+            let session = parse_object_name(name).map(|(_, object)| object.session);
+            if lock(&self.session).is_some_and(|only| session != Some(only)) {
+                return Err(StoreError::session_over(name));
+            }
             let fails = self.faults.fails();
             // A put that fails may have arrived all the same.
             if !fails || bytes.len().is_multiple_of(2) {

@@ -421,3 +421,23 @@ fn what_was_sealed_for_a_session_that_is_over_is_sealed_again_for_the_next() {
         assert_eq!(&other.read(200 << 10, 200).await.unwrap()[..], &[8; 100]);
     });
 }
+
+#[test]
+fn an_object_that_is_put_while_its_session_is_replaced_is_put_again_under_the_next_and_nobody_hears_of_it() {
+    runtime().block_on(async {
+        let world = World::new(1, 128 << 10, 0, 100, false);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        world.meta.take_only(SessionId(7));
+        world.port.take_only(SessionId(7));
+        file.write(0, &vec![9; 300 << 10], false).await.unwrap();
+        let news = tokio::spawn(async move {
+            // The data path hears of the new session later than the connection.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            data.set_grant(1, SessionId(7), (0, 100));
+        });
+        assert_eq!(file.flush(&file.error_mark()).await, Ok(()));
+        news.await.unwrap();
+        assert_eq!(world.meta.attr().size, 300 << 10);
+    });
+}

@@ -105,6 +105,10 @@ impl Batch {
         while let Some((id, bytes)) = sealed.objects.get(*put) {
             match put_object(file, *id, bytes.clone()).await {
                 Ok(()) => *put += 1,
+                Err(error) if error.trouble == Trouble::SessionOver => {
+                    progress.sealed = None;
+                    return Err(Failure::SessionOver);
+                }
                 // Under this name something else is stored: the next try takes other names.
                 Err(error) if error.trouble != Trouble::Unavailable => {
                     progress.sealed = None;
@@ -170,6 +174,9 @@ async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> 
     let mut tries = 1;
     loop {
         let Err(error) = file.data.port.put(&name, bytes.clone()).await else { return Ok(()) };
+        if error.trouble == Trouble::SessionOver {
+            return Err(error);
+        }
         if error.trouble != Trouble::Unavailable || tries == PUT_TRIES {
             tracing::warn!(ino = %file.ino, tries, "written bytes are kept in memory: {error}");
             return Err(error);
