@@ -139,6 +139,11 @@ pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening)
 async fn secure(target: &Target) -> Result<TlsStream<TcpStream>, OpenError> {
     let unreachable = |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
     let tcp = TcpStream::connect(&target.address).await.map_err(|e| unreachable(e.to_string()))?;
+    // While nobody listens on a port of the ephemeral range, a connection to it may get that port at its own end, and is
+    // then connected to itself: the server, when it comes back, could not have its port.
+    if tcp.local_addr().ok() == tcp.peer_addr().ok() {
+        return Err(unreachable("nobody listens there".to_owned()));
+    }
     tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
     let config = tls::client_config(target.pin).map_err(|e| unreachable(e.to_string()))?;
     let name = tls::server_name(&target.address);
