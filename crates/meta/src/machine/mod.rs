@@ -190,7 +190,9 @@ pub struct Machine {
     believed: Version,
     /// The last commit that survived the last stop.
     recovered: Version,
-    marked: Version,
+    /// The mark that was found at the start: what clients were answered up to here survived. Marks of this run lie
+    /// above all that was lost and say nothing of it.
+    mark_found: Version,
     marked_ns: u64,
     commits_since_mark: u64,
     parked: u64,
@@ -224,7 +226,7 @@ impl Machine {
             durable: last,
             believed: last,
             recovered: found.last_commit,
-            marked: Version::ZERO,
+            mark_found: Version::ZERO,
             marked_ns: now.steady_ns,
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
@@ -504,7 +506,7 @@ impl Machine {
                 }
             }
             Then::Marked(version) => {
-                (self.marked, self.marked_ns, self.commits_since_mark) = (version, group.steady_ns, 0);
+                (self.marked_ns, self.commits_since_mark) = (group.steady_ns, 0);
                 group.effects.push(Effect::Mark(version));
             }
             Then::Replayed(replayed) => self.replays_applied(group, replayed),

@@ -64,7 +64,7 @@ impl Machine {
     ) -> Result<(), ReadStop> {
         let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(REPLIES, &[])?;
         if let Some(kept) = row.and_then(|row| postcard::from_bytes::<KeptReplies>(&row).ok()) {
-            self.marked = kept.marked;
+            self.mark_found = kept.marked;
             for (session, replies) in kept.replies {
                 for (id, version, brief) in replies {
                     self.restore_reply(session, id, version, brief);
@@ -292,8 +292,8 @@ impl Machine {
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
-            // Not by its version whether it survived: one that was replayed before has had another since.
-            let there = call.version <= self.marked
+            // Not by its version whether it survived a power cut: one that was replayed before has had another since.
+            let there = call.version <= self.mark_found
                 || session.replies.get(call.id).is_some()
                 || !seen.insert((id, call.id));
             if there || !call.request.mutates() {
