@@ -2,9 +2,10 @@
 
 use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
+use crate::read;
 use crate::rows::{
-    self, CLOSED, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE, Session,
-    Store, VOLUME, Volume, ino_key,
+    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
+    Session, Store, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
@@ -206,7 +207,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let counters = Counters { flags: 0, next_ino: Ino::ROOT.0 + 1, used_bytes: 0, used_inodes: 1 };
         txn.insert(INODE, &ino_key(Ino::ROOT), &root.encode()?);
         txn.insert(DIR, &ino_key(Ino::ROOT), &dir.encode()?);
-        txn.put_plain(rows::COUNTERS, &[], &counters.encode()?);
+        txn.put_plain(COUNTERS, &[], &counters.encode()?);
         self.batch.0.extend(txn.into_batch().0);
         Ok(())
     }
@@ -396,6 +397,28 @@ fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), Syste
         Some(&(before, after)) => Err(SystemError::Gap { at, before, after }),
         None => Ok(()),
     }
+}
+
+/// The most inode numbers that lost creates may have taken.
+const RESERVE_MAX: u64 = 1 << 20;
+
+/// Has the next inode of a volume get the number `ino`, if it is one of the next: what to commit at `version` for it.
+/// Incarnations are not looked at: they differ only over a restore, after which nothing is replayed.
+pub fn reserve_ino<R: Reads>(
+    reads: &R,
+    index: VolumeIndex,
+    version: Version,
+    ino: Ino,
+) -> Result<Option<Batch>, ReadStop> {
+    let mut counters = read::counters(&Snapshot::new(reads, index, None))?;
+    let counter = ino.0 & (Ino::COUNTER_END - 1);
+    if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
+        return Ok(None);
+    }
+    counters.next_ino = counter;
+    let mut txn = Txn::new(reads, index, version, false);
+    txn.put_plain(COUNTERS, &[], &counters.encode()?);
+    Ok(Some(txn.into_batch()))
 }
 
 /// The row of a volume.

@@ -254,8 +254,8 @@ impl Machine {
         let sessions = self.sessions.values().map(|session| (session.id, session.replies.briefs().collect()));
         let version = self.next_version(group);
         let replies = sessions.filter(|(_, replies): &(_, Vec<_>)| !replies.is_empty()).collect();
-        let kept = KeptReplies { marked: version, replies };
-        let row = postcard::to_stdvec(&kept).map_err(|error| EngineError::Store(error.to_string()))?;
+        let kept = KeptReplies { flags: 0, marked: version, replies };
+        let row = kept.encode()?;
         let mut txn = Txn::new(&group.reads, STORE_WIDE, version, false);
         txn.put_plain(REPLIES, &[], &row);
         let batch = txn.into_batch();

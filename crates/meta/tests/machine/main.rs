@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod damaged;
 mod late;
 
 use chronofs_core::ops::{Reply, Request};

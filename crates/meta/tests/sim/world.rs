@@ -112,7 +112,7 @@ impl World {
             }
         }
         for commit in self.record.lock().unwrap().iter().rev().take(300) {
-            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+            if let Tag::Call { session, id, .. } = tag::decode(commit.version, &commit.tag).unwrap() {
                 self.ever.insert((session, id, commit.version));
             }
         }
@@ -349,7 +349,7 @@ impl World {
     fn commits(&self) -> BTreeMap<(SessionId, u64), u32> {
         let mut commits = BTreeMap::new();
         for commit in self.record.lock().unwrap().iter() {
-            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+            if let Tag::Call { session, id, .. } = tag::decode(commit.version, &commit.tag).unwrap() {
                 *commits.entry((session, id)).or_default() += 1;
             }
         }
