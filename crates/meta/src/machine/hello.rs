@@ -11,7 +11,7 @@ use chronofs_namespace::{SystemError, SystemReply, rows};
 use chronofs_wire::admin::{AssignedToken, StoreKind};
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, Welcome,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, Welcome, common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -25,6 +25,7 @@ pub(super) fn not_now(retry_ms: u32, message: impl Into<String>) -> Refusal {
 
 /// A hello that passed the checks of protocol, token and volume.
 pub(super) struct Checked {
+    protocol: u16,
     index: VolumeIndex,
     token: AssignedToken,
 }
@@ -65,13 +66,14 @@ impl Machine {
     }
 
     pub(super) fn check(&self, group: &Group, hello: &Hello) -> Result<Checked, Refusal> {
-        if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+        let spoken = (hello.protocol_min, hello.protocol_max);
+        let Some(protocol) = common_protocol(spoken, (PROTOCOL_MIN, PROTOCOL_MAX)) else {
             let message = format!(
                 "the client speaks protocols {} to {}, this server {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the older one",
                 hello.protocol_min, hello.protocol_max
             );
             return Err(refusal(RefusalReason::Protocol, message));
-        }
+        };
         if !self.is_assigned() {
             return Err(not_now(500, "this server has not learnt its volumes yet; it asks the admin server"));
         }
@@ -85,7 +87,7 @@ impl Machine {
             let message = format!("volume {} cannot be served: {problem}", volume.row.spec.name);
             return Err(refusal(RefusalReason::UnknownVolume, message));
         }
-        Ok(Checked { index: volume.index, token })
+        Ok(Checked { protocol, index: volume.index, token })
     }
 
     /// The same message whatever is wrong with id or secret, so that ids cannot be guessed.
@@ -141,6 +143,7 @@ impl Machine {
         };
         let replay = self.expect_replay(group, id, hello.seen);
         if let Some(session) = self.sessions.get_mut(&id) {
+            session.protocol = checked.protocol;
             session.root = root;
             session.token = Some(checked.token.id);
             session.client_name.clone_from(&hello.client_name);
@@ -225,6 +228,7 @@ impl Machine {
         match self.system(group, &request)? {
             Ok(SystemReply::Session { id, session: row }) => {
                 let mut session = self.session_of_row(id, &row, group.steady_ns);
+                session.protocol = checked.protocol;
                 session.root = root;
                 session.read_only = read_only;
                 session.token = Some(checked.token.id);
@@ -250,6 +254,7 @@ impl Machine {
             client: row.client,
             client_name: String::new(),
             token: None,
+            protocol: PROTOCOL_MIN,
             root: Ino::ROOT,
             at: row.at,
             read_only: row.flags & rows::Session::READ_ONLY != 0,
@@ -325,7 +330,7 @@ impl Machine {
         // What it is to replay it must still hold.
         session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };
         let welcome = Welcome {
-            protocol: PROTOCOL_MAX,
+            protocol: session.protocol,
             session: id,
             boot: self.config.boot,
             epoch: self.config.epoch,
@@ -379,7 +384,7 @@ fn refuse_session(error: SystemError) -> Refusal {
     let message = error.to_string();
     let reason = match error {
         SystemError::Instant { earliest, latest, .. } => RefusalReason::Instant { earliest, latest },
-        SystemError::Gap { before, after, .. } => RefusalReason::Instant { earliest: after, latest: before },
+        SystemError::Gap { before, after, .. } => RefusalReason::Gap { before, after },
         SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
         SystemError::UnknownSession(_) => RefusalReason::SessionOver,
         SystemError::BadSpec(_) | SystemError::Exhausted(_) => RefusalReason::NotNow { retry_ms: 60_000 },

@@ -5,6 +5,7 @@
 mod common;
 mod damaged;
 mod late;
+mod past;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};

@@ -1,0 +1,54 @@
+//! Instants that can be had, and directories that tokens are confined to.
+
+use super::*;
+use chronofs_core::ops::NewNode;
+use chronofs_wire::message::{Refusal, RefusalReason};
+
+fn make_dir(server: &mut Server, id: u64, parent: Ino, name: &str) -> Ino {
+    let mut request = create(parent, name, false);
+    if let Request::Create { node, .. } = &mut request {
+        *node = NewNode::Dir;
+    }
+    attr(server.call(1, id, request).1.unwrap()).ino
+}
+
+/// A server with the directories /home and /home/ann, and the session that made them on connection 1.
+fn with_home(engine: Arc<dyn Engine>) -> (Server, Ino, Ino) {
+    let mut server = Server::start(engine, START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let home = make_dir(&mut server, 1, Ino::ROOT, "home");
+    let ann = make_dir(&mut server, 2, home, "ann");
+    (server, home, ann)
+}
+
+fn refused(server: &mut Server, conn: u64, hello: Hello) -> Refusal {
+    let effects = server.run(Event::Hello(ConnId(conn), Box::new(hello)));
+    let refusal = effects.into_iter().find_map(|effect| match effect {
+        Effect::Answer(ConnId(to), Err(refusal)) if to == conn => Some(refusal),
+        _ => None,
+    });
+    refusal.expect("a refusal")
+}
+
+#[test]
+fn an_instant_in_a_gap_is_refused_with_both_ends_of_it() {
+    let engine = Arc::new(Memory::default());
+    let (server, ..) = with_home(engine.clone());
+    let index = server.core.machine.volumes().next().unwrap().index;
+    let mut row = chronofs_namespace::volume(&SharedView(engine.view()), index).unwrap().unwrap();
+    let (before, after) = (Version(engine.applied().0 + 1), Version(engine.applied().0 + 9));
+    row.gaps.push((before, after));
+    let key = chronofs_namespace::rows::VOLUME
+        .live_key(chronofs_namespace::rows::STORE_WIDE, &index.0.to_be_bytes());
+    let row = postcard::to_extend(&row, vec![1]).unwrap();
+    let batch = Batch(vec![Change::Put(key, row.into())]);
+    engine.apply(vec![Commit { version: after, tag: Vec::new().into(), batch }]).unwrap();
+    let mut server = Server::start(engine, START_NS + SECOND, false);
+    let at = Version(before.0 + 1);
+    let refusal = refused(&mut server, 2, Hello { at: Some(at), ..hello(2) });
+    assert_eq!(refusal.reason, RefusalReason::Gap { before, after });
+    for end in [before, after] {
+        assert!(refusal.message.contains(&end.to_string()), "{}", refusal.message);
+    }
+    assert_eq!(server.open(3, Hello { at: Some(before), ..hello(2) }).unwrap().at, Some(before));
+}
