@@ -224,6 +224,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             (_, Some(since)) => Some(since),
             (_, None) => Some(self.ctx.version),
         };
+        // What has left the window stays out of reach in a wider one.
+        volume.horizon = volume.horizon.max(volume.spec.retention.window_start(self.ctx.version));
         volume.spec = spec.clone();
         self.put_volume(index, &volume)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })

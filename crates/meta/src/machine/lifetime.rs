@@ -7,6 +7,7 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, VolumeIndex};
 use chronofs_engine::{EngineError, Reads};
 use chronofs_history::{Table, Txn};
+use chronofs_namespace::SystemReply;
 use chronofs_namespace::rows::{ORPHAN, STORE_WIDE};
 use chronofs_wire::message::ToClient;
 
@@ -22,6 +23,9 @@ const PURGE_STEPS: usize = 4;
 /// How many files whose last open ended are looked at at a time: most are no orphans, and a busy volume closes
 /// thousands a second.
 const REAP_LOOKS_MAX: usize = 8192;
+
+/// The least that a horizon moves by.
+const HORIZON_STEP_NS: u64 = 60_000_000_000;
 
 /// A busy server writes replies down at the latest after this time.
 const MARK_AFTER_NS: u64 = 30_000_000_000;
@@ -45,6 +49,7 @@ impl Machine {
         self.renew_leases(group)?;
         self.reap(group)?;
         self.purge(group)?;
+        self.advance_horizons(group)?;
         self.mark(group)
     }
 
@@ -237,6 +242,29 @@ impl Machine {
                     }
                     Err(error) => return Err(error),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the horizons follow their windows, so that what is out of reach may be forgotten. In steps of a hundredth of
+    /// the window, but at least a minute: each is a commit.
+    fn advance_horizons(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let now = self.next_version(group);
+        let due: Vec<(VolumeIndex, SystemRequest)> = self
+            .volumes
+            .values()
+            .filter_map(|volume| {
+                let to = volume.row.spec.retention.window_start(now);
+                let step_ns = (now.0.saturating_sub(to.0) / 100).max(HORIZON_STEP_NS);
+                let far = to.0.saturating_sub(volume.row.horizon.0) >= step_ns;
+                let request = SystemRequest::AdvanceHorizon { volume: volume.id(), to };
+                (far && volume.row.deleted.is_none()).then_some((volume.index, request))
+            })
+            .collect();
+        for (index, request) in due {
+            if let Ok(SystemReply::Horizon(horizon)) = self.system(group, &request)? {
+                group.thens.push(Then::HorizonMoved(index, horizon));
             }
         }
         Ok(())

@@ -493,6 +493,11 @@ impl Machine {
     fn then(&mut self, group: &mut Group, then: Then) {
         match then {
             Then::VolumeChanged(index, row) => self.volume_changed(group, index, *row),
+            Then::HorizonMoved(index, horizon) => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.row.horizon = horizon;
+                }
+            }
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),
             Then::LeaseRenewed(session) => {

@@ -1,6 +1,7 @@
 //! Instants that can be had, and directories that tokens are confined to.
 
 use super::*;
+use chronofs_core::Retention;
 use chronofs_core::ops::NewNode;
 use chronofs_wire::message::{Refusal, RefusalReason};
 
@@ -51,4 +52,41 @@ fn an_instant_in_a_gap_is_refused_with_both_ends_of_it() {
         assert!(refusal.message.contains(&end.to_string()), "{}", refusal.message);
     }
     assert_eq!(server.open(3, Hello { at: Some(before), ..hello(2) }).unwrap().at, Some(before));
+}
+
+#[test]
+fn the_horizon_follows_the_window_and_what_lies_before_it_does_not_come_back() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, ..) = with_home(engine.clone());
+    let at = engine.applied();
+    let horizon = |server: &Server| {
+        let volume = server.core.machine.volumes().next().unwrap();
+        let row = chronofs_namespace::volume(&SharedView(engine.view()), volume.index).unwrap().unwrap();
+        assert_eq!(row.horizon, volume.row.horizon);
+        row.horizon
+    };
+    server.run(Event::Tick);
+    assert!(horizon(&server) < at, "all of it is in the window");
+    server.now_ns += 7200 * SECOND;
+    server.run(Event::Tick);
+    let first = horizon(&server);
+    assert!(first > at && first.0 < server.now_ns - 3599 * SECOND);
+    // It moves in steps, so that a server that has nothing to do writes little.
+    for _ in 0..50 {
+        server.now_ns += SECOND;
+        server.run(Event::Tick);
+    }
+    assert_eq!(horizon(&server), first);
+    server.now_ns += 11 * SECOND;
+    server.run(Event::Tick);
+    assert!(horizon(&server).0 > first.0 + 59 * SECOND);
+
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    assignment.volumes[0].spec.retention = Retention::Seconds(7 * 86_400);
+    server.run(Event::Assignment(Box::new(assignment)));
+    server.run(Event::Tick);
+    let refusal = refused(&mut server, 2, Hello { at: Some(at), ..hello(2) });
+    let RefusalReason::Instant { earliest, .. } = refusal.reason else { panic!("{refusal:?}") };
+    assert_eq!(earliest, horizon(&server));
 }

@@ -137,6 +137,19 @@ fn history_begins_when_retention_does() {
 }
 
 #[test]
+fn what_has_left_the_window_does_not_come_back_with_a_wider_one() {
+    let mut fs = Fs::new();
+    fs.version += 7200 * SECOND;
+    let gone = Version(fs.version - 3700 * SECOND);
+    let wider = VolumeSpec { retention: Retention::Seconds(86_400), ..spec() };
+    fs.system(SystemRequest::UpdateVolume(wider)).unwrap();
+    let earliest = Version(fs.version - 3600 * SECOND);
+    let refused = fs.system(open(5, Some(gone)));
+    assert_eq!(refused, Err(SystemError::Instant { at: gone, earliest, latest: fs.now() }));
+    session_id(fs.system(open(6, Some(earliest))));
+}
+
+#[test]
 fn the_horizon_moves_forward_only_and_spares_window_and_leases() {
     let mut fs = Fs::new();
     let born = fs.now();
