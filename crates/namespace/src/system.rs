@@ -9,7 +9,7 @@ use crate::rows::{
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::SystemRequest;
+use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
 use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -148,8 +148,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::CreateVolume(spec) => self.create_volume(spec),
             SystemRequest::UpdateVolume(spec) => self.update_volume(spec),
             SystemRequest::DeleteVolume { id } => self.delete_volume(*id),
-            SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms } => {
-                self.open_session(*volume, *client, *at, *read_only, *ttl_ms)
+            SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
+                self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }
             SystemRequest::RenewSession { session } => self.renew_session(*session),
             SystemRequest::EndSession { session } => self.end_session(*session),
@@ -250,6 +250,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         at: Option<Version>,
         read_only: bool,
         ttl_ms: u32,
+        scope: Scope,
     ) -> Decided<SystemReply> {
         let (index, mut row) = self.live_volume(volume)?;
         let known = list_sessions(self.reads)?
@@ -278,6 +279,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             opened: self.ctx.version,
             renewed: self.ctx.version,
             granted: FIRST_GRANT,
+            scope,
         };
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
@@ -390,7 +392,8 @@ pub fn instants(volume: &Volume, now: Version) -> (Version, Version) {
     (earliest, now)
 }
 
-fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), SystemError> {
+/// Whether an instant of a volume can be had at `now`.
+pub fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), SystemError> {
     let (earliest, latest) = instants(volume, now);
     if at < earliest || at > latest {
         return Err(SystemError::Instant { at, earliest, latest });

@@ -224,13 +224,13 @@ mod tests {
     fn refusals_have_these_numbers() {
         let (before, after) = (Version(1), Version(2));
         for (reason, bytes) in [
-            (RefusalReason::Protocol, &[0][..]),
-            (RefusalReason::Token, &[1]),
-            (RefusalReason::UnknownVolume, &[2]),
-            (RefusalReason::Instant { earliest: before, latest: after }, &[3, 1, 2]),
-            (RefusalReason::SessionOver, &[4]),
-            (RefusalReason::NotNow { retry_ms: 5 }, &[5, 5]),
-            (RefusalReason::Gap { before, after }, &[6, 1, 2]),
+            (RefusalReason::Protocol, vec![0]),
+            (RefusalReason::Token, vec![1]),
+            (RefusalReason::UnknownVolume, vec![2]),
+            (RefusalReason::Instant { earliest: before, latest: after }, vec![3, 1, 2]),
+            (RefusalReason::SessionOver, vec![4]),
+            (RefusalReason::NotNow { retry_ms: 5 }, vec![5, 5]),
+            (RefusalReason::Gap { before, after }, vec![6, 1, 2]),
         ] {
             assert_eq!(postcard::to_stdvec(&reason).unwrap(), bytes, "{reason:?}");
         }

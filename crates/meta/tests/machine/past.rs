@@ -1,8 +1,9 @@
 //! Instants that can be had, and directories that tokens are confined to.
 
 use super::*;
-use chronofs_core::Retention;
-use chronofs_core::ops::NewNode;
+use chronofs_core::ops::{NewNode, RenameMode};
+use chronofs_core::{FileKind, Retention};
+use chronofs_meta::executor::run_read;
 use chronofs_wire::message::{Refusal, RefusalReason};
 
 fn make_dir(server: &mut Server, id: u64, parent: Ino, name: &str) -> Ino {
@@ -22,6 +23,11 @@ fn with_home(engine: Arc<dyn Engine>) -> (Server, Ino, Ino) {
     (server, home, ann)
 }
 
+/// With the token that is confined to /home/ann.
+fn confined(hello: Hello) -> Hello {
+    Hello { token_id: uuid::Uuid::from_u128(2), ..hello }
+}
+
 fn refused(server: &mut Server, conn: u64, hello: Hello) -> Refusal {
     let effects = server.run(Event::Hello(ConnId(conn), Box::new(hello)));
     let refusal = effects.into_iter().find_map(|effect| match effect {
@@ -29,6 +35,71 @@ fn refused(server: &mut Server, conn: u64, hello: Hello) -> Refusal {
         _ => None,
     });
     refusal.expect("a refusal")
+}
+
+#[test]
+fn a_confined_token_mounts_the_past_of_a_directory_that_is_gone() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, home, ann) = with_home(engine.clone());
+    let before = Version(engine.applied().0 - 1);
+    server.call(1, 3, create(ann, "f", false)).1.unwrap();
+    let at = engine.applied();
+    server.call(1, 4, Request::Unlink { parent: ann, name: name("f") }).1.unwrap();
+    server.call(1, 5, Request::Rmdir { parent: home, name: name("ann") }).1.unwrap();
+    let past = |client, at| Hello { at: Some(at), ..confined(hello(client)) };
+    let welcome = server.open(2, past(2, at)).unwrap();
+    assert_eq!((welcome.root, welcome.at), (ann, Some(at)));
+    let look = Request::Lookup { parent: ann, name: name("f") };
+    let call = Call { id: 1, acked: 0, caller: Caller::ROOT, request: look };
+    let effects = server.run(Event::Call(ConnId(2), call));
+    let Some(Effect::Read(job)) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(attr(run_read(job, engine.view()).unwrap()).kind, FileKind::File);
+    // It comes back, also to a server that has restarted.
+    let back = Hello { resume: Some(welcome.session), ..past(2, at) };
+    server.run(Event::Gone(ConnId(2)));
+    assert_eq!(server.open(3, back.clone()).unwrap().root, ann);
+    let mut server = Server::start(engine, START_NS + SECOND, false);
+    assert_eq!(server.open(4, back).unwrap().root, ann);
+    // Before it was made, and out of the window.
+    let refusal = refused(&mut server, 5, past(5, before));
+    assert_eq!(refusal.reason, RefusalReason::Token);
+    assert!(refusal.message.contains("/home/ann"), "{}", refusal.message);
+    let refusal = refused(&mut server, 6, past(6, Version(1)));
+    assert!(matches!(refusal.reason, RefusalReason::Instant { .. }), "{refusal:?}");
+}
+
+#[test]
+fn a_session_keeps_its_directory_when_that_is_renamed() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, home, ann) = with_home(engine.clone());
+    assert!(server.open(2, confined(hello(2))).is_none());
+    server.frame(1, ToServer::SharedAck);
+    let opened = welcome(server.durable()).unwrap();
+    assert_eq!(opened.root, ann);
+    let (new_name, mode) = (name("bob"), RenameMode::Replace);
+    let rename = Request::Rename { from: home, name: name("ann"), to: home, new_name, mode };
+    server.call(1, 3, rename).1.unwrap();
+    server.run(Event::Gone(ConnId(2)));
+    let back = confined(resume(2, opened.session, Version::ZERO));
+    assert_eq!(server.open(3, back.clone()).unwrap().root, ann);
+    let mut server = Server::start(engine, START_NS + SECOND, false);
+    assert_eq!(server.open(4, back.clone()).unwrap().root, ann);
+    // Another token means what it means now.
+    let wider = Hello { token_id: uuid::Uuid::from_u128(1), ..back.clone() };
+    assert_eq!(server.open(5, wider).unwrap().root, Ino::ROOT);
+    let refusal = refused(&mut server, 6, back);
+    assert_eq!(refusal.reason, RefusalReason::Token, "{}", refusal.message);
+}
+
+#[test]
+fn what_a_name_of_a_confined_token_names_must_be_a_directory() {
+    let (mut server, home, _) = with_home(Arc::new(Memory::default()));
+    server.call(1, 3, Request::Rmdir { parent: home, name: name("ann") }).1.unwrap();
+    server.call(1, 4, create(home, "ann", false)).1.unwrap();
+    let at = server.core.engine.applied();
+    server.durable();
+    let refusal = refused(&mut server, 2, Hello { at: Some(at), ..confined(hello(2)) });
+    assert_eq!(refusal.reason, RefusalReason::Token, "{}", refusal.message);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::{instants, list_sessions, list_volumes, protected_instants, session, 
 const SECOND: u64 = 1_000_000_000;
 
 fn open(client: u128, at: Option<Version>) -> SystemRequest {
-    SystemRequest::OpenSession { volume: spec().id, client, at, read_only: false, ttl_ms: 1000 }
+    SystemRequest::OpenSession { volume: spec().id, client, at, read_only: false, ttl_ms: 1000, scope: WHOLE }
 }
 
 fn session_id(reply: Result<SystemReply, SystemError>) -> SessionId {
