@@ -124,6 +124,8 @@ pub enum Effect {
 pub(super) enum Then {
     /// A volume was created, changed or marked as deleted.
     VolumeChanged(VolumeIndex, Box<Volume>),
+    /// What lies before this in a volume's past is out of reach.
+    HorizonMoved(VolumeIndex, Version),
     /// A session was opened for the hello of a connection.
     SessionOpened(Box<Session>, ConnId),
     /// A session is over.

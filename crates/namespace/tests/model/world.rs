@@ -199,6 +199,7 @@ impl World {
             at: None,
             read_only: false,
             ttl_ms: 60_000,
+            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
         };
         match world.system(Version(start.0 + 1), &open).expect("a session") {
             SystemReply::Session { id, .. } => world.session = id,
@@ -494,6 +495,7 @@ impl World {
             at: Some(version),
             read_only: true,
             ttl_ms: 60_000,
+            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
         };
         match self.system(version, &request)? {
             SystemReply::Session { id, .. } => self.leases.push((id, version)),
