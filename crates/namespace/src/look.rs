@@ -2,7 +2,6 @@
 
 use crate::acl::{ACCESS, Acl};
 use crate::ctx::{Ctx, Done};
-use crate::paths::DEPTH_MAX;
 use crate::rows::{DIR, Dir, Entry, Format, INODE, Inode, LINK, Volume, Xattr, ino_key, number_at};
 use crate::slots::{self, Search};
 use chronofs_core::name::Position;
@@ -17,6 +16,9 @@ pub(crate) const S_ISUID: u16 = 0o4000;
 pub(crate) const S_ISGID: u16 = 0o2000;
 pub(crate) const S_ISVTX: u16 = 0o1000;
 const LINKS_PER_PAGE: usize = 256;
+/// The most directories that are walked: deeper than any path a kernel lets through, and an end to a loop of
+/// damaged rows.
+pub(crate) const DEPTH_MAX: usize = 1 << 16;
 
 /// The volume as one request sees it.
 #[derive(Clone, Copy)]
