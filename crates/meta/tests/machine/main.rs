@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod late;
+mod rights;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};
