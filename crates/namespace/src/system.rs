@@ -320,6 +320,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             root: Ino::ROOT,
             read_only: false,
             is_open: self.ctx.is_open,
+            holds: &|_| false,
             freed_max: self.ctx.freed_max,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);

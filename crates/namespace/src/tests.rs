@@ -149,6 +149,7 @@ impl Fs {
             root: self.root,
             read_only: false,
             is_open,
+            holds: is_open,
             freed_max: FREED_MAX,
         }
     }

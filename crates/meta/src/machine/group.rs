@@ -64,6 +64,8 @@ pub struct ReadJob {
     pub at: Option<Version>,
     /// The session cannot write.
     pub read_only: bool,
+    /// The session has open what is asked about.
+    pub held: bool,
 }
 
 /// An object to be stored or read for a client.

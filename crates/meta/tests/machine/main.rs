@@ -6,6 +6,7 @@ mod common;
 mod damaged;
 mod late;
 mod past;
+mod rights;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};

@@ -327,6 +327,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            holds: &is_open,
             freed_max: FREED_MAX,
         };
         self.with_reads(|reads| chronofs_namespace::query(reads, &ctx, request))
@@ -356,6 +357,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            holds: &is_open,
             freed_max: FREED_MAX,
         };
         let outcome = self
