@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -322,6 +322,13 @@ fn unreadable(path: &Path, expected: &[u8]) -> Vec<u64> {
     failed
 }
 
+/// The number behind `field=` in a line of the log.
+fn logged(line: &str, field: &str) -> u64 {
+    let start = format!("{field}=");
+    let value = line.split(' ').find_map(|word| word.strip_prefix(&start));
+    value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no number {field} in: {line}"))
+}
+
 #[test]
 fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
     let installation = Installation::start();
@@ -344,7 +351,8 @@ fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
         .collect();
     assert!(objects.len() >= 6, "one object for each block at least: {objects:?}");
     let victim = &objects[0];
-    let object = victim.file_name().unwrap().to_str().unwrap().to_owned();
+    // As the log names it: the whole path within the store.
+    let object = text(victim.strip_prefix(installation.path("blocks")).unwrap()).to_owned();
     let healthy = fs::read(victim).unwrap();
 
     let mut damaged = healthy.clone();
@@ -361,8 +369,18 @@ fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
         assert!(!failed.is_empty(), "{what}: everything could be read");
         let (first, last) = (failed[0], *failed.last().unwrap());
         assert!(first / 16 == last / 16, "{what}: more than one block failed: pieces {failed:?}");
+        let ino = fs::metadata(mount.path("file")).unwrap().ino();
         let log = mount.process.log();
-        assert!(log.contains(&object), "{what}: the log does not name object {object}: {log}");
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains(&format!("object=\"{object}\""))).collect();
+        assert!(!lines.is_empty(), "{what}: the log does not name object {object}: {log}");
+        for line in &lines {
+            assert_eq!((logged(line, "ino"), logged(line, "block")), (ino, first / 16), "{what}: {line}");
+        }
+        // The bytes of the block that the log says cannot be read are those that cannot.
+        let from = lines.iter().map(|line| logged(line, "offset")).min().unwrap();
+        let to = lines.iter().map(|line| logged(line, "offset") + logged(line, "len")).max().unwrap();
+        assert_eq!((from >> 16, (to - 1) >> 16), (first % 16, last % 16), "{what}: {lines:?}");
         mount.unmount();
     }
     fs::write(victim, &healthy).unwrap();
