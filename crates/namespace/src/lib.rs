@@ -9,6 +9,7 @@ mod acl;
 mod attrs;
 mod create;
 mod ctx;
+mod held;
 mod look;
 mod op;
 mod paths;
@@ -30,6 +31,7 @@ mod xattr;
 
 pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};
+pub use held::{HeldFrom, HeldSlice, held_slices};
 pub use op::LINKS_MAX;
 pub use paths::{first_purge, list_orphans, resolve, usage};
 pub use protect::protected_instants;
