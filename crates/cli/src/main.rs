@@ -91,7 +91,7 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn failed(message: &str, code: ExitCode) -> ExitCode {
-    output::error(message);
+    output::note(message);
     code
 }
 

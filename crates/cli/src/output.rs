@@ -13,15 +13,15 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
-/// Why something failed, for people, on standard error.
-pub(crate) fn error(text: impl std::fmt::Display) {
+/// How something goes on, or why it failed, for people, on standard error.
+pub(crate) fn note(text: impl std::fmt::Display) {
     // Nobody is left to tell if this fails.
     let _ = writeln!(io::stderr(), "chronofs: {}", one_line(&text.to_string()));
 }
 
 /// A warning, for people, on standard error.
 pub(crate) fn warn(text: impl std::fmt::Display) {
-    error(format_args!("warning: {text}"));
+    note(format_args!("warning: {text}"));
 }
 
 /// Names and paths may hold line breaks and commands to a terminal; in a message they are only shown.

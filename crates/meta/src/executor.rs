@@ -339,8 +339,9 @@ fn run_read_guarded(job: &ReadJob, view: &Arc<dyn View>) -> Result<chronofs_core
 
 /// Answers a read on a view.
 pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops::Reply, Errno> {
-    // Only mutations ask who has a file open.
+    // Only mutations ask whether anybody has a file open.
     let is_open = |_| true;
+    let holds = |_| job.held;
     let ctx = Ctx {
         volume: job.volume,
         version: view.version(),
@@ -350,6 +351,7 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
         root: job.root,
         read_only: job.read_only,
         is_open: &is_open,
+        holds: &holds,
         freed_max: FREED_MAX,
     };
     match chronofs_namespace::query(&SharedView(view), &ctx, &job.request) {

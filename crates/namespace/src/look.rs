@@ -106,7 +106,8 @@ impl<R: Reads + Copy> Look<'_, R> {
         Ok(())
     }
 
-    /// Whether the inode is the scope's root or below it. One without links is if somebody has it open.
+    /// Whether the inode is the scope's root or below it. One without links is if the session has it open:
+    /// what others have open may never have been in its scope.
     pub(crate) fn in_scope(&self, ino: Ino, inode: &Inode) -> Done<bool> {
         let root = self.ctx.root;
         if root == Ino::ROOT || ino == root {
@@ -116,7 +117,7 @@ impl<R: Reads + Copy> Look<'_, R> {
             return self.is_below(inode.parent, root);
         }
         if inode.node().is_some_and(|node| node.nlink == 0) {
-            return Ok((self.ctx.is_open)(ino));
+            return Ok((self.ctx.holds)(ino));
         }
         if self.is_below(inode.parent, root)? {
             return Ok(true);

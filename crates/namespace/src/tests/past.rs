@@ -67,8 +67,14 @@ fn without_retention_nothing_is_kept_unless_it_is_leased() {
     assert!(fs.state.pairs().all(|(key, _)| key[0] < 0x80), "no history");
     let g = fs.file(Ino::ROOT, "g");
     let at = Version(fs.version + 10);
-    let open =
-        SystemRequest::OpenSession { volume: spec().id, client: 2, at: Some(at), read_only: true, ttl_ms: 1 };
+    let open = SystemRequest::OpenSession {
+        volume: spec().id,
+        client: 2,
+        at: Some(at),
+        read_only: true,
+        ttl_ms: 1,
+        scope: WHOLE,
+    };
     let Ok(SystemReply::Session { id, .. }) = fs.system(open) else { panic!() };
     fs.unlink(&ROOT, Ino::ROOT, "g").unwrap();
     assert_eq!(fs.lookup_at(Some(at), Ino::ROOT, "g"), Ok(g));
