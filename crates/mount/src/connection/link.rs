@@ -24,6 +24,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the start of a mount goes on asking a server that says `NotNow`, or that is not there yet.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a mount that begins waits for a server to hear of its newest epoch, and how often it looks.
+const OLD_OWNER_PATIENCE: Duration = Duration::from_secs(10);
+const OLD_OWNER_RETRY: Duration = Duration::from_millis(200);
 
 /// Why a session could not be opened.
 #[derive(Debug, Error)]
@@ -89,6 +92,7 @@ pub(crate) struct Opening {
 pub(crate) async fn open_first(wanted: &Wanted) -> Result<Link, OpenError> {
     let client = uuid::Uuid::new_v4().as_u128();
     let give_up = Instant::now() + FIRST_PATIENCE;
+    let old_owner_until = Instant::now() + OLD_OWNER_PATIENCE;
     loop {
         let target = wanted.source.resolve().await?;
         let opening = Opening { client, resume: None, seen: Version::ZERO, epoch: target.epoch };
@@ -97,6 +101,10 @@ pub(crate) async fn open_first(wanted: &Wanted) -> Result<Link, OpenError> {
                 if Instant::now() < give_up =>
             {
                 tokio::time::sleep(Duration::from_millis(u64::from(retry_ms.clamp(10, 5000)))).await;
+            }
+            // A server that starts hears of its new epoch a moment after the admin server has given it.
+            Err(OpenError::OldOwner { .. }) if Instant::now() < old_owner_until => {
+                tokio::time::sleep(OLD_OWNER_RETRY).await;
             }
             other => return other,
         }
