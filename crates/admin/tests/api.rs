@@ -57,14 +57,14 @@ async fn bad_input_is_refused_by_name_and_changes_nothing() {
         (volume("metadata_store", json!("none")), "not_found", "metadata-store 'none' does not exist"),
         (volume("colour", json!("red")), "invalid", "unknown field"),
         (
-            ("/v1/block-stores", json!({"name": "y", "kind": "local", "path": "rel"})),
+            ("/v1/block-stores", json!({"name": "y", "definition": {"kind": "local", "path": "rel"}})),
             "invalid",
             "not absolute",
         ),
         (
-            ("/v1/block-stores", json!({"name": "y", "kind": "tape", "path": "/x"})),
+            ("/v1/block-stores", json!({"name": "y", "definition": {"kind": "tape", "path": "/x"}})),
             "invalid",
-            "'tape' is not a kind",
+            "unknown variant `tape`",
         ),
         (("/v1/accounts", json!({"name": "y", "role": "king"})), "invalid", "unknown variant"),
         (("/v1/volume-tokens", json!({"volume": "none"})), "not_found", "volume 'none' does not exist"),

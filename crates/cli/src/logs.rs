@@ -14,9 +14,12 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Starts logging. `CHRONOFS_LOG` chooses levels (`debug`, `chronofs_meta=trace,info`); `info` unless set.
+/// Each try of a request to a bucket is no news; that one failed in the end is said by whoever asked.
+const DEFAULT: &str = "info,object_store=warn";
+
+/// Starts logging. `CHRONOFS_LOG` chooses levels (`debug`, `chronofs_meta=trace,info`); [`DEFAULT`] unless set.
 pub(crate) fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("CHRONOFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("CHRONOFS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),

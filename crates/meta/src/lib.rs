@@ -13,5 +13,6 @@ pub mod machine;
 pub mod metrics;
 pub mod server;
 mod start;
+mod stores;
 
 pub use start::{Server, StartConfig, Verified, init_creds, start, status, verify};

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod auth;
+mod block_stores;
 mod servers;
 mod stores;
 mod system;
@@ -19,6 +20,7 @@ use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use chronofs_wire::secrets::SecretBox;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +37,7 @@ const CONNECTED_FOR: Duration = Duration::from_secs(45);
 /// What the handlers share.
 pub(crate) struct App {
     pub(crate) database: Database,
+    pub(crate) secrets: Arc<SecretBox>,
     pub(crate) metrics: Metrics,
     /// Changed after every commit that may concern a metadata server; long polls look again then.
     pub(crate) changed: watch::Sender<u64>,
@@ -44,9 +47,20 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(database: Database, stopping: watch::Receiver<bool>) -> Arc<Self> {
+    pub(crate) fn new(
+        database: Database,
+        secrets: Arc<SecretBox>,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
-        Arc::new(App { database, metrics: Metrics::new(), changed, stopping, seen: Mutex::default() })
+        Arc::new(App {
+            database,
+            secrets,
+            metrics: Metrics::new(),
+            changed,
+            stopping,
+            seen: Mutex::default(),
+        })
     }
 
     /// The server of metadata store `id` was heard of just now.
@@ -89,8 +103,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(accounts::list, accounts::create))
         .routes(routes!(accounts::show, accounts::change, accounts::delete))
         .routes(routes!(accounts::whoami))
-        .routes(routes!(stores::list_blocks, stores::create_block))
-        .routes(routes!(stores::show_block, stores::change_block, stores::delete_block))
+        .routes(routes!(block_stores::list, block_stores::create))
+        .routes(routes!(block_stores::show, block_stores::change, block_stores::delete))
+        .routes(routes!(block_stores::probe_again))
         .routes(routes!(stores::list_metadata, stores::create_metadata))
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
         .routes(routes!(volumes::list, volumes::create))

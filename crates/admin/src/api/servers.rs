@@ -65,7 +65,8 @@ pub(super) async fn assignment(
         }
     }
     app.heard_of(&server.id);
-    app.database.run(move |tx| directory::assignment(tx, &server.id)).await.map(Json)
+    let secrets = Arc::clone(&app.secrets);
+    app.database.run(move |tx| directory::assignment(tx, &secrets, &server.id)).await.map(Json)
 }
 
 /// What became of the assignment

@@ -1,85 +1,17 @@
-//! Block stores and metadata stores.
+//! Metadata stores.
 
 use super::auth::Who;
 use super::{App, Body};
 use crate::AdminError;
 use crate::db::{stores, tokens};
-use crate::model::{
-    BlockStore, ChangeBlockStore, ChangeMetadataStore, MetadataStore, NewBlockStore, NewMetadataStore, Role,
-};
+use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore, Role};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use std::sync::Arc;
 
-type Answer<T> = Result<Json<T>, AdminError>;
-type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
-
-/// List block stores
-#[utoipa::path(get, path = "/v1/block-stores", responses((status = 200, body = [BlockStore])),
-    security(("token" = [])))]
-pub(super) async fn list_blocks(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<BlockStore>> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(stores::list_blocks).await.map(Json)
-}
-
-/// Create a block store
-#[utoipa::path(post, path = "/v1/block-stores", request_body = NewBlockStore,
-    responses((status = 201, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn create_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Body(new): Body<NewBlockStore>,
-) -> Created<BlockStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| stores::create_block(tx, &new)).await?;
-    who.did("create", "block-store", &store.name);
-    Ok((StatusCode::CREATED, Json(store)))
-}
-
-/// Show a block store
-#[utoipa::path(get, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    responses((status = 200, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn show_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Answer<BlockStore> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(move |tx| stores::find_block(tx, &name)).await.map(Json)
-}
-
-/// Say where a block store has moved to
-#[utoipa::path(patch, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    request_body = ChangeBlockStore, responses((status = 200, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn change_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    Body(change): Body<ChangeBlockStore>,
-) -> Answer<BlockStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| stores::change_block(tx, &name, &change)).await?;
-    app.wake_pollers();
-    who.did("change", "block-store", &store.name);
-    Ok(Json(store))
-}
-
-/// Delete a block store that no volume uses; its folder stays
-#[utoipa::path(delete, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Operator)?;
-    let key = name.clone();
-    app.database.run(move |tx| stores::delete_block(tx, &key)).await?;
-    app.wake_pollers();
-    who.did("delete", "block-store", &name);
-    Ok(StatusCode::NO_CONTENT)
-}
+pub(super) type Answer<T> = Result<Json<T>, AdminError>;
+pub(super) type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
 
 fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
     MetadataStore { connected: app.is_connected(&store.id), ..store }

@@ -1,13 +1,14 @@
 //! `chronofs configure update`.
 
 use super::create::{Codec, parse_end};
-use super::{Kind, Session, at};
+use super::{Kind, Session, at, block_store};
 use crate::output::parse_size;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chronofs_admin::model::{
     ChangeAccount, ChangeBlockStore, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken, Role,
 };
 use chronofs_core::Retention;
+use chronofs_core::store::StoreKind;
 use chronofs_wire::http::Method;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -25,14 +26,12 @@ pub(super) enum Update {
         #[arg(long)]
         new_token: bool,
     },
-    /// Say where the folder of a block store has been moved to
-    BlockStore {
-        /// Its name or id
-        name: String,
-        /// Folder, on the machine of the metadata server
-        #[arg(long, value_name = "DIR")]
-        path: String,
-    },
+    /// Say where a block store has been moved to, or give it new credentials
+    #[command(
+        after_help = "Examples:\n  chronofs configure update block-store disk --path /srv/other\n  chronofs configure \
+                            update block-store cloud --credentials-file new-key"
+    )]
+    BlockStore(Box<BlockStore>),
     /// Give the server of a metadata store a new token
     MetadataStore {
         /// Its name or id
@@ -57,6 +56,19 @@ pub(super) enum Update {
         #[arg(long, value_name = "WHEN", value_parser = parse_end_or_never)]
         ends: Option<u64>,
     },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct BlockStore {
+    /// Its name or id
+    name: String,
+    #[command(flatten)]
+    place: block_store::Place,
+    #[command(flatten)]
+    keys: block_store::Keys,
+    /// Do not try out first what the bucket can do
+    #[arg(long)]
+    no_probe: bool,
 }
 
 #[derive(Args, Debug)]
@@ -89,9 +101,7 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
         Update::Account { name, role, new_token } => {
             change(session, Kind::Account, &name, &ChangeAccount { role, new_token }).await
         }
-        Update::BlockStore { name, path } => {
-            change(session, Kind::BlockStore, &name, &ChangeBlockStore { path: Some(path) }).await
-        }
+        Update::BlockStore(store) => change_block_store(session, *store).await,
         Update::MetadataStore { name, new_token } => {
             change(session, Kind::MetadataStore, &name, &ChangeMetadataStore { new_token }).await
         }
@@ -110,6 +120,22 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
             change(session, Kind::VolumeToken, &id, &body).await
         }
     }
+}
+
+async fn change_block_store(session: &Session, store: BlockStore) -> Result<()> {
+    let BlockStore { name, place, keys, no_probe } = store;
+    let doing = || format!("update {} {name}", Kind::BlockStore.word());
+    let found =
+        session.call(Method::GET, &at(Kind::BlockStore, &name), None::<&()>).await.with_context(doing)?;
+    let before: StoreKind = serde_json::from_value(found["definition"].clone()).with_context(doing)?;
+    let definition = place.change(&before).with_context(doing)?;
+    // Those of the environment are not taken: they may be somebody else's by chance.
+    let credentials = keys.given(definition.as_ref().unwrap_or(&before)).with_context(doing)?;
+    if definition.is_none() && credentials.is_none() {
+        bail!("update {} {name}: nothing to change is given", Kind::BlockStore.word());
+    }
+    change(session, Kind::BlockStore, &name, &ChangeBlockStore { definition, credentials, probe: !no_probe })
+        .await
 }
 
 async fn change(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<()> {
