@@ -94,7 +94,6 @@ pub struct BlockStore {
     /// Where it is, for people: the folder, or the bucket and what is needed to find it.
     pub place: String,
     /// Where it is, for programs. A folder is absolute, on the machines of the metadata servers that use it.
-    #[schema(value_type = Object)]
     pub definition: StoreKind,
     /// What may be shown of the credentials of a bucket. Their secrets are in no answer.
     pub credentials: Option<String>,
@@ -119,16 +118,14 @@ pub struct NewBlockStore {
     pub name: String,
     /// `{"kind":"local","path":...}`, or `{"kind":...,"bucket":...}` with `prefix`, `endpoint`, `region`, `account`,
     /// `virtual_hosted`, `ca_pem`.
-    #[schema(value_type = Object)]
     pub definition: StoreKind,
     /// What opens a bucket: `{"type":"access-key","id":...,"secret":...}`, `service-account` (`json`),
     /// `account-key` (`key`), `shared-access` (`token`), `anonymous`, or `ambient` (of the servers' machines).
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub credentials: Credentials,
-    /// Try out what a bucket can do first, and refuse one that is of no use; yes unless given.
-    #[serde(default = "yes")]
-    pub probe: bool,
+    /// Take it as it is: do not try out first what a bucket can do, nor refuse one that is of no use.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// Body of `PATCH /v1/block-stores/{name}`: what is absent stays.
@@ -137,15 +134,13 @@ pub struct NewBlockStore {
 pub struct ChangeBlockStore {
     /// Where the store is now, of the same kind. Its content must have been moved there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     pub definition: Option<StoreKind>,
     /// What opens it from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     pub credentials: Option<Credentials>,
-    /// Try it out before anything is changed; yes unless given.
-    #[serde(default = "yes")]
-    pub probe: bool,
+    /// Take it as it is: neither try out a bucket nor have metadata servers look at a folder.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// One log with its store, served by one metadata server at a time.
@@ -201,7 +196,6 @@ pub struct Volume {
     /// Bytes per block.
     pub block_size: u32,
     /// Of new data: `lz4`, `zstd` or `none`.
-    #[schema(value_type = String)]
     pub compression: Compression,
     /// How long the past is kept: `7d`, `0` (not), `-1` (for ever).
     #[schema(value_type = String)]
@@ -241,7 +235,6 @@ pub struct NewVolume {
     pub block_size: Option<u64>,
     /// Of new data; `lz4` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub compression: Option<Compression>,
     /// `7d` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -264,7 +257,6 @@ pub struct ChangeVolume {
     pub name: Option<String>,
     /// Of new data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub compression: Option<Compression>,
     /// How long the past is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -357,8 +349,9 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), AdminError> {
     if first && rest && name.len() <= 63 {
         return Ok(());
     }
+    let article = if what.starts_with('a') { "an" } else { "a" };
     Err(AdminError::Invalid(format!(
-        "'{name}' cannot be the name of a {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
+        "'{name}' cannot be the name of {article} {what}: use 1 to 63 characters of a-z 0-9 . _ - and begin with a letter or \
          digit"
     )))
 }

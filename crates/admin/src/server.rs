@@ -67,7 +67,7 @@ impl Server {
     /// Locks the folder, opens the database and listens.
     pub async fn bind(config: StartConfig) -> Result<Self, AdminError> {
         let folder = &config.db_folder;
-        if !folder.join(crate::db::DATABASE_FILE).exists() {
+        if !crate::setup::is_set_up(folder)? {
             return Err(AdminError::Invalid(format!(
                 "folder {} was not set up: run chronofs admin init creds --db-folder {} first",
                 folder.display(),
@@ -80,7 +80,10 @@ impl Server {
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let listening = TcpListener::bind(config.bind_addr).await;
-        let tcp = listening.map_err(AdminError::io(format!("listen on {}", config.bind_addr)))?;
+        let tcp = listening.map_err(AdminError::io(format!(
+            "listen on {} (--bind-addr chooses another address)",
+            config.bind_addr
+        )))?;
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);

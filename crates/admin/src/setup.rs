@@ -30,7 +30,7 @@ pub struct InitConfig {
 pub fn init_creds(config: &InitConfig) -> Result<String, AdminError> {
     let folder = &config.db_folder;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(AdminError::io(format!("make folder {}", folder.display())))?;
+    made.map_err(AdminError::io(format!("make folder {} (--db-folder chooses another)", folder.display())))?;
     let _lock = FolderLock::take(folder)?;
     let database = Database::open(folder)?;
     let pin = load_identity(folder, config.tls.as_ref())?.pin();
@@ -78,13 +78,19 @@ pub enum Status {
 }
 
 /// Looks at the folder of an admin server.
-pub fn status(db_folder: &Path) -> Status {
-    match FolderLock::holder(db_folder) {
+pub fn status(db_folder: &Path) -> Result<Status, AdminError> {
+    Ok(match FolderLock::holder(db_folder) {
         Some((pid, text)) => {
             let (address, pin) = text.split_once(' ').unwrap_or((&text, ""));
             Status::Running { pid, address: address.to_owned(), pin: pin.to_owned() }
         }
-        None if db_folder.join(crate::db::DATABASE_FILE).exists() => Status::Stopped,
+        None if is_set_up(db_folder)? => Status::Stopped,
         None => Status::NotSetUp,
-    }
+    })
+}
+
+/// Whether there is a database. A folder that this user may not look into is not taken for an empty one.
+pub(crate) fn is_set_up(db_folder: &Path) -> Result<bool, AdminError> {
+    let looked = db_folder.join(crate::db::DATABASE_FILE).try_exists();
+    looked.map_err(AdminError::io(format!("look into folder {}", db_folder.display())))
 }

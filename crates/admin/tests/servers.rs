@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: format!("meta.example:{}", 8000 + boot % 1000), certificate_sha256, boot }
+    Register { address: format!("meta.example:{}", 8000 + boot % 1000), certificate_sha256, boot, epoch: 0 }
 }
 
 #[tokio::test]
@@ -38,6 +38,28 @@ async fn epochs_rise_with_every_boot_and_an_old_boot_does_not_come_back() {
         assert_eq!(meta.register(&bad).await.unwrap_err().code(), Some("invalid"), "{address}");
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn an_admin_that_is_an_old_copy_goes_on_above_the_epochs_that_members_had() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    assert_eq!(meta.register(&register(1)).await.unwrap().epoch, 1);
+    // As after a restore: members had epochs that this database has never given.
+    let held = |boot, epoch| Register { epoch, ..register(boot) };
+    assert_eq!(meta.register(&held(2, 7)).await.unwrap().epoch, 8, "a boot that is not known");
+    assert_eq!(meta.register(&held(2, 8)).await.unwrap().epoch, 8, "the owner keeps it");
+    assert_eq!(
+        meta.register(&held(2, 20)).await.unwrap().epoch,
+        21,
+        "a boot that is known under a lower one"
+    );
+    assert_eq!(meta.register(&held(3, 0)).await.unwrap().epoch, 22, "and never a lower one again");
+    assert_eq!(meta.register(&held(2, 21)).await.unwrap_err().code(), Some("superseded"));
+    for claimed in [u64::MAX, i64::MAX as u64, 1 << 60] {
+        assert_eq!(meta.register(&held(4, claimed)).await.unwrap_err().code(), Some("invalid"), "{claimed}");
+    }
+    assert_eq!(meta.register(&held(4, 22)).await.unwrap().epoch, 23);
 }
 
 #[tokio::test]
@@ -109,7 +131,7 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         sessions: 3,
         problem: None,
     };
-    meta.report(&Report { revision: 2, volumes: vec![volume.clone()] }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new() }).await.unwrap();
     let ready = server.get("/v1/volumes/v").await;
     assert_eq!((&ready["state"], &ready["used_bytes"]), (&json!("ready"), &json!(7)));
     assert_eq!(ready["earliest"], "1970-01-01T00:00:01.000000000Z");
@@ -117,7 +139,7 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
     assert_eq!(code, "in_use");
     assert!(message.contains("3 mounts"), "{message}");
     volume.problem = Some("folder /srv/b: permission denied".to_owned());
-    meta.report(&Report { revision: 2, volumes: vec![volume] }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume], probed: Vec::new() }).await.unwrap();
     let problem = server.get("/v1/volumes/v").await;
     assert_eq!(
         (&problem["state"], &problem["detail"]),

@@ -27,6 +27,9 @@ pub enum Trouble {
     Damaged,
     /// The store did not do it now: no connection, no space, no permission. Worth another try.
     Unavailable,
+    /// It is named after a session that is over, so it cannot be stored any more. Its bytes can, under the name that
+    /// the next session gives them.
+    SessionOver,
 }
 
 /// Why an object could not be stored or read.
@@ -82,6 +85,17 @@ impl StoreError {
         }
     }
 
+    /// The session that the object is named after is over.
+    pub fn session_over(name: &str) -> Self {
+        StoreError {
+            name: name.to_owned(),
+            trouble: Trouble::SessionOver,
+            errno: Errno::ESTALE,
+            reason: "the session that it is named after is over".to_owned(),
+            next_step: "its bytes are stored under another name",
+        }
+    }
+
     /// The error that a server answered with for `name` (see [`StoreError::wire_errno`]).
     pub fn from_wire(name: &str, errno: Errno) -> Self {
         match errno {
@@ -96,6 +110,7 @@ impl StoreError {
         match self.trouble {
             Trouble::Missing => Errno::ENOENT,
             Trouble::Damaged => Errno::EIO,
+            Trouble::SessionOver => Errno::ESTALE,
             Trouble::Unavailable if self.errno == Errno::EIO => Errno::EAGAIN,
             Trouble::Unavailable => self.errno,
         }

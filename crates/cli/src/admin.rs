@@ -1,11 +1,11 @@
 //! `chronofs admin`.
 
-use crate::logs::{self, LogFormat};
+use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_admin::{InitConfig, StartConfig, Status};
-use chronofs_wire::http::AdminClient;
+use chronofs_wire::http::{AdminClient, parse_address};
 use chronofs_wire::token::{Token, TokenKind};
 use clap::{Args, Subcommand};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -50,9 +50,8 @@ pub(crate) enum Command {
         bind_addr: SocketAddr,
         #[command(flatten)]
         tls: Tls,
-        /// Form of the log on standard error
-        #[arg(long, value_enum, default_value_t)]
-        log_format: LogFormat,
+        #[command(flatten)]
+        log: LogArgs,
     },
     /// Say whether the server runs and is ready
     Status {
@@ -69,7 +68,7 @@ pub(crate) enum Init {
         #[command(flatten)]
         folder: Folder,
         /// Address for all clients, part of every token [default: localhost:8443]
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         address: Option<String>,
         /// Revoke the root token and print a new one
         #[arg(long)]
@@ -97,8 +96,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
-        Command::Start { folder, bind_addr, tls, log_format } => {
-            logs::start(log_format);
+        Command::Start { folder, bind_addr, tls, log } => {
+            log.start();
             let config = StartConfig { db_folder: folder.db_folder, bind_addr, tls: tls.files() };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
@@ -108,7 +107,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 
 fn status(folder: &Path) -> Result<()> {
     let shown = folder.display();
-    let (pid, address, pin) = match chronofs_admin::status(folder) {
+    let (pid, address, pin) = match chronofs_admin::status(folder)? {
         Status::NotSetUp => bail!("folder {shown} was not set up; run chronofs admin init creds"),
         Status::Stopped => bail!("no admin server runs on {shown}; run chronofs admin start"),
         Status::Running { pid, address, pin } => (pid, address, pin),

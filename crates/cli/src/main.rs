@@ -10,6 +10,7 @@ mod credentials;
 mod logs;
 mod meta;
 mod mount;
+mod options;
 mod output;
 mod systemd;
 
@@ -50,9 +51,16 @@ enum Command {
         dir: PathBuf,
     },
     /// Print the completions of a shell
+    #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Write the manual pages of all commands
+    #[command(after_help = "Example:\n  chronofs man /usr/local/share/man/man1")]
+    Man {
+        /// Folder to write them into
+        dir: PathBuf,
     },
 }
 
@@ -66,8 +74,21 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&format!("{error:#}"), ExitCode::FAILURE),
+        Err(error) => failed(&told(&error), ExitCode::FAILURE),
     }
+}
+
+/// An error and its causes, one after the other. Most of our errors name their cause themselves; that is not said again.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match text.as_str() {
+            "" => text = cause,
+            said if said.contains(&cause) => {}
+            _ => text = format!("{text}: {cause}"),
+        }
+    }
+    text
 }
 
 fn failed(message: &str, code: ExitCode) -> ExitCode {
@@ -84,9 +105,14 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut io::stdout());
-            Ok(())
+            // Not to standard output at once: there it panics when the reader has left.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chronofs", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end())
         }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir).with_context(|| {
+            format!("cannot write manual pages into {}; name a folder that exists", dir.display())
+        }),
     }
 }
 
@@ -99,6 +125,16 @@ fn serve<T>(task: impl Future<Output = T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let system = || std::io::Error::other("no space");
+        let named = anyhow::anyhow!("cannot write f: no space").context("mount v");
+        assert_eq!(told(&named), "mount v: cannot write f: no space");
+        let with_source = anyhow::Error::new(system()).context("cannot write f: no space").context("mount v");
+        assert_eq!(told(&with_source), "mount v: cannot write f: no space");
+        assert_eq!(told(&anyhow::Error::new(system()).context("cannot write f")), "cannot write f: no space");
+    }
 
     #[test]
     fn the_command_line_is_put_together_right_and_helps_end_without_a_full_stop() {

@@ -1,11 +1,12 @@
 //! `chronofs meta`.
 
 use crate::admin::Tls;
-use crate::logs::{self, LogFormat};
+use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::StartConfig;
+use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,16 +34,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8444")]
         bind_addr: SocketAddr,
         /// Address for clients [default: the bound one, or the name of this host]
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         advertise: Option<String>,
         /// Serve metrics and health over plain HTTP on this address
         #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
         http_addr: SocketAddr,
         #[command(flatten)]
         tls: Tls,
-        /// Form of the log on standard error
-        #[arg(long, value_enum, default_value_t)]
-        log_format: LogFormat,
+        #[command(flatten)]
+        log: LogArgs,
     },
     /// Say whether the server runs and what it serves
     Status {
@@ -69,7 +69,7 @@ pub(crate) enum Init {
         #[arg(long)]
         token: String,
         /// Reach the admin server here instead of where the token says
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         admin: Option<String>,
         #[command(flatten)]
         folder: Folder,
@@ -99,8 +99,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, tls, log_format } => {
-            logs::start(log_format);
+        Command::Start { folder, bind_addr, advertise, http_addr, tls, log } => {
+            log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
             let config = StartConfig { db_folder, bind_addr, advertise, http_addr: Some(http_addr), tls };
             serve(chronofs_meta::start(config))?.context("meta start")

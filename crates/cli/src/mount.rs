@@ -1,9 +1,13 @@
 //! `chronofs mount` and `chronofs instant`.
 
+use crate::logs::LogArgs;
+use crate::options::Words;
 use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use chronofs_mount::StartConfig;
+use chronofs_wire::http::parse_address;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +18,7 @@ pub(crate) enum Command {
     Init(Init),
     /// Mount a volume
     #[command(after_help = "Examples:\n  chronofs mount start data /mnt/data\n  \
+                            chronofs mount start data /mnt/data -o nosuid,nodev,noexec\n  \
                             chronofs mount start data /mnt/past --at-time 'yesterday 17:00'")]
     Start(Start),
     /// Unmount, and wait until everything that was written is stored
@@ -38,7 +43,7 @@ pub(crate) enum Init {
         #[arg(long)]
         token: String,
         /// Use it for this volume only
-        #[arg(long)]
+        #[arg(long, value_parser = NonEmptyStringValueParser::new())]
         volume: Option<String>,
     },
     /// Print an example of a systemd mount unit
@@ -50,7 +55,8 @@ pub(crate) enum Init {
 
 #[derive(Args, Debug)]
 pub(crate) struct Start {
-    /// Name or id of the volume
+    /// Name or id of the volume, or VOLUME@INSTANT
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Folder to mount it on
     dir: PathBuf,
@@ -60,6 +66,12 @@ pub(crate) struct Start {
     /// Refuse writing
     #[arg(long)]
     ro: bool,
+    /// Mount options as in fstab: nosuid, nodev, noexec, ro, ..., and the options of this command
+    #[arg(short = 'o', long, value_name = "LIST", allow_hyphen_values = true)]
+    options: Vec<String>,
+    /// Pass over mount options that are not known
+    #[arg(long, hide = true)]
+    sloppy: bool,
     /// Serve the mount in this process
     #[arg(long)]
     foreground: bool,
@@ -69,6 +81,11 @@ pub(crate) struct Start {
     /// File with the token of the volume
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Reach the admin server here instead of where the token says
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
+    admin: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
@@ -91,12 +108,31 @@ pub(crate) fn run(command: Command) -> Result<()> {
 }
 
 fn start_mount(start: Start) -> Result<()> {
-    let token = credentials::mount(&start.volume, start.token, start.token_file.as_deref())?;
+    let mut words = Words::read(&start.options, start.sloppy).map_err(|refused| anyhow!(refused))?;
+    if start.ro {
+        words.kernel.take("ro");
+    }
+    LogArgs {
+        log_format: words.log_format.unwrap_or(start.log.log_format),
+        log_level: words.log_level.or(start.log.log_level),
+    }
+    .start();
+    // What stands in the list of mounts names a past so.
+    let (volume, at) = match start.volume.split_once('@') {
+        Some((volume, at)) => (volume.to_owned(), Some(at.to_owned())),
+        None => (start.volume, None),
+    };
+    let token = credentials::mount(
+        &volume,
+        words.token.or(start.token),
+        words.token_file.or(start.token_file).as_deref(),
+        words.admin.or(start.admin).as_deref(),
+    )?;
     let config = StartConfig {
-        volume: start.volume,
+        volume,
         dir: start.dir,
-        at: start.at_time,
-        read_only: start.ro,
+        at: words.at_time.or(start.at_time).or(at),
+        options: words.kernel,
         foreground: start.foreground,
         token,
         ready: None,

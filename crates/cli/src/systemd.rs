@@ -15,6 +15,7 @@ pub(crate) struct SystemdArgs {
 /// The unit of a server.
 pub(crate) fn server_unit(role: &str, what: &str, folder: &Path, after: &str) -> Result<String> {
     let program = std::env::current_exe().context("cannot find the own executable")?;
+    let folder = std::path::absolute(folder).with_context(|| format!("cannot find {}", folder.display()))?;
     Ok(format!(
         "[Unit]\n\
          Description=chronofs {what}\n\
@@ -34,9 +35,18 @@ pub(crate) fn server_unit(role: &str, what: &str, folder: &Path, after: &str) ->
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
-        program = program.display(),
-        folder = folder.display(),
+        program = quoted(&program),
+        folder = quoted(&folder),
     ))
+}
+
+/// A path as one word of ExecStart: systemd splits at blanks and replaces what stands after % and $.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('%', "%%").replace('$', "$$");
+    match text.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'' || c == '\\') {
+        true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        false => text,
+    }
 }
 
 /// An example of a unit that mounts a volume at boot.
@@ -64,7 +74,8 @@ pub(crate) fn mount_unit() -> String {
 pub(crate) fn put(unit: &str, name: &str, args: &SystemdArgs) -> Result<()> {
     let Some(folder) = &args.output else { return output::line(unit.trim_end()) };
     let path = folder.join(name);
-    std::fs::write(&path, unit).with_context(|| format!("cannot write {}", path.display()))?;
+    std::fs::write(&path, unit)
+        .with_context(|| format!("cannot write {}; name a folder that exists", path.display()))?;
     output::line(format!(
         "wrote {}; next: systemctl daemon-reload && systemctl enable --now {name}",
         path.display()

@@ -92,6 +92,19 @@ fn bad_input_is_refused_with_its_name_its_reason_and_the_right_exit_code() {
         ("delete metadata-store m".to_owned(), 1, "metadata-store 'm' is in use by volume 'v'"),
         ("delete account root".to_owned(), 1, "only account with the role admin"),
         ("list".to_owned(), 2, "required"),
+        ("show volume EMPTY".to_owned(), 2, "<NAME>"),
+        ("delete account EMPTY".to_owned(), 2, "<NAME>"),
+        ("update volume-token EMPTY --no-past true".to_owned(), 2, "<ID>"),
+        ("update account root".to_owned(), 2, "--new-token"),
+        ("update volume v".to_owned(), 2, "--retention"),
+        ("update volume-token x".to_owned(), 2, "--ends"),
+        ("update volume v --new-name EMPTY".to_owned(), 1, "'' cannot be the name of a volume"),
+        ("create account \u{fc}".to_owned(), 1, "'\u{fc}' cannot be the name of an account"),
+        ("show volume a?b=c#d".to_owned(), 1, "volume 'a?b=c#d' does not exist"),
+        ("create block-store y --kind local --path EMPTY".to_owned(), 2, "--path"),
+        (volume("--retention 99999999999999999999d"), 2, "is not a retention"),
+        (volume("--max-inodes 18446744073709551615"), 1, "quota of 18446744073709551615 inodes"),
+        ("create volume-token --volume v --ends 9999999d".to_owned(), 2, "too far away"),
         ("init creds --token secret".to_owned(), 1, "not a chronofs token"),
     ] {
         let ran = world.configure(&line);
@@ -125,6 +138,27 @@ fn wrong_tokens_and_no_server_are_told_apart() {
     let ran = world.configure("list volume");
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains(&world.address) && ran.err.contains("is it running"), "{}", ran.err);
+}
+
+#[test]
+fn what_is_kept_and_cannot_be_used_is_named_and_no_secret_is_shown() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::prepared();
+    let config = world.folder.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    std::fs::write(config.join("configure.toml"), format!("\ntoken = \"{}\n", world.root)).unwrap();
+    let broken = world.run(&["configure", "list", "volume"]);
+    assert!(broken.code == 1 && broken.err.contains("configure.toml: line 2"), "{}", broken.err);
+    assert!(broken.err.contains("init creds") && !broken.err.contains(&world.root[..30]), "{}", broken.err);
+    let mut command = world.command(&["configure", "list", "volume"]);
+    let odd = common::Ran::from(
+        command.env("CHRONOFS_TOKEN", std::ffi::OsStr::from_bytes(b"\xff")).output().unwrap(),
+    );
+    assert!(odd.code == 1 && odd.err.contains("CHRONOFS_TOKEN"), "{}", odd.err);
+    let file = config.join("configure.toml");
+    let mut command = world.command(&["configure", "init", "creds", "--token", &world.root]);
+    let nowhere = common::Ran::from(command.env("CHRONOFS_CONFIG_DIR", &file).output().unwrap());
+    assert!(nowhere.code == 1 && nowhere.err.contains("CHRONOFS_CONFIG_DIR"), "{}", nowhere.err);
 }
 
 #[test]
@@ -165,10 +199,46 @@ fn usage_help_completions_and_units_are_there() {
     assert_eq!(world.run(&[]).code, 2);
     assert!(world.run(&["--version"]).ok().starts_with("chronofs "));
     assert!(world.run(&["configure", "create", "volume", "--help"]).ok().contains("Example"));
-    assert!(world.run(&["completions", "bash"]).ok().contains("block-store"));
     for role in ["admin", "meta"] {
         let unit = world.run(&[role, "init", "systemd"]).ok();
         assert!(unit.contains(&format!("{role} start --db-folder /var/lib/chronofs/{role}")), "{unit}");
     }
     assert!(world.run(&["mount", "init", "systemd"]).ok().contains("Type=chronofs"));
+    let odd = world.run(&["meta", "init", "systemd", "--db-folder", "/srv/my 100%"]).ok();
+    assert!(odd.contains("--db-folder \"/srv/my 100%%\" "), "{odd}");
+    let relative = world.run(&["meta", "init", "systemd", "--db-folder", "here"]).ok();
+    let here = std::env::current_dir().unwrap().join("here");
+    assert!(relative.contains(&format!("--db-folder {} ", here.display())), "{relative}");
+}
+
+#[test]
+fn shells_complete_all_commands_and_there_is_a_manual_page_for_each() {
+    let world = World::prepared();
+    for (shell, check) in [("bash", Some("bash")), ("zsh", None), ("fish", None)] {
+        let script = world.run(&["completions", shell]).ok();
+        for word in ["block-store", "completions", "at-time", "volume-token"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        if let Some(program) = check {
+            let path = world.folder.path().join(shell);
+            std::fs::write(&path, script).unwrap();
+            assert!(std::process::Command::new(program).arg("-n").arg(path).status().unwrap().success());
+        }
+    }
+    assert_eq!(world.run(&["completions", "tcsh"]).code, 2);
+    let dir = world.folder.path().join("man");
+    let dir = dir.to_str().unwrap();
+    let missing = world.run(&["man", dir]);
+    assert!(
+        missing.code == 1 && missing.err.contains(dir) && missing.err.contains("exists"),
+        "{}",
+        missing.err
+    );
+    std::fs::create_dir(dir).unwrap();
+    world.run(&["man", dir]).ok();
+    let page = |name: &str| std::fs::read_to_string(format!("{dir}/{name}.1")).unwrap();
+    assert!(page("chronofs").contains(".TH chronofs 1") && page("chronofs").contains("chronofs\\-mount"));
+    let start = page("chronofs-mount-start");
+    assert!(start.contains("at\\-time") && start.contains("yesterday 17:00"), "{start}");
+    assert!(page("chronofs-configure-create-volume").contains("block\\-size"));
 }

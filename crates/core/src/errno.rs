@@ -52,6 +52,7 @@ errnos!(
     ESTALE,
     ECANCELED,
     ETIMEDOUT,
+    ENOTCONN,
     EPROTO,
     E2BIG,
 );

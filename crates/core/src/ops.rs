@@ -72,10 +72,11 @@ pub enum Request {
     SetXattr { ino: Ino, name: Bytes, value: Bytes, mode: XattrMode },
     /// -> [`Reply::Done`]
     RemoveXattr { ino: Ino, name: Bytes },
-    /// Makes written bytes part of the file. -> [`Reply::Attr`]
+    /// Makes written bytes part of the file. EBUSY when one of its blocks has [`SLICES_PER_BLOCK_CAP`] slices and would
+    /// get more: merge that block, and ask again. -> [`Reply::Attr`]
     Publish {
         ino: Ino,
-        /// In the order written: a later one lies over an earlier one.
+        /// In the order written: a later one lies over an earlier one. At most [`SLICES_PER_PUBLISH_MAX`].
         slices: Vec<NewSlice>,
         /// The file is at least this long afterwards.
         size_min: Option<u64>,
@@ -106,6 +107,10 @@ pub struct Merge {
 pub const REPLY_BYTES_MAX: usize = 1 << 20;
 /// How many slices a block may have before a client is asked to merge them.
 pub const SLICES_PER_BLOCK_MAX: usize = 64;
+/// With this many slices a block takes no more, until a client has merged them.
+pub const SLICES_PER_BLOCK_CAP: usize = 1024;
+/// The most slices of one publish. With [`SLICES_PER_BLOCK_CAP`] it bounds the slices of a block.
+pub const SLICES_PER_PUBLISH_MAX: usize = 4096;
 
 /// What [`Request::Create`] makes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -224,6 +229,8 @@ pub enum SystemRequest {
     Reap { volume: uuid::Uuid, ino: Ino },
     /// Moves the past horizon of a volume forward.
     AdvanceHorizon { volume: uuid::Uuid, to: Version },
+    /// Removes further rows of an inode that is gone and had more than one commit takes.
+    Purge { volume: uuid::Uuid, ino: Ino },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -9,6 +9,7 @@ use thiserror::Error;
 /// A place for objects. As JSON it carries its kind: `{"kind":"s3","bucket":...}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum StoreKind {
     /// A folder, by absolute path.
     Local {
@@ -27,6 +28,7 @@ pub enum StoreKind {
 
 /// A bucket (Azure: a container) of an object store.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Bucket {
     /// Its name.
     pub bucket: String,
@@ -183,6 +185,7 @@ fn check_endpoint(endpoint: &str) -> Result<(), BadStore> {
 /// who serializes it seals what comes out, or sends it over TLS.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(value_type = String))]
 pub struct Secret(String);
 
 impl Secret {
@@ -206,6 +209,7 @@ impl fmt::Debug for Secret {
 /// What opens a bucket.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Credentials {
     /// None are kept: each server uses what its own environment, container or machine offers.
     #[default]

@@ -7,6 +7,7 @@ use uuid::Uuid;
 /// How new slices of a volume are compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Compression {
     /// Not at all.
     None,
@@ -25,6 +26,7 @@ pub const BLOCK_SIZE_DEFAULT: u32 = 4 << 20;
 
 /// A volume as the admin server defines it and the metadata server owns it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VolumeSpec {
     /// Its identity for ever; the name may change hands.
     pub id: Uuid,
@@ -35,6 +37,7 @@ pub struct VolumeSpec {
     /// Compression of new slices.
     pub compression: Compression,
     /// How long the past is kept.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub retention: Retention,
     /// Quota in bytes of allocated content, if any.
     pub max_bytes: Option<u64>,

@@ -128,6 +128,22 @@ fn instants_that_cannot_be_had_are_refused_with_those_that_can() {
         // The one that was asked for, the earliest and the latest.
         let instants = said.matches("Z").count();
         assert!(said.contains("cannot be had") && instants >= 3, "{at}: {said}");
+        let foreground = installation.fails(&[
+            "mount",
+            "start",
+            "v",
+            text(&dir),
+            "--token",
+            &live.token,
+            "--at-time",
+            at,
+            "--foreground",
+            "--log-level=error",
+        ]);
+        for said in [said, foreground] {
+            assert_eq!(said.matches("cannot be had").count(), 1, "{at}: {said}");
+            assert_eq!(said.lines().count(), 1, "{at}: {said}");
+        }
     }
     for at in ["", "noon", "2026-03-15", "2026-03-15T10:30:00", "--", "-5x", "2026-13-45T10:30:00Z"] {
         let said = installation.fails(&[
@@ -150,7 +166,8 @@ fn bad_commands_name_what_is_wrong() {
     let dir = place(&installation);
     let file = installation.path("a file");
     fs::write(&file, "x").unwrap();
-    let blocks = installation.path("blocks");
+    let in_file = file.join("folder");
+    let (blocks, fresh) = (installation.path("blocks"), installation.path("fresh"));
     let volume = |name: &'static str, flags: &[&'static str]| {
         let mut all = vec![
             "configure",
@@ -178,6 +195,30 @@ fn bad_commands_name_what_is_wrong() {
         (vec!["mount", "start", "v", text(&dir), "--token-file", "/no/such/file"], "/no/such/file"),
         (vec!["mount", "stop", text(&dir)], text(&dir)),
         (vec!["instant", text(&dir)], text(&dir)),
+        (vec!["mount", "start", "", text(&dir)], "VOLUME"),
+        (vec!["mount", "start", "v@soon", text(&dir), "--token", &token], "'soon'"),
+        (vec!["mount", "start", "v", "/", "--token", &token], "another directory"),
+        (vec!["mount", "start", "v", "/proc/self", "--token", &token], "another directory"),
+        (vec!["mount", "start", "v", text(&dir), "-o", "shiny", "--token", &token], "'shiny'"),
+        (vec!["mount", "start", "v", text(&dir), "-o", "admin=a b", "--token", &token], "'a b'"),
+        (vec!["mount", "start", "v", text(&dir), "--admin", "h:99999"], "HOST:PORT"),
+        (vec!["mount", "start", "v", text(&dir), "--token-file", text(&dir)], text(&dir)),
+        (vec!["mount", "start", "v", text(&dir), "--log-level", "loud"], "loud"),
+        (vec!["mount", "stop", "/no/such/folder"], "mount list"),
+        (vec!["mount", "init", "creds", "--token", &token, "--volume", ""], "--volume"),
+        (vec!["mount", "init", "systemd", "--output", "/no/such/folder"], "/no/such/folder"),
+        (vec!["configure", "init", "creds", "--token", &token], "account"),
+        (vec!["configure", "list", "volume", "--admin", "http://h"], "http://h"),
+        (vec!["admin", "init", "creds", "--db-folder", text(&fresh), "--address", "a b"], "'a b'"),
+        (vec!["admin", "init", "creds", "--db-folder", text(&file)], "a file"),
+        (vec!["admin", "start", "--db-folder", text(&dir)], "init creds"),
+        (vec!["admin", "start", "--db-folder", text(&in_file)], "Not a directory"),
+        (vec!["admin", "status", "--db-folder", text(&in_file)], "Not a directory"),
+        (vec!["meta", "start", "--db-folder", text(&file)], "a file"),
+        (vec!["meta", "start", "--db-folder", text(&fresh), "--advertise", ""], "--advertise"),
+        (vec!["man", "/no/such/folder"], "/no/such/folder"),
+        (vec!["completions", "tcsh"], "tcsh"),
+        (vec!["meta", "verify", "--db-folder", text(&dir)], "holds no metadata store"),
         (vec!["meta", "verify", "--db-folder", "/proc/nowhere/folder"], "/proc/nowhere/folder"),
         (vec!["meta", "init", "creds", "--token", "x", "--db-folder", text(&dir)], "token"),
         (volume("v", &[]), "v"),
@@ -213,6 +254,8 @@ fn bad_commands_name_what_is_wrong() {
             "chronofs {}: does not name {expected}: {said}",
             arguments.join(" ")
         );
+        assert!(fs::read_dir(&dir).unwrap().next().is_none(), "{arguments:?} left something behind");
+        assert!(!fresh.exists(), "{arguments:?} left a folder behind");
     }
 }
 
@@ -389,6 +432,83 @@ fn a_block_folder_that_is_not_there_is_refused_from_the_start() {
     let token = installation.create_token("w", &[]);
     let said = installation.fails(&["mount", "start", "w", text(&place(&installation)), "--token", &token]);
     assert!(said.contains("/proc/nowhere/folder"), "{said}");
+}
+
+#[test]
+fn a_block_store_moves_only_to_where_its_objects_are() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (blocks, moved) = (installation.path("blocks"), installation.path("moved"));
+    let (empty, strange, file) =
+        (installation.path("empty"), installation.path("strange"), installation.path("file"));
+    fs::create_dir(&empty).unwrap();
+    fs::create_dir(&strange).unwrap();
+    fs::write(&file, "x").unwrap();
+    let update = |to: &Path| -> Vec<String> {
+        ["configure", "update", "block-store", "blocks", "--path", text(to)].map(str::to_owned).to_vec()
+    };
+    let refused = |installation: &Installation, to: &Path, expected: &str| {
+        let arguments = update(to);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let said = installation.fails(&arguments);
+        assert!(said.contains(text(to)) && said.contains(expected), "{}: {said}", to.display());
+        let shown = installation.ok(&["configure", "show", "block-store", "blocks", "--json"]);
+        assert!(shown.contains(&format!("\"{}\"", text(&blocks))), "it moved all the same: {shown}");
+    };
+    let bytes = Rng::new(8).bytes(3 << 20);
+    let mut mount = installation.mount("v", &[]);
+    fs::write(mount.path("big"), &bytes).unwrap();
+    refused(&installation, &moved, "unmount first");
+    mount.unmount();
+
+    // The folder of another store, marked by the server.
+    let arguments =
+        ["configure", "create", "block-store", "other", "--kind", "local", "--path", text(&strange)];
+    installation.ok(&arguments);
+    let of_other =
+        ["configure", "create", "volume", "w", "--block-store", "other", "--metadata-store", "store"];
+    installation.ok(&of_other);
+    let read_only = installation.path("read-only");
+    fs::create_dir(&read_only).unwrap();
+    let copied = run(Command::new("cp").arg("-a").arg(blocks.join(".")).arg(&read_only));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+    for arguments in [["--bind", text(&read_only)], ["-o", "remount,bind,ro"]] {
+        let output = run(Command::new("mount").args(arguments).arg(&read_only));
+        assert!(output.status.success(), "{}", text_of(&output));
+    }
+    refused(&installation, &read_only, "cannot be written to");
+    detach(&read_only);
+    for (to, expected) in [
+        (&moved, "right disk is mounted"),
+        (&empty, "right disk is mounted"),
+        (&file, "right disk is mounted"),
+        (&strange, "names the store"),
+    ] {
+        refused(&installation, to, expected);
+    }
+    refused(&installation, Path::new("relative"), "not absolute");
+
+    fs::rename(&blocks, &moved).unwrap();
+    let arguments = update(&moved);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    installation.ok(&arguments);
+    let mut mount = installation.mount("v", &[]);
+    assert!(fs::read(mount.path("big")).unwrap() == bytes, "what was written before the move");
+    fs::write(mount.path("new"), &bytes).unwrap();
+    mount.unmount();
+
+    installation.meta.stop();
+    fs::rename(&moved, &blocks).unwrap();
+    let back = update(&blocks);
+    let back: Vec<&str> = back.iter().map(String::as_str).collect();
+    let said = installation.fails(&back);
+    assert!(said.contains("'store'") && said.contains("start it"), "{said}");
+    installation.start_meta();
+    wait_for("the server to look", || run(&mut installation.command(&back)).status.success().then_some(()));
+    let mount = installation.mount("v", &[]);
+    for name in ["big", "new"] {
+        assert!(fs::read(mount.path(name)).unwrap() == bytes, "{name}");
+    }
 }
 
 #[test]

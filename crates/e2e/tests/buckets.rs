@@ -67,7 +67,7 @@ fn files_are_kept_in_a_bucket_and_read_back_by_another_mount() {
 fn what_the_probe_found_is_shown_and_is_found_anew_on_demand() {
     let server = ObjectServer::start(Kind::Moto);
     let installation = Installation::start();
-    create_store(&installation, "cloud", &server, &["--no-probe"]);
+    create_store(&installation, "cloud", &server, &["--unchecked"]);
     let before = installation.ok(&["configure", "show", "block-store", "cloud", "--json"]);
     assert!(before.contains("\"probed\": null"), "{before}");
     let after = installation.ok(&["configure", "probe", "block-store", "cloud"]);
@@ -99,7 +99,7 @@ fn a_bucket_that_cannot_be_used_is_refused_with_the_reason_unless_nobody_is_to_l
     assert!(refused.contains("403") && !refused.contains(&wrong_key), "{refused}");
     let rclone = ObjectServer::start(Kind::Rclone);
     let refused = create(&rclone.flags(), &[]);
-    assert!(refused.contains("ranges") && refused.contains("--no-probe"), "{refused}");
+    assert!(refused.contains("ranges") && refused.contains("--unchecked"), "{refused}");
     let mut moto = ObjectServer::start(Kind::Moto);
     let mut flags = moto.flags();
     let bucket = flags.iter().position(|flag| flag == "--bucket").unwrap();
@@ -112,7 +112,7 @@ fn a_bucket_that_cannot_be_used_is_refused_with_the_reason_unless_nobody_is_to_l
     assert!(refused.contains("refused") && began.elapsed() < Duration::from_secs(30), "{refused}");
     assert!(create(&moto.flags()[2..], &["--kind", "local"]).contains("--path"));
     assert_eq!(installation.ok(&["configure", "list", "block-store"]).lines().count(), 2, "nothing was made");
-    create_store(&installation, "later", &moto, &["--no-probe"]);
+    create_store(&installation, "later", &moto, &["--unchecked"]);
     assert!(installation.ok(&["configure", "list", "block-store"]).contains("later"));
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use chronofs_e2e::installation::{detach, is_mount_point};
 use chronofs_e2e::process::{chronofs_binary, http_get, run, text_of, wait_for};
 use chronofs_e2e::{Installation, Manifest, Rng, seed};
+use chronofs_wire::token::Token;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn text(path: &Path) -> &str {
@@ -42,6 +43,13 @@ fn mounting_and_unmounting_in_the_background_and_the_list_of_mounts() {
         serde_json::from_str(&installation.ok(&["mount", "list", "--json"])).unwrap();
     let here = list.as_array().unwrap().iter().find(|m| m.to_string().contains(text(&dir)));
     assert!(here.is_some(), "{list}");
+
+    fs::create_dir(installation.path("relative")).unwrap();
+    let mut relative = installation.command(&["mount", "start", "v", "relative"]);
+    let output = run(relative.current_dir(installation.path("")));
+    assert!(output.status.success(), "{}", text_of(&output));
+    assert!(is_mount_point(&installation.path("relative")), "mounted somewhere else");
+    installation.ok(&["mount", "stop", text(&installation.path("relative"))]);
 
     let again = installation.fails(&["mount", "start", "v", text(&dir)]);
     assert!(again.contains(text(&dir)), "{again}");
@@ -97,6 +105,119 @@ fn mount_8_and_fstab_work_and_umount_flushes() {
     assert!(said.ends_with("second\nfirst\n"), "{said}");
 }
 
+/// What the machine's own mount(8), fstab and a person say after `-o` holds, and is seen in /proc/self/mountinfo.
+#[test]
+fn mount_options_hold_however_they_are_said() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let token = installation.create_token("v", &[]);
+    let token_file = installation.path("token");
+    fs::write(&token_file, &token).unwrap();
+    // The address in the token leads nowhere; the option has the right one.
+    let lost: Token = token.parse().unwrap();
+    let lost_file = installation.path("lost, \\ token");
+    fs::write(&lost_file, Token { admin: "127.0.0.1:1".to_owned(), ..lost }.to_string()).unwrap();
+    let dir = installation.path("mnt");
+    fs::create_dir(&dir).unwrap();
+    let script = r#"
+        set -eu
+        mount -t tmpfs none /usr/sbin
+        ln -s "$BIN" /usr/sbin/mount.chronofs
+        T=token-file=$TOKEN_FILE
+        shown() { echo "$1: $(grep " $DIR " /proc/self/mountinfo | cut -d ' ' -f 6)"; }
+        mount.chronofs() { /usr/sbin/mount.chronofs "$@"; }
+
+        mount -t chronofs v "$DIR" -o "$T"
+        shown plain
+        printf '#!/bin/sh\necho it runs\n' > "$DIR/program"
+        chmod 755 "$DIR/program"
+        "$DIR/program"
+        ln -s program "$DIR/link"
+        umount "$DIR"
+
+        mount.chronofs v "$DIR" -o "$T,ro,nosuid,nodev,noexec,noatime,nodiratime,nosymfollow"
+        shown helper
+        ! "$DIR/program" 2> /dev/null || echo "noexec does not hold"
+        ! touch "$DIR/new" 2> /dev/null || echo "ro does not hold"
+        ! cat "$DIR/link" 2> /dev/null || echo "nosymfollow does not hold"
+        umount "$DIR"
+
+        echo "v $DIR chronofs $T,noauto,user,exec,relatime,_netdev,nofail,x-systemd.automount,comment=a 0 0" > /etc/fstab
+        mount "$DIR"
+        shown fstab
+        "$DIR/program"
+        umount "$DIR"
+        mount "$DIR" -o ro,strictatime,noexec
+        shown "fstab and more"
+        umount v
+
+        echo "v $DIR chronofs $T,noexec 0 0" > /etc/fstab
+        mount -a
+        mount -a && echo "again: $(grep -c " $DIR " /proc/self/mountinfo)"
+        umount "$DIR"
+
+        "$BIN" mount start v "$DIR" --token-file "$TOKEN_FILE" -o nodev,noexec -o exec
+        shown start
+        instant=$("$BIN" instant "$DIR")
+        umount "$DIR"
+        mount -t chronofs "v@$instant" "$DIR" -o "token-file=\"$LOST_FILE\",admin=$ADMIN,log-format=json,log-level=warn"
+        shown past
+        umount "$DIR"
+        ! mount -t chronofs v "$DIR" -o "$T,shiny" || echo "took a word that nobody knows"
+        ! mount -t chronofs v "$DIR" -o "$T,rw,remount,nosuid" || echo "took remount"
+        mount -t chronofs v "$DIR" -s -o "$T,shiny,sync"
+        umount "$DIR"
+    "#;
+    let mut command = Command::new("unshare");
+    let over_etc = format!(
+        "mount -t tmpfs none {0}.etc && mkdir {0}.etc/u {0}.etc/w && mount -t overlay o -o lowerdir=/etc,upperdir={0}.etc/u,workdir={0}.etc/w /etc",
+        text(&dir)
+    );
+    fs::create_dir(installation.path("mnt.etc")).unwrap();
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        &format!("set -eu\n{over_etc}\n{script}"),
+    ]);
+    command.env("BIN", chronofs_binary()).env("DIR", &dir).env("TOKEN_FILE", &token_file);
+    command.env("LOST_FILE", &lost_file).env("ADMIN", installation.admin_address.to_string());
+    command.env("CHRONOFS_CONFIG_DIR", installation.path("etc"));
+    command.env("CHRONOFS_LOG_DIR", installation.path("log"));
+    let output = run(&mut command);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let expected = "\
+plain: rw,relatime
+it runs
+helper: ro,nosuid,nodev,noexec,noatime,nodiratime,nosymfollow
+fstab: rw,nosuid,nodev,relatime
+it runs
+fstab and more: ro,nosuid,nodev,noexec
+again: 1
+start: rw,nodev,relatime
+past: ro,relatime
+";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", text_of(&output));
+    let said = text_of(&output);
+    assert!(said.contains("mount option 'shiny' is not known"), "{said}");
+}
+
+/// `sync` is a promise: what write(2) returned for is seen by others, and durable, without a close.
+#[test]
+fn a_mount_with_sync_stores_every_write_before_it_returns() {
+    let installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (synced, other) = (installation.mount("v", &["-o", "sync"]), installation.mount("v", &[]));
+    let file = File::create(synced.path("file")).unwrap();
+    for n in 0..20u64 {
+        file.write_all_at(&n.to_le_bytes(), n * 8).unwrap();
+        let seen = fs::read(other.path("file")).unwrap();
+        assert_eq!(seen.len() as u64, (n + 1) * 8, "write {n} is not there");
+    }
+}
+
 #[test]
 fn two_mounts_see_what_the_other_closed_or_synced() {
     let installation = Installation::start();
@@ -138,11 +259,15 @@ fn two_mounts_see_what_the_other_closed_or_synced() {
 fn sigterm_makes_a_mount_flush_and_go() {
     let installation = Installation::start();
     installation.create_volume("v", &[]);
-    let mut mount = installation.mount("v", &[]);
+    let mut mount = installation.mount("v", &["--log-format", "json", "--log-level", "info"]);
     let bytes = Rng::new(5).bytes(9 << 20);
     fs::write(mount.path("file"), &bytes).unwrap();
     mount.process.stop();
     assert!(!is_mount_point(&mount.dir), "still mounted after SIGTERM");
+    for line in mount.process.log().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
     mount.start();
     assert!(fs::read(mount.path("file")).unwrap() == bytes, "what was written is not there");
 }
@@ -236,6 +361,53 @@ fn existing_mounts_go_on_while_the_admin_server_is_away() {
     );
     detach(&dir);
     installation.start_admin();
+    mount.unmount();
+    installation.stop_meta_and_verify();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let copied = run(Command::new("cp").arg("-a").args([from, to]));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+}
+
+#[test]
+fn an_admin_restored_from_an_old_copy_goes_on_above_all_epochs_and_mounts_with_it() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (admin, copy) = (installation.path("admin"), installation.path("admin.old"));
+    let token = installation.create_token("v", &[]);
+    installation.admin.stop();
+    copy_folder(&admin, &copy);
+    installation.start_admin();
+    let epoch = |installation: &Installation| -> u64 {
+        let shown = installation.ok(&["configure", "show", "metadata-store", "store", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["epoch"].as_u64().unwrap()
+    };
+    for last in 1..4 {
+        wait_for("the server to register", || (epoch(&installation) == last).then_some(()));
+        installation.meta.stop();
+        installation.start_meta();
+    }
+    wait_for("the server to register", || (epoch(&installation) == 4).then_some(()));
+    let before = epoch(&installation);
+    let mut mount = installation.mount_with("v", &token, &[]);
+    fs::write(mount.path("file"), "before").unwrap();
+
+    installation.admin.stop();
+    copy_folder(&copy, &admin);
+    installation.start_admin();
+    wait_for("the server to register again", || (epoch(&installation) > before).then_some(()));
+    let said = installation.admin.log();
+    assert!(said.contains("held=4") && said.contains("known=1") && said.contains("old copy"), "{said}");
+    // A mount refuses a server under a lower epoch than it has seen: it must find it again after a restart.
+    installation.meta.kill();
+    installation.start_meta();
+    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "before");
+    wait_for("the server to register", || (epoch(&installation) > before + 1).then_some(()));
+    let mut other = installation.mount_with("v", &token, &[]);
+    assert_eq!(fs::read_to_string(other.path("file")).unwrap(), "before");
+    other.unmount();
     mount.unmount();
     installation.stop_meta_and_verify();
 }

@@ -39,6 +39,7 @@ macro_rules! conformance {
 conformance!(
     what_is_put_can_be_read_and_what_is_deleted_cannot,
     a_later_change_of_a_key_in_a_batch_wins,
+    a_later_commit_of_a_group_wins,
     scans_are_in_key_order_and_keep_to_their_bounds,
     a_view_does_not_see_later_commits,
     empty_commits_raise_the_version,
@@ -60,6 +61,17 @@ fn what_is_put_can_be_read_and_what_is_deleted_cannot(engine: &dyn Engine) {
 fn a_later_change_of_a_key_in_a_batch_wins(engine: &dyn Engine) {
     engine.apply(vec![commit(1, [put("a", "1"), delete("a"), put("b", "1"), put("b", "2")])]).unwrap();
     assert_eq!(all(&*engine.view()), [("b".into(), "2".into())]);
+}
+
+fn a_later_commit_of_a_group_wins(engine: &dyn Engine) {
+    let first = commit(1, [put("a", "1"), put("b", "1"), delete("c"), put("d", "1")]);
+    let second = commit(2, [delete("a"), put("b", "2"), put("c", "2")]);
+    let third = commit(3, [put("a", "3"), delete("b")]);
+    engine.apply(vec![first, second, third]).unwrap();
+    assert_eq!(
+        all(&*engine.view()),
+        [("a".into(), "3".into()), ("c".into(), "2".into()), ("d".into(), "1".into())]
+    );
 }
 
 fn scans_are_in_key_order_and_keep_to_their_bounds(engine: &dyn Engine) {

@@ -5,11 +5,12 @@ use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::server::objects::Stores;
-use crate::stores::open_stores;
+use crate::stores::{look_at, open_stores};
 use chronofs_namespace::instants;
-use chronofs_wire::admin::{AssignedStore, Assignment, Register, Report, VolumeReport};
+use chronofs_wire::admin::{AssignedStore, Assignment, Probe, Probed, Register, Report, VolumeReport};
 use chronofs_wire::http::{AdminClient, ClientError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -105,6 +106,7 @@ impl AdminLink {
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
+        self.register.epoch = self.register.epoch.max(registered.epoch);
         tracing::info!(store = registered.name, epoch = registered.epoch, "registered with the admin server");
         *told_failure = false;
         if let Err(error) = self.folder.save_registered(&registered) {
@@ -120,11 +122,13 @@ impl AdminLink {
                 assignment = self.client.assignment(after) => Err(assignment?),
                 question = self.questions.next() => Ok(question),
             };
-            let (assignment, question) = match asked {
+            let (mut assignment, question) = match asked {
                 Err(assignment) => (assignment, None),
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
+            let probes = std::mem::take(&mut assignment.probes);
+            let used = store_of_volumes(&assignment);
             let news = assignment.revision != *revision;
             if news || !problems.is_empty() || self.stores.is_empty() {
                 *revision = assignment.revision;
@@ -135,11 +139,12 @@ impl AdminLink {
             }
             if let Some(question) = question {
                 self.answer(question, None).await;
-                if !news {
+                if !news && probes.is_empty() {
                     continue;
                 }
             }
-            if let Some(report) = self.report(problems.clone()).await {
+            if let Some(mut report) = self.report(problems.clone()).await {
+                report.probed = self.look(probes, &used, &report).await;
                 self.client.report(&report).await?;
             }
         }
@@ -188,15 +193,36 @@ impl AdminLink {
         problems
     }
 
+    /// Looks at folders that block stores are to move to. A mount has the old folder open for as long as it lasts.
+    async fn look(&self, probes: Vec<Probe>, used: &HashMap<Uuid, Uuid>, report: &Report) -> Vec<Probed> {
+        let mut probed = Vec::new();
+        for Probe { id, store, path } in probes {
+            let of_store = report.volumes.iter().filter(|volume| used.get(&volume.id) == Some(&store));
+            let mounts: u32 = of_store.map(|volume| volume.sessions).sum();
+            let problem = if mounts > 0 {
+                Some(format!(
+                    "it is mounted ({mounts}), and mounts would go on with the old folder; unmount first"
+                ))
+            } else {
+                let folder = self.folder.clone();
+                let looked = move || look_at(&folder, store, Path::new(&path));
+                let looked = tokio::task::spawn_blocking(looked).await;
+                looked.unwrap_or_else(|error| Some(format!("the look at it ended: {error}")))
+            };
+            probed.push(Probed { id, problem });
+        }
+        probed
+    }
+
     /// The state of every volume.
     async fn report(&self, problems: BTreeMap<Uuid, String>) -> Option<Report> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now_ns| {
+        let ask: Ask = Box::new(move |core, now| {
             let indexes: Vec<_> = core.machine.volumes().map(|volume| volume.index).collect();
             let mut volumes = Vec::new();
             for index in indexes {
                 let mut figures = (0, 0);
-                let read = core.decide(now_ns, |machine, group| {
+                let read = core.decide(now, |machine, group| {
                     figures = machine.volume_figures(group, index)?;
                     Ok(())
                 });
@@ -218,9 +244,16 @@ impl AdminLink {
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
                 });
             }
-            drop(sender.send(Report { revision: core.machine.figures().revision, volumes }));
+            let revision = core.machine.figures().revision;
+            drop(sender.send(Report { revision, volumes, probed: Vec::new() }));
         });
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }
+}
+
+/// The block store of every volume that is not deleted.
+fn store_of_volumes(assignment: &Assignment) -> HashMap<Uuid, Uuid> {
+    let live = assignment.volumes.iter().filter(|volume| !volume.deleted);
+    live.map(|volume| (volume.spec.id, volume.store.id)).collect()
 }

@@ -1,7 +1,7 @@
 //! The machine and the engine together: groups of events are decided, committed at once, and only then their
 //! effects are given out. No threads and no clock, so that simulations run the very same code.
 
-use crate::machine::{Call, ConnId, Effect, Event, Group, Machine};
+use crate::machine::{Call, ConnId, Effect, Event, Group, Machine, Now};
 use chronofs_core::Version;
 use chronofs_core::ops::Request;
 use chronofs_core::slice::{NewSlice, Place};
@@ -41,42 +41,46 @@ impl Core {
     /// is the end of the server: nothing that was decided in the failing group is given out.
     pub fn run(
         &mut self,
-        now_ns: u64,
+        now: impl Into<Now>,
         events: Vec<Event>,
         give_out: &mut dyn FnMut(Decided),
     ) -> Result<(), EngineError> {
+        let now = now.into();
         let mut calls: Vec<(ConnId, Call)> = Vec::new();
         for event in events {
             match event {
                 Event::Call(conn, call) => calls.push((conn, call)),
                 event => {
-                    self.run_calls(now_ns, std::mem::take(&mut calls), give_out)?;
-                    let decided =
-                        self.decide(now_ns, |machine, group| machine.event(group, event.clone()))?;
+                    self.run_calls(now, std::mem::take(&mut calls), give_out)?;
+                    let decided = self.decide(now, |machine, group| machine.event(group, event.clone()))?;
                     give_out(decided);
                     let released = self.machine.take_released();
-                    self.run_calls(now_ns, released, give_out)?;
+                    self.run_calls(now, released, give_out)?;
                     for asked in self.machine.take_asked() {
-                        give_out(self.decide(now_ns, |machine, group| machine.decide_asked(group, &asked))?);
+                        give_out(self.decide(now, |machine, group| machine.decide_asked(group, &asked))?);
                     }
                 }
             }
         }
-        self.run_calls(now_ns, calls, give_out)
+        self.run_calls(now, calls, give_out)
     }
 
     fn run_calls(
         &mut self,
-        now_ns: u64,
+        now: Now,
         calls: Vec<(ConnId, Call)>,
         give_out: &mut dyn FnMut(Decided),
     ) -> Result<(), EngineError> {
         let mut rest = &calls[..];
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(group_len(rest));
-            let decided = self.decide(now_ns, |machine, group| machine.calls(group, now))?;
+            let next = &rest[..group_len(rest)];
+            let mut done = 0;
+            let decided = self.decide(now, |machine, group| {
+                done = machine.calls(group, next)?;
+                Ok(())
+            })?;
             give_out(decided);
-            rest = later;
+            rest = &rest[done..];
         }
         Ok(())
     }
@@ -84,16 +88,17 @@ impl Core {
     /// Decides one group and applies it; when the engine has no room, decides it again with every write refused.
     pub fn decide(
         &mut self,
-        now_ns: u64,
+        now: impl Into<Now>,
         mut decide: impl FnMut(&mut Machine, &mut Group) -> Result<(), EngineError>,
     ) -> Result<Decided, EngineError> {
-        let mut group = Group::new(now_ns, self.engine.view(), false);
+        let now = now.into();
+        let mut group = Group::new(now, self.engine.view(), false);
         decide(&mut self.machine, &mut group)?;
         match self.apply(&mut group) {
             Ok(decided) => Ok(decided),
             Err(error @ EngineError::NoSpace { .. }) => {
                 self.machine.failed(&mut group);
-                let mut group = Group::new(now_ns, self.engine.view(), true);
+                let mut group = Group::new(now, self.engine.view(), true);
                 decide(&mut self.machine, &mut group)?;
                 let mut decided = self.apply(&mut group)?;
                 decided.full = Some(error.to_string());
@@ -105,13 +110,12 @@ impl Core {
 
     fn apply(&mut self, group: &mut Group) -> Result<Decided, EngineError> {
         let commits = group.commits.len();
-        let mut bytes = 0;
+        let bytes = group.bytes();
         if commits > 0 {
-            for commit in &group.commits {
-                let batch = &commit.batch.0;
-                bytes += commit.tag.len() + batch.iter().map(change_len).sum::<usize>();
-            }
             self.engine.apply(std::mem::take(&mut group.commits))?;
+            if group.sync_first() {
+                self.engine.sync()?;
+            }
         }
         self.machine.applied(group, commits as u64);
         let (effects, answered) = (std::mem::take(&mut group.effects), std::mem::take(&mut group.answered));
@@ -119,8 +123,8 @@ impl Core {
     }
 
     /// A clean stop: what only tags say is written into the state, and all is made durable.
-    pub fn stop(&mut self, now_ns: u64) -> Result<Version, EngineError> {
-        let decided = self.decide(now_ns, |machine, group| machine.stop(group))?;
+    pub fn stop(&mut self, now: impl Into<Now>) -> Result<Version, EngineError> {
+        let decided = self.decide(now, |machine, group| machine.stop(group))?;
         let durable = self.engine.sync()?;
         for effect in decided.effects {
             if let Effect::Mark(version) = effect {
@@ -152,11 +156,4 @@ fn carried_len(new: &NewSlice) -> usize {
         _ => 0,
     };
     inline + new.staged.as_ref().map_or(0, |bytes| bytes.len())
-}
-
-fn change_len(change: &chronofs_engine::Change) -> usize {
-    match change {
-        chronofs_engine::Change::Put(key, value) => key.len() + value.len(),
-        chronofs_engine::Change::Delete(key) => key.len(),
-    }
 }

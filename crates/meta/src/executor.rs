@@ -1,12 +1,12 @@
 //! The threads around the core: one decides, a few read, one makes durable.
 
 use crate::core::{Core, Decided};
-use crate::machine::{ConnId, Effect, Event, ObjectJob, ReadJob, SharedView, kind_of};
+use crate::machine::{ConnId, Effect, Event, Now, ObjectJob, ReadJob, SharedView, kind_of};
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
 use chronofs_core::{Errno, Version};
 use chronofs_engine::{Engine, EngineError, ReadStop, View};
-use chronofs_namespace::Ctx;
+use chronofs_namespace::{Ctx, FREED_MAX};
 use chronofs_wire::message::{Hello, HelloAnswer, ToClient};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -14,7 +14,7 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 /// How many inputs may be queued before connections have to wait.
 const QUEUE: usize = 4096;
@@ -26,13 +26,16 @@ const READERS: usize = 2;
 const SYNC_WITHIN: Duration = Duration::from_millis(10);
 
 /// Something to be done on the executor's thread.
-pub type Ask = Box<dyn FnOnce(&mut Core, u64) + Send>;
+pub type Ask = Box<dyn FnOnce(&mut Core, Now) + Send>;
 
 /// What the executor is handed.
 pub enum Input {
     /// A connection says hello.
     Open(ConnId, Arc<Outbox>, Box<Hello>),
-    /// Frames of one connection, and whatever else happens.
+    /// Frames of one connection. Their bytes count as in flight for as long as the permit is held: until they are
+    /// decided.
+    Received(Vec<Event>, OwnedSemaphorePermit),
+    /// Whatever else happens.
     Events(Vec<Event>),
     /// A question about the machine.
     Ask(Ask),
@@ -46,9 +49,14 @@ pub trait ObjectHandler: Send + 'static {
     fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>);
 }
 
-/// The server's clock: nanoseconds since the epoch.
-pub fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+/// What the server's clocks show.
+pub fn now() -> Now {
+    let wall_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    // The clients measure with this clock too: what they cache has run out here no earlier than there.
+    let steady = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let steady_ns =
+        (steady.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(steady.tv_nsec as u64);
+    Now { wall_ns, steady_ns }
 }
 
 /// The running executor.
@@ -155,33 +163,38 @@ impl Worker {
             if inputs.blocking_recv_many(&mut taken, GROUP_MAX) == 0 {
                 return Ok(());
             }
-            let now_ns = now_ns();
+            let now = now();
             let mut events = Vec::new();
+            let mut in_flight = Vec::new();
             for input in taken.drain(..) {
                 match input {
+                    Input::Received(more, permit) => {
+                        events.extend(more);
+                        in_flight.push(permit);
+                    }
                     Input::Open(conn, outbox, hello) => {
                         self.outboxes.insert(conn, outbox);
                         events.push(Event::Hello(conn, hello));
                     }
                     Input::Events(more) => events.extend(more),
                     Input::Ask(ask) => {
-                        self.decide(now_ns, std::mem::take(&mut events))?;
-                        ask(&mut self.core, now_ns);
+                        self.decide(now, std::mem::take(&mut events))?;
+                        ask(&mut self.core, now);
                     }
                     Input::Stop(done) => {
-                        self.decide(now_ns, std::mem::take(&mut events))?;
-                        let result = self.core.stop(now_ns).map(drop);
+                        self.decide(now, std::mem::take(&mut events))?;
+                        let result = self.core.stop(now).map(drop);
                         self.outboxes.values().for_each(|outbox| outbox.close());
                         drop(done.send(result));
                         return Ok(());
                     }
                 }
             }
-            self.decide(now_ns, events)?;
+            self.decide(now, events)?;
         }
     }
 
-    fn decide(&mut self, now_ns: u64, events: Vec<Event>) -> Result<(), EngineError> {
+    fn decide(&mut self, now: Now, events: Vec<Event>) -> Result<(), EngineError> {
         if events.is_empty() {
             return Ok(());
         }
@@ -193,7 +206,7 @@ impl Worker {
             })
             .collect();
         let mut decided = Vec::new();
-        self.core.run(now_ns, events, &mut |group| decided.push(group))?;
+        self.core.run(now, events, &mut |group| decided.push(group))?;
         let mut view = None;
         for group in decided {
             self.count(&group);
@@ -328,6 +341,7 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
         root: job.root,
         read_only: job.read_only,
         is_open: &is_open,
+        freed_max: FREED_MAX,
     };
     match chronofs_namespace::query(&SharedView(view), &ctx, &job.request) {
         Ok(result) => result,

@@ -255,7 +255,12 @@ mod tests {
                 create_only: true,
             },
         };
-        let assignment = Assignment { revision: 7, volumes: vec![volume(1), volume(2)], tokens: Vec::new() };
+        let assignment = Assignment {
+            revision: 7,
+            volumes: vec![volume(1), volume(2)],
+            tokens: Vec::new(),
+            probes: Vec::new(),
+        };
         folder.save_assignment(&assignment).unwrap();
         let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();
         assert!(text.contains("AKIA") && !text.contains("hunter2"), "{text}");

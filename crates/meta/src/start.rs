@@ -2,7 +2,7 @@
 
 use crate::admin_link::{AdminLink, Questions};
 use crate::core::Core;
-use crate::executor::{Executor, Input, now_ns};
+use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
 use crate::http::{Pages, Status};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
@@ -105,7 +105,7 @@ impl Server {
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let core = open_core(&locked, with_admin).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
-        let boot = core.machine.config().boot;
+        let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
@@ -125,6 +125,7 @@ impl Server {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
                 boot,
+                epoch,
             };
             tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone(), questions)?);
         }
@@ -198,7 +199,7 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool) -> Result<Core> {
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let config = Config { boot: u64::from_le_bytes(random()?), epoch, asks_admin, ..Config::default() };
         let reads = SharedView(engine.view());
-        let machine = Machine::new(config, &reads, engine.applied(), found, now_ns())?;
+        let machine = Machine::new(config, &reads, engine.applied(), found, now())?;
         anyhow::Ok(Core { machine, engine })
     });
     core.await?
@@ -320,7 +321,12 @@ pub fn verify(db_folder: &Path) -> Result<Verified> {
     if !db_folder.is_dir() {
         bail!("{} is no folder of a metadata server; name it with --db-folder", db_folder.display());
     }
-    let locked = Folder(db_folder.to_owned()).lock()?;
+    let folder = Folder(db_folder.to_owned());
+    if !folder.engine().is_dir() {
+        // Opening it would make one, in which nothing could be wrong.
+        bail!("{} holds no metadata store; name its folder with --db-folder", db_folder.display());
+    }
+    let locked = folder.lock()?;
     let engine = open_engine(&locked.folder)?;
     let reads = SharedView(engine.view());
     let cannot = || format!("cannot read the metadata store in {}", db_folder.display());

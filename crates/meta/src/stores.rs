@@ -71,6 +71,26 @@ fn open_folder(path: &Path, id: Uuid, first_time: bool) -> Result<Arc<BlockStore
     opened.map(Arc::new).map_err(|error| error.to_string())
 }
 
+/// Why a block store cannot move to the folder `path`, if it cannot: the folder must be its own, and writable.
+pub(crate) fn look_at(folder: &Folder, store: Uuid, path: &Path) -> Option<String> {
+    let marked = folder.marked_stores().is_ok_and(|marked| marked.contains(&store));
+    if !marked && is_free(path) {
+        // It has no bytes yet; its folder is made when it is opened.
+        return None;
+    }
+    if let Err(error) = BlockStore::open(path, store) {
+        return Some(error.to_string());
+    }
+    let probe = path.join(format!("chronofs-probe.{}.tmp", std::process::id()));
+    let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
+    written.err().map(|error| {
+        format!(
+            "block store folder {}: it cannot be written to: {error}; make it writable for this user",
+            path.display()
+        )
+    })
+}
+
 /// Whether a folder is missing or empty, so that it may become a store's.
 fn is_free(path: &Path) -> bool {
     match std::fs::read_dir(path) {

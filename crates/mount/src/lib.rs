@@ -13,5 +13,7 @@ mod process;
 mod testing;
 mod vfs;
 
-pub use process::{Listed, MountError, MountSpec, Mounted, StartConfig, State, instant, list, start, stop};
+pub use process::{
+    Listed, MountError, MountOptions, MountSpec, Mounted, StartConfig, State, instant, list, start, stop,
+};
 pub use vfs::Status;

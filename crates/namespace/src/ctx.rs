@@ -4,6 +4,9 @@ use chronofs_core::ops::Reply;
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, ReadStop};
 
+/// What one commit removes of an inode that goes, at the most: so many rows, or KiB of them. The rest goes step by step.
+pub const FREED_MAX: usize = 1024;
+
 /// Around a client's request: who asks, for what volume, at which version.
 #[derive(Clone)]
 pub struct Ctx<'a> {
@@ -23,6 +26,8 @@ pub struct Ctx<'a> {
     pub read_only: bool,
     /// Whether anybody has an inode open.
     pub is_open: &'a dyn Fn(Ino) -> bool,
+    /// What one commit may remove of an inode that goes: [`FREED_MAX`], less in tests.
+    pub freed_max: usize,
 }
 
 /// Around a request of the server itself.
@@ -32,6 +37,8 @@ pub struct SystemCtx<'a> {
     pub version: Version,
     /// Whether anybody has an inode open (a reap of such a one does nothing).
     pub is_open: &'a dyn Fn(Ino) -> bool,
+    /// See [`Ctx::freed_max`].
+    pub freed_max: usize,
 }
 
 /// What a mutation comes to. With an error the batch is empty.

@@ -29,11 +29,11 @@ mod verify;
 mod xattr;
 
 pub use create::TARGET_LEN_MAX;
-pub use ctx::{Ctx, Outcome, SystemCtx};
+pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};
 pub use op::LINKS_MAX;
-pub use paths::{DEPTH_MAX, list_orphans, path_of, resolve, usage};
+pub use paths::{DEPTH_MAX, first_purge, list_orphans, path_of, resolve, usage};
 pub use protect::protected_instants;
-pub use publish::size_max;
+pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use step::GRANT_MAX;

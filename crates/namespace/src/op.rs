@@ -3,8 +3,8 @@
 use crate::ctx::{Ctx, Done};
 use crate::look::{Look, inode_in, missing};
 use crate::rows::{
-    COUNTERS, Counters, DIR, Dir, ENTRY, Format, INODE, Inode, LINK, Link, ORPHAN, Orphan, Volume, XATTR,
-    ino_key, link_key, number_at,
+    COUNTERS, Counters, DIR, Dir, ENTRY, Format, INODE, Inode, LINK, Link, ORPHAN, Orphan, PURGE, Purge,
+    SLICE, Volume, XATTR, ino_key, link_key, number_at,
 };
 use chronofs_core::name::Position;
 use chronofs_core::{Errno, Ino, Retention};
@@ -197,19 +197,25 @@ impl<'a, R: Reads + ?Sized> Op<'a, R> {
         Ok(())
     }
 
-    /// Removes every row of an inode.
+    /// Removes an inode. Rows beyond what a commit may take stay for [`Op::purge`]: nobody finds them any more.
     pub(crate) fn free(&mut self, ino: Ino, inode: &Inode) -> Done<()> {
         let attr = inode.attr(ino, None);
+        let mut left = self.ctx.freed_max;
+        let mut tables = Vec::new();
         if inode.is_dir() {
             self.txn.delete(DIR, &ino_key(ino))?;
             // An empty directory can still hold tombstones.
-            self.delete_all(ENTRY, ino)?;
+            tables.push(ENTRY);
         } else if attr.kind == chronofs_core::FileKind::File {
-            self.delete_all(crate::rows::SLICE, ino)?;
+            tables.push(SLICE);
             self.account(attr.allocated, 0)?;
         }
         if inode.flags & Inode::HAS_XATTR != 0 {
-            self.delete_all(XATTR, ino)?;
+            tables.push(XATTR);
+        }
+        if !self.delete_all(&tables, ino, &mut left)? {
+            let purge = Purge { flags: 0, since: self.ctx.version };
+            self.txn.put_plain(PURGE, &ino_key(ino), &purge.encode()?);
         }
         self.txn.delete(INODE, &ino_key(ino))?;
         let counters = self.counters()?;
@@ -217,17 +223,38 @@ impl<'a, R: Reads + ?Sized> Op<'a, R> {
         Ok(())
     }
 
-    /// Removes every row of `table` whose key starts with the inode.
-    fn delete_all(&mut self, table: Table, ino: Ino) -> Result<(), ReadStop> {
-        loop {
-            let page = self.txn.now().scan(table, &ino_key(ino), &[], PAGE)?;
-            for (key, _) in &page {
-                self.txn.delete(table, key)?;
-            }
-            if page.len() < PAGE {
-                return Ok(());
+    /// Removes further rows of an inode that is gone.
+    pub(crate) fn purge(&mut self, ino: Ino) -> Done<()> {
+        let key = ino_key(ino);
+        if self.txn.get_plain(PURGE, &key)?.is_none() {
+            return Ok(());
+        }
+        let mut left = self.ctx.freed_max;
+        if self.delete_all(&[SLICE, XATTR, ENTRY], ino, &mut left)? {
+            self.txn.delete_plain(PURGE, &key);
+        }
+        Ok(())
+    }
+
+    /// Removes the rows of `tables` whose key starts with the inode, as far as `left` goes. Whether none is left over.
+    fn delete_all(&mut self, tables: &[Table], ino: Ino, left: &mut usize) -> Result<bool, ReadStop> {
+        const KIB: usize = 1 << 10;
+        for table in tables {
+            loop {
+                let page = self.txn.now().scan(*table, &ino_key(ino), &[], PAGE)?;
+                for (key, row) in &page {
+                    if *left == 0 {
+                        return Ok(false);
+                    }
+                    *left = left.saturating_sub(1 + row.value.len() / KIB);
+                    self.txn.delete(*table, key)?;
+                }
+                if page.len() < PAGE {
+                    break;
+                }
             }
         }
+        Ok(true)
     }
 
     /// Frees an orphan that nobody has open.

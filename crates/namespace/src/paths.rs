@@ -1,7 +1,7 @@
 //! Paths, for people and for tokens: what an inode is called, and what a path names.
 
 use crate::look::inode_in;
-use crate::rows::{ENTRY, Entry, Format, ORPHAN, Orphan, position_key};
+use crate::rows::{ENTRY, Entry, Format, ORPHAN, Orphan, PURGE, position_key};
 use crate::slots;
 use crate::{read, system};
 use chronofs_core::name::Position;
@@ -73,6 +73,12 @@ pub fn list_orphans<R: Reads + ?Sized>(
 ) -> Result<Vec<(Ino, Version)>, ReadStop> {
     let rows = system::scan_plain::<Orphan, R>(reads, ORPHAN, volume)?;
     Ok(rows.into_iter().map(|(key, row)| (Ino(system::number_of(&key)), row.since)).collect())
+}
+
+/// An inode that is gone and has rows left, if there is one.
+pub fn first_purge<R: Reads + ?Sized>(reads: &R, volume: VolumeIndex) -> Result<Option<Ino>, ReadStop> {
+    let row = Snapshot::new(reads, volume, None).scan_plain(PURGE, &[], &[], 1)?.pop();
+    Ok(row.map(|(key, _)| Ino(system::number_of(&key))))
 }
 
 /// What a volume uses and may use.

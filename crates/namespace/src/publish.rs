@@ -9,7 +9,7 @@ use crate::look::without_privileges;
 use crate::op::Op;
 use crate::rows::{Body, Format, Inode, SLICE, STAGED, SliceRow, Staged, slice_key, staged_key};
 use crate::slices::{self, visible};
-use chronofs_core::ops::{Merge, Reply};
+use chronofs_core::ops::{Merge, Reply, SLICES_PER_BLOCK_CAP, SLICES_PER_PUBLISH_MAX};
 use chronofs_core::slice::{Codec, INLINE_MAX, NewSlice, Place, STAGED_MAX, Seal, Slice, SliceKey};
 use chronofs_core::{Errno, Ino};
 use chronofs_engine::{ReadStop, Reads};
@@ -27,6 +27,10 @@ pub(crate) struct Published<'a> {
 
 /// New slices of one block: place in the request, run, stored bytes.
 type OfBlock<'a> = Vec<(u16, Slice, &'a NewSlice)>;
+
+const CUT_PAGE: usize = 4096;
+/// The most slices that a file can lose when it is cut.
+pub const CUT_SLICES_MAX: usize = 1 << 18;
 
 /// The largest file of a volume with this block size.
 pub fn size_max(block_size: u32) -> u64 {
@@ -60,7 +64,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
 
     /// Errors: EINVAL, EFBIG.
     fn check_slices(&self, new: &Published<'_>) -> Done<()> {
-        if new.slices.len() > usize::from(u16::MAX) {
+        if new.slices.len() > SLICES_PER_PUBLISH_MAX {
             return Err(Errno::EINVAL.into());
         }
         if new.size_min.is_some_and(|size| size > size_max(self.volume.spec.block_size)) {
@@ -147,6 +151,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     }
 
     /// Lays slices over a block and removes what is covered. Gives the bytes of the block that are no holes.
+    /// Errors: EBUSY when the block has too many slices to take more.
     fn lay_block(
         &mut self,
         ino: Ino,
@@ -156,6 +161,10 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     ) -> Done<u64> {
         let all = there.iter().map(|(_, slice)| slice).chain(laid.iter().map(|(_, slice, _)| slice));
         let (shown, allocated) = visible(all);
+        let left = if allocated > 0 { shown.iter().filter(|bytes| **bytes > 0).count() } else { 0 };
+        if there.len() >= SLICES_PER_BLOCK_CAP && left > there.len() {
+            return Err(Errno::EBUSY.into());
+        }
         let (shown_there, shown_laid) = shown.split_at(there.len());
         for ((key, _), shown) in there.iter().zip(shown_there) {
             if *shown == 0 || allocated == 0 {
@@ -236,6 +245,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         let block_size = u64::from(self.volume.spec.block_size);
         let Ok(block) = u32::try_from(size / block_size) else { return Ok(0) };
         let offset = (size % block_size) as u32;
+        self.check_cut(ino, block)?;
         let mut freed = self.cut_block(ino, block, offset)?;
         let mut next = block.checked_add(1);
         while let Some(first) = next {
@@ -246,6 +256,23 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             next = key.block.checked_add(1);
         }
         Ok(freed)
+    }
+
+    /// A cut is one commit, which has to be of bounded size. Errors: EFBIG.
+    fn check_cut(&self, ino: Ino, block: u32) -> Done<()> {
+        let mut start = block.to_be_bytes().to_vec();
+        let mut found = 0;
+        loop {
+            let page = slices::page(&self.tables(), ino, &start, CUT_PAGE)?;
+            found += page.len();
+            if found > CUT_SLICES_MAX {
+                return Err(Errno::EFBIG.into());
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == CUT_PAGE => start = slices::after(ino, *key),
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Removes the content of a block from `offset` on. Gives the bytes freed.

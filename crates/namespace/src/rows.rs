@@ -35,6 +35,8 @@ pub const ORPHAN: Table = Table { number: 0x21, key_len: 8, name: "orphan" };
 /// The volume's counters, one row. Key: none.
 pub const COUNTERS: Table = Table { number: 0x22, key_len: 0, name: "counters" };
 // 0x23 moved slices, 0x24 counts of shared slices, 0x25 locks, 0x26 leases on objects: taken for later.
+/// Inodes that are gone and whose other rows are still being removed. Key: ino u64.
+pub const PURGE: Table = Table { number: 0x27, key_len: 8, name: "purge" };
 
 /// The store's own counters, one row, in [`STORE_WIDE`]. Key: none.
 pub const STORE: Table = Table { number: 0x30, key_len: 0, name: "store" };
@@ -311,6 +313,15 @@ pub struct Orphan {
     pub since: Version,
 }
 
+/// An inode that is gone, with rows left.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Purge {
+    /// None known.
+    pub flags: u16,
+    /// When it went. Its rows end later, which nobody sees: they are found through the inode alone.
+    pub since: Version,
+}
+
 /// A volume's counters.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Counters {
@@ -405,6 +416,7 @@ row_format!(SliceRow, 0);
 row_format!(Xattr, MORE | TOMBSTONE);
 row_format!(Staged, 0);
 row_format!(Orphan, 0);
+row_format!(Purge, 0);
 row_format!(Counters, 0);
 row_format!(Store, 0);
 row_format!(Volume, 0);

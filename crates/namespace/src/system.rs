@@ -152,7 +152,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             }
             SystemRequest::RenewSession { session } => self.renew_session(*session),
             SystemRequest::EndSession { session } => self.end_session(*session),
-            SystemRequest::Reap { volume, ino } => self.reap(*volume, *ino),
+            SystemRequest::Reap { volume, ino } => self.free(*volume, *ino, false),
+            SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
             SystemRequest::AdvanceHorizon { volume, to } => self.advance_horizon(*volume, *to),
         }
     }
@@ -302,7 +303,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         Ok(SystemReply::Done)
     }
 
-    fn reap(&mut self, id: Uuid, ino: Ino) -> Decided<SystemReply> {
+    /// Frees an orphan, or goes on with the rows of an inode that is gone.
+    fn free(&mut self, id: Uuid, ino: Ino, gone: bool) -> Decided<SystemReply> {
         let (index, volume) = self.live_volume(id)?;
         let ctx = Ctx {
             volume: index,
@@ -313,9 +315,10 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             root: Ino::ROOT,
             read_only: false,
             is_open: self.ctx.is_open,
+            freed_max: self.ctx.freed_max,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);
-        match op.reap(ino) {
+        match if gone { op.purge(ino) } else { op.reap(ino) } {
             Ok(()) => {}
             Err(Fail::Stop(stop)) => return Err(stop.into()),
             // Freeing only gives back: nothing can refuse it.

@@ -2,6 +2,7 @@
 
 mod access;
 mod content;
+mod large;
 mod names;
 mod past;
 mod rename;
@@ -9,7 +10,7 @@ mod store;
 mod verified;
 mod xattrs;
 
-use crate::{Ctx, SystemCtx, SystemError, SystemReply, query, step, system, verify};
+use crate::{Ctx, FREED_MAX, SystemCtx, SystemError, SystemReply, query, step, system, verify};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode, Reply, Request, SystemRequest};
 use chronofs_core::slice::{Codec, NewSlice, Place, PlacedSlice, Seal, Slice};
@@ -96,7 +97,7 @@ impl Fs {
         self.version += 10;
         let open = self.open.clone();
         let is_open = |ino| open.contains(&ino);
-        let ctx = SystemCtx { version: self.now(), is_open: &is_open };
+        let ctx = SystemCtx { version: self.now(), is_open: &is_open, freed_max: FREED_MAX };
         let outcome = system(&self.state, &ctx, &request).unwrap();
         if outcome.reply.is_err() {
             assert_eq!(outcome.batch.0, [], "a refusal changes nothing");
@@ -139,6 +140,7 @@ impl Fs {
             root: self.root,
             read_only: false,
             is_open,
+            freed_max: FREED_MAX,
         }
     }
 

@@ -4,10 +4,10 @@ mod content;
 mod history;
 mod tree;
 
-use crate::rows::{COUNTERS, Counters, Format, STORE, STORE_WIDE, Store, Volume};
+use crate::rows::{COUNTERS, Counters, Format, PURGE, STORE, STORE_WIDE, Store, Volume, ino_key};
 use crate::system::{list_sessions, list_volumes};
 use bytes::Bytes;
-use chronofs_core::VolumeIndex;
+use chronofs_core::{Ino, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
 use chronofs_history::{Row, Snapshot, Table};
 use std::fmt;
@@ -110,6 +110,11 @@ impl<R: Reads + Copy> Check<'_, R> {
     fn get<T: Format>(&mut self, table: Table, key: &[u8]) -> Result<Option<T>, ReadStop> {
         let row = self.tables.get(table, key)?;
         Ok(row.and_then(|row| self.decode(table, key, &row.value)))
+    }
+
+    /// Whether the inode is gone and its rows are still being removed.
+    fn is_purged(&self, ino: Ino) -> Result<bool, ReadStop> {
+        Ok(self.tables.get_plain(PURGE, &ino_key(ino))?.is_some())
     }
 
     /// Calls `visit` with each row of a versioned table whose key starts with `prefix`.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 /// `POST /v1/meta/register` with the metadata store's token: this server serves the store from now on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Register {
     /// Where clients reach it: `host:port`.
     pub address: String,
@@ -18,10 +19,15 @@ pub struct Register {
     pub certificate_sha256: String,
     /// Drawn at every start of the server, so that a registration that is sent again is known as the same.
     pub boot: u64,
+    /// The highest epoch under which a server of this folder has owned the store, 0 before the first: an admin
+    /// server that was restored from an old copy goes on above it.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// The answer to [`Register`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Registered {
     /// Id of the metadata store.
     pub store: Uuid,
@@ -34,6 +40,7 @@ pub struct Registered {
 /// `GET /v1/meta/assignment?after=REVISION` with the metadata store's token: waits up to 20 s for a revision above
 /// `after`, then answers with the newest. The server keeps the last one, for when the admin server is down.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Assignment {
     /// Rises with every change.
     pub revision: u64,
@@ -41,10 +48,36 @@ pub struct Assignment {
     pub volumes: Vec<AssignedVolume>,
     /// The tokens that open them.
     pub tokens: Vec<AssignedToken>,
+    /// Folders to look at; what was found goes into the next [`Report`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
+}
+
+/// A folder that a block store is to move to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Probe {
+    /// Stands in the answer.
+    pub id: u64,
+    /// The block store.
+    pub store: Uuid,
+    /// The folder.
+    pub path: String,
+}
+
+/// The answer to a [`Probe`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Probed {
+    /// That of the probe.
+    pub id: u64,
+    /// Why the store cannot move there, if it cannot.
+    pub problem: Option<String>,
 }
 
 /// A volume in an [`Assignment`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AssignedVolume {
     /// The definition.
     pub spec: VolumeSpec,
@@ -56,6 +89,7 @@ pub struct AssignedVolume {
 
 /// A block store in an [`Assignment`]: its id, and what it takes to reach it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AssignedStore {
     /// Id of the block store.
     pub id: Uuid,
@@ -71,6 +105,7 @@ pub struct AssignedStore {
 
 /// A volume token in an [`Assignment`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AssignedToken {
     /// Its id.
     pub id: Uuid,
@@ -90,15 +125,20 @@ pub struct AssignedToken {
 
 /// `POST /v1/meta/report` with the metadata store's token: what became of the assignment.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Report {
     /// The revision that is in force.
     pub revision: u64,
     /// State of each volume.
     pub volumes: Vec<VolumeReport>,
+    /// Answers to the probes of the assignment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probed: Vec<Probed>,
 }
 
 /// A volume in a [`Report`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VolumeReport {
     /// The volume.
     pub id: Uuid,
@@ -118,6 +158,7 @@ pub struct VolumeReport {
 
 /// `POST /v1/mount/resolve` with a volume token: where is the volume served?
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Resolve {
     /// Name or id of the volume.
     pub volume: String,
@@ -125,6 +166,7 @@ pub struct Resolve {
 
 /// The answer to [`Resolve`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Resolved {
     /// The volume.
     pub volume: Uuid,
@@ -140,6 +182,7 @@ pub struct Resolved {
 
 /// The body of every answer that is not 2xx.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// A word for programs: `not_found`, `in_use`, `exists`, `invalid`, `unauthorized`, `unavailable`, `internal`.
     pub code: String,

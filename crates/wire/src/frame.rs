@@ -52,16 +52,26 @@ pub fn encode<T: Serialize>(message: &T, out: &mut BytesMut) -> Result<(), Frame
     Ok(())
 }
 
+/// How much is read at once, unless a frame is longer.
+const READ_BYTES: usize = 64 << 10;
+
 /// Reads frames from a connection through a buffer of its own.
 pub struct FrameReader<R> {
     input: R,
     buffer: BytesMut,
+    /// Bytes of the frames given out since they were last asked for.
+    given: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `input`.
     pub fn new(input: R) -> Self {
-        FrameReader { input, buffer: BytesMut::with_capacity(64 << 10) }
+        FrameReader { input, buffer: BytesMut::with_capacity(READ_BYTES), given: 0 }
+    }
+
+    /// Bytes of the frames given out since the last time this was asked.
+    pub fn take_given(&mut self) -> usize {
+        std::mem::take(&mut self.given)
     }
 
     /// The next message, or `None` when the connection ended between frames. Cancelling loses nothing.
@@ -73,8 +83,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                     .map(Some)
                     .map_err(|source| FrameError::Unknown { len, source });
             }
-            self.buffer.reserve(64 << 10);
-            if self.input.read_buf(&mut self.buffer).await? == 0 {
+            // No more than the frame that has begun and a little: what lies in the buffer is in nobody's count.
+            let wanted = self.missing().max(READ_BYTES);
+            self.buffer.reserve(wanted);
+            if self.input.read_buf(&mut (&mut self.buffer).limit(wanted)).await? == 0 {
                 let clean = self.buffer.is_empty();
                 return if clean {
                     Ok(None)
@@ -93,11 +105,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             return Err(FrameError::TooLong(len));
         }
         if self.buffer.len() < 4 + len {
-            self.buffer.reserve(4 + len - self.buffer.len());
             return Ok(None);
         }
         self.buffer.advance(4);
+        self.given += 4 + len;
         Ok(Some(self.buffer.split_to(len).freeze()))
+    }
+
+    /// Bytes that the frame in the buffer still lacks.
+    fn missing(&self) -> usize {
+        let prefix = self.buffer.first_chunk::<4>();
+        prefix
+            .map_or(0, |prefix| (4 + u32::from_be_bytes(*prefix) as usize).saturating_sub(self.buffer.len()))
     }
 
     /// The next message if all of it has been received already.

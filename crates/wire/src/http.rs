@@ -10,6 +10,7 @@ use reqwest::StatusCode;
 use reqwest::header::AUTHORIZATION;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -30,6 +31,14 @@ pub enum ClientError {
         /// Its address.
         admin: String,
         /// What happened.
+        reason: String,
+    },
+    /// The address is none.
+    #[error("'{admin}' cannot be the address of an admin server ({reason}): write HOST:PORT")]
+    Address {
+        /// The address.
+        admin: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// Another server than the token names answered.
@@ -185,7 +194,7 @@ impl AdminClient {
         if tls::is_wrong_certificate(error) {
             ClientError::WrongCertificate { admin }
         } else if error.is_builder() {
-            ClientError::Unexpected { admin, reason: chain(error) }
+            ClientError::Address { admin, reason: root_cause(error) }
         } else {
             ClientError::Unreachable { admin, reason: root_cause(error) }
         }
@@ -236,6 +245,19 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
+/// Reads `HOST:PORT`, or `HOST` where the port goes without saying, as people write the address of a server.
+pub fn parse_address(text: &str) -> Result<String, String> {
+    let full = with_port(text, ADMIN_PORT);
+    let is_host = |host: &str| match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+    };
+    let fits = full
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0));
+    if fits { Ok(text.to_owned()) } else { Err(format!("'{text}' is not an address: write HOST:PORT")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +275,17 @@ mod tests {
             ("::1", "[::1]:8443"),
         ] {
             assert_eq!(with_port(address, 8443), full);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_known_as_such() {
+        for good in ["host", "host:1", "10.0.0.1:8443", "[::1]:1", "::1", "meta-1.example_net"] {
+            parse_address(good).unwrap();
+        }
+        for bad in ["", ":", "h:", ":1", "h:0", "h:99999", "a b", "http://h", "h/x:1", "h:1:2", "h\n", "ü:1"]
+        {
+            assert!(parse_address(bad).is_err(), "{bad:?}");
         }
     }
 

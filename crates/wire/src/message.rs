@@ -18,6 +18,9 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 /// The longest frame, length field excluded, in bytes.
 pub const FRAME_MAX: usize = 32 << 20;
+/// The most answers of a session that a server keeps because the client has not acknowledged them. It ends the
+/// connection of one that asks for more.
+pub const REPLIES_KEPT_MAX: usize = 8192;
 
 /// The first message of a client.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -53,8 +56,7 @@ pub struct Welcome {
     pub protocol: u16,
     /// The session.
     pub session: SessionId,
-    /// Drawn at every start of the server: another value than before means that it restarted, so opens are to be
-    /// reclaimed and undurable mutations to be replayed.
+    /// Drawn at every start of the server: another value than before means that it restarted.
     pub boot: u64,
     /// The ownership epoch of the metadata store; a client refuses a lower one than it has seen.
     pub epoch: u64,
@@ -150,7 +152,7 @@ pub enum ToServer {
     Call { id: u64, acked: u64, caller: Caller, request: Request },
     /// The session lives. Sent at least every third of its time to live.
     Renew,
-    /// After a restart of the server: what the session has open, with counts.
+    /// First after every reconnect: what the session has open, with counts. Counts once for each start of the server.
     Reclaim { opens: Vec<(Ino, u32)> },
     /// After a restart that lost mutations: those answered but not durable, by version; `end` with the last.
     Replay { calls: Vec<Replayed>, end: bool },

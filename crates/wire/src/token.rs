@@ -99,7 +99,7 @@ pub enum BadToken {
     #[error("the token is cut or mistyped: copy it whole, it is one word")]
     Damaged,
     /// It is for something else.
-    #[error("this is the token of a {found}, but the token of a {wanted} is needed")]
+    #[error("this token is for: {found}; what is needed here is one for: {wanted}")]
     Kind {
         /// What is needed.
         wanted: TokenKind,

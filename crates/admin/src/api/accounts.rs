@@ -1,22 +1,17 @@
 //! Accounts.
 
 use super::auth::Who;
-use super::{App, Body};
-use crate::AdminError;
+use super::{Answer, App, Body, Created, Deleted, created};
 use crate::db::{accounts, tokens};
-use crate::model::{Account, ChangeAccount, NewAccount, Role, WhoAmI};
+use crate::model::{Account, ChangeAccount, NewAccount, WhoAmI};
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use std::sync::Arc;
-
-type Answer<T> = Result<Json<T>, AdminError>;
 
 /// List accounts
 #[utoipa::path(get, path = "/v1/accounts", responses((status = 200, body = [Account])), security(("token" = [])))]
 pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Account>> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(accounts::list).await.map(Json)
+    app.look(&who, accounts::list).await.map(Json)
 }
 
 /// Create an account; its token is in this answer only
@@ -26,24 +21,20 @@ pub(super) async fn create(
     who: Who,
     State(app): State<Arc<App>>,
     Body(new): Body<NewAccount>,
-) -> Result<(StatusCode, Json<Account>), AdminError> {
-    who.must_be(Role::Admin)?;
-    let account = app.database.run(move |tx| {
+) -> Created<Account> {
+    let account = app.act(&who, "create", move |tx| {
         let account = accounts::create(tx, &new)?;
         let token = tokens::issue_account(tx, &account.id)?;
         Ok(Account { token: Some(token.to_string()), ..account })
     });
-    let account = account.await?;
-    who.did("create", "account", &account.name);
-    Ok((StatusCode::CREATED, Json(account)))
+    account.await.map(created)
 }
 
 /// Show an account
 #[utoipa::path(get, path = "/v1/accounts/{name}", params(("name" = String, Path)),
     responses((status = 200, body = Account)), security(("token" = [])))]
 pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Answer<Account> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(move |tx| accounts::find(tx, &name)).await.map(Json)
+    app.look(&who, move |tx| accounts::find(tx, &name)).await.map(Json)
 }
 
 /// Change an account's role, or give it a new token
@@ -55,8 +46,7 @@ pub(super) async fn change(
     Path(name): Path<String>,
     Body(change): Body<ChangeAccount>,
 ) -> Answer<Account> {
-    who.must_be(Role::Admin)?;
-    let account = app.database.run(move |tx| {
+    let account = app.act(&who, "change", move |tx| {
         let account = accounts::change(tx, &name, &change)?;
         let token = match change.new_token {
             true => Some(tokens::issue_account(tx, &account.id)?.to_string()),
@@ -64,24 +54,14 @@ pub(super) async fn change(
         };
         Ok(Account { token, ..account })
     });
-    let account = account.await?;
-    who.did("change", "account", &account.name);
-    Ok(Json(account))
+    account.await.map(Json)
 }
 
 /// Delete an account and revoke its token
 #[utoipa::path(delete, path = "/v1/accounts/{name}", params(("name" = String, Path)),
     responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Admin)?;
-    let key = name.clone();
-    app.database.run(move |tx| accounts::delete(tx, &key)).await?;
-    who.did("delete", "account", &name);
-    Ok(StatusCode::NO_CONTENT)
+pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
+    app.delete::<Account>(&who, name, accounts::delete).await
 }
 
 /// Whose token this is

@@ -2,17 +2,17 @@
 //! folder is checked by the metadata servers that use it, since it may be on their machines only.
 
 use super::auth::Who;
-use super::stores::{Answer, Created};
-use super::{App, Body};
+use super::{Answer, App, Body, Created, Deleted, created, probes};
 use crate::AdminError;
 use crate::db::block_stores::{self, BLOCK, Place};
 use crate::model::{BlockStore, ChangeBlockStore, NewBlockStore, Role, check_definition, check_name};
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use chronofs_blocks::probe::{Report, probe};
 use chronofs_blocks::store::Patience;
 use chronofs_blocks::{RemoteStore, Trouble};
+use chronofs_core::store::StoreKind;
+use rusqlite::Transaction;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,7 @@ const PROBE_WITHIN: Duration = Duration::from_secs(25);
 #[utoipa::path(get, path = "/v1/block-stores", responses((status = 200, body = [BlockStore])),
     security(("token" = [])))]
 pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<BlockStore>> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(block_stores::list).await.map(Json)
+    app.look(&who, block_stores::list).await.map(Json)
 }
 
 /// Create a block store; a bucket is probed first
@@ -42,14 +41,12 @@ pub(super) async fn create(
     app.database.run(move |tx| block_stores::must_be_free(tx, &name)).await?;
     let id = block_stores::draw_id();
     let mut place = Place { definition, credentials: new.credentials, probe: None };
-    if new.probe {
+    if !new.unchecked {
         place.probe = usable(&id, &new.name, &place).await?;
     }
     let secrets = Arc::clone(&app.secrets);
-    let store =
-        app.database.run(move |tx| block_stores::create(tx, &secrets, &id, &new.name, &place)).await?;
-    who.did("create", BLOCK, &store.name);
-    Ok((StatusCode::CREATED, Json(store)))
+    let create = move |tx: &Transaction<'_>| block_stores::create(tx, &secrets, &id, &new.name, &place);
+    app.act(&who, "create", create).await.map(created)
 }
 
 /// Show a block store
@@ -60,8 +57,7 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<BlockStore> {
-    who.must_be(Role::Viewer)?;
-    app.database.run(move |tx| block_stores::find(tx, &name)).await.map(Json)
+    app.look(&who, move |tx| block_stores::find(tx, &name)).await.map(Json)
 }
 
 /// Say where a block store has moved to, or give it new credentials; a bucket is probed first
@@ -87,21 +83,24 @@ pub(super) async fn change(
     }
     let definition = check_definition(&definition, &credentials)?;
     // What was found elsewhere, or not looked for now, says nothing of what is there.
-    let kept = store.probe.filter(|_| definition == store.definition);
+    let moved = definition != store.definition;
+    let kept = store.probe.filter(|_| !moved);
     let mut place = Place { definition, credentials, probe: kept };
-    if change.probe {
-        place.probe = usable(&store.id, &store.name, &place).await?;
+    match &place.definition {
+        _ if change.unchecked => {}
+        StoreKind::Local { path } if moved => {
+            probes::refuse_unless_there(&app, &store.id, &store.name, path).await?;
+        }
+        // None of a folder.
+        _ => place.probe = usable(&store.id, &store.name, &place).await?,
     }
     let (secrets, id) = (Arc::clone(&app.secrets), store.id);
-    let changed = app.database.run(move |tx| {
+    let change = move |tx: &Transaction<'_>| {
         block_stores::find(tx, &id)?;
         block_stores::set(tx, &secrets, &id, &place)?;
         block_stores::find(tx, &id)
-    });
-    let store = changed.await?;
-    app.wake_pollers();
-    who.did("change", BLOCK, &store.name);
-    Ok(Json(store))
+    };
+    app.act(&who, "change", change).await.map(Json)
 }
 
 /// Probe the bucket of a block store and keep what was found
@@ -122,31 +121,19 @@ pub(super) async fn probe_again(
         )));
     };
     let id = store.id;
-    let store = app.database.run(move |tx| {
+    let keep = move |tx: &Transaction<'_>| {
         block_stores::find(tx, &id)?;
         block_stores::set_probe(tx, &id, Some(&report))?;
         block_stores::find(tx, &id)
-    });
-    let store = store.await?;
-    app.wake_pollers();
-    who.did("probe", BLOCK, &store.name);
-    Ok(Json(store))
+    };
+    app.act(&who, "probe", keep).await.map(Json)
 }
 
 /// Delete a block store that no volume uses; what is in it stays
 #[utoipa::path(delete, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
     responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Operator)?;
-    let key = name.clone();
-    app.database.run(move |tx| block_stores::delete(tx, &key)).await?;
-    app.wake_pollers();
-    who.did("delete", BLOCK, &name);
-    Ok(StatusCode::NO_CONTENT)
+pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
+    app.delete::<BlockStore>(&who, name, block_stores::delete).await
 }
 
 async fn kept_place(app: &Arc<App>, id: &str) -> Result<Place, AdminError> {
@@ -184,7 +171,7 @@ async fn probe_place(id: &str, name: &str, place: &Place) -> Result<Option<Repor
 
 fn cannot(name: &str, place: &Place, why: &str) -> AdminError {
     AdminError::Invalid(format!(
-        "block-store '{name}' ({}) cannot be used: {why}; correct what names it or its credentials, or add --no-probe if \
+        "block-store '{name}' ({}) cannot be used: {why}; correct what names it or its credentials, or add --unchecked if \
          it will be right later",
         place.definition
     ))

@@ -6,6 +6,7 @@
 mod accounts;
 mod auth;
 mod block_stores;
+mod probes;
 mod servers;
 mod stores;
 mod system;
@@ -13,14 +14,20 @@ mod volumes;
 
 use crate::AdminError;
 use crate::db::Database;
+use crate::db::volumes::Found;
 use crate::metrics::Metrics;
+use crate::model::{Account, BlockStore, MetadataStore, Role, VolumeToken};
+use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use chronofs_wire::admin::Problem;
 use chronofs_wire::secrets::SecretBox;
+use probes::Probes;
+use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +35,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -43,6 +51,7 @@ pub(crate) struct App {
     pub(crate) changed: watch::Sender<u64>,
     /// True once the server is to stop.
     pub(crate) stopping: watch::Receiver<bool>,
+    probes: Probes,
     seen: Mutex<HashMap<String, Instant>>,
 }
 
@@ -53,12 +62,14 @@ impl App {
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
+        let metrics = Metrics::new();
         Arc::new(App {
             database,
             secrets,
-            metrics: Metrics::new(),
+            metrics,
             changed,
             stopping,
+            probes: Probes::default(),
             seen: Mutex::default(),
         })
     }
@@ -73,9 +84,91 @@ impl App {
         seen.get(id).is_some_and(|at| at.elapsed() < CONNECTED_FOR)
     }
 
+    /// What any account may see.
+    async fn look<T: Send + 'static>(&self, who: &Who, job: impl Job<T>) -> Result<T, AdminError> {
+        who.must_be(Role::Viewer)?;
+        self.database.run(job).await
+    }
+
+    /// A change by an account that may, in one transaction: written down, and metadata servers look again.
+    async fn act<T: Thing>(
+        &self,
+        who: &Who,
+        action: &'static str,
+        job: impl Job<T>,
+    ) -> Result<T, AdminError> {
+        who.must_be(T::SORT.role)?;
+        let thing = self.database.run(job).await?;
+        self.wake_pollers();
+        who.did(action, T::SORT.word, (T::SORT.label)(&thing));
+        Ok(thing)
+    }
+
+    /// [`App::act`] that leaves nothing.
+    async fn delete<T: Thing>(
+        &self,
+        who: &Who,
+        name: String,
+        job: fn(&Transaction<'_>, &str) -> Result<(), AdminError>,
+    ) -> Deleted {
+        who.must_be(T::SORT.role)?;
+        let key = name.clone();
+        self.database.run(move |tx| job(tx, &key)).await?;
+        self.wake_pollers();
+        who.did("delete", T::SORT.word, &name);
+        Ok(StatusCode::NO_CONTENT)
+    }
+
     fn wake_pollers(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
+}
+
+/// What is done in one transaction.
+trait Job<T>: FnOnce(&Transaction<'_>) -> Result<T, AdminError> + Send + 'static {}
+impl<T, F: FnOnce(&Transaction<'_>) -> Result<T, AdminError> + Send + 'static> Job<T> for F {}
+
+type Answer<T> = Result<Json<T>, AdminError>;
+type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
+type Deleted = Result<StatusCode, AdminError>;
+
+fn created<T>(thing: T) -> (StatusCode, Json<T>) {
+    (StatusCode::CREATED, Json(thing))
+}
+
+/// What can be created, changed and deleted.
+trait Thing: Send + 'static {
+    const SORT: Sort<Self>;
+}
+
+struct Sort<T: ?Sized> {
+    /// Its kind, as in `chronofs configure`.
+    word: &'static str,
+    /// Who may change it.
+    role: Role,
+    /// What it is called in the log.
+    label: fn(&T) -> &str,
+}
+
+impl Thing for Account {
+    const SORT: Sort<Self> = Sort { word: "account", role: Role::Admin, label: |account| &account.name };
+}
+
+impl Thing for BlockStore {
+    const SORT: Sort<Self> = Sort { word: "block-store", role: Role::Operator, label: |store| &store.name };
+}
+
+impl Thing for MetadataStore {
+    const SORT: Sort<Self> =
+        Sort { word: "metadata-store", role: Role::Operator, label: |store| &store.name };
+}
+
+impl Thing for Found {
+    const SORT: Sort<Self> = Sort { word: "volume", role: Role::Operator, label: |found| &found.volume.name };
+}
+
+impl Thing for VolumeToken {
+    const SORT: Sort<Self> = Sort { word: "volume-token", role: Role::Operator, label: |token| &token.id };
 }
 
 /// A JSON body whose faults are answered like all others.
@@ -92,10 +185,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "chronofs admin server",
-    description = "Accounts, stores, volumes and who may use them"
-))]
+#[openapi(
+    info(title = "chronofs admin server", description = "Accounts, stores, volumes and who may use them"),
+    components(schemas(Problem))
+)]
 struct Document;
 
 fn api() -> OpenApiRouter<Arc<App>> {
@@ -119,6 +212,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(system::metrics))
+        .routes(routes!(system::openapi))
 }
 
 /// The OpenAPI document of the API, as JSON.
@@ -126,13 +220,24 @@ pub fn openapi_json() -> Result<String, AdminError> {
     let mut document = api().into_openapi();
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    // Whatever is refused is refused in the same form.
+    let refusal = ResponseBuilder::new()
+        .description("Refused, or failed")
+        .content("application/json", Content::new(Some(Ref::from_schema_name("Problem"))))
+        .build();
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("default".to_owned(), RefOr::T(refusal.clone()));
+        }
+    }
     document.to_pretty_json().map_err(|e| AdminError::Internal(format!("OpenAPI document: {e}")))
 }
 
 pub(crate) fn router(app: Arc<App>) -> Router {
+    // Every route comes from what the document is made of.
     let (router, _) = api().split_for_parts();
     router
-        .route("/openapi.json", get(system::openapi))
         .fallback(system::unknown)
         .method_not_allowed_fallback(system::unknown)
         .layer(middleware::from_fn_with_state(app.clone(), observe))

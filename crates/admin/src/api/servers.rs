@@ -14,8 +14,8 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 /// A metadata server serves its store from now on
-#[utoipa::path(post, path = "/v1/meta/register", request_body = serde_json::Value,
-    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+#[utoipa::path(post, path = "/v1/meta/register", request_body = Register,
+    responses((status = 200, body = Registered)), security(("token" = [])))]
 pub(super) async fn register(
     server: MetadataServer,
     State(app): State<Arc<App>>,
@@ -36,7 +36,7 @@ pub(super) struct After {
 
 /// What a metadata server is to serve; waits up to 20 s for a revision other than `after`
 #[utoipa::path(get, path = "/v1/meta/assignment", params(("after" = u64, Query)),
-    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+    responses((status = 200, body = Assignment)), security(("token" = [])))]
 pub(super) async fn assignment(
     server: MetadataServer,
     State(app): State<Arc<App>>,
@@ -51,7 +51,7 @@ pub(super) async fn assignment(
         let id = server.id.clone();
         let revision = app.database.run(move |tx| directory::revision(tx, &id)).await?;
         // Another revision, not only a higher one: a server restored from an old copy counts from there.
-        if revision != after || *stopping.borrow() {
+        if revision != after || *stopping.borrow() || !app.probes.of(&server.id).is_empty() {
             break;
         }
         let woken = async {
@@ -65,12 +65,14 @@ pub(super) async fn assignment(
         }
     }
     app.heard_of(&server.id);
+    let probes = app.probes.of(&server.id);
     let secrets = Arc::clone(&app.secrets);
-    app.database.run(move |tx| directory::assignment(tx, &secrets, &server.id)).await.map(Json)
+    let assignment = app.database.run(move |tx| directory::assignment(tx, &secrets, &server.id)).await?;
+    Ok(Json(Assignment { probes, ..assignment }))
 }
 
 /// What became of the assignment
-#[utoipa::path(post, path = "/v1/meta/report", request_body = serde_json::Value,
+#[utoipa::path(post, path = "/v1/meta/report", request_body = Report,
     responses((status = 204)), security(("token" = [])))]
 pub(super) async fn report(
     server: MetadataServer,
@@ -81,13 +83,14 @@ pub(super) async fn report(
     for volume in report.volumes.iter().filter(|volume| volume.problem.is_some()) {
         tracing::warn!(store = %server.name, volume = %volume.id, problem = volume.problem, "volume has a problem");
     }
+    app.probes.answer(&server.id, &report.probed);
     app.database.run(move |tx| directory::report(tx, &server.id, &report)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Where a volume is served
-#[utoipa::path(post, path = "/v1/mount/resolve", request_body = serde_json::Value,
-    responses((status = 200, body = serde_json::Value)), security(("token" = [])))]
+#[utoipa::path(post, path = "/v1/mount/resolve", request_body = Resolve,
+    responses((status = 200, body = Resolved)), security(("token" = [])))]
 pub(super) async fn resolve(
     mount: Mount,
     State(app): State<Arc<App>>,

@@ -1,17 +1,12 @@
 //! Metadata stores.
 
 use super::auth::Who;
-use super::{App, Body};
-use crate::AdminError;
+use super::{Answer, App, Body, Created, Deleted, created};
 use crate::db::{stores, tokens};
-use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore, Role};
+use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore};
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use std::sync::Arc;
-
-pub(super) type Answer<T> = Result<Json<T>, AdminError>;
-pub(super) type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
 
 fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
     MetadataStore { connected: app.is_connected(&store.id), ..store }
@@ -21,8 +16,7 @@ fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
 #[utoipa::path(get, path = "/v1/metadata-stores", responses((status = 200, body = [MetadataStore])),
     security(("token" = [])))]
 pub(super) async fn list_metadata(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<MetadataStore>> {
-    who.must_be(Role::Viewer)?;
-    let stores = app.database.run(stores::list_metadata).await?;
+    let stores = app.look(&who, stores::list_metadata).await?;
     Ok(Json(stores.into_iter().map(|store| with_state(&app, store)).collect()))
 }
 
@@ -34,15 +28,12 @@ pub(super) async fn create_metadata(
     State(app): State<Arc<App>>,
     Body(new): Body<NewMetadataStore>,
 ) -> Created<MetadataStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| {
+    let store = app.act(&who, "create", move |tx| {
         let store = stores::create_metadata(tx, &new.name)?;
         let token = tokens::issue_metadata(tx, &store.id)?;
         Ok(MetadataStore { token: Some(token.to_string()), ..store })
     });
-    let store = store.await?;
-    who.did("create", "metadata-store", &store.name);
-    Ok((StatusCode::CREATED, Json(store)))
+    store.await.map(created)
 }
 
 /// Show a metadata store
@@ -53,8 +44,7 @@ pub(super) async fn show_metadata(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<MetadataStore> {
-    who.must_be(Role::Viewer)?;
-    let store = app.database.run(move |tx| stores::find_metadata(tx, &name)).await?;
+    let store = app.look(&who, move |tx| stores::find_metadata(tx, &name)).await?;
     Ok(Json(with_state(&app, store)))
 }
 
@@ -67,8 +57,7 @@ pub(super) async fn change_metadata(
     Path(name): Path<String>,
     Body(change): Body<ChangeMetadataStore>,
 ) -> Answer<MetadataStore> {
-    who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| {
+    let store = app.act(&who, "change", move |tx| {
         let store = stores::find_metadata(tx, &name)?;
         let token = match change.new_token {
             true => Some(tokens::issue_metadata(tx, &store.id)?.to_string()),
@@ -76,9 +65,7 @@ pub(super) async fn change_metadata(
         };
         Ok(MetadataStore { token, ..store })
     });
-    let store = store.await?;
-    who.did("change", "metadata-store", &store.name);
-    Ok(Json(with_state(&app, store)))
+    Ok(Json(with_state(&app, store.await?)))
 }
 
 /// Delete a metadata store that holds no volume; the folder of its server stays
@@ -88,10 +75,6 @@ pub(super) async fn delete_metadata(
     who: Who,
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
-) -> Result<StatusCode, AdminError> {
-    who.must_be(Role::Operator)?;
-    let key = name.clone();
-    app.database.run(move |tx| stores::delete_metadata(tx, &key)).await?;
-    who.did("delete", "metadata-store", &name);
-    Ok(StatusCode::NO_CONTENT)
+) -> Deleted {
+    app.delete::<MetadataStore>(&who, name, stores::delete_metadata).await
 }

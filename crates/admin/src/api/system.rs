@@ -10,13 +10,13 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 /// The process runs
-#[utoipa::path(get, path = "/healthz", responses((status = 200)))]
+#[utoipa::path(get, path = "/healthz", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// The database answers and the server is not stopping
-#[utoipa::path(get, path = "/readyz", responses((status = 200), (status = 503)))]
+#[utoipa::path(get, path = "/readyz", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, AdminError> {
     if *app.stopping.borrow() {
         return Err(AdminError::Unavailable("the server is stopping".to_owned()));
@@ -26,7 +26,8 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
 }
 
 /// Metrics for Prometheus
-#[utoipa::path(get, path = "/metrics", responses((status = 200)))]
+#[utoipa::path(get, path = "/metrics",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, AdminError> {
     let (volumes, stores) =
         app.database.run(|tx| Ok((volumes::names(tx)?.len(), stores::list_metadata(tx)?))).await?;
@@ -39,6 +40,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Adm
     Ok(([(CONTENT_TYPE, kind)], app.metrics.encode()).into_response())
 }
 
+/// This document
+#[utoipa::path(get, path = "/openapi.json",
+    responses((status = 200, body = String, content_type = "application/json")))]
 pub(super) async fn openapi() -> Result<Response, AdminError> {
     Ok(([(CONTENT_TYPE, "application/json")], super::openapi_json()?).into_response())
 }

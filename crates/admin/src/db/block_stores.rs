@@ -10,6 +10,7 @@ use chronofs_wire::secrets::SecretBox;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 /// Its word in messages.
 pub(crate) const BLOCK: &str = "block-store";
@@ -153,6 +154,28 @@ pub(super) fn unseal(
 pub fn any_sealed(tx: &Transaction<'_>) -> Result<bool, AdminError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM block_store WHERE credentials IS NOT NULL)";
     Ok(tx.query_row(sql, [], |row| row.get(0))?)
+}
+
+/// A folder that a block store is to move to.
+pub struct Move {
+    /// The id of the block store.
+    pub store: Uuid,
+    /// Where to.
+    pub path: String,
+    /// Ids and names of the metadata stores that have volumes in it.
+    pub servers: Vec<(String, String)>,
+}
+
+/// Who must look before the block store moves.
+pub fn plan_move(tx: &Transaction<'_>, id: &str, path: &str) -> Result<Move, AdminError> {
+    let sql = "SELECT DISTINCT metadata_store.id, metadata_store.name FROM volume
+        JOIN metadata_store ON metadata_store.id = volume.metadata_store
+        WHERE block_store = ?1 AND deleted_ns IS NULL ORDER BY metadata_store.name";
+    let mut statement = tx.prepare_cached(sql)?;
+    let servers = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let servers = servers.collect::<Result<_, _>>()?;
+    let store = id.parse().map_err(|e| AdminError::Internal(format!("id of block store: {e}")))?;
+    Ok(Move { store, path: path.to_owned(), servers })
 }
 
 /// All block stores by name.

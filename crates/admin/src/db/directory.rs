@@ -14,9 +14,12 @@ use uuid::Uuid;
 
 /// Registrations of a store that are kept, so that an old server that comes back is known as old.
 const REGISTRATIONS_KEPT: u64 = 1000;
+/// More starts than there can be; a server that claims a higher epoch is not believed.
+const EPOCH_MAX: u64 = 1 << 48;
 
 /// Records that the server with this boot serves the store. A new boot gets a higher epoch and owns the store; the
-/// owner that registers again keeps its epoch; one that was followed by another is refused.
+/// owner that registers again keeps its epoch; one that was followed by another is refused. A server that has held a
+/// higher epoch than is known here shows that this database is an old copy: it gets one above that.
 pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<Registered, AdminError> {
     check_registration(register)?;
     let found = stores::find_metadata(tx, store)?;
@@ -24,7 +27,16 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let boot = register.boot.to_string();
     let sql = "SELECT epoch FROM registration WHERE metadata_store = ?1 AND boot = ?2";
     let known: Option<i64> = tx.query_row(sql, params![found.id, boot], |row| row.get(0)).optional()?;
+    let behind = register.epoch > found.epoch;
+    if behind {
+        tracing::warn!(
+            store = %found.name, held = register.epoch, known = found.epoch,
+            "this server has held a higher epoch than is known here: the database is an old copy; what was configured \
+             after it was made is missing"
+        );
+    }
     let epoch = match known.map(i64::unsigned_abs) {
+        _ if behind => register.epoch + 1,
         Some(epoch) if epoch < found.epoch => {
             return Err(AdminError::Superseded(format!(
                 "metadata store '{}' has been taken over by the server at {} (epoch {}, yours is {epoch}); stop this \
@@ -69,6 +81,9 @@ fn check_registration(register: &Register) -> Result<(), AdminError> {
             register.address
         )));
     }
+    if register.epoch > EPOCH_MAX {
+        return Err(AdminError::Invalid(format!("{} cannot have been an epoch", register.epoch)));
+    }
     let pin: Result<Sha256, _> = register.certificate_sha256.parse();
     pin.map(drop).map_err(|e| AdminError::Invalid(format!("certificate: {e}")))
 }
@@ -109,7 +124,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
             WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
     )?;
     let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
-    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens })
+    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens, probes: Vec::new() })
 }
 
 fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {

@@ -53,22 +53,20 @@ fn draw(tx: &Transaction<'_>, kind: TokenKind) -> Result<Token, AdminError> {
 
 /// Makes the token of an account; one it had is revoked.
 pub fn issue_account(tx: &Transaction<'_>, account: &str) -> Result<Token, AdminError> {
-    let token = draw(tx, TokenKind::Account)?;
-    tx.execute("DELETE FROM token WHERE account = ?1", [account])?;
-    tx.execute(
-        "INSERT INTO token (id, account, secret_sha256, created_ns) VALUES (?1, ?2, ?3, ?4)",
-        params![token.id.to_string(), account, token.secret.sha256().to_string(), to_sql(now_ns())],
-    )?;
-    Ok(token)
+    issue(tx, TokenKind::Account, "account", account)
 }
 
 /// Makes the token of a metadata store; one it had is revoked.
 pub fn issue_metadata(tx: &Transaction<'_>, store: &str) -> Result<Token, AdminError> {
-    let token = draw(tx, TokenKind::MetadataStore)?;
-    tx.execute("DELETE FROM token WHERE metadata_store = ?1", [store])?;
+    issue(tx, TokenKind::MetadataStore, "metadata_store", store)
+}
+
+fn issue(tx: &Transaction<'_>, kind: TokenKind, column: &str, owner: &str) -> Result<Token, AdminError> {
+    let token = draw(tx, kind)?;
+    tx.execute(&format!("DELETE FROM token WHERE {column} = ?1"), [owner])?;
     tx.execute(
-        "INSERT INTO token (id, metadata_store, secret_sha256, created_ns) VALUES (?1, ?2, ?3, ?4)",
-        params![token.id.to_string(), store, token.secret.sha256().to_string(), to_sql(now_ns())],
+        &format!("INSERT INTO token (id, {column}, secret_sha256, created_ns) VALUES (?1, ?2, ?3, ?4)"),
+        params![token.id.to_string(), owner, token.secret.sha256().to_string(), to_sql(now_ns())],
     )?;
     Ok(token)
 }

@@ -1,23 +1,24 @@
 //! `chronofs configure update`.
 
-use super::create::{Codec, parse_end};
+use super::create::{VolumeSettings, parse_end};
 use super::{Kind, Session, at, block_store};
-use crate::output::parse_size;
 use anyhow::{Context, Result, bail};
 use chronofs_admin::model::{
     ChangeAccount, ChangeBlockStore, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken, Role,
 };
-use chronofs_core::Retention;
 use chronofs_core::store::StoreKind;
 use chronofs_wire::http::Method;
-use clap::{Args, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Update {
     /// Change the role of an account, or give it a new token
+    #[command(group = something(&["role", "new_token"]))]
     Account {
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// What it may do: viewer, operator or admin
         #[arg(long)]
@@ -35,16 +36,23 @@ pub(super) enum Update {
     /// Give the server of a metadata store a new token
     MetadataStore {
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Revoke its token and print a new one
         #[arg(long, required = true)]
         new_token: bool,
     },
     /// Change a volume
+    #[command(
+        after_help = "A quota of 0 is no quota",
+        group = something(&["new_name", "compression", "retention", "max_bytes", "max_inodes"])
+    )]
     Volume(Volume),
     /// Change what a volume token may do, or when it ends
+    #[command(group = something(&["read_only", "no_past", "ends"]))]
     VolumeToken {
         /// Its id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// Refuse writing
         #[arg(long)]
@@ -61,35 +69,32 @@ pub(super) enum Update {
 #[derive(Args, Debug)]
 pub(super) struct BlockStore {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     #[command(flatten)]
     place: block_store::Place,
     #[command(flatten)]
     keys: block_store::Keys,
-    /// Do not try out first what the bucket can do
-    #[arg(long)]
-    no_probe: bool,
+    /// Take it as it is, without having its metadata servers look at a folder or trying a bucket out
+    #[arg(long, alias = "no-probe")]
+    unchecked: bool,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct Volume {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// Give it this name
     #[arg(long, value_name = "NAME")]
     new_name: Option<String>,
-    /// Compression of what is written from now on
-    #[arg(long, value_enum)]
-    compression: Option<Codec>,
-    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever)
-    #[arg(long, allow_hyphen_values = true)]
-    retention: Option<Retention>,
-    /// Quota in bytes; 0 for none
-    #[arg(long, value_parser = parse_size)]
-    max_bytes: Option<u64>,
-    /// Quota in inodes; 0 for none
-    #[arg(long)]
-    max_inodes: Option<u64>,
+    #[command(flatten)]
+    settings: VolumeSettings,
+}
+
+/// At least one of these must be given: a change of nothing is a mistake.
+fn something(args: &'static [&'static str]) -> ArgGroup {
+    ArgGroup::new("change").args(args).required(true).multiple(true)
 }
 
 fn parse_end_or_never(text: &str) -> Result<u64, String> {
@@ -106,13 +111,9 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
             change(session, Kind::MetadataStore, &name, &ChangeMetadataStore { new_token }).await
         }
         Update::Volume(volume) => {
-            let body = ChangeVolume {
-                name: volume.new_name,
-                compression: volume.compression.map(Into::into),
-                retention: volume.retention,
-                max_bytes: volume.max_bytes,
-                max_inodes: volume.max_inodes,
-            };
+            let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;
+            let compression = compression.map(Into::into);
+            let body = ChangeVolume { name: volume.new_name, compression, retention, max_bytes, max_inodes };
             change(session, Kind::Volume, &volume.name, &body).await
         }
         Update::VolumeToken { id, read_only, no_past, ends } => {
@@ -123,7 +124,7 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
 }
 
 async fn change_block_store(session: &Session, store: BlockStore) -> Result<()> {
-    let BlockStore { name, place, keys, no_probe } = store;
+    let BlockStore { name, place, keys, unchecked } = store;
     let doing = || format!("update {} {name}", Kind::BlockStore.word());
     let found =
         session.call(Method::GET, &at(Kind::BlockStore, &name), None::<&()>).await.with_context(doing)?;
@@ -134,8 +135,7 @@ async fn change_block_store(session: &Session, store: BlockStore) -> Result<()> 
     if definition.is_none() && credentials.is_none() {
         bail!("update {} {name}: nothing to change is given", Kind::BlockStore.word());
     }
-    change(session, Kind::BlockStore, &name, &ChangeBlockStore { definition, credentials, probe: !no_probe })
-        .await
+    change(session, Kind::BlockStore, &name, &ChangeBlockStore { definition, credentials, unchecked }).await
 }
 
 async fn change(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<()> {

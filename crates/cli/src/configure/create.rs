@@ -64,8 +64,8 @@ pub(super) struct BlockStore {
     #[command(flatten)]
     keys: block_store::Keys,
     /// Do not try out first what the bucket can do
-    #[arg(long)]
-    no_probe: bool,
+    #[arg(long, alias = "no-probe")]
+    unchecked: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -101,21 +101,28 @@ pub(super) struct Volume {
     /// Bytes per block, a power of two from 256KiB to 8MiB [default: 4MiB]
     #[arg(long, value_parser = parse_size)]
     block_size: Option<u64>,
-    /// Compression of file contents [default: lz4]
-    #[arg(long, value_enum)]
-    compression: Option<Codec>,
-    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever) [default: 7d]
-    #[arg(long, allow_hyphen_values = true)]
-    retention: Option<Retention>,
-    /// Quota in bytes
-    #[arg(long, value_parser = parse_size)]
-    max_bytes: Option<u64>,
-    /// Quota in inodes
-    #[arg(long)]
-    max_inodes: Option<u64>,
+    #[command(flatten)]
+    settings: VolumeSettings,
     /// Do not wait for the metadata server
     #[arg(long)]
     no_wait: bool,
+}
+
+/// What a volume is made with and can be changed later.
+#[derive(Args, Debug)]
+pub(super) struct VolumeSettings {
+    /// Compression of what is written from now on [default of a new volume: lz4]
+    #[arg(long, value_enum)]
+    pub(super) compression: Option<Codec>,
+    /// How long the past is kept: 7d, 12h, 0 (no past), -1 (for ever) [default of a new volume: 7d]
+    #[arg(long, allow_hyphen_values = true)]
+    pub(super) retention: Option<Retention>,
+    /// Quota in bytes
+    #[arg(long, value_parser = parse_size)]
+    pub(super) max_bytes: Option<u64>,
+    /// Quota in inodes
+    #[arg(long)]
+    pub(super) max_inodes: Option<u64>,
 }
 
 #[derive(Args, Debug)]
@@ -179,14 +186,14 @@ async fn made(session: &Session, kind: Kind, name: &str, body: &impl Serialize) 
 }
 
 async fn create_block_store(session: &Session, store: BlockStore) -> Result<()> {
-    let BlockStore { name, kind, place, keys, no_probe } = store;
+    let BlockStore { name, kind, place, keys, unchecked } = store;
     let doing = || format!("create {} {name}", Kind::BlockStore.word());
     let definition = place.definition(kind).with_context(doing)?;
     let credentials = keys.credentials(&definition).with_context(doing)?;
     let bucket = definition.bucket().is_some();
-    let new = NewBlockStore { name: name.clone(), definition, credentials, probe: !no_probe };
+    let new = NewBlockStore { name: name.clone(), definition, credentials, unchecked };
     made(session, Kind::BlockStore, &name, &new).await?;
-    if bucket && no_probe {
+    if bucket && unchecked {
         output::warn(format!(
             "nobody has tried out whether '{name}' can be used; chronofs configure probe block-store {name} does"
         ));
@@ -195,15 +202,16 @@ async fn create_block_store(session: &Session, store: BlockStore) -> Result<()> 
 }
 
 async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
+    let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;
     let new = NewVolume {
         name: volume.name,
         block_store: volume.block_store,
         metadata_store: volume.metadata_store,
         block_size: volume.block_size,
-        compression: volume.compression.map(Into::into),
-        retention: volume.retention,
-        max_bytes: volume.max_bytes,
-        max_inodes: volume.max_inodes,
+        compression: compression.map(Into::into),
+        retention,
+        max_bytes,
+        max_inodes,
     };
     let mut item = post(session, Kind::Volume, &new.name, &new).await?;
     let began = Instant::now();

@@ -7,7 +7,8 @@ mod create;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result};
-use chronofs_wire::http::{AdminClient, Method};
+use chronofs_wire::http::{AdminClient, Method, parse_address};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +19,7 @@ pub(crate) struct Configure {
     #[arg(long, global = true)]
     json: bool,
     /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -42,6 +43,7 @@ enum Command {
         /// Its kind
         kind: Kind,
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Change one
@@ -55,6 +57,7 @@ enum Command {
         /// Its kind
         kind: Kind,
         /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
 }

@@ -84,9 +84,10 @@ impl World {
         self.command(args).output().unwrap().into()
     }
 
-    /// `chronofs configure ...`
+    /// `chronofs configure ...`, where `EMPTY` stands for the empty word
     pub fn configure(&self, line: &str) -> Ran {
-        let args: Vec<_> = std::iter::once("configure").chain(line.split_whitespace()).collect();
+        let words = line.split_whitespace().map(|word| if word == "EMPTY" { "" } else { word });
+        let args: Vec<_> = std::iter::once("configure").chain(words).collect();
         self.run(&args)
     }
 

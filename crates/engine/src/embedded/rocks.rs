@@ -14,9 +14,10 @@ use rocksdb::{
     ReadOptions, WriteBatch, WriteOptions,
 };
 use self_cell::self_cell;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Where the position is kept.
 const POSITION_KEY: &[u8] = b"";
@@ -50,6 +51,8 @@ pub struct RocksStore {
     folder: PathBuf,
     write_options: WriteOptions,
     abandoned: AtomicBool,
+    /// Background errors that it has gone on after.
+    errors_survived: AtomicU64,
 }
 
 impl RocksStore {
@@ -64,7 +67,34 @@ impl RocksStore {
             folder: folder.to_owned(),
             write_options,
             abandoned: AtomicBool::new(false),
+            errors_survived: AtomicU64::new(0),
         })
+    }
+
+    /// RocksDB counts its background errors for ever. One that it takes for passing, a compaction without room, leaves it
+    /// as it was, and is tried again by itself once there is room. After any other it takes no writes: an error then.
+    fn check_background(&self) -> Result<(), EngineError> {
+        let errors = self.number(c"rocksdb.background-errors");
+        if errors <= self.errors_survived.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        // It may be out of breath for the same reason; that is no error, and nothing to wait for here.
+        options.set_no_slowdown(true);
+        match self.db.write_opt(WriteBatch::default(), &options) {
+            Err(error) if error.kind() != rocksdb::ErrorKind::Incomplete => {
+                return Err(failure(&self.folder, "after an error in the background, write to", &error));
+            }
+            _ => {}
+        }
+        self.errors_survived.store(errors, Ordering::SeqCst);
+        tracing::warn!(
+            "RocksDB in {} had no room for work in the background and tries it again by itself; its file LOG there says \
+             more",
+            self.folder.display()
+        );
+        Ok(())
     }
 
     fn number(&self, property: &std::ffi::CStr) -> u64 {
@@ -122,7 +152,7 @@ impl Store for RocksStore {
 
     fn write(&self, commits: &[Commit], position: Position) -> Result<(), EngineError> {
         let mut batch = WriteBatch::default();
-        for change in commits.iter().flat_map(|commit| &commit.batch.0) {
+        for change in newest_changes(commits) {
             match change {
                 Change::Put(key, value) => batch.put(key, value),
                 Change::Delete(key) => batch.delete(key),
@@ -148,12 +178,7 @@ impl Store for RocksStore {
     }
 
     fn is_flushed(&self) -> Result<bool, EngineError> {
-        if self.number(c"rocksdb.background-errors") > 0 {
-            return Err(EngineError::Store(format!(
-                "RocksDB in {} could not write in the background; its file LOG there says why",
-                self.folder.display()
-            )));
-        }
+        self.check_background()?;
         Ok(self.number(c"rocksdb.num-immutable-mem-table") == 0)
     }
 
@@ -186,6 +211,14 @@ impl Store for RocksStore {
             std::mem::forget(self.db.clone());
         }
     }
+}
+
+/// Of each key the last change: commits of one group often put the same rows (the directory of many creates, the
+/// counters), and what a batch overwrites itself need not cost an insert.
+fn newest_changes(commits: &[Commit]) -> impl Iterator<Item = &Change> {
+    let changes = commits.iter().rev().flat_map(|commit| commit.batch.0.iter().rev());
+    let mut seen = HashSet::with_capacity(commits.iter().map(|commit| commit.batch.0.len()).sum());
+    changes.filter(move |change| seen.insert(change.key()))
 }
 
 fn no_position(folder: &Path) -> EngineError {

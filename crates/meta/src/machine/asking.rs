@@ -57,7 +57,7 @@ impl Machine {
             return;
         }
         self.questions += 1;
-        let (question, until_ns) = (self.questions, group.now_ns + WAIT_NS);
+        let (question, until_ns) = (self.questions, group.steady_ns + WAIT_NS);
         self.asking.push(Asking { conn, hello, question, until_ns, fresh: false });
         group.effects.push(Effect::AskAdmin(question));
     }
@@ -84,7 +84,7 @@ impl Machine {
         for asking in std::mem::take(&mut self.asking) {
             let told = if self.check(group, &asking.hello).is_ok() || (asking.fresh && settled) {
                 Told::Fresh
-            } else if asking.until_ns <= group.now_ns {
+            } else if asking.until_ns <= group.steady_ns {
                 Told::Away("it has not answered for 3 s".to_owned())
             } else {
                 self.asking.push(asking);

@@ -1,15 +1,15 @@
 //! Calls: dedupe, reads on the spot, reads for other threads, mutations, opens, syncs, objects.
 
-use super::group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, Undo};
-use super::session::{ConnId, KEPT_REPLIES_MAX, Kept, Session};
+use super::group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, Undo, batch_len};
+use super::session::{ConnId, Kept, Session};
 use super::tag::{Brief, Tag};
-use super::{Call, Deferred, Machine, Waits};
+use super::{COMMIT_BYTES_MAX, Call, Deferred, Machine, Waits};
 use chronofs_blocks::name::parse_object_name;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::Ctx;
-use chronofs_wire::message::ToClient;
+use chronofs_namespace::{Ctx, FREED_MAX};
+use chronofs_wire::message::{REPLIES_KEPT_MAX, ToClient};
 use std::collections::BTreeMap;
 
 /// Names of the kinds of requests, by [`kind_of`].
@@ -125,9 +125,9 @@ impl Machine {
             let kept = kept.clone();
             return self.answer_again(group, conn, who, call, kept);
         }
-        if session.replies.len() >= KEPT_REPLIES_MAX {
+        if session.replies.len() >= REPLIES_KEPT_MAX {
             let message =
-                format!("{KEPT_REPLIES_MAX} answers are not acknowledged; acknowledge them with `acked`");
+                format!("{REPLIES_KEPT_MAX} answers are not acknowledged; acknowledge them with `acked`");
             group.send(conn, ToClient::Refused { message });
             group.effects.push(Effect::Close(conn));
             return Ok(());
@@ -189,6 +189,7 @@ impl Machine {
             root: who.root,
             read_only: who.read_only,
             is_open: &is_open,
+            freed_max: FREED_MAX,
         };
         match chronofs_namespace::query(&group.reads, &ctx, request) {
             Ok(result) => Ok(result),
@@ -214,6 +215,7 @@ impl Machine {
             Some((reply, batch)) => {
                 self.last = version;
                 group.commit(version, &Tag::Call { session: who.session, id: call.id, reply }, batch);
+                self.note_change(who);
                 version
             }
             None => self.last,
@@ -242,6 +244,13 @@ impl Machine {
         Ok(())
     }
 
+    /// A session changes its volume.
+    pub(super) fn note_change(&mut self, who: Who) {
+        if let Some(volume) = self.volumes.get_mut(&who.index) {
+            volume.changed_by.note(who.session);
+        }
+    }
+
     /// What a mutation comes to: the answer and, if anything changes, what to commit.
     #[allow(clippy::type_complexity)]
     pub(super) fn decide(
@@ -262,10 +271,21 @@ impl Machine {
             root: who.root,
             read_only: who.read_only || who.at.is_some(),
             is_open: &is_open,
+            freed_max: FREED_MAX,
         };
         match chronofs_namespace::step(&group.reads, &ctx, request) {
             Ok(outcome) => Ok(match outcome.reply {
                 Ok(reply) if outcome.batch.0.is_empty() => (Ok(reply), None),
+                Ok(_) if batch_len(&outcome.batch) > COMMIT_BYTES_MAX => {
+                    let kind = KINDS[usize::from(kind_of(request))];
+                    group.effects.push(Effect::Warn(format!(
+                        "a {kind} of session {} would change {} MiB of metadata at once and is refused: the limit is {} MiB",
+                        who.session.0,
+                        batch_len(&outcome.batch) >> 20,
+                        COMMIT_BYTES_MAX >> 20
+                    )));
+                    (Err(Errno::EFBIG), None)
+                }
                 Ok(reply) => {
                     let brief = Brief::of(&reply);
                     (Ok(reply), Some((brief, outcome.batch)))
@@ -298,7 +318,7 @@ impl Machine {
             let count = count.min(open.unwrap_or(0));
             self.count_closed(who.session, ino, count);
             group.undo.push(Undo::Closed(who.session, ino, count));
-            self.keep(group, who.session, id, Kept::Full(self.last, Ok(Reply::Done)));
+            self.keep(group, who.session, id, Kept::Closed(self.last));
         }
         let kind = kind_of(&Request::Close { ino, count });
         group.answer(conn, id, kind, self.last, self.durable, Ok(Reply::Done));
@@ -333,6 +353,7 @@ impl Machine {
     ) -> Result<(), EngineError> {
         let (version, result) = match kept {
             Kept::Full(version, result) => (version, result),
+            Kept::Closed(version) => (version, Ok(Reply::Done)),
             Kept::Brief { version, brief, counted } => {
                 if let (Brief::Opened(ino), false) = (&brief, counted) {
                     self.count_opened(who.session, *ino, 1);

@@ -2,16 +2,26 @@
 //! engine has taken the commits.
 
 use super::WaitingHello;
-use super::session::{ConnId, Session};
+use super::now::Now;
+use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
-use chronofs_engine::{Batch, Commit, Overlay, ReadStop, Reads, View};
+use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
 use chronofs_wire::message::{HelloAnswer, ToClient};
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Bytes of keys and values in a batch.
+pub(super) fn batch_len(batch: &Batch) -> usize {
+    let change_len = |change: &Change| match change {
+        Change::Put(key, value) => key.len() + value.len(),
+        Change::Delete(key) => key.len(),
+    };
+    batch.0.iter().map(change_len).sum()
+}
 
 /// A view of the engine that can be read through an overlay.
 #[derive(Clone)]
@@ -137,7 +147,11 @@ pub(super) enum Undo {
     Granted(SessionId),
     Deferred,
     Counted(SessionId, u64),
+    /// How a session stood with others, and how many acknowledgements it owed.
+    Shared(SessionId, Sharing, u32),
     Waited(WaitingHello),
+    /// The durable version that a session was told before.
+    Told(SessionId, Version),
 }
 
 /// What came of a series of replays.
@@ -145,6 +159,8 @@ pub(super) enum Undo {
 pub(super) struct ReplayDone {
     /// Every session that is waited for has come, or the window is over.
     pub(super) window: bool,
+    /// They came after the window, from this session.
+    pub(super) late: Option<SessionId>,
     /// Applied calls.
     pub(super) applied: Vec<(SessionId, u64, Version, Brief)>,
     /// Calls that could not be applied.
@@ -153,8 +169,10 @@ pub(super) struct ReplayDone {
 
 /// The group.
 pub struct Group {
-    /// The server's clock.
+    /// The server's clock: names instants.
     pub now_ns: u64,
+    /// Measures how long something took.
+    pub steady_ns: u64,
     /// What its events read.
     pub(super) reads: GroupReads,
     /// What they commit.
@@ -163,25 +181,32 @@ pub struct Group {
     pub effects: Vec<Effect>,
     /// Requests answered, with kind and errno (0: none).
     pub answered: Vec<(u8, i32)>,
+    /// See [`Group::bytes`].
+    pub(super) bytes: usize,
     /// Every write is answered with ENOSPC.
     pub full: bool,
     pub(super) thens: Vec<Then>,
     pub(super) undo: Vec<Undo>,
+    /// Nothing is given out before all of it is durable.
+    pub(super) sync_first: bool,
     pub(super) last_before: Version,
 }
 
 impl Group {
     /// An empty group on `view`.
-    pub fn new(now_ns: u64, view: Arc<dyn View>, full: bool) -> Self {
+    pub fn new(now: Now, view: Arc<dyn View>, full: bool) -> Self {
         Group {
-            now_ns,
+            now_ns: now.wall_ns,
+            steady_ns: now.steady_ns,
             reads: Overlay::new(SharedView(view)),
             commits: Vec::new(),
             effects: Vec::new(),
             answered: Vec::new(),
+            bytes: 0,
             full,
             thens: Vec::new(),
             undo: Vec::new(),
+            sync_first: false,
             last_before: Version::ZERO,
         }
     }
@@ -189,7 +214,19 @@ impl Group {
     /// Adds a commit; the events that follow see it.
     pub(super) fn commit(&mut self, version: Version, tag: &Tag, batch: Batch) {
         self.reads.push(&batch);
-        self.commits.push(Commit { version, tag: tag::encode(tag), batch });
+        let tag = tag::encode(tag);
+        self.bytes += tag.len() + batch_len(&batch);
+        self.commits.push(Commit { version, tag, batch });
+    }
+
+    /// Bytes of keys, values and tags in the commits.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether its commits have to be durable before anything of it, or after it, is given out.
+    pub fn sync_first(&self) -> bool {
+        self.sync_first
     }
 
     /// Sends a frame once the group is applied.

@@ -224,7 +224,7 @@ impl Machine {
         };
         match self.system(group, &request)? {
             Ok(SystemReply::Session { id, session: row }) => {
-                let mut session = self.session_of_row(id, &row, group.now_ns);
+                let mut session = self.session_of_row(id, &row, group.steady_ns);
                 session.root = root;
                 session.read_only = read_only;
                 session.token = Some(checked.token.id);
@@ -264,6 +264,8 @@ impl Machine {
             acks_due: 0,
             reclaimed: false,
             called: false,
+            replaying: false,
+            late: Vec::new(),
             told_durable: Version::ZERO,
             last_commit: Version::ZERO,
         }
@@ -288,7 +290,8 @@ impl Machine {
     /// Joins a connection with its session and welcomes it as soon as the session is sure to survive.
     fn attach(&mut self, group: &mut Group, conn: ConnId, id: SessionId, replay: bool) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.heard_ns = group.now_ns;
+        session.heard_ns = group.steady_ns;
+        (session.replaying, session.late) = (replay, Vec::new());
         session.acks_due = 0;
         if matches!(session.sharing, Sharing::Asked(_)) {
             session.sharing = Sharing::Exclusive;
@@ -308,6 +311,7 @@ impl Machine {
             return;
         }
         self.deferred.push_back(Deferred { version, conn, what: Waits::Welcome { session: id, replay } });
+        group.undo.push(Undo::Deferred);
         group.effects.push(Effect::Hurry);
     }
 
@@ -319,7 +323,8 @@ impl Machine {
             // A bucket, whose credentials no client has.
             _ => StoreAccess::ThroughServer,
         };
-        session.told_durable = self.durable;
+        // What it is to replay it must still hold.
+        session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };
         let welcome = Welcome {
             protocol: PROTOCOL_MAX,
             session: id,
@@ -330,8 +335,7 @@ impl Machine {
             root: session.root,
             grant: session.grants.last().copied().unwrap_or_default(),
             applied: self.last,
-            // What it is to replay it must still hold.
-            durable: if replay { self.durable.min(self.recovered) } else { self.durable },
+            durable: session.told_durable,
             now_ns: group.now_ns,
             ttl_ms: self.config.ttl_ms,
             shared: session.is_live() && session.sharing == Sharing::Shared,

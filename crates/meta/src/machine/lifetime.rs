@@ -1,7 +1,7 @@
 //! What time brings: silent sessions end, orphans go, leases are renewed, replies are written down.
 
 use super::Machine;
-use super::group::{Group, Then};
+use super::group::{Group, Then, Undo};
 use super::tag::KeptReplies;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, VolumeIndex};
@@ -15,6 +15,9 @@ pub(super) const REPLIES: Table = Table { number: 0x40, key_len: 0, name: "repli
 
 /// How many orphans are freed at a time.
 const REAP_MAX: usize = 256;
+
+/// How many commits at a time remove rows of inodes that are gone.
+const PURGE_STEPS: usize = 4;
 
 /// How many files whose last open ended are looked at at a time: most are no orphans, and a busy volume closes
 /// thousands a second.
@@ -41,6 +44,7 @@ impl Machine {
         self.admit_waiting(group)?;
         self.renew_leases(group)?;
         self.reap(group)?;
+        self.purge(group)?;
         self.mark(group)
     }
 
@@ -49,7 +53,11 @@ impl Machine {
         let durable = self.durable;
         for session in self.sessions.values_mut() {
             let Some(conn) = session.conn else { continue };
-            if session.told_durable < session.last_commit && session.told_durable < durable {
+            if !session.replaying
+                && session.told_durable < session.last_commit
+                && session.told_durable < durable
+            {
+                group.undo.push(Undo::Told(session.id, session.told_durable));
                 session.told_durable = durable;
                 group.send(conn, ToClient::Durable { version: durable });
             }
@@ -58,7 +66,7 @@ impl Machine {
 
     fn expire_sessions(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let life_ns = u64::from(self.config.life_ms) * 1_000_000;
-        let now_ns = group.now_ns;
+        let now_ns = group.steady_ns;
         let over: Vec<SessionId> = self
             .sessions
             .values()
@@ -112,7 +120,7 @@ impl Machine {
             .sessions
             .values()
             .filter(|session| {
-                session.at.is_some() && group.now_ns.saturating_sub(session.leased_ns) > third_ns
+                session.at.is_some() && group.steady_ns.saturating_sub(session.leased_ns) > third_ns
             })
             .map(|session| session.id)
             .collect();
@@ -129,7 +137,7 @@ impl Machine {
     fn end_reclaim_window(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let Some(until_ns) = self.reclaim_until_ns else { return Ok(()) };
         let all_told = self.sessions.values().all(|session| session.reclaimed || session.at.is_some());
-        if !all_told && group.now_ns < until_ns {
+        if !all_told && group.steady_ns < until_ns {
             return Ok(());
         }
         let mut orphans: Vec<(VolumeIndex, Ino)> = Vec::new();
@@ -200,10 +208,45 @@ impl Machine {
         Ok(())
     }
 
+    /// Removes a few more rows of inodes that are gone and had too many for one commit.
+    fn purge(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        let mut steps = PURGE_STEPS;
+        for index in indexes {
+            while steps > 0 {
+                let found = match chronofs_namespace::first_purge(&group.reads, index) {
+                    Ok(found) => found,
+                    Err(stop) => {
+                        self.stopped(group, stop, "looking for rows of files that are gone")?;
+                        None
+                    }
+                };
+                let Some(ino) = found else { break };
+                let Some(volume) = self.volumes.get(&index) else { break };
+                if volume.purge_damaged || volume.row.deleted.is_some() {
+                    break;
+                }
+                steps -= 1;
+                match self.system(group, &SystemRequest::Purge { volume: volume.id(), ino }) {
+                    Ok(_) => {}
+                    // It was warned of, and the rows take nothing but room.
+                    Err(EngineError::Damaged { .. }) => {
+                        if let Some(volume) = self.volumes.get_mut(&index) {
+                            volume.purge_damaged = true;
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the replies of all sessions into the state, so that the tags before are not needed any more.
     fn mark(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let due = self.commits_since_mark >= self.config.mark_after_commits
-            || (self.commits_since_mark > 1 && group.now_ns.saturating_sub(self.marked_ns) > MARK_AFTER_NS);
+            || (self.commits_since_mark > 1
+                && group.steady_ns.saturating_sub(self.marked_ns) > MARK_AFTER_NS);
         if due { self.write_mark(group) } else { Ok(()) }
     }
 

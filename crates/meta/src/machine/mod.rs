@@ -9,6 +9,7 @@ mod calls;
 mod group;
 mod hello;
 mod lifetime;
+mod now;
 mod recovery;
 mod session;
 mod sharing;
@@ -18,6 +19,7 @@ mod volumes;
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
 pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
+pub use now::Now;
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -32,6 +34,11 @@ use recovery::Phase;
 use session::{Kept, Session};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use uuid::Uuid;
+
+/// A group takes no further commit once its commits are so long.
+const GROUP_BYTES_MAX: usize = 64 << 20;
+/// A commit of a client's call is no longer than this; the log takes groups of a GiB.
+const COMMIT_BYTES_MAX: usize = 256 << 20;
 
 /// What the machine is set up with.
 #[derive(Clone, Debug)]
@@ -196,7 +203,7 @@ impl Machine {
         reads: &R,
         last: Version,
         found: Found,
-        now_ns: u64,
+        now: Now,
     ) -> Result<Self, ReadStop> {
         let mut machine = Machine {
             phase: Phase::Serving,
@@ -218,7 +225,7 @@ impl Machine {
             believed: last,
             recovered: found.last_commit,
             marked: Version::ZERO,
-            marked_ns: now_ns,
+            marked_ns: now.steady_ns,
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
             config,
@@ -227,11 +234,11 @@ impl Machine {
             machine.volumes.insert(index, VolumeState::new(index, row));
         }
         for (id, row) in chronofs_namespace::list_sessions(reads)? {
-            machine.restore_session(id, &row, now_ns);
+            machine.restore_session(id, &row, now.steady_ns);
         }
         machine.restore_replies(reads, &found.recovered)?;
         machine.settle_after_restart();
-        machine.begin_recovery(found.maybe_lost, now_ns);
+        machine.begin_recovery(found.maybe_lost, now.steady_ns);
         Ok(machine)
     }
 
@@ -313,13 +320,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Decides calls that come together.
-    pub fn calls(&mut self, group: &mut Group, calls: &[(ConnId, Call)]) -> Result<(), EngineError> {
+    /// Decides calls that come together, until their commits are as much as a group may hold. Tells how many.
+    pub fn calls(&mut self, group: &mut Group, calls: &[(ConnId, Call)]) -> Result<usize, EngineError> {
         self.begin(group);
-        for (conn, call) in calls {
+        for (n, (conn, call)) in calls.iter().enumerate() {
+            if group.bytes >= GROUP_BYTES_MAX {
+                return Ok(n);
+            }
             self.call(group, *conn, call)?;
         }
-        Ok(())
+        Ok(calls.len())
     }
 
     /// The engine took the group's `commits`.
@@ -378,7 +388,7 @@ impl Machine {
             return None;
         };
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.heard_ns = group.now_ns;
+            session.heard_ns = group.steady_ns;
         }
         Some(id)
     }
@@ -457,7 +467,17 @@ impl Machine {
                     session.grants.pop();
                 }
             }
+            Undo::Shared(session, sharing, acks_due) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    (session.sharing, session.acks_due) = (sharing, acks_due);
+                }
+            }
             Undo::Waited(waiting) => self.waiting.push(waiting),
+            Undo::Told(session, durable) => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.told_durable = durable;
+                }
+            }
             Undo::Deferred => drop(self.deferred.pop_back()),
             Undo::Counted(session, id) => {
                 let kept = self.sessions.get_mut(&session).and_then(|session| session.replies.get_mut(id));
@@ -475,7 +495,7 @@ impl Machine {
             Then::SessionOver(session) => self.session_over(group, session),
             Then::LeaseRenewed(session) => {
                 if let Some(session) = self.sessions.get_mut(&session) {
-                    session.leased_ns = group.now_ns;
+                    session.leased_ns = group.steady_ns;
                 }
             }
             Then::Reaped(index, ino) => {
@@ -484,7 +504,7 @@ impl Machine {
                 }
             }
             Then::Marked(version) => {
-                (self.marked, self.marked_ns, self.commits_since_mark) = (version, group.now_ns, 0);
+                (self.marked, self.marked_ns, self.commits_since_mark) = (version, group.steady_ns, 0);
                 group.effects.push(Effect::Mark(version));
             }
             Then::Replayed(replayed) => self.replays_applied(group, replayed),

@@ -14,7 +14,7 @@ use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::{Errno, Ino, SessionId, Version};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_history::{Snapshot, Txn};
-use chronofs_namespace::rows::{self, COUNTERS, Counters, STORE_WIDE};
+use chronofs_namespace::rows::{self, COUNTERS, Counters, INODE, STORE_WIDE, ino_key};
 use chronofs_wire::message::ToClient;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -154,7 +154,8 @@ impl Machine {
     /// What a session has open, after a restart.
     pub(super) fn reclaim(&mut self, id: SessionId, opens: Vec<(Ino, u32)>) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.reclaimed {
+        // Opens of the past hold nothing back: what was then stays anyway.
+        if session.reclaimed || !session.is_live() {
             return;
         }
         session.reclaimed = true;
@@ -177,29 +178,83 @@ impl Machine {
                 recovery.replays.extend(calls);
                 if end {
                     recovery.expected.remove(&id);
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.replaying = false;
+                    }
                 }
                 self.recovery_progress(group)
             }
-            // Parked for want of room they would be lost. The client comes again and is asked again.
-            Phase::Serving if group.full => {
-                if let Some(conn) = self.sessions.get(&id).and_then(|session| session.conn) {
-                    group.effects.push(Effect::Close(conn));
-                }
-                Ok(())
+            Phase::Serving => self.replay_late(group, id, calls.map(|(_, call)| call).collect(), end),
+        }
+    }
+
+    /// Calls that come when the window is over: too late for their place in the order. What can be done without
+    /// touching what others did since is done now, all at once, and durable before the client hears of it: it compares
+    /// what it hears with the versions of old.
+    fn replay_late(
+        &mut self,
+        group: &mut Group,
+        id: SessionId,
+        calls: Vec<Replayed>,
+        end: bool,
+    ) -> Result<(), EngineError> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        if group.full {
+            // Parked for want of room they would be lost. The client comes again and is asked again; what it sent
+            // behind them must not be taken for a sign that it has nothing.
+            if let Some(conn) = session.conn.take() {
+                self.conns.remove(&conn);
+                group.effects.push(Effect::Close(conn));
             }
-            // Too late for its place in the order: what can still be done is done now.
-            Phase::Serving => {
-                let done = self.apply_replays(group, calls.collect())?;
-                group.thens.push(Then::Replayed(done));
-                Ok(())
+            return Ok(());
+        }
+        if !session.replaying {
+            return Ok(());
+        }
+        if !end {
+            session.late.extend(calls);
+            return Ok(());
+        }
+        let mut late: Vec<(SessionId, Replayed)> =
+            session.late.iter().cloned().chain(calls).map(|call| (id, call)).collect();
+        late.sort_by_key(|(_, call)| (call.version, call.id));
+        let mut done = self.apply_replays(group, late)?;
+        done.late = Some(id);
+        group.sync_first = true;
+        group.thens.push(Then::Replayed(done));
+        Ok(())
+    }
+
+    /// Whether a call that comes too late would undo what others did since.
+    fn comes_too_late(
+        &self,
+        group: &mut Group,
+        who: Who,
+        call: &Replayed,
+        own: &BTreeSet<Ino>,
+    ) -> Result<bool, EngineError> {
+        let ino = match &call.request {
+            Request::Unlink { .. } | Request::Rmdir { .. } | Request::Rename { .. } => {
+                let volume = self.volumes.get(&who.index);
+                return Ok(volume.is_some_and(|volume| volume.changed_by.others(who.session)));
             }
+            Request::SetAttr { ino, .. }
+            | Request::SetXattr { ino, .. }
+            | Request::RemoveXattr { ino, .. }
+            | Request::Publish { ino, .. } => *ino,
+            // These only add.
+            _ => return Ok(false),
+        };
+        match Snapshot::new(&group.reads, who.index, None).get(INODE, &ino_key(ino)) {
+            Ok(row) => Ok(row.is_some_and(|row| row.since > self.recovered) && !own.contains(&ino)),
+            Err(stop) => self.stopped(group, stop, "reading what a late call changes").map(|_| true),
         }
     }
 
     /// Ends the window when everybody came or the time is over.
     pub(super) fn recovery_progress(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let Phase::Recovering(recovery) = &self.phase else { return Ok(()) };
-        let over = recovery.expected.is_empty() || group.now_ns >= recovery.until_ns;
+        let over = recovery.expected.is_empty() || group.steady_ns >= recovery.until_ns;
         if !over || group.full {
             return Ok(());
         }
@@ -231,7 +286,9 @@ impl Machine {
         replays: Vec<(SessionId, Replayed)>,
     ) -> Result<ReplayDone, EngineError> {
         let mut done = ReplayDone::default();
+        let late = !self.is_recovering();
         let mut lost_inos: BTreeSet<Ino> = BTreeSet::new();
+        let mut own: BTreeSet<Ino> = BTreeSet::new();
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
@@ -243,8 +300,15 @@ impl Machine {
                 continue;
             }
             let who = Who::of(session);
+            if late && self.comes_too_late(group, who, &call, &own)? {
+                done.parked.push((id, call.id, Errno::ESTALE));
+                continue;
+            }
             match self.apply_replay(group, who, &call, &lost_inos)? {
-                Ok((version, brief)) => done.applied.push((id, call.id, version, brief)),
+                Ok((version, brief)) => {
+                    own.extend(call.made.into_iter().chain(named_inos(&call.request).into_iter().flatten()));
+                    done.applied.push((id, call.id, version, brief));
+                }
                 Err(errno) => {
                     lost_inos.extend(call.made);
                     done.parked.push((id, call.id, errno));
@@ -289,6 +353,7 @@ impl Machine {
             self.last = version;
             let tag = Tag::Call { session: who.session, id: call.id, reply: brief.clone() };
             group.commit(version, &tag, batch);
+            self.note_change(who);
         }
         Ok(Ok((version, brief)))
     }
@@ -321,9 +386,18 @@ impl Machine {
 
     /// The engine took the replays.
     pub(super) fn replays_applied(&mut self, group: &mut Group, done: ReplayDone) {
+        let last = self.last;
+        for session in
+            self.sessions.values_mut().filter(|session| done.window || done.late == Some(session.id))
+        {
+            // Whatever became of its calls, it need not keep them once all this is durable, and is told so.
+            session.last_commit = session.last_commit.max(last);
+            if done.late.is_some() {
+                (session.replaying, session.late) = (false, Vec::new());
+            }
+        }
         for (session, id, version, brief) in done.applied {
             if let Some(session) = self.sessions.get_mut(&session) {
-                session.last_commit = session.last_commit.max(version);
                 // Its opens are in what the session reclaims.
                 session.replies.keep(id, Kept::Brief { version, brief, counted: true });
             }

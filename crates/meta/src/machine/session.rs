@@ -1,7 +1,7 @@
 //! What the server knows of one session, and its cache of replies.
 
 use super::tag::Brief;
-use chronofs_core::ops::Reply;
+use chronofs_core::ops::{Replayed, Reply};
 use chronofs_core::{Errno, Ino, SessionId, Version, VolumeIndex};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -9,9 +9,6 @@ use uuid::Uuid;
 /// A connection. Never used twice in one run of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ConnId(pub u64);
-
-/// The most answers a session may leave unacknowledged.
-pub(super) const KEPT_REPLIES_MAX: usize = 8192;
 
 /// An answer that is kept for the case that its call comes again.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +24,9 @@ pub(super) enum Kept {
         /// The open in it is registered.
         counted: bool,
     },
+    /// A close was done. It changed nothing but the count of opens, which a restart forgets: after one the client says
+    /// what it has open, this file included, and the close that comes again has to be done again.
+    Closed(Version),
 }
 
 /// The answers of a session above what the client has acknowledged.
@@ -83,7 +83,7 @@ impl Replies {
         self.kept.iter().filter_map(|(&id, kept)| match kept {
             Kept::Full(version, Ok(reply)) => Some((id, *version, Brief::of(reply))),
             // A refusal changed nothing: asked again it is decided again.
-            Kept::Full(_, Err(_)) => None,
+            Kept::Full(_, Err(_)) | Kept::Closed(_) => None,
             Kept::Brief { version, brief, .. } => Some((id, *version, brief.clone())),
         })
     }
@@ -144,6 +144,11 @@ pub(super) struct Session {
     pub(super) reclaimed: bool,
     /// It was opened, or has called, since the server started: it has nothing to replay.
     pub(super) called: bool,
+    /// It was asked for what the server lost and has not sent all of it: until then it is told nothing of durability,
+    /// and so keeps it.
+    pub(super) replaying: bool,
+    /// What it has sent of that after the window.
+    pub(super) late: Vec<Replayed>,
     /// The durable version it was last told.
     pub(super) told_durable: Version,
     /// Its last commit.

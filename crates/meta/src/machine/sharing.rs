@@ -2,7 +2,7 @@
 //! is admitted, the first says that it let go, or is silent for so long that its caches have lapsed.
 
 use super::Machine;
-use super::group::{Effect, Group};
+use super::group::{Effect, Group, Undo};
 use super::session::Sharing;
 use chronofs_core::{SessionId, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -15,13 +15,15 @@ impl Machine {
             self.sessions.values().filter(|session| session.index == index && session.is_live()).count();
         let waiting = self.waiting.iter().any(|waiting| waiting.volume == index);
         let shared = live > 1 || waiting;
-        let now_ns = group.now_ns;
+        let now_ns = group.steady_ns;
         for session in self.sessions.values_mut() {
             if session.index != index || !session.is_live() {
                 continue;
             }
             // One that is not connected is told when it comes back, or lapses.
             let Some(conn) = session.conn else { continue };
+            // A question that goes with a group the disk had no room for is asked again.
+            group.undo.push(Undo::Shared(session.id, session.sharing, session.acks_due));
             match (shared, session.sharing) {
                 (true, Sharing::Exclusive) => {
                     session.sharing = Sharing::Asked(now_ns);
@@ -41,6 +43,8 @@ impl Machine {
     /// in between.
     pub(super) fn shared_ack(&mut self, group: &mut Group, id: SessionId) -> Result<(), EngineError> {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        // An acknowledgement counts once, also when its group is decided again.
+        group.undo.push(Undo::Shared(id, session.sharing, session.acks_due));
         session.acks_due = session.acks_due.saturating_sub(1);
         if session.acks_due == 0 && matches!(session.sharing, Sharing::Asked(_)) {
             session.sharing = Sharing::Shared;
@@ -50,7 +54,7 @@ impl Machine {
 
     /// What silent sessions cached is over: they need not be asked any more.
     pub(super) fn lapse_caches(&mut self, group: &mut Group) {
-        let now_ns = group.now_ns;
+        let now_ns = group.steady_ns;
         let ttl_ns = u64::from(self.config.ttl_ms) * 1_000_000;
         let waiting: Vec<VolumeIndex> = self.waiting.iter().map(|waiting| waiting.volume).collect();
         for session in self.sessions.values_mut().filter(|session| waiting.contains(&session.index)) {

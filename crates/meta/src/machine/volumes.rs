@@ -4,12 +4,39 @@ use super::Machine;
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
-use chronofs_core::{Ino, Version, VolumeIndex};
+use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{SystemCtx, SystemError, SystemReply, rows};
+use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, rows};
 use chronofs_wire::admin::{AssignedStore, AssignedVolume};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
+
+/// Which sessions changed a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ChangedBy {
+    /// None.
+    Nobody,
+    /// Just this one.
+    One(SessionId),
+    /// Several.
+    Many,
+}
+
+impl ChangedBy {
+    /// This one did, too.
+    pub(super) fn note(&mut self, session: SessionId) {
+        *self = match *self {
+            ChangedBy::Nobody => ChangedBy::One(session),
+            ChangedBy::One(one) if one == session => return,
+            _ => ChangedBy::Many,
+        };
+    }
+
+    /// Whether anybody else did.
+    pub(super) fn others(self, session: SessionId) -> bool {
+        !matches!(self, ChangedBy::Nobody) && self != ChangedBy::One(session)
+    }
+}
 
 /// A volume as the server serves it.
 #[derive(Clone, Debug)]
@@ -26,6 +53,10 @@ pub struct VolumeState {
     pub(super) opens: HashMap<Ino, u32>,
     /// Files whose last open ended: they go if they have no link.
     pub(super) to_reap: BTreeSet<Ino>,
+    /// Who has changed it since the server started.
+    pub(super) changed_by: ChangedBy,
+    /// Rows of files that are gone are not removed any more, because some are damaged.
+    pub(super) purge_damaged: bool,
 }
 
 impl VolumeState {
@@ -37,6 +68,8 @@ impl VolumeState {
             problem: None,
             opens: HashMap::new(),
             to_reap: BTreeSet::new(),
+            changed_by: ChangedBy::Nobody,
+            purge_damaged: false,
         }
     }
 
@@ -72,7 +105,7 @@ impl Machine {
         let version = self.next_version(group);
         // A reap is asked for only when nobody has the file open.
         let is_open = |_: Ino| false;
-        let ctx = SystemCtx { version, is_open: &is_open };
+        let ctx = SystemCtx { version, is_open: &is_open, freed_max: FREED_MAX };
         let outcome = match chronofs_namespace::system(&group.reads, &ctx, request) {
             Ok(outcome) => outcome,
             Err(stop) => {

@@ -7,7 +7,7 @@ pub mod outbox;
 use crate::executor::Input;
 use crate::machine::{ConnId, Event};
 use crate::metrics::Metrics;
-use connection::Connection;
+use connection::{Connection, InFlight};
 use outbox::Outbox;
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
@@ -24,9 +24,16 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a client may take for TLS and its hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
+/// Bytes of calls of all connections that were received and are not decided. What comes beyond waits in the network.
+const CALL_BYTES_MAX: usize = 128 << 20;
+/// Bytes of objects of all connections that were received and are not stored. Apart from calls: a store that hangs holds
+/// up those who write to it and nobody else.
+const OBJECT_BYTES_MAX: usize = 256 << 20;
+
 /// What all connections share.
 pub struct Shared {
     queue: Sender<Input>,
+    in_flight: InFlight,
     metrics: Arc<Metrics>,
     next_conn: AtomicU64,
     outboxes: Mutex<BTreeMap<u64, Arc<Outbox>>>,
@@ -39,6 +46,7 @@ impl Shared {
     pub fn new(queue: Sender<Input>, metrics: Arc<Metrics>, silent_max: Duration) -> Arc<Shared> {
         Arc::new(Shared {
             queue,
+            in_flight: InFlight::new(CALL_BYTES_MAX, OBJECT_BYTES_MAX),
             metrics,
             next_conn: AtomicU64::new(1),
             outboxes: Mutex::default(),
@@ -90,7 +98,8 @@ async fn accepted(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, sh
     let outbox = Arc::new(Outbox::default());
     shared.outboxes().insert(id, outbox.clone());
     shared.metrics.connections.inc();
-    let connection = Connection { id: ConnId(id), peer, outbox, queue: shared.queue.clone() };
+    let (queue, in_flight) = (shared.queue.clone(), shared.in_flight.clone());
+    let connection = Connection { id: ConnId(id), peer, outbox, queue, in_flight };
     connection.run(stream, acceptor, HELLO_WITHIN, shared.silent_max).await;
     shared.outboxes().remove(&id);
     shared.metrics.connections.dec();

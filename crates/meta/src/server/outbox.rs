@@ -6,12 +6,16 @@ use serde::Serialize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
-/// A client that lets so much pile up is cut off.
+/// A client that lets so much pile up is cut off. One that keeps to the protocol asks for half as much at the most.
 const PILED_UP_MAX: usize = 128 << 20;
+/// With so much on its way a client is asked for nothing more: what it sends waits in the network.
+const ROOM_BYTES: usize = 16 << 20;
 
 #[derive(Default)]
 struct State {
     buffer: BytesMut,
+    /// Bytes that were taken out and are being written.
+    writing: usize,
     /// Nothing more is taken; what is there goes out, then the connection ends.
     closing: bool,
     /// The connection ends at once.
@@ -32,6 +36,7 @@ pub enum Next {
 pub struct Outbox {
     state: Mutex<State>,
     ready: Notify,
+    written: Notify,
 }
 
 impl Outbox {
@@ -68,8 +73,23 @@ impl Outbox {
         self.ready.notify_one();
     }
 
-    /// Waits for something to do. Cancelling loses nothing.
+    /// Waits until what is on its way is little enough to go on with the client's wishes. For one waiter.
+    pub async fn room(&self) {
+        loop {
+            {
+                let state = self.lock();
+                if state.buffer.len() + state.writing < ROOM_BYTES || state.cut {
+                    return;
+                }
+            }
+            self.written.notified().await;
+        }
+    }
+
+    /// Waits for something to do; what was given out before is written then. Cancelling loses nothing.
     pub async fn next(&self) -> Next {
+        self.lock().writing = 0;
+        self.written.notify_one();
         loop {
             {
                 let mut state = self.lock();
@@ -77,6 +97,7 @@ impl Outbox {
                     return Next::End;
                 }
                 if !state.buffer.is_empty() {
+                    state.writing = state.buffer.len();
                     return Next::Write(std::mem::take(&mut state.buffer));
                 }
                 if state.closing {

@@ -65,7 +65,12 @@ pub fn assignment(folder: &Path) -> Assignment {
     let confined = AssignedToken { path: Some("/home/ann".to_owned()), ..token(2) };
     let over = AssignedToken { ends_ns: Some(1), ..token(3) };
     let no_past = AssignedToken { past: false, read_only: true, ..token(4) };
-    Assignment { revision: 1, volumes: vec![volume(folder)], tokens: vec![token(1), confined, over, no_past] }
+    Assignment {
+        revision: 1,
+        volumes: vec![volume(folder)],
+        tokens: vec![token(1), confined, over, no_past],
+        probes: Vec::new(),
+    }
 }
 
 pub fn config(folder: &Path) -> StartConfig {

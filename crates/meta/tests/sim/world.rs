@@ -292,7 +292,7 @@ impl World {
         let config = Config { boot: self.boots, mark_after_commits: 40, ..Config::default() };
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
         let reads = SharedView(engine.view());
-        let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns).unwrap();
+        let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns.into()).unwrap();
         let core = Core { machine, engine: engine.clone() };
         self.server = Some(Server { core, engine });
         let mut assignment = common::assignment(std::path::Path::new("/nowhere"));

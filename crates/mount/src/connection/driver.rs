@@ -2,8 +2,9 @@
 
 use super::Connection;
 use super::link::{self, Link, OpenError, Opening};
+use super::state::State;
 use chronofs_core::{Errno, SessionId};
-use chronofs_wire::message::{Refusal, RefusalReason, ToClient, ToServer, Welcome};
+use chronofs_wire::message::{Refusal, RefusalReason, ToClient, Welcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -133,7 +134,7 @@ async fn renew(
         tokio::time::sleep(pause).await;
         let asked = Instant::now();
         connection.lease.asked();
-        connection.state().send_if_up(&ToServer::Renew);
+        connection.state().renew();
         connection.wake.notify_one();
         if asked.duration_since(*heard.borrow()) > SILENCE_MAX.max(pause * 3) {
             return Ended::Lost("it gives no sign of life".to_owned());
@@ -144,10 +145,10 @@ async fn renew(
 fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &UnboundedSender<Event>) {
     match frame {
         ToClient::Return { id, version, durable, result } => {
-            connection.state().returned(id, version, durable, result);
+            heard(connection, |state| state.returned(id, version, durable, result));
         }
-        ToClient::Durable { version } => connection.state().durable(version),
-        ToClient::Object { id, result } => connection.state().transferred(id, result),
+        ToClient::Durable { version } => heard(connection, |state| state.durable(version)),
+        ToClient::Object { id, result } => heard(connection, |state| state.transferred(id, result)),
         ToClient::Renewed { now_ns } => {
             connection.clock.set(now_ns);
             connection.lease.renewed(ttl);
@@ -163,6 +164,17 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
             );
         }
         ToClient::Closing | ToClient::Refused { .. } => {}
+    }
+}
+
+/// Takes in what may make room for calls that wait.
+fn heard(connection: &Connection, take: impl FnOnce(&mut State)) {
+    let mut state = connection.state();
+    take(&mut state);
+    let more = state.has_frames();
+    drop(state);
+    if more {
+        connection.wake.notify_one();
     }
 }
 

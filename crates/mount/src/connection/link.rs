@@ -2,6 +2,7 @@
 
 use super::Wanted;
 use super::target::Target;
+use crate::clock::since_boot;
 use bytes::{Bytes, BytesMut};
 use chronofs_core::{SessionId, Version};
 use chronofs_wire::frame::{self, FrameReader};
@@ -72,8 +73,8 @@ pub(crate) struct Link {
     pub(crate) target: Target,
     /// What the client called itself: the server gives a session back only to who opened it.
     pub(crate) client: u128,
-    /// When the hello was sent.
-    pub(crate) asked: Instant,
+    /// When the hello was sent, since this machine was started.
+    pub(crate) asked: Duration,
 }
 
 /// What a hello says about the session.
@@ -111,7 +112,7 @@ pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening)
     };
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = FrameReader::new(reader);
-    let asked = Instant::now();
+    let asked = since_boot();
     let mut out = BytesMut::new();
     frame::encode(&hello(wanted, target, opening), &mut out).map_err(|e| unreachable(e.to_string()))?;
     let exchange = async {
@@ -138,6 +139,11 @@ pub(crate) async fn connect(wanted: &Wanted, target: &Target, opening: &Opening)
 async fn secure(target: &Target) -> Result<TlsStream<TcpStream>, OpenError> {
     let unreachable = |reason: String| OpenError::Unreachable { address: target.address.clone(), reason };
     let tcp = TcpStream::connect(&target.address).await.map_err(|e| unreachable(e.to_string()))?;
+    // While nobody listens on a port of the ephemeral range, a connection to it may get that port at its own end, and is
+    // then connected to itself: the server, when it comes back, could not have its port.
+    if tcp.local_addr().ok() == tcp.peer_addr().ok() {
+        return Err(unreachable("nobody listens there".to_owned()));
+    }
     tcp.set_nodelay(true).map_err(|e| unreachable(e.to_string()))?;
     let config = tls::client_config(target.pin).map_err(|e| unreachable(e.to_string()))?;
     let name = tls::server_name(&target.address);

@@ -6,6 +6,7 @@
 //! refuses the mount.
 
 mod driver;
+mod flow;
 mod link;
 mod replay;
 mod state;
@@ -16,7 +17,7 @@ pub use link::OpenError;
 pub use state::Answer;
 pub use target::{Credentials, Source, Target};
 
-use crate::clock::ServerClock;
+use crate::clock::{ServerClock, since_boot};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, SessionId, Version};
@@ -24,7 +25,7 @@ use chronofs_wire::message::{ToServer, Welcome};
 use state::{Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 /// What a mount asks for when it opens its session.
@@ -76,8 +77,10 @@ pub struct Connection {
 }
 
 /// How long what the server said may be believed without asking again.
+///
+/// Times are counted on a clock that runs on while the machine sleeps: the server goes on without a sleeping client.
 struct Lease {
-    base: Instant,
+    base: Duration,
     /// What the server said last: another session may change the volume.
     told_shared: AtomicBool,
     /// Nothing may be cached: it was told so, or caches that may be wrong are not emptied yet.
@@ -150,7 +153,7 @@ impl Connection {
 
     /// Says that nothing is left in the kernel of what it may not cache any more.
     pub fn acknowledge_shared(&self) {
-        self.state().send_if_up(&ToServer::SharedAck);
+        self.state().send_if_up(ToServer::SharedAck);
         self.wake.notify_one();
     }
 
@@ -204,7 +207,7 @@ impl Connection {
 
     /// Ends the session: says goodbye if the server is there, and stops trying if it is not.
     pub async fn close(&self) {
-        self.state().send_if_up(&ToServer::Goodbye);
+        self.state().send_if_up(ToServer::Goodbye);
         self.wake.notify_one();
         self.closing.send_replace(true);
         // The driver writes what is queued and ends; there is nothing to wait for when the server is away.
@@ -229,7 +232,7 @@ impl Connection {
 
     /// What a welcome says about clock, lease and sharing. `asked` is when the hello was sent. Nothing is cached
     /// until [`Connection::caches_emptied`].
-    fn heard_welcome(&self, welcome: &Welcome, asked: Instant) {
+    fn heard_welcome(&self, welcome: &Welcome, asked: Duration) {
         self.clock.set(welcome.now_ns);
         self.lease.shared.store(true, Ordering::SeqCst);
         self.lease.told_shared.store(welcome.shared, Ordering::SeqCst);
@@ -241,7 +244,7 @@ impl Connection {
 impl Lease {
     fn new() -> Self {
         Lease {
-            base: Instant::now(),
+            base: since_boot(),
             told_shared: AtomicBool::new(true),
             shared: AtomicBool::new(true),
             until_ms: AtomicU64::new(0),
@@ -249,15 +252,15 @@ impl Lease {
         }
     }
 
-    fn ms(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.base).as_millis() as u64
+    fn ms(&self, since_boot: Duration) -> u64 {
+        since_boot.saturating_sub(self.base).as_millis() as u64
     }
 
     fn left(&self, limit: Duration) -> Duration {
         if self.shared.load(Ordering::SeqCst) {
             return Duration::ZERO;
         }
-        let left_ms = self.until_ms.load(Ordering::SeqCst).saturating_sub(self.ms(Instant::now()));
+        let left_ms = self.until_ms.load(Ordering::SeqCst).saturating_sub(self.ms(since_boot()));
         Duration::from_millis(left_ms).min(limit)
     }
 
@@ -270,7 +273,7 @@ impl Lease {
 
     /// A renewal is about to be sent.
     fn asked(&self) {
-        let now_ms = self.ms(Instant::now()).max(1);
+        let now_ms = self.ms(since_boot()).max(1);
         let _ = self.asked_ms.compare_exchange(0, now_ms, Ordering::SeqCst, Ordering::SeqCst);
     }
 

@@ -7,11 +7,13 @@ use chronofs_core::Version;
 use chronofs_core::ops::{Replayed, Request};
 use std::collections::BTreeMap;
 
-/// Answered mutations by version.
+/// Answered mutations by version, and by id for those that changed nothing and were answered with the version before.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBuffer {
-    kept: BTreeMap<Version, Replayed>,
+    kept: BTreeMap<(Version, u64), Replayed>,
     durable: Version,
+    /// About how many bytes `kept` takes.
+    bytes: usize,
 }
 
 /// About how many bytes one frame of replayed calls may hold.
@@ -21,19 +23,18 @@ impl ReplayBuffer {
     /// Keeps `call` unless it is durable already.
     pub(crate) fn keep(&mut self, call: Replayed) {
         if call.version > self.durable {
-            self.kept.insert(call.version, call);
+            self.bytes += weight(&call.request);
+            if let Some(before) = self.kept.insert((call.version, call.id), call) {
+                self.bytes -= weight(&before.request);
+            }
         }
     }
 
     /// Everything up to `version` survives a power cut: it need not be kept.
     pub(crate) fn durable(&mut self, version: Version) {
-        if version <= self.durable {
-            return;
-        }
-        self.durable = version;
-        if self.kept.first_key_value().is_some_and(|(first, _)| *first <= version) {
-            let later = self.kept.split_off(&Version(version.0.saturating_add(1)));
-            self.kept = later;
+        self.durable = self.durable.max(version);
+        while let Some(first) = self.kept.first_entry().filter(|first| first.key().0 <= self.durable) {
+            self.bytes -= weight(&first.remove().request);
         }
     }
 
@@ -57,6 +58,7 @@ impl ReplayBuffer {
 
     /// Forgets everything (the session that it belongs to is over) and tells how much it was.
     pub(crate) fn clear(&mut self) -> usize {
+        self.bytes = 0;
         std::mem::take(&mut self.kept).len()
     }
 
@@ -64,10 +66,15 @@ impl ReplayBuffer {
     pub(crate) fn len(&self) -> usize {
         self.kept.len()
     }
+
+    /// About how many bytes they take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
-/// About how many bytes `request` takes in a frame.
-fn weight(request: &Request) -> usize {
+/// About how many bytes `request` takes, in memory and in a frame.
+pub(super) fn weight(request: &Request) -> usize {
     const FIXED: usize = 512;
     FIXED
         + match request {
@@ -120,7 +127,17 @@ mod tests {
         buffer.keep(call(5));
         assert_eq!(versions(&buffer), [7, 9], "an answer that arrives late may be durable already");
         buffer.durable(Version::MAX);
-        assert_eq!(buffer.len(), 0);
+        assert_eq!((buffer.len(), buffer.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_call_that_changed_nothing_does_not_push_out_the_one_whose_version_it_was_answered_with() {
+        let mut buffer = ReplayBuffer::default();
+        buffer.keep(call(7));
+        buffer.keep(Replayed { id: 8, ..call(7) });
+        assert_eq!(buffer.chunks().concat().iter().map(|call| call.id).collect::<Vec<_>>(), [7, 8]);
+        buffer.durable(Version(7));
+        assert_eq!((buffer.len(), buffer.bytes()), (0, 0));
     }
 
     proptest! {
@@ -135,7 +152,9 @@ mod tests {
             }
             buffer.durable(Version(durable));
             let expected: Vec<u64> = kept.into_iter().filter(|&version| version > durable).collect();
+            let bytes = expected.len() * weight(&Request::Grant { count: 0 });
             prop_assert_eq!(versions(&buffer), expected);
+            prop_assert_eq!(buffer.bytes(), bytes);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! What a mount remembers of its talk with the server: calls under way, answers not durable yet, files open.
 //!
-//! It does no I/O: frames to send are encoded into `out`, frames received are handed in. So everything that a
+//! It does no I/O: frames to send are taken out, frames received are handed in. So everything that a
 //! reconnect must get right can be tested without a network.
 
+use super::flow::{EXPECTED_BYTES_MAX, IDS_MAX, Load, OUT_BYTES_MAX, TRANSFER_BYTES_MAX, UNSAVED_BYTES_MAX};
 use super::replay::ReplayBuffer;
 use bytes::{Bytes, BytesMut};
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_wire::frame;
 use chronofs_wire::message::{ToServer, Welcome};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use tokio::sync::oneshot;
 
 /// What the server said, and the version it was said at.
@@ -55,22 +56,35 @@ struct PendingTransfer {
     waiter: oneshot::Sender<Result<Bytes, Errno>>,
 }
 
+/// What is to be sent. Calls and objects are held anyway until they are answered, and encoded only when the network
+/// takes them.
+enum Outgoing {
+    Message(ToServer),
+    Call(u64),
+    Transfer(u64),
+}
+
 /// See the module.
 pub(crate) struct State {
     phase: Phase,
     session: SessionId,
-    boot: u64,
     epoch: u64,
     /// Highest version any answer named.
     seen: Version,
     next_id: u64,
     calls: BTreeMap<u64, Call>,
+    /// What `calls` take.
+    load: Load,
+    /// Calls for which there is no room yet. They have no id, so the server is not asked to remember anything of them.
+    line: VecDeque<Call>,
     next_transfer: u64,
     transfers: BTreeMap<u64, PendingTransfer>,
+    transfer_bytes: usize,
+    transfer_line: VecDeque<PendingTransfer>,
     replay: ReplayBuffer,
     opens: HashMap<Ino, u32>,
-    /// Frames to be written next.
-    out: BytesMut,
+    /// To be sent next, in this order.
+    sending: VecDeque<Outgoing>,
 }
 
 impl State {
@@ -79,16 +93,19 @@ impl State {
         let mut state = State {
             phase: Phase::Up,
             session: welcome.session,
-            boot: welcome.boot,
             epoch: welcome.epoch,
             seen: welcome.applied,
             next_id: 1,
             calls: BTreeMap::new(),
+            load: Load::default(),
+            line: VecDeque::new(),
             next_transfer: 1,
             transfers: BTreeMap::new(),
+            transfer_bytes: 0,
+            transfer_line: VecDeque::new(),
             replay: ReplayBuffer::default(),
             opens: HashMap::new(),
-            out: BytesMut::new(),
+            sending: VecDeque::new(),
         };
         state.replay.durable(welcome.durable);
         state
@@ -112,28 +129,88 @@ impl State {
 
     /// Calls and transfers without an answer, and answers that are not durable.
     pub(crate) fn waiting(&self) -> (usize, usize) {
-        (self.calls.len() + self.transfers.len(), self.replay.len())
+        let calls = self.calls.len() + self.line.len();
+        (calls + self.transfers.len() + self.transfer_line.len(), self.replay.len())
     }
 
-    /// Frames to be written now, all at once.
+    /// Whether there is something to send.
+    pub(crate) fn has_frames(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// Frames to be written now, as many as go out in one piece.
     pub(crate) fn take_out(&mut self) -> BytesMut {
-        self.out.split()
+        let mut out = BytesMut::new();
+        while out.len() < OUT_BYTES_MAX
+            && let Some(next) = self.sending.pop_front()
+        {
+            match next {
+                Outgoing::Message(message) => encode(&message, &mut out),
+                Outgoing::Call(id) => self.encode_call(id, &mut out),
+                Outgoing::Transfer(id) => {
+                    if let Some(pending) = self.transfers.get(&id) {
+                        encode(&pending.transfer.clone().message(id), &mut out);
+                    }
+                }
+            }
+        }
+        out
     }
 
-    /// Starts a call. It is sent now if the server is there, else when it is back.
+    /// Starts a call. It is sent as soon as there is room for it and the server is there.
     pub(crate) fn call(&mut self, caller: Caller, request: Request) -> Waiter<Answer> {
         let (waiter, answer) = oneshot::channel();
         if let Phase::Refused(errno) = self.phase {
             let _ = waiter.send(Err(errno));
             return answer;
         }
-        let id = self.next_id;
-        self.next_id += 1;
-        self.calls.insert(id, Call { caller, request, sent: false, waiter });
-        if self.phase == Phase::Up {
-            self.send_call(id);
+        // Whoever is in the line already is there because its like has no room.
+        let has_room = self.has_room(request.mutates());
+        let call = Call { caller, request, sent: false, waiter };
+        if has_room {
+            self.admit(call)
+        } else {
+            self.line.push_back(call)
         }
         answer
+    }
+
+    /// Whether another call may have an id now. A mutation also needs room among what may have to be sent again.
+    fn has_room(&self, mutates: bool) -> bool {
+        let oldest = self.calls.keys().next().map_or(self.next_id, |first| *first);
+        self.next_id - oldest < IDS_MAX
+            && self.load.expected < EXPECTED_BYTES_MAX
+            && (!mutates || self.load.unanswered + self.replay.bytes() < UNSAVED_BYTES_MAX)
+    }
+
+    fn admit(&mut self, call: Call) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.load.add(&call.request);
+        self.calls.insert(id, call);
+        self.send(Outgoing::Call(id));
+    }
+
+    /// Lets in who waits, as far as there is room: mutations and others each in their order.
+    fn admit_waiting(&mut self) {
+        while self.has_room(false) {
+            let mutations = self.has_room(true);
+            let Some(n) = self.line.iter().position(|call| mutations || !call.request.mutates()) else {
+                break;
+            };
+            let Some(call) = self.line.remove(n) else { break };
+            self.admit(call);
+        }
+        while self.transfer_bytes < TRANSFER_BYTES_MAX {
+            let Some(pending) = self.transfer_line.pop_front() else { break };
+            self.admit_transfer(pending);
+        }
+    }
+
+    fn remove_call(&mut self, id: u64) -> Option<Call> {
+        let call = self.calls.remove(&id)?;
+        self.load.remove(&call.request);
+        Some(call)
     }
 
     /// Starts a transfer of an object's bytes.
@@ -143,21 +220,41 @@ impl State {
             let _ = waiter.send(Err(errno));
             return answer;
         }
-        let id = self.next_transfer;
-        self.next_transfer += 1;
-        let message = transfer.message(id);
-        self.transfers.insert(id, PendingTransfer { transfer, waiter });
-        if self.phase == Phase::Up {
-            self.send(&message);
+        let pending = PendingTransfer { transfer, waiter };
+        if self.transfer_bytes < TRANSFER_BYTES_MAX {
+            self.admit_transfer(pending);
+        } else {
+            self.transfer_line.push_back(pending);
         }
         answer
     }
 
-    /// Queues a frame that needs no memory here. Dropped when the server is away.
-    pub(crate) fn send_if_up(&mut self, message: &ToServer) {
-        if self.phase == Phase::Up {
-            self.send(message);
+    fn admit_transfer(&mut self, pending: PendingTransfer) {
+        let id = self.next_transfer;
+        self.next_transfer += 1;
+        self.transfer_bytes += pending.transfer.bytes();
+        self.transfers.insert(id, pending);
+        self.send(Outgoing::Transfer(id));
+    }
+
+    fn remove_transfer(&mut self, id: u64) -> Option<PendingTransfer> {
+        let pending = self.transfers.remove(&id)?;
+        self.transfer_bytes -= pending.transfer.bytes();
+        Some(pending)
+    }
+
+    /// Says that the session lives, before anything else: its time must not run out behind bytes that wait for a slow
+    /// network. Dropped when the server is away.
+    pub(crate) fn renew(&mut self) {
+        let renewing = matches!(self.sending.front(), Some(Outgoing::Message(ToServer::Renew)));
+        if self.phase == Phase::Up && !renewing {
+            self.sending.push_front(Outgoing::Message(ToServer::Renew));
         }
+    }
+
+    /// Queues a frame that needs no memory here. Dropped when the server is away.
+    pub(crate) fn send_if_up(&mut self, message: ToServer) {
+        self.send(Outgoing::Message(message));
     }
 
     /// The answer to call `id` came.
@@ -169,7 +266,7 @@ impl State {
         result: Result<Reply, Errno>,
     ) {
         self.seen = self.seen.max(version);
-        let Some(call) = self.calls.remove(&id) else { return };
+        let Some(call) = self.remove_call(id) else { return };
         if let Ok(reply) = &result {
             self.note_opens(&call.request, reply);
             if call.request.mutates() {
@@ -179,17 +276,20 @@ impl State {
         }
         self.replay.durable(durable);
         let _ = call.waiter.send(Ok(Answer { version, result }));
+        self.admit_waiting();
     }
 
     /// The answer to transfer `id` came.
     pub(crate) fn transferred(&mut self, id: u64, result: Result<Bytes, Errno>) {
-        if let Some(pending) = self.transfers.remove(&id) {
+        if let Some(pending) = self.remove_transfer(id) {
             let _ = pending.waiter.send(result);
         }
+        self.admit_waiting();
     }
 
     pub(crate) fn durable(&mut self, version: Version) {
         self.replay.durable(version);
+        self.admit_waiting();
     }
 
     /// The connection is gone: calls wait from now on.
@@ -197,17 +297,21 @@ impl State {
         if self.phase == Phase::Up {
             self.phase = Phase::Down;
         }
-        self.out.clear();
+        self.sending.clear();
     }
 
     /// The server refuses the mount: calls under way and to come fail with `errno`.
     pub(crate) fn refused(&mut self, errno: Errno) {
         self.phase = Phase::Refused(errno);
-        self.out.clear();
-        for call in std::mem::take(&mut self.calls).into_values() {
+        self.sending.clear();
+        self.load = Load::default();
+        let calls = std::mem::take(&mut self.calls).into_values();
+        for call in calls.chain(std::mem::take(&mut self.line)) {
             let _ = call.waiter.send(Err(errno));
         }
-        for pending in std::mem::take(&mut self.transfers).into_values() {
+        self.transfer_bytes = 0;
+        let transfers = std::mem::take(&mut self.transfers).into_values();
+        for pending in transfers.chain(std::mem::take(&mut self.transfer_line)) {
             let _ = pending.waiter.send(Err(errno));
         }
     }
@@ -215,15 +319,13 @@ impl State {
     /// The same session goes on over a new connection: what the server needs to be told, then every call that has
     /// no answer, in order and with its id.
     pub(crate) fn resumed(&mut self, welcome: &Welcome) {
-        let restarted = welcome.boot != self.boot;
-        self.boot = welcome.boot;
         self.epoch = welcome.epoch;
         self.phase = Phase::Up;
-        self.out.clear();
+        self.sending.clear();
         self.replay.durable(welcome.durable);
-        if restarted {
-            self.send_reclaim();
-        }
+        // Not only to a server that has restarted since: the connection on which it was told may have been lost before
+        // it heard. One that knows takes no notice.
+        self.send_reclaim();
         if welcome.replay {
             self.send_replay();
         }
@@ -235,10 +337,9 @@ impl State {
     pub(crate) fn replaced(&mut self, welcome: &Welcome) -> usize {
         let lost = self.replay.clear();
         self.session = welcome.session;
-        self.boot = welcome.boot;
         self.epoch = welcome.epoch;
         self.phase = Phase::Up;
-        self.out.clear();
+        self.sending.clear();
         self.replay.durable(welcome.durable);
         let failed: Vec<u64> = self
             .calls
@@ -246,17 +347,19 @@ impl State {
             .filter(|(_, call)| call.sent && call.request.mutates())
             .map(|(id, _)| *id)
             .collect();
-        for call in failed.iter().filter_map(|id| self.calls.remove(id)) {
-            let _ = call.waiter.send(Err(Errno::EIO));
+        for id in failed {
+            if let Some(call) = self.remove_call(id) {
+                let _ = call.waiter.send(Err(Errno::EIO));
+            }
         }
         // Objects are named after the session whose grant explains them: the new one may not put those.
-        let puts: Vec<u64> = self
-            .transfers
-            .iter()
-            .filter(|(_, pending)| matches!(pending.transfer, Transfer::Put { .. }))
-            .map(|(id, _)| *id)
-            .collect();
-        for pending in puts.iter().filter_map(|id| self.transfers.remove(id)) {
+        let is_put = |pending: &PendingTransfer| matches!(pending.transfer, Transfer::Put { .. });
+        let puts: Vec<u64> =
+            self.transfers.iter().filter(|(_, pending)| is_put(pending)).map(|(id, _)| *id).collect();
+        let puts: Vec<PendingTransfer> = puts.into_iter().filter_map(|id| self.remove_transfer(id)).collect();
+        let (line, gets) = std::mem::take(&mut self.transfer_line).into_iter().partition(is_put);
+        self.transfer_line = gets;
+        for pending in puts.into_iter().chain::<VecDeque<_>>(line) {
             let _ = pending.waiter.send(Err(Errno::EIO));
         }
         self.send_reclaim();
@@ -266,30 +369,31 @@ impl State {
 
     fn send_reclaim(&mut self) {
         let opens: Vec<(Ino, u32)> = self.opens.iter().map(|(ino, count)| (*ino, *count)).collect();
-        self.send(&ToServer::Reclaim { opens });
+        self.send(Outgoing::Message(ToServer::Reclaim { opens }));
     }
 
+    /// All of it is in line from now on: news of durability may concern what came before the loss.
     fn send_replay(&mut self) {
         let chunks = self.replay.chunks();
         let last = chunks.len() - 1;
         for (n, calls) in chunks.into_iter().enumerate() {
-            self.send(&ToServer::Replay { calls, end: n == last });
+            self.send(Outgoing::Message(ToServer::Replay { calls, end: n == last }));
         }
     }
 
     fn resend(&mut self) {
-        let ids: Vec<u64> = self.calls.keys().copied().collect();
-        for id in ids {
-            self.send_call(id);
-        }
-        let transfers: Vec<ToServer> =
-            self.transfers.iter().map(|(id, pending)| pending.transfer.clone().message(*id)).collect();
-        for message in &transfers {
-            self.send(message);
+        self.sending.extend(self.calls.keys().map(|id| Outgoing::Call(*id)));
+        self.sending.extend(self.transfers.keys().map(|id| Outgoing::Transfer(*id)));
+        self.admit_waiting();
+    }
+
+    fn send(&mut self, outgoing: Outgoing) {
+        if self.phase == Phase::Up {
+            self.sending.push_back(outgoing);
         }
     }
 
-    fn send_call(&mut self, id: u64) {
+    fn encode_call(&mut self, id: u64, out: &mut BytesMut) {
         let acked = self.calls.keys().next().map_or(self.next_id, |first| *first) - 1;
         let Some(call) = self.calls.get_mut(&id) else { return };
         call.sent = true;
@@ -297,22 +401,16 @@ impl State {
         let caller = std::mem::replace(&mut call.caller, Caller::ROOT);
         let request = std::mem::replace(&mut call.request, Request::StatFs);
         let message = ToServer::Call { id, acked, caller, request };
-        let encoded = frame::encode(&message, &mut self.out);
+        let encoded = frame::encode(&message, out);
         if let ToServer::Call { caller, request, .. } = message {
             call.caller = caller;
             call.request = request;
         }
         if let Err(error) = encoded {
             tracing::error!("call {id} cannot be sent: {error}");
-            if let Some(call) = self.calls.remove(&id) {
+            if let Some(call) = self.remove_call(id) {
                 let _ = call.waiter.send(Err(Errno::EIO));
             }
-        }
-    }
-
-    fn send(&mut self, message: &ToServer) {
-        if let Err(error) = frame::encode(message, &mut self.out) {
-            tracing::error!("a message cannot be sent: {error}");
         }
     }
 
@@ -343,9 +441,23 @@ fn made_by(request: &Request, reply: &Reply) -> Option<Ino> {
     }
 }
 
+fn encode(message: &ToServer, out: &mut BytesMut) {
+    if let Err(error) = frame::encode(message, out) {
+        tracing::error!("a message cannot be sent: {error}");
+    }
+}
+
 impl Transfer {
-    fn message(&self, id: u64) -> ToServer {
-        match self.clone() {
+    /// Bytes of the object that are on their way.
+    fn bytes(&self) -> usize {
+        match self {
+            Transfer::Put { bytes, .. } => bytes.len(),
+            Transfer::Get { len, .. } => *len as usize,
+        }
+    }
+
+    fn message(self, id: u64) -> ToServer {
+        match self {
             Transfer::Put { name, bytes } => ToServer::PutObject { id, name, bytes },
             Transfer::Get { name, offset, len } => ToServer::GetObject { id, name, offset, len },
         }

@@ -36,6 +36,13 @@ impl Dirty {
         self.runs.last_key_value().map_or(0, |(start, run)| start + run.len() as u64)
     }
 
+    /// The first written byte at or after `from`.
+    pub(super) fn next(&self, from: u64) -> Option<u64> {
+        let within =
+            self.runs.range(..=from).next_back().filter(|(start, run)| *start + run.len() as u64 > from);
+        within.map(|_| from).or_else(|| self.runs.range(from..).next().map(|(start, _)| *start))
+    }
+
     /// Takes over `data`, which lies over what was written before.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let mut at = offset;
@@ -235,6 +242,10 @@ mod tests {
                 prop_assert_eq!(dirty.bytes(), model.iter().filter(|b| **b != 0).count() as u64);
                 prop_assert_eq!(dirty.end(), model.iter().rposition(|b| *b != 0).map_or(0, |i| i as u64 + 1));
                 prop_assert_eq!(dirty.is_empty(), dirty.bytes() == 0);
+                for from in [0, 15, 16, 50, 159] {
+                    let next = model[from..].iter().position(|b| *b != 0).map(|i| (from + i) as u64);
+                    prop_assert_eq!(dirty.next(from as u64), next);
+                }
             }
         }
     }

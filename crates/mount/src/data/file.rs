@@ -13,7 +13,7 @@ use super::volume::Data;
 use super::write_back::Batch;
 use chronofs_blocks::plan::{Content, Piece};
 use chronofs_core::slice::PlacedSlice;
-use chronofs_core::{Attr, Errno, Ino, Version};
+use chronofs_core::{Attr, Errno, Ino, SetAttr, Version};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -98,9 +98,9 @@ impl State {
         !self.dirty.is_empty() || !self.frozen.is_empty()
     }
 
-    /// Sends `pieces` on their way, in batches of a size that fits one object. `extends` says whether holes
-    /// lengthen the file as written bytes do.
-    fn freeze(&mut self, pieces: Vec<Piece>, extends: bool) {
+    /// Sends `pieces` on their way, in batches of a size that fits one object. Written bytes lengthen the file by
+    /// themselves.
+    fn freeze(&mut self, pieces: Vec<Piece>) {
         let mut rest = pieces.into_iter().peekable();
         while rest.peek().is_some() {
             let mut batch = Vec::new();
@@ -112,32 +112,56 @@ impl State {
                 bytes += stored_bytes(&piece);
                 batch.push(piece);
             }
-            let end = |piece: &Piece| match piece.content {
-                Content::Hole(_) if !extends => None,
-                _ => Some(piece.offset + piece.content.len()),
-            };
-            let size_min = batch.iter().filter_map(end).max();
-            let seq = self.next_seq;
-            self.next_seq += 1;
-            self.frozen.push_back(Frozen {
-                batch: Arc::new(Batch::new(seq, batch, bytes)),
-                cut: u64::MAX,
-                size_min,
-                mtime_ns: self.mtime_ns,
-                kill_priv: self.kill_priv,
-            });
+            let end = |piece: &Piece| piece.offset + piece.content.len();
+            let size_min = batch.iter().map(end).max();
+            self.push(batch, bytes, size_min);
         }
+        self.sent();
+    }
+
+    /// What is noted of bytes not on their way goes with the last of them.
+    fn sent(&mut self) {
         if self.dirty.is_empty() {
             self.mtime_ns = None;
             self.kill_priv = false;
         }
     }
 
+    /// A batch on its way, of `bytes` bytes of memory.
+    fn push(&mut self, pieces: Vec<Piece>, bytes: u64, size_min: Option<u64>) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.frozen.push_back(Frozen {
+            batch: Arc::new(Batch::new(seq, pieces, bytes)),
+            cut: u64::MAX,
+            size_min,
+            mtime_ns: self.mtime_ns,
+            kill_priv: self.kill_priv,
+        });
+    }
+
     /// Sends everything written on its way; the number of the last batch, if any waits.
     pub(super) fn freeze_all(&mut self) -> Option<u64> {
         let pieces = self.dirty.take_all();
-        self.freeze(pieces, true);
+        self.freeze(pieces);
         self.frozen.back().map(|frozen| frozen.batch.seq)
+    }
+
+    /// The file was truncated to `size` after the batches below number `before` were written and before all others.
+    /// Gives the memory of those of which nothing is left.
+    fn cut(&mut self, size: u64, before: u64) -> u64 {
+        let mut released = 0;
+        self.frozen.retain_mut(|frozen| {
+            if frozen.batch.seq >= before {
+                return true;
+            }
+            frozen.cut = frozen.cut.min(size);
+            frozen.size_min = frozen.size_min.map(|min| min.min(size));
+            let gone = !frozen.kill_priv && frozen.batch.pieces.iter().all(|piece| piece.offset >= size);
+            released += if gone { frozen.batch.bytes } else { 0 };
+            !gone
+        });
+        released
     }
 
     /// Takes in what a reply says of the inode, unless something newer is known.
@@ -255,9 +279,7 @@ impl<M: Meta> FileData<M> {
     pub async fn write(self: &Arc<Self>, offset: u64, bytes: &[u8], kill_priv: bool) -> Result<(), Errno> {
         self.check_range(offset, bytes.len() as u64)?;
         self.take_room(bytes.len() as u64).await?;
-        let mut state = self.state();
-        self.apply(&mut state, offset, bytes, kill_priv);
-        Ok(())
+        self.take(|_| Ok(offset), bytes, kill_priv).map(drop)
     }
 
     /// As [`FileData::write`], or `None` where that would wait.
@@ -270,24 +292,37 @@ impl<M: Meta> FileData<M> {
         if let Err(errno) = self.check_range(offset, bytes.len() as u64) {
             return Some(Err(errno));
         }
-        self.data.budget.try_take(bytes.len() as u64).then(|| {
-            let mut state = self.state();
-            self.apply(&mut state, offset, bytes, kill_priv);
-            Ok(())
-        })
+        let room = self.data.budget.try_take(bytes.len() as u64);
+        room.then(|| self.take(|_| Ok(offset), bytes, kill_priv).map(drop))
     }
 
     /// Writes at the end of the file as this mount sees it; gives where that was.
     pub async fn append(self: &Arc<Self>, bytes: &[u8], kill_priv: bool) -> Result<u64, Errno> {
         self.take_room(bytes.len() as u64).await?;
-        let mut state = self.state();
-        let offset = state.size();
-        if let Err(errno) = self.check_range(offset, bytes.len() as u64) {
+        let end = |state: &State| {
+            let offset = state.size();
+            self.check_range(offset, bytes.len() as u64).map(|()| offset)
+        };
+        self.take(end, bytes, kill_priv)
+    }
+
+    /// Takes over bytes whose room is taken, at the offset that `place` gives, or gives the room back.
+    fn take(
+        self: &Arc<Self>,
+        place: impl FnOnce(&State) -> Result<u64, Errno>,
+        bytes: &[u8],
+        kill_priv: bool,
+    ) -> Result<u64, Errno> {
+        let taken = self.data.admit().and_then(|_admitted| {
+            let mut state = self.state();
+            let offset = place(&state)?;
+            self.apply(&mut state, offset, bytes, kill_priv);
+            Ok(offset)
+        });
+        if taken.is_err() {
             self.data.budget.release(bytes.len() as u64);
-            return Err(errno);
         }
-        self.apply(&mut state, offset, bytes, kill_priv);
-        Ok(offset)
+        taken
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<(), Errno> {
@@ -333,7 +368,7 @@ impl<M: Meta> FileData<M> {
             // A full block that is still being written to (its end was not the last) waits for its age.
             if end >= (block + 1) * block_size && state.dirty.is_full(block) {
                 let pieces = state.dirty.take_block(block);
-                state.freeze(pieces, true);
+                state.freeze(pieces);
                 full = true;
             }
         }
@@ -382,52 +417,76 @@ impl<M: Meta> FileData<M> {
         kill_priv: bool,
     ) -> Result<(), Errno> {
         self.check_range(offset, len)?;
+        let _admitted = self.data.admit()?;
         let mut state = self.state();
         let end = if extend { offset + len } else { (offset + len).min(state.size()) };
         if offset >= end {
             return Ok(());
         }
-        let before = (state.dirty.bytes(), state.size());
+        // What is written before a truncation that is under way lies in batches; the bytes here come after it. Where
+        // they lengthen the file, they do so even when they are cleared.
+        let written_end = state.dirty.end();
+        let size_min =
+            if extend { Some(end) } else { Some(written_end).filter(|at| offset < *at && *at <= end) };
+        let before = state.dirty.bytes();
         state.dirty.clear(offset, end);
-        self.data.budget.release(before.0 - state.dirty.bytes());
-        self.touched(&mut state, kill_priv);
+        self.data.budget.release(before - state.dirty.bytes());
         state.freeze_all();
-        // Bytes cleared from the end of the file lengthened it all the same.
-        let extends = extend || end >= before.1;
-        let hole = Piece { offset, content: Content::Hole(end - offset) };
-        state.mtime_ns = Some(self.data.meta.now_ns());
-        state.kill_priv |= kill_priv;
-        state.freeze(vec![hole], extends);
+        self.touched(&mut state, kill_priv);
+        state.push(vec![Piece { offset, content: Content::Hole(end - offset) }], 0, size_min);
+        state.sent();
         if state.frozen.len() > BATCHES_WAITING_MAX {
             self.start_batches(&state);
         }
         Ok(())
     }
 
-    /// Has `request` (a SetAttr to the server) done in order with what this mount writes. `size` is the new size,
-    /// if it sets one; `sets_mtime` says whether it sets the time of modification, which later publishes of what
-    /// was written before must then leave alone.
-    pub async fn set_attr<F>(&self, size: Option<u64>, sets_mtime: bool, request: F) -> Result<Attr, Errno>
+    /// Sees to it that the file is at least `end` long. What others make longer meanwhile stays longer.
+    pub fn extend(self: &Arc<Self>, end: u64, kill_priv: bool) -> Result<(), Errno> {
+        self.check_range(0, end)?;
+        let _admitted = self.data.admit()?;
+        let mut state = self.state();
+        state.freeze_all();
+        self.touched(&mut state, kill_priv);
+        state.push(Vec::new(), 0, Some(end));
+        state.sent();
+        if state.frozen.len() > BATCHES_WAITING_MAX {
+            self.start_batches(&state);
+        }
+        Ok(())
+    }
+
+    /// Has `request` (a SetAttr of `set` to the server) done in order with what this mount writes: a truncation cuts
+    /// what was written before the call and nothing that is written after it, however long the request takes; and
+    /// what was written before, published later, leaves the times alone that the request sets.
+    pub async fn set_attr<F>(self: &Arc<Self>, set: &SetAttr, request: F) -> Result<Attr, Errno>
     where
         F: Future<Output = Result<Attr, Errno>>,
     {
-        let _order = self.order.lock().await;
-        let attr = request.await?;
-        let mut state = self.state();
-        if sets_mtime {
-            state.mtime_ns = None;
-            state.frozen.iter_mut().for_each(|frozen| frozen.mtime_ns = None);
+        let before = {
+            let mut state = self.state();
+            state.freeze_all();
+            state.next_seq
+        };
+        // Asked for before anybody can wait who wants to publish what is written from here on: it is fair.
+        let order = self.order.lock().await;
+        if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+            // A write before chown or chmod may still have to take setuid: not after it. A failure is told to
+            // whoever closes the file.
+            self.prepare_through(before).await;
+            let _ = self.publish_in_order(&order, before).await;
         }
+        let attr = request.await?;
         let exclusive = self.data.meta.exclusive();
-        if let Some(size) = size {
+        let mut state = self.state();
+        if set.mtime.is_some() || set.size.is_some() {
+            let earlier = state.frozen.iter_mut().filter(|frozen| frozen.batch.seq < before);
+            earlier.for_each(|frozen| frozen.mtime_ns = None);
+        }
+        if let Some(size) = set.size {
             state.truncations += 1;
-            let before = state.dirty.bytes();
-            state.dirty.clear(size, u64::MAX);
-            self.data.budget.release(before - state.dirty.bytes());
-            for frozen in &mut state.frozen {
-                frozen.cut = frozen.cut.min(size);
-                frozen.size_min = frozen.size_min.map(|min| min.min(size));
-            }
+            let released = state.cut(size, before);
+            self.data.budget.release(released);
             let first = size.min(state.published_size) / u64::from(self.data.config.block_size);
             state.map.forget_from(u32::try_from(first).unwrap_or(u32::MAX));
             state.ahead = ReadAhead::default();

@@ -11,6 +11,7 @@ use chronofs_blocks::plan::{Content, Piece};
 use chronofs_core::Errno;
 use chronofs_core::ops::Merge;
 use std::sync::Arc;
+use tokio::sync::MutexGuard;
 
 /// With more runs than this, the holes between them are filled with zeros: else nothing would be merged.
 const RUNS_MAX: usize = 16;
@@ -34,51 +35,85 @@ pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
 }
 
 async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errno> {
-    let data = &file.data;
-    let truncations = file.state().truncations;
-    let mut list = data.meta.slices(file.ino, number, 1).await?;
-    data.keep_staged(&mut list.slices);
-    let block = Block::new(list.slices, data.config.block_size);
-    let Some(newest) = block.slices.last().map(|placed| placed.key) else { return Ok(()) };
-    if block.slices.len() <= data.config.tuning.slices_per_block_max / 2 {
-        return Ok(());
+    let Some(merged) = Merged::of(file, number).await? else { return Ok(()) };
+    let order = file.order.lock().await;
+    merged.publish(file, &order).await
+}
+
+/// Merges `block` for whoever publishes: the server takes no more slices of it.
+pub(super) async fn now<M: Meta>(
+    file: &Arc<FileData<M>>,
+    block: u32,
+    order: &MutexGuard<'_, ()>,
+) -> Result<(), Errno> {
+    match Merged::of(file, block).await? {
+        Some(merged) => merged.publish(file, order).await,
+        None => Ok(()),
     }
-    let start = u64::from(number) * u64::from(data.config.block_size);
-    let mut pieces = Vec::new();
-    for run in runs(&block.segments) {
-        let part = |segment: &Segment| Part {
-            offset: u64::from(segment.offset),
-            len: u64::from(segment.len),
-            source: match segment.shows {
-                Shows::Hole => Source::Zeros,
-                Shows::Slice { index, skip } => Source::Slice { placed: block.slices[index].clone(), skip },
-            },
+}
+
+/// A block written anew, and when it was read.
+struct Merged {
+    publish: Publish,
+    truncations: u64,
+}
+
+impl Merged {
+    /// `None` when the block does not consist of that many slices.
+    async fn of<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<Option<Merged>, Errno> {
+        let data = &file.data;
+        let truncations = file.state().truncations;
+        let mut list = data.meta.slices(file.ino, number, 1).await?;
+        data.keep_staged(&mut list.slices);
+        let block = Block::new(list.slices, data.config.block_size);
+        let Some(newest) = block.slices.last().map(|placed| placed.key) else { return Ok(None) };
+        if block.slices.len() <= data.config.tuning.slices_per_block_max / 2 {
+            return Ok(None);
+        }
+        let start = u64::from(number) * u64::from(data.config.block_size);
+        let mut pieces = Vec::new();
+        for run in runs(&block.segments) {
+            let part = |segment: &Segment| Part {
+                offset: u64::from(segment.offset),
+                len: u64::from(segment.len),
+                source: match segment.shows {
+                    Shows::Hole => Source::Zeros,
+                    Shows::Slice { index, skip } => {
+                        Source::Slice { placed: block.slices[index].clone(), skip }
+                    }
+                },
+            };
+            let offset = start + u64::from(run[0].offset);
+            let bytes = file.assemble(run.iter().map(part).collect()).await?;
+            pieces.push(Piece { offset, content: Content::Bytes(bytes) });
+        }
+        let bytes = pieces.iter().map(|piece| piece.content.len()).sum();
+        let sealed = Batch::new(0, pieces, bytes).prepare(file).await.map_err(|_| Errno::EIO)?;
+        let publish = Publish {
+            ino: file.ino,
+            slices: sealed.slices.clone(),
+            size_min: None,
+            mtime_ns: None,
+            kill_priv: false,
+            merge: Some(Merge { block: number, newest }),
         };
-        let offset = start + u64::from(run[0].offset);
-        let bytes = file.assemble(run.iter().map(part).collect()).await?;
-        pieces.push(Piece { offset, content: Content::Bytes(bytes) });
+        Ok(Some(Merged { publish, truncations }))
     }
-    let bytes = pieces.iter().map(|piece| piece.content.len()).sum();
-    let sealed = Batch::new(0, pieces, bytes).prepare(file).await.map_err(|_| Errno::EIO)?;
-    let publish = Publish {
-        ino: file.ino,
-        slices: sealed.slices.clone(),
-        size_min: None,
-        mtime_ns: None,
-        kill_priv: false,
-        merge: Some(Merge { block: number, newest }),
-    };
-    let _order = file.order.lock().await;
-    // What was read is not what the file holds any more: a cut block must not get its tail back.
-    if file.state().truncations != truncations {
-        return Err(Errno::EAGAIN);
+
+    /// EAGAIN when a newer slice came.
+    async fn publish<M: Meta>(self, file: &FileData<M>, _order: &MutexGuard<'_, ()>) -> Result<(), Errno> {
+        // What was read is not what the file holds any more: a cut block must not get its tail back.
+        if file.state().truncations != self.truncations {
+            return Err(Errno::EAGAIN);
+        }
+        let block = self.publish.merge.as_ref().map(|merge| merge.block);
+        file.data.meta.publish(self.publish).await.map_err(|error| match error {
+            PublishError::Answered(errno) | PublishError::NoAnswer(errno) => errno,
+            PublishError::SessionOver => Errno::EAGAIN,
+        })?;
+        block.into_iter().for_each(|block| file.state().map.forget(block));
+        Ok(())
     }
-    data.meta.publish(publish).await.map_err(|error| match error {
-        PublishError::Answered(errno) | PublishError::NoAnswer(errno) => errno,
-        PublishError::SessionOver => Errno::EAGAIN,
-    })?;
-    file.state().map.forget(number);
-    Ok(())
 }
 
 /// Segments that are to become one slice each: what is between two holes, or, when that is too many, everything

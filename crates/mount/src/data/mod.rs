@@ -14,13 +14,14 @@
 //! | write | `file.try_write(..)` on the FUSE thread; when that is `None`, `file.write(..).await` |
 //! | flush (close) | `file.flush(&mark).await` |
 //! | fsync | `file.flush(&mark).await`, then `Sync` to the server |
-//! | setattr with size or mtime | `file.set_attr(size, sets_mtime, async { SetAttr to the server }).await` |
+//! | setattr of more than the atime | `file.set_attr(&set, async { SetAttr to the server }).await` |
 //! | getattr, lookup, readdirplus | `file.overlay(attr)` if `data.existing(ino)` has one: shows unflushed size and mtime |
+//! | fallocate without flags | `file.extend(end, kill_priv)` |
 //! | fallocate punch hole, zero range | `file.zero(offset, len, extend, kill_priv).await` |
 //! | lseek DATA, HOLE | `file.seek(offset, Seek::Data).await` |
 //! | release of an unlinked inode's last handle | `file.discard()` |
 //! | syncfs, `instant` | `data.flush_all().await` |
-//! | unmount | `data.flush_all().await`, then `data.stop()` |
+//! | unmount | `data.close()`, `data.flush_all().await`, then `data.stop()` |
 //! | a new session after a reconnect | `data.set_grant(..)` |
 //!
 //! ```text
@@ -29,6 +30,7 @@
 //! Data::start(config, meta: Arc<M>, port: Arc<dyn ObjectPort>) -> Arc<Data<M>>      within a tokio runtime
 //! Data::file(&self, &Attr) -> Arc<FileData<M>>        Data::existing(&self, Ino) -> Option<Arc<FileData<M>>>
 //! Data::flush_all(&self) async -> Result<(), Errno>   Data::set_grant(&self, incarnation, session, (first, end))
+//! Data::close(&self)                                  ENOTCONN for what is written from then on
 //! FileData::opened(&self, &Attr, Option<Vec<PlacedSlice>>)          the reply of Open, or of Create
 //! FileData::overlay(&self, Attr) -> Attr              FileData::error_mark(&self) -> ErrorMark
 //! FileData::read(&self, offset: u64, len: u32) async -> Result<Bytes, Errno>     short only at the end of file
@@ -37,8 +39,8 @@
 //! FileData::try_write(&self, offset: u64, &[u8], kill_priv: bool) -> Option<Result<(), Errno>>
 //! FileData::append(&self, &[u8], kill_priv: bool) async -> Result<u64, Errno>    at the end of file; gives the offset
 //! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>
-//! FileData::set_attr(&self, size: Option<u64>, sets_mtime: bool, impl Future<Output = Result<Attr, Errno>>)
-//!          async -> Result<Attr, Errno>
+//! FileData::set_attr(&self, &SetAttr, impl Future<Output = Result<Attr, Errno>>) async -> Result<Attr, Errno>
+//! FileData::extend(&self, end: u64, kill_priv: bool) -> Result<(), Errno>
 //! FileData::zero(&self, offset: u64, len: u64, extend: bool, kill_priv: bool) async -> Result<(), Errno>
 //! FileData::seek(&self, offset: u64, Seek) async -> Result<u64, Errno>           ENXIO past the end
 //! FileData::discard(&self)

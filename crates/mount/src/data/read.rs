@@ -11,9 +11,12 @@ use chronofs_core::slice::{Place, PlacedSlice};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 
-/// How many blocks are asked for at a time, and how many by a search for data or holes.
+/// How many blocks are asked for at a time, and how many by a search for holes.
 const ASK_BLOCKS: u32 = 32;
 const ASK_BLOCKS_SEEK: u32 = 1024;
+/// A search for data looks at this many times more blocks after each look that found nothing: a hole may be as large as
+/// the largest file.
+const LOOK_FARTHER: u32 = 16;
 /// Slices of one read that are fetched at once.
 const FETCHES_MAX: usize = 8;
 /// A read that begins this close to the end of the one before goes on with it: kernels read ahead in parallel.
@@ -92,6 +95,20 @@ impl State {
         }
         parts.sort_unstable_by_key(|part| part.offset);
         Ok(parts)
+    }
+
+    /// The first byte at or after `from` that is written and not published.
+    fn next_unpublished(&self, from: u64) -> Option<u64> {
+        let frozen = self.frozen.iter().filter_map(|frozen| frozen.batch.next(from, frozen.cut));
+        frozen.chain(self.dirty().next(from)).min()
+    }
+
+    /// From where on, at or after `from`, there may be data.
+    fn next_data(&self, from: u64, block_size: u64) -> Option<u64> {
+        let block = u32::try_from(from / block_size).ok().filter(|_| from < self.published_size);
+        let published = block.and_then(|block| self.map.next(block));
+        let published = published.map(|block| from.max(u64::from(block) * block_size));
+        published.into_iter().chain(self.next_unpublished(from)).min()
     }
 
     fn published_parts(
@@ -234,6 +251,7 @@ impl<M: Meta> FileData<M> {
     /// Asks the server for the slices of the blocks around `block`, unless somebody else just did.
     async fn ask(self: &Arc<Self>, block: u32, count: u32) -> Result<(), Errno> {
         let _asking = self.asking.lock().await;
+        let mut most = count;
         loop {
             let count = {
                 let state = self.state();
@@ -242,10 +260,17 @@ impl<M: Meta> FileData<M> {
                 }
                 let blocks = state.published_size.div_ceil(self.block_size());
                 let left = u32::try_from(blocks).unwrap_or(u32::MAX).saturating_sub(block);
-                count.min(left).max(1)
+                most.min(left).max(1)
             };
             let exclusive = self.data.meta.exclusive();
-            let mut list = self.data.meta.slices(self.ino, block, count).await?;
+            let mut list = match self.data.meta.slices(self.ino, block, count).await {
+                // More than one reply carries; of a single block it carries all.
+                Err(Errno::EOVERFLOW) if count > 1 => {
+                    most = count / 2;
+                    continue;
+                }
+                other => other?,
+            };
             self.data.keep_staged(&mut list.slices);
             let mut state = self.state();
             // Read before something that this mount knows of: ask again.
@@ -320,6 +345,8 @@ impl<M: Meta> FileData<M> {
     /// when no data follows.
     pub async fn seek(self: &Arc<Self>, offset: u64, what: Seek) -> Result<u64, Errno> {
         let mut at = offset;
+        // How many blocks a search for data looks at next, once it has found a hole.
+        let mut look = 0;
         loop {
             let planned = {
                 let state = self.state();
@@ -333,18 +360,58 @@ impl<M: Meta> FileData<M> {
                 let end = ((at / self.block_size() + 1) * self.block_size()).min(size);
                 state.parts(at, end, self.block_size())
             };
-            let parts = match planned {
-                Ok(parts) => parts,
-                Err(unknown) => {
-                    self.ask(unknown.block, ASK_BLOCKS_SEEK).await?;
+            match planned {
+                Err(Unknown { block }) if what == Seek::Data && look > 0 => {
+                    at = self.skip_hole(at, block, &mut look).await?;
+                }
+                Err(Unknown { block }) => {
+                    let count = if what == Seek::Data { ASK_BLOCKS } else { ASK_BLOCKS_SEEK };
+                    self.ask(block, count).await?;
+                }
+                Ok(parts) => {
+                    let wanted = |part: &&Part| matches!(part.source, Source::Zeros) == (what == Seek::Hole);
+                    if let Some(part) = parts.iter().find(wanted) {
+                        return Ok(part.offset);
+                    }
+                    at = parts.last().map_or(at + 1, Part::end);
+                    if what == Seek::Data {
+                        look = look.max(ASK_BLOCKS);
+                        at = self.state().next_data(at, self.block_size()).ok_or(Errno::ENXIO)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// From where on, at or after `at`, there may be data: looks for slices in `look` blocks from the unknown `block` of
+    /// `at` on. If it gives `at`, the block is known.
+    async fn skip_hole(self: &Arc<Self>, at: u64, block: u32, look: &mut u32) -> Result<u64, Errno> {
+        loop {
+            let list = match self.data.meta.slices(self.ino, block, *look).await {
+                // More than one reply carries.
+                Err(Errno::EOVERFLOW) if *look > 1 => {
+                    *look = (*look / LOOK_FARTHER).max(1);
                     continue;
                 }
+                other => other?,
             };
-            let wanted = |part: &&Part| matches!(part.source, Source::Zeros) == (what == Seek::Hole);
-            if let Some(part) = parts.iter().find(wanted) {
-                return Ok(part.offset);
+            let found = list.slices.iter().map(|placed| placed.key.block).min();
+            let published = u64::from(found.unwrap_or(block.saturating_add(*look))) * self.block_size();
+            let next = {
+                let state = self.state();
+                // Read before something that this mount knows of: ask again.
+                if list.version < state.version {
+                    continue;
+                }
+                state.next_unpublished(at).map_or(published, |at| at.min(published)).max(at)
+            };
+            if found.is_none() {
+                *look = look.saturating_mul(LOOK_FARTHER);
             }
-            at = parts.last().map_or(at + 1, Part::end);
+            if next == at {
+                self.ask(block, ASK_BLOCKS).await?;
+            }
+            return Ok(next);
         }
     }
 }

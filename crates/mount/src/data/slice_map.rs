@@ -44,6 +44,16 @@ impl SliceMap {
         }
     }
 
+    /// The first block from `block` on that may show anything.
+    pub(super) fn next(&self, block: u32) -> Option<u32> {
+        if !self.complete {
+            return Some(block);
+        }
+        let known =
+            self.blocks.iter().filter(|(number, known)| **number >= block && !known.slices.is_empty());
+        known.map(|(number, _)| *number).min()
+    }
+
     pub(super) fn clear(&mut self) {
         self.blocks.clear();
         self.complete = false;

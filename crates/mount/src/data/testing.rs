@@ -2,10 +2,12 @@
 
 use super::lock;
 use super::meta::{Meta, Publish, PublishError, SliceList};
+use crate::testing;
 use bytes::Bytes;
+use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
-use chronofs_core::{Attr, Errno, FileKind, Ino, SessionId, SliceId, Version};
+use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -18,6 +20,10 @@ pub(super) fn cases(default: u32) -> u32 {
 }
 
 pub(super) const INO: Ino = Ino(42);
+/// More slices than this are too many for one reply.
+const SLICES_PER_REPLY_MAX: usize = 100;
+/// A block with so many slices takes no more.
+pub(super) const SLICES_PER_BLOCK_CAP: usize = 40;
 
 /// Random numbers by seed.
 #[derive(Debug)]
@@ -89,28 +95,16 @@ struct Inner {
     /// The one session whose ids are taken, if only one.
     session: Option<SessionId>,
     merges: u64,
+    /// How often slices were asked for.
+    asked: u64,
     /// The answer to every publish, if not what is right.
     refuse: Option<PublishError>,
 }
 
 impl Inner {
     fn attr(&self) -> Attr {
-        Attr {
-            ino: INO,
-            kind: FileKind::File,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            size: self.size,
-            allocated: 0,
-            rdev: 0,
-            atime_ns: 0,
-            mtime_ns: self.mtime_ns,
-            ctime_ns: 0,
-            crtime_ns: 0,
-            data_version: Version(self.data_version),
-        }
+        let (mtime_ns, data_version) = (self.mtime_ns, Version(self.data_version));
+        Attr { size: self.size, mtime_ns, data_version, ..testing::attr(INO.0) }
     }
 
     fn apply(&mut self, publish: Publish) -> Result<(), Errno> {
@@ -125,6 +119,10 @@ impl Inner {
         let strange = |id: &SliceId| self.session.is_some_and(|session| id.object.session != session);
         if publish.slices.iter().filter_map(|new| new.slice.place.seal()).any(|seal| strange(&seal.id)) {
             return Err(Errno::EINVAL);
+        }
+        let of_block = |block| self.slices.iter().filter(|placed| placed.key.block == block).count();
+        if publish.slices.iter().any(|new| of_block(new.block) >= SLICES_PER_BLOCK_CAP) {
+            return Err(Errno::EBUSY);
         }
         self.version += 1;
         for (new, n) in publish.slices.into_iter().zip(0..) {
@@ -167,6 +165,10 @@ impl MemoryMeta {
         lock(&self.inner).merges
     }
 
+    pub(super) fn asked(&self) -> u64 {
+        lock(&self.inner).asked
+    }
+
     pub(super) fn all_slices(&self) -> Vec<PlacedSlice> {
         lock(&self.inner).slices.clone()
     }
@@ -204,13 +206,14 @@ impl Meta for MemoryMeta {
     async fn slices(&self, _: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         self.faults.delay().await;
         let list = {
-            let inner = lock(&self.inner);
-            let mut slices: Vec<_> = inner
-                .slices
-                .iter()
-                .filter(|p| (first..first + count).contains(&p.key.block))
-                .cloned()
-                .collect();
+            let mut inner = lock(&self.inner);
+            inner.asked += 1;
+            let blocks = u64::from(first)..u64::from(first) + u64::from(count);
+            let asked = |placed: &&PlacedSlice| blocks.contains(&u64::from(placed.key.block));
+            let mut slices: Vec<_> = inner.slices.iter().filter(asked).cloned().collect();
+            if slices.len() > SLICES_PER_REPLY_MAX && count > 1 {
+                return Err(Errno::EOVERFLOW);
+            }
             slices.sort_by_key(|placed| placed.key);
             for placed in slices.iter_mut().step_by(3) {
                 placed.staged =
@@ -268,12 +271,23 @@ impl Meta for MemoryMeta {
 pub(super) struct MemoryPort {
     objects: Mutex<HashMap<String, Bytes>>,
     gets: Mutex<u64>,
+    /// The one session whose objects are taken, if only one.
+    session: Mutex<Option<SessionId>>,
     faults: Arc<Faults>,
 }
 
 impl MemoryPort {
     pub(super) fn new(faults: Arc<Faults>) -> Arc<Self> {
-        Arc::new(MemoryPort { objects: Mutex::default(), gets: Mutex::default(), faults })
+        Arc::new(MemoryPort {
+            objects: Mutex::default(),
+            gets: Mutex::default(),
+            session: Mutex::default(),
+            faults,
+        })
+    }
+
+    pub(super) fn take_only(&self, session: SessionId) {
+        *lock(&self.session) = Some(session);
     }
 
     pub(super) fn gets(&self) -> u64 {
@@ -300,6 +314,10 @@ impl ObjectPort for MemoryPort {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             self.faults.delay().await;
+            let session = parse_object_name(name).map(|(_, object)| object.session);
+            if lock(&self.session).is_some_and(|only| session != Some(only)) {
+                return Err(StoreError::session_over(name));
+            }
             let fails = self.faults.fails();
             // A put that fails may have arrived all the same.
             if !fails || bytes.len().is_multiple_of(2) {

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -46,6 +46,8 @@ pub struct Data<M: Meta> {
     writer: Mutex<(u16, SessionId)>,
     files: Mutex<HashMap<Ino, Weak<FileData<M>>>>,
     queue: Mutex<VecDeque<Queued<M>>>,
+    /// Nothing written is taken any more. Held by whoever takes something over.
+    closed: RwLock<bool>,
     /// Wakes the flusher before its next tick.
     pressure: Notify,
     flushes: Arc<Semaphore>,
@@ -75,6 +77,7 @@ impl<M: Meta> Data<M> {
             writer: Mutex::new((config.incarnation, config.session)),
             files: Mutex::new(HashMap::new()),
             queue: Mutex::new(VecDeque::new()),
+            closed: RwLock::new(false),
             pressure: Notify::new(),
             flushes: Arc::new(Semaphore::new(FLUSHES_MAX)),
             this: this.clone(),
@@ -118,6 +121,18 @@ impl<M: Meta> Data<M> {
     pub fn is_unclean(&self) -> bool {
         let files: Vec<_> = lock(&self.files).values().filter_map(Weak::upgrade).collect();
         files.iter().any(|file| file.is_unclean())
+    }
+
+    /// Refuses whatever is written from here on. What was taken before is taken whole: the next [`Data::flush_all`]
+    /// finds it.
+    pub fn close(&self) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Holds [`Data::close`] up for as long as something is taken over. ENOTCONN when it was called.
+    pub(super) fn admit(&self) -> Result<RwLockReadGuard<'_, bool>, Errno> {
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed { Err(Errno::ENOTCONN) } else { Ok(closed) }
     }
 
     /// Ends the background work after [`Data::flush_all`]: what is unpublished still is given up.

@@ -10,20 +10,25 @@ use super::meta::{Meta, Publish, PublishError};
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
 use chronofs_blocks::{StoreError, Trouble, object_name};
+use chronofs_core::ops::SLICES_PER_PUBLISH_MAX;
 use chronofs_core::slice::{NewSlice, Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, ObjectId};
 use futures::StreamExt;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 /// Fewer raw bytes than this are sealed on the spot.
 const SEAL_BLOCKING_MIN: u64 = 64 << 10;
-/// The most slices of one publish: far below what numbers them within a commit.
-const SLICES_PER_PUBLISH_MAX: usize = 4096;
 /// How often a put is tried before its batch waits for the next write-back, and how long between.
 const PUT_TRIES: u32 = 3;
 const PUT_RETRY: Duration = Duration::from_millis(100);
+/// How long a publish is tried that the server answers with EAGAIN, and the first and the longest pause between.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
+const PUBLISH_RETRY: Duration = Duration::from_millis(10);
+const PUBLISH_RETRY_MAX: Duration = Duration::from_secs(1);
 /// How often to look whether the grant of a new session is known.
 const SESSION_CHECK: Duration = Duration::from_millis(10);
 
@@ -100,6 +105,10 @@ impl Batch {
         while let Some((id, bytes)) = sealed.objects.get(*put) {
             match put_object(file, *id, bytes.clone()).await {
                 Ok(()) => *put += 1,
+                Err(error) if error.trouble == Trouble::SessionOver => {
+                    progress.sealed = None;
+                    return Err(Failure::SessionOver);
+                }
                 // Under this name something else is stored: the next try takes other names.
                 Err(error) if error.trouble != Trouble::Unavailable => {
                     progress.sealed = None;
@@ -137,6 +146,13 @@ impl Batch {
         sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
     }
 
+    /// The first of the batch's bytes at or after `from`, if the file was cut at `cut` since.
+    pub(super) fn next(&self, from: u64, cut: u64) -> Option<u64> {
+        let bytes = self.pieces.iter().filter(|piece| matches!(piece.content, Content::Bytes(_)));
+        let after = bytes.filter(|piece| piece.offset + piece.content.len() > from);
+        after.map(|piece| piece.offset.max(from)).min().filter(|at| *at < cut)
+    }
+
     /// What the batch shows of `from..to`, if the file was cut at `cut` since: in no order.
     pub(super) fn overlap(&self, from: u64, to: u64, cut: u64) -> impl Iterator<Item = (u64, Content)> + '_ {
         let to = to.min(cut);
@@ -158,6 +174,9 @@ async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> 
     let mut tries = 1;
     loop {
         let Err(error) = file.data.port.put(&name, bytes.clone()).await else { return Ok(()) };
+        if error.trouble == Trouble::SessionOver {
+            return Err(error);
+        }
         if error.trouble != Trouble::Unavailable || tries == PUT_TRIES {
             tracing::warn!(ino = %file.ino, tries, "written bytes are kept in memory: {error}");
             return Err(error);
@@ -180,22 +199,36 @@ impl<M: Meta> FileData<M> {
 
     /// Publishes every batch up to number `last`, in order. Gives the first error.
     pub(super) async fn publish_through(self: &Arc<Self>, last: u64) -> Result<(), Errno> {
+        self.prepare_through(last + 1).await;
+        let order = self.order.lock().await;
+        self.publish_in_order(&order, last + 1).await
+    }
+
+    /// Seals and puts every batch below number `end`, many at once. What fails here is tried once more when it is
+    /// published, where it matters.
+    pub(super) async fn prepare_through(self: &Arc<Self>, end: u64) {
         let waiting: Vec<_> = {
             let state = self.state();
-            state.frozen.iter().map(|frozen| frozen.batch.clone()).filter(|batch| batch.seq <= last).collect()
+            state.frozen.iter().map(|frozen| frozen.batch.clone()).filter(|batch| batch.seq < end).collect()
         };
         if waiting.len() > 1 {
-            // What fails here is tried once more below, where it matters.
             let puts =
                 futures::stream::iter(waiting).map(|batch| async move { batch.prepare(self).await.is_ok() });
             puts.buffer_unordered(self.data.config.tuning.uploads_max).count().await;
         }
-        let _order = self.order.lock().await;
+    }
+
+    /// Publishes every batch below number `end`, for whoever holds [`FileData::order`]. Gives the first error.
+    pub(super) async fn publish_in_order(
+        self: &Arc<Self>,
+        order: &MutexGuard<'_, ()>,
+        end: u64,
+    ) -> Result<(), Errno> {
         let mut first_error = None;
         loop {
             let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
-            let Some(batch) = next.filter(|batch| batch.seq <= last) else { break };
-            match self.publish(&batch).await {
+            let Some(batch) = next.filter(|batch| batch.seq < end) else { break };
+            match self.publish(&batch, order).await {
                 Ok(()) => self.state().stuck = None,
                 Err(Failure::SessionOver) => {
                     // The news may be on its way still; until it is here, it would be sealed for the old session.
@@ -216,10 +249,14 @@ impl<M: Meta> FileData<M> {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Publishes the batch in front. The order is held.
-    async fn publish(self: &Arc<Self>, batch: &Arc<Batch>) -> Result<(), Failure> {
+    /// Publishes the batch in front.
+    async fn publish(
+        self: &Arc<Self>,
+        batch: &Arc<Batch>,
+        order: &MutexGuard<'_, ()>,
+    ) -> Result<(), Failure> {
         let sealed = batch.prepare(self).await?;
-        let (slices, size_min, mtime_ns, kill_priv) = {
+        let (slices, cut, size_min, mtime_ns, kill_priv) = {
             let state = self.state();
             // Gone: the file was discarded meanwhile.
             let Some(frozen) = state.frozen.front().filter(|f| f.batch.seq == batch.seq) else {
@@ -228,21 +265,26 @@ impl<M: Meta> FileData<M> {
             let block_size = u64::from(self.data.config.block_size);
             let cut = |slice: &NewSlice| cut_slice(slice, frozen.cut, block_size);
             let slices: Vec<NewSlice> = sealed.slices.iter().filter_map(cut).collect();
-            (slices, frozen.size_min, frozen.mtime_ns, frozen.kill_priv)
+            (slices, frozen.cut, frozen.size_min, frozen.mtime_ns, frozen.kill_priv)
         };
-        let chunks = slices.len().div_ceil(SLICES_PER_PUBLISH_MAX);
-        for (n, chunk) in slices.chunks(SLICES_PER_PUBLISH_MAX).enumerate() {
+        let mut chunks: Vec<&[NewSlice]> = slices.chunks(SLICES_PER_PUBLISH_MAX).collect();
+        // Of what a truncation cut nothing is left to say, unless that a write was to take setuid.
+        if chunks.is_empty() && (kill_priv || cut == u64::MAX) {
+            chunks.push(&[]);
+        }
+        let last = chunks.len();
+        for (chunk, n) in chunks.into_iter().zip(1..) {
             let publish = Publish {
                 ino: self.ino,
                 slices: chunk.to_vec(),
-                size_min: size_min.filter(|_| n + 1 == chunks),
+                size_min: size_min.filter(|_| n == last),
                 mtime_ns,
                 kill_priv,
                 merge: None,
             };
             let exclusive = self.data.meta.exclusive();
             let attr =
-                self.data.meta.publish(publish).await.map_err(|error| match is_own(self, &sealed) {
+                self.ask_to_publish(publish, order).await.map_err(|error| match is_own(self, &sealed) {
                     true => Failure::of(error),
                     // Refused for its ids: it is sealed again under those of the new session.
                     false => Failure::SessionOver,
@@ -257,6 +299,34 @@ impl<M: Meta> FileData<M> {
             self.remember(batch, &slices);
         }
         Ok(())
+    }
+
+    /// Asks the server, again and again for a while when it answers that it may be done later: a program that closes
+    /// its file cannot do anything about that. Blocks that have too many slices are merged in between.
+    async fn ask_to_publish(
+        self: &Arc<Self>,
+        publish: Publish,
+        order: &MutexGuard<'_, ()>,
+    ) -> Result<Attr, PublishError> {
+        let give_up = Instant::now() + PUBLISH_PATIENCE;
+        let mut pause = PUBLISH_RETRY;
+        loop {
+            let answer = self.data.meta.publish(publish.clone()).await;
+            match answer {
+                Err(PublishError::Answered(Errno::EBUSY)) if Instant::now() < give_up => {
+                    let blocks: BTreeSet<u32> = publish.slices.iter().map(|new| new.block).collect();
+                    for block in blocks {
+                        if let Err(errno) = merge::now(self, block, order).await {
+                            tracing::debug!(ino = %self.ino, block, %errno, "a full block is not merged yet");
+                        }
+                    }
+                }
+                Err(PublishError::Answered(Errno::EAGAIN)) if Instant::now() < give_up => {}
+                answer => return answer,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PUBLISH_RETRY_MAX);
+        }
     }
 
     /// Takes in that `slices` are part of the file now.

@@ -1,5 +1,6 @@
 //! From the kernel's types to the file system's, and back.
 
+use crate::vfs::NewFile;
 use chronofs_core::ops::{NewNode, RenameMode, XattrMode};
 use chronofs_core::{Attr, Errno, FileKind, Ino, SetTime};
 use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
@@ -97,6 +98,11 @@ pub(crate) fn new_node(mode: u32, rdev: u32) -> Result<NewNode, Errno> {
         libc::S_IFBLK => Ok(NewNode::Block(rdev)),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// The file that mknod(2) or mkdir(2) is to make of `node`.
+pub(crate) fn new_file(node: Result<NewNode, Errno>, mode: u32, umask: u32) -> Result<NewFile, Errno> {
+    Ok(NewFile { node: node?, mode: permission_bits(mode), umask: permission_bits(umask) })
 }
 
 pub(crate) fn permission_bits(mode: u32) -> u16 {

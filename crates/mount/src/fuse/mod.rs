@@ -4,6 +4,7 @@
 //! no rule of the file system in here.
 
 mod convert;
+pub(crate) mod pages;
 mod pending;
 mod requests;
 
@@ -16,12 +17,12 @@ use fuser::{
     FileAttr, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr,
     Request,
 };
+use pages::Pages;
 use pending::{Fail, serve};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use tokio::runtime::Handle;
 
 /// The flag of open that execve(2) sets: the right to execute was checked, the right to read is not needed.
@@ -35,58 +36,83 @@ pub(crate) struct Face {
     runtime: Handle,
     callers: Callers,
     numbers: Numbers,
-    /// Inodes whose pages in the kernel are wrong.
-    invalid: Sender<INodeNo>,
+    pages: Pages,
 }
 
 impl Face {
     /// A face of `vfs` whose tasks run on `runtime`.
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, invalid: Sender<INodeNo>) -> Self {
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, pages: Pages) -> Self {
         let numbers = Numbers { root: vfs.root(), past: vfs.at().is_some() };
-        Face { vfs, runtime, callers: Callers::default(), numbers, invalid }
+        Face { vfs, runtime, callers: Callers::default(), numbers, pages }
     }
 
     fn caller(&self, request: &Request) -> Caller {
         self.callers.caller(request.uid(), request.gid(), request.pid())
     }
 
-    /// Answers with the result of `operation`, which nobody misses if the caller is interrupted.
-    fn later<R: Fail, T: Send + 'static>(
+    /// Begins `operation` and answers with its result. When the caller is interrupted before, `abandon` gets it.
+    fn begin<R: Fail, T: Send + 'static, F>(
         &self,
         request: &Request,
         reply: R,
-        operation: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        operation: impl FnOnce(Arc<Vfs>) -> F,
         answer: impl FnOnce(R, T) + Send + 'static,
-    ) {
-        self.runtime.spawn(serve(request.pid(), reply, operation, answer, drop));
+        abandon: impl FnOnce(T) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, Errno>> + Send + 'static,
+    {
+        let operation = operation(Arc::clone(&self.vfs));
+        self.runtime.spawn(serve(request.pid(), reply, operation, answer, abandon));
     }
 
-    fn entry(
+    /// As [`Face::begin`], where nobody misses the result of what was abandoned.
+    fn later<R: Fail, T: Send + 'static, F>(
         &self,
         request: &Request,
-        reply: ReplyEntry,
-        operation: impl Future<Output = Result<Shown, Errno>> + Send + 'static,
-    ) {
+        reply: R,
+        operation: impl FnOnce(Arc<Vfs>) -> F,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, Errno>> + Send + 'static,
+    {
+        self.begin(request, reply, operation, answer, drop);
+    }
+
+    /// As [`Face::later`], for what answers with an entry.
+    fn entry<F>(&self, request: &Request, reply: ReplyEntry, operation: impl FnOnce(Arc<Vfs>) -> F)
+    where
+        F: Future<Output = Result<Shown, Errno>> + Send + 'static,
+    {
         let numbers = self.numbers;
         self.later(request, reply, operation, move |reply, shown| reply_entry(numbers, reply, &shown));
     }
 
-    fn done(
-        &self,
-        request: &Request,
-        reply: ReplyEmpty,
-        operation: impl Future<Output = Result<(), Errno>> + Send + 'static,
-    ) {
+    /// As [`Face::later`], for what is only done or not.
+    fn done<F>(&self, request: &Request, reply: ReplyEmpty, operation: impl FnOnce(Arc<Vfs>) -> F)
+    where
+        F: Future<Output = Result<(), Errno>> + Send + 'static,
+    {
         self.later(request, reply, operation, |reply, ()| reply.ok());
     }
 
-    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, new: NewFile, reply: ReplyEntry) {
-        let name = match entry_name(name) {
-            Ok(name) => name,
-            Err(errno) => return reply.fail(errno),
-        };
-        let (vfs, caller, parent) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(parent));
-        self.entry(request, reply, async move { vfs.make(caller, parent, name, new).await });
+    /// Closes a file that was opened for nobody.
+    fn close_again(&self) -> impl FnOnce(Opened) + Send + 'static {
+        let (runtime, vfs) = (self.runtime.clone(), Arc::clone(&self.vfs));
+        move |opened| {
+            runtime.spawn(async move { vfs.release(opened.handle).await });
+        }
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: Result<NewFile, Errno>,
+        reply: ReplyEntry,
+    ) {
+        let (caller, parent, name) = (self.caller(request), self.numbers.live(parent), entry_name(name));
+        self.entry(request, reply, move |vfs| async move { vfs.make(caller, parent, name?, new?).await });
     }
 }
 

@@ -1,20 +1,20 @@
 //! Each request of the kernel: its arguments in our types, the operation that serves it, and the shape of its answer.
 
-use super::pending::{Fail, serve, serve_or_drop};
+use super::pending::{Fail, serve_or_drop};
 use super::{
     Face, GENERATION, access_of, convert, dot_attr, entry_name, open_reply_flags, reply_attr, reply_entry,
     reply_statfs, reply_xattr,
 };
 use crate::data::Seek;
-use crate::vfs::{Change, INSTANT_XATTR, Listing, NewFile, Opened, Shown, Write};
+use crate::vfs::{Change, INSTANT_XATTR, Listing, NewFile, Opened, Shown, Vfs, Write};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode};
 use chronofs_core::{Errno, SetAttr};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -54,22 +54,26 @@ impl Filesystem for Face {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let parent = self.numbers.live(parent);
-        let (vfs, bytes) = (Arc::clone(&self.vfs), name.as_bytes());
+        let bytes = name.as_bytes();
         if bytes == b"." || bytes == b".." {
             let (caller, up) = (self.caller(request), bytes.len() == 2);
-            return self.entry(request, reply, async move {
+            return self.entry(request, reply, move |vfs| async move {
                 if up { vfs.parent(caller, parent).await } else { vfs.getattr(caller, parent).await }
             });
         }
         match entry_name(name) {
             Err(errno) => reply.fail(errno),
-            Ok(name) => match self.vfs.try_lookup(parent, &name) {
-                Some(shown) => reply_entry(self.numbers, reply, &shown),
-                None => {
-                    let caller = self.caller(request);
-                    self.entry(request, reply, async move { vfs.lookup(caller, parent, name).await });
+            Ok(name) => {
+                match self.vfs.try_lookup(parent, &name) {
+                    Some(shown) => reply_entry(self.numbers, reply, &shown),
+                    None => {
+                        let caller = self.caller(request);
+                        self.entry(request, reply, move |vfs| async move {
+                            vfs.lookup(caller, parent, name).await
+                        });
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -78,13 +82,9 @@ impl Filesystem for Face {
         match self.vfs.try_getattr(ino) {
             Some(shown) => reply_attr(numbers, reply, &shown),
             None => {
-                let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
-                self.later(
-                    request,
-                    reply,
-                    async move { vfs.getattr(caller, ino).await },
-                    move |reply, shown| reply_attr(numbers, reply, &shown),
-                );
+                let caller = self.caller(request);
+                let operation = move |vfs: Arc<Vfs>| async move { vfs.getattr(caller, ino).await };
+                self.later(request, reply, operation, move |reply, shown| reply_attr(numbers, reply, &shown));
             }
         }
     }
@@ -121,17 +121,26 @@ impl Filesystem for Face {
             kill_priv,
         };
         let (numbers, change) = (self.numbers, Change { ino: self.numbers.live(ino), set });
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
-        self.later(request, reply, async move { vfs.setattr(caller, change).await }, move |reply, shown| {
-            reply_attr(numbers, reply, &shown)
-        });
+        let (caller, pages) = (self.caller(request), self.pages.clone());
+        let operation = move |vfs: Arc<Vfs>| async move { vfs.setattr(caller, change).await };
+        let answer = move |reply: ReplyAttr, shown: Shown| reply_attr(numbers, reply, &shown);
+        // The kernel was told that nothing was truncated, and keeps pages of what is gone.
+        let abandon = move |_| {
+            if size.is_some() {
+                pages.forget(ino);
+            }
+        };
+        self.begin(request, reply, operation, answer, abandon);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
-        self.later(request, reply, async move { vfs.readlink(caller, ino).await }, |reply, target| {
-            reply.data(&target)
-        });
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
+        self.later(
+            request,
+            reply,
+            move |vfs| async move { vfs.readlink(caller, ino).await },
+            |reply, target| reply.data(&target),
+        );
     }
 
     fn mknod(
@@ -144,17 +153,8 @@ impl Filesystem for Face {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        match convert::new_node(mode, rdev) {
-            Ok(node) => {
-                let new = NewFile {
-                    node,
-                    mode: convert::permission_bits(mode),
-                    umask: convert::permission_bits(umask),
-                };
-                self.make(request, parent, name, new, reply);
-            }
-            Err(errno) => reply.fail(errno),
-        }
+        let node = convert::new_node(mode, rdev);
+        self.make(request, parent, name, convert::new_file(node, mode, umask), reply);
     }
 
     fn mkdir(
@@ -166,30 +166,25 @@ impl Filesystem for Face {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let new = NewFile {
-            node: NewNode::Dir,
-            mode: convert::permission_bits(mode),
-            umask: convert::permission_bits(umask),
-        };
-        self.make(request, parent, name, new, reply);
+        self.make(request, parent, name, convert::new_file(Ok(NewNode::Dir), mode, umask), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = Bytes::copy_from_slice(target.as_os_str().as_bytes());
         let new = NewFile { node: NewNode::Symlink(target), mode: 0o777, umask: 0 };
-        self.make(request, parent, name, new, reply);
+        self.make(request, parent, name, Ok(new), reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (vfs, caller, parent) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(parent));
+        let (caller, parent) = (self.caller(request), self.numbers.live(parent));
         let name = entry_name(name);
-        self.done(request, reply, async move { vfs.unlink(caller, parent, name?).await });
+        self.done(request, reply, move |vfs| async move { vfs.unlink(caller, parent, name?).await });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (vfs, caller, parent) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(parent));
+        let (caller, parent) = (self.caller(request), self.numbers.live(parent));
         let name = entry_name(name);
-        self.done(request, reply, async move { vfs.rmdir(caller, parent, name?).await });
+        self.done(request, reply, move |vfs| async move { vfs.rmdir(caller, parent, name?).await });
     }
 
     fn rename(
@@ -202,38 +197,29 @@ impl Filesystem for Face {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
+        let caller = self.caller(request);
         let (from, to) = (self.numbers.live(parent), self.numbers.live(new_parent));
         let (name, new_name) = (entry_name(name), entry_name(new_name));
         let mode: Result<RenameMode, Errno> = convert::rename_mode(flags);
-        self.done(
-            request,
-            reply,
-            async move { vfs.rename(caller, (from, name?), (to, new_name?), mode?).await },
-        );
+        self.done(request, reply, move |vfs| async move {
+            vfs.rename(caller, (from, name?), (to, new_name?), mode?).await
+        });
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
+        let caller = self.caller(request);
         let (ino, parent, name) = (self.numbers.live(ino), self.numbers.live(parent), entry_name(name));
-        self.entry(request, reply, async move { vfs.link(caller, ino, parent, name?).await });
+        self.entry(request, reply, move |vfs| async move { vfs.link(caller, ino, parent, name?).await });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
         let access = access_of(flags.0);
-        let operation = {
-            let vfs = Arc::clone(&vfs);
-            async move { vfs.open(caller, ino, access).await }
-        };
+        let operation = move |vfs: Arc<Vfs>| async move { vfs.open(caller, ino, access).await };
         let answer = move |reply: ReplyOpen, opened: Opened| {
             reply.opened(FileHandle(opened.handle), open_reply_flags(&opened, access));
         };
-        let runtime = self.runtime.clone();
-        let abandon = move |opened: Opened| {
-            runtime.spawn(async move { vfs.release(opened.handle).await });
-        };
-        self.runtime.spawn(serve(request.pid(), reply, operation, answer, abandon));
+        self.begin(request, reply, operation, answer, self.close_again());
     }
 
     fn create(
@@ -246,13 +232,12 @@ impl Filesystem for Face {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (vfs, caller, parent) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(parent));
+        let (caller, parent) = (self.caller(request), self.numbers.live(parent));
         let (name, access, numbers) = (entry_name(name), access_of(flags), self.numbers);
         let modes = (convert::permission_bits(mode), convert::permission_bits(umask));
         let (exclusive, truncate) = (flags & libc::O_EXCL != 0, flags & libc::O_TRUNC != 0);
-        let operation = {
-            let vfs = Arc::clone(&vfs);
-            async move { vfs.create(caller, (parent, name?), modes, (exclusive, truncate), access).await }
+        let operation = move |vfs: Arc<Vfs>| async move {
+            vfs.create(caller, (parent, name?), modes, (exclusive, truncate), access).await
         };
         let answer = move |reply: ReplyCreate, (shown, opened): (Shown, Opened)| match &shown.attr {
             Some(attr) => reply.created(
@@ -264,11 +249,8 @@ impl Filesystem for Face {
             ),
             None => reply.fail(Errno::EIO),
         };
-        let runtime = self.runtime.clone();
-        let abandon = move |(_, opened): (Shown, Opened)| {
-            runtime.spawn(async move { vfs.release(opened.handle).await });
-        };
-        self.runtime.spawn(serve(request.pid(), reply, operation, answer, abandon));
+        let close_again = self.close_again();
+        self.begin(request, reply, operation, answer, move |(_, opened)| close_again(opened));
     }
 
     fn read(
@@ -286,13 +268,8 @@ impl Filesystem for Face {
             Some(Ok(bytes)) => reply.data(&bytes),
             Some(Err(errno)) => reply.fail(errno),
             None => {
-                let vfs = Arc::clone(&self.vfs);
-                self.later(
-                    request,
-                    reply,
-                    async move { vfs.read(handle.0, offset, size).await },
-                    |reply, bytes| reply.data(&bytes),
-                );
+                let operation = move |vfs: Arc<Vfs>| async move { vfs.read(handle.0, offset, size).await };
+                self.later(request, reply, operation, |reply, bytes| reply.data(&bytes));
             }
         }
     }
@@ -319,7 +296,7 @@ impl Filesystem for Face {
             Some(Err(errno)) => reply.fail(errno),
             None => {
                 let (vfs, bytes) = (Arc::clone(&self.vfs), Bytes::copy_from_slice(data));
-                let invalid = self.invalid.clone();
+                let pages = self.pages.clone();
                 let operation = async move {
                     let write = Write { offset, bytes: &bytes, append, kill_priv, from_pages };
                     vfs.write(handle.0, &write).await
@@ -329,7 +306,7 @@ impl Filesystem for Face {
                     reply.written(len);
                     // Another mount appended too: the kernel put the bytes where the file ended before.
                     if at != offset {
-                        let _ = invalid.send(ino);
+                        pages.forget(ino);
                     }
                 };
                 self.runtime.spawn(serve_or_drop(request.pid(), reply, operation, answer));
@@ -345,8 +322,7 @@ impl Filesystem for Face {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let vfs = Arc::clone(&self.vfs);
-        self.done(request, reply, async move { vfs.flush(handle.0).await });
+        self.done(request, reply, move |vfs| async move { vfs.flush(handle.0).await });
     }
 
     fn release(
@@ -375,8 +351,7 @@ impl Filesystem for Face {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let vfs = Arc::clone(&self.vfs);
-        self.done(request, reply, async move { vfs.fsync(handle.0).await });
+        self.done(request, reply, move |vfs| async move { vfs.fsync(handle.0).await });
     }
 
     fn fsyncdir(
@@ -387,8 +362,7 @@ impl Filesystem for Face {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let vfs = Arc::clone(&self.vfs);
-        self.done(request, reply, async move { vfs.fsyncdir().await });
+        self.done(request, reply, move |vfs| async move { vfs.fsyncdir().await });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -420,8 +394,9 @@ impl Filesystem for Face {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let (vfs, caller, numbers) = (Arc::clone(&self.vfs), self.caller(request), self.numbers);
-        let operation = async move { vfs.readdir(caller, handle.0, offset, false).await };
+        let (caller, numbers) = (self.caller(request), self.numbers);
+        let operation =
+            move |vfs: Arc<Vfs>| async move { vfs.readdir(caller, handle.0, offset, false).await };
         self.later(request, reply, operation, move |mut reply, listed: Vec<Listing>| {
             for Listing { entry, .. } in listed {
                 let name = OsStr::from_bytes(&entry.name);
@@ -441,8 +416,8 @@ impl Filesystem for Face {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let (vfs, caller, numbers) = (Arc::clone(&self.vfs), self.caller(request), self.numbers);
-        let operation = async move { vfs.readdir(caller, handle.0, offset, true).await };
+        let (caller, numbers) = (self.caller(request), self.numbers);
+        let operation = move |vfs: Arc<Vfs>| async move { vfs.readdir(caller, handle.0, offset, true).await };
         self.later(request, reply, operation, move |mut reply, listed: Vec<Listing>| {
             for Listing { entry, shown } in listed {
                 let (attr, ttl) = match shown {
@@ -459,10 +434,12 @@ impl Filesystem for Face {
     }
 
     fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let vfs = Arc::clone(&self.vfs);
-        self.later(request, reply, async move { vfs.statfs().await }, |reply, figures| {
-            reply_statfs(reply, &figures)
-        });
+        self.later(
+            request,
+            reply,
+            move |vfs| async move { vfs.statfs().await },
+            |reply, figures| reply_statfs(reply, &figures),
+        );
     }
 
     fn setxattr(
@@ -475,10 +452,10 @@ impl Filesystem for Face {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
         let pair = (Bytes::copy_from_slice(name.as_bytes()), Bytes::copy_from_slice(value));
         let mode = convert::xattr_mode(flags);
-        self.done(request, reply, async move { vfs.setxattr(caller, ino, pair, mode?).await });
+        self.done(request, reply, move |vfs| async move { vfs.setxattr(caller, ino, pair, mode?).await });
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -491,32 +468,39 @@ impl Filesystem for Face {
             // Its length is known, and it need not be made twice.
             return reply.size(chronofs_core::Version::ZERO.to_string().len() as u32);
         }
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
+        let pages = (name == INSTANT_XATTR).then(|| self.pages.clone());
         let name = Bytes::copy_from_slice(name.as_bytes());
-        self.later(
-            request,
-            reply,
-            async move { vfs.getxattr(caller, ino, name).await },
-            move |reply, value| reply_xattr(reply, size, &value),
-        );
+        let operation = move |vfs: Arc<Vfs>| async move {
+            if let Some(pages) = pages {
+                pages.write_back(&vfs).await;
+            }
+            vfs.getxattr(caller, ino, name).await
+        };
+        self.later(request, reply, operation, move |reply, value| reply_xattr(reply, size, &value));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
-        self.later(request, reply, async move { vfs.listxattr(caller, ino).await }, move |reply, names| {
-            reply_xattr(reply, size, &names)
-        });
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
+        self.later(
+            request,
+            reply,
+            move |vfs| async move { vfs.listxattr(caller, ino).await },
+            move |reply, names| reply_xattr(reply, size, &names),
+        );
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
         let name = Bytes::copy_from_slice(name.as_bytes());
-        self.done(request, reply, async move { vfs.removexattr(caller, ino, name).await });
+        self.done(request, reply, move |vfs| async move { vfs.removexattr(caller, ino, name).await });
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let (vfs, caller, ino) = (Arc::clone(&self.vfs), self.caller(request), self.numbers.live(ino));
-        self.done(request, reply, async move { vfs.access(caller, ino, (mask.bits() & 7) as u8).await });
+        let (caller, ino) = (self.caller(request), self.numbers.live(ino));
+        self.done(request, reply, move |vfs| async move {
+            vfs.access(caller, ino, (mask.bits() & 7) as u8).await
+        });
     }
 
     fn fallocate(
@@ -529,18 +513,23 @@ impl Filesystem for Face {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let (vfs, caller) = (Arc::clone(&self.vfs), self.caller(request));
         let kill_priv = request.uid() != 0;
         let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
             return reply.fail(Errno::EFBIG);
         };
         let keep = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 if !keep => self.done(request, reply, async move { vfs.extend(caller, handle.0, end).await }),
-            libc::FALLOC_FL_PUNCH_HOLE if keep => self.done(request, reply, async move {
+            0 if !keep => {
+                self.done(
+                    request,
+                    reply,
+                    move |vfs| async move { vfs.extend(handle.0, end, kill_priv).await },
+                );
+            }
+            libc::FALLOC_FL_PUNCH_HOLE if keep => self.done(request, reply, move |vfs| async move {
                 vfs.zero(handle.0, (offset, length), false, kill_priv).await
             }),
-            libc::FALLOC_FL_ZERO_RANGE => self.done(request, reply, async move {
+            libc::FALLOC_FL_ZERO_RANGE => self.done(request, reply, move |vfs| async move {
                 vfs.zero(handle.0, (offset, length), !keep, kill_priv).await
             }),
             _ => reply.fail(Errno::EOPNOTSUPP),
@@ -561,23 +550,6 @@ impl Filesystem for Face {
         reply.error(fuser::Errno::ENOTTY);
     }
 
-    fn copy_file_range(
-        &self,
-        _request: &Request,
-        _ino_in: INodeNo,
-        _handle_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _handle_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        // The kernel copies by itself from then on.
-        reply.fail(Errno::ENOSYS);
-    }
-
     fn lseek(
         &self,
         request: &Request,
@@ -593,9 +565,11 @@ impl Filesystem for Face {
             _ => return reply.fail(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.fail(Errno::ENXIO) };
-        let vfs = Arc::clone(&self.vfs);
-        self.later(request, reply, async move { vfs.seek(handle.0, offset, seek).await }, |reply, found| {
-            reply.offset(i64::try_from(found).unwrap_or(i64::MAX))
-        });
+        self.later(
+            request,
+            reply,
+            move |vfs| async move { vfs.seek(handle.0, offset, seek).await },
+            |reply, found| reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+        );
     }
 }

@@ -128,7 +128,12 @@ pub fn instant(path: &Path) -> Result<String, MountError> {
 /// Unmounts `dir` and waits until everything that was written is stored and the process is gone. `notice` is told
 /// when that takes long.
 pub fn stop(dir: &Path, notice: impl FnOnce(&str)) -> Result<(), MountError> {
-    let dir = absolute(dir).map_err(MountError::system(format!("find {}", dir.display())))?;
+    let dir = match absolute(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::NotMounted(dir.to_owned()));
+        }
+        found => found.map_err(MountError::system(format!("find {}", dir.display())))?,
+    };
     let found = mountinfo::chronofs_mount_at(&dir).map_err(MountError::system("read the mounts"))?;
     if found.is_none() {
         return Err(MountError::NotMounted(dir));

@@ -22,17 +22,6 @@ pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD_VARIABLE).is_some()
 }
 
-/// Logs go to standard error unless the program has set up its own.
-pub(super) fn init_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CHRONOFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=error"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
-}
-
 /// Starts the child and waits until the mount is there or the child says why not.
 pub(super) fn start_child(volume: &str, dir: &Path) -> Result<(), MountError> {
     let log = log_path(volume, dir);
@@ -108,10 +97,6 @@ impl Ready {
             }
             None => None,
         };
-        if child {
-            // A process that lives long must not keep a folder busy.
-            let _ = std::env::set_current_dir("/");
-        }
         Ok(Ready(copy.map(File::from)))
     }
 

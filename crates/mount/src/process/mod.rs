@@ -5,10 +5,12 @@ mod daemon;
 mod error;
 mod mounted;
 mod mountinfo;
+mod options;
 pub(crate) mod procstatus;
 mod start;
 
 pub use control::{Listed, State, instant, list, stop};
 pub use error::MountError;
 pub use mounted::{MountSpec, Mounted};
+pub use options::MountOptions;
 pub use start::{StartConfig, start};

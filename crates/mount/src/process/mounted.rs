@@ -1,17 +1,18 @@
 //! A mount that is served by this process, from the first session to the last flush.
 
 use super::error::MountError;
-use super::mountinfo::{self, SOURCE_PREFIX};
+use super::mountinfo;
+use super::options::MountOptions;
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
+use crate::fuse::pages::{self, Pages};
 use crate::vfs::{Labels, Vfs};
 use chronofs_core::Version;
-use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
-use rustix::mount::{UnmountFlags, unmount};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use rustix::mount::{UnmountFlags, mount_remount, unmount};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
 use tokio::runtime::{Builder, Runtime};
 
 /// Threads that read requests of the kernel. More do not help: what takes long becomes a task.
@@ -30,8 +31,8 @@ pub struct MountSpec {
     pub dir: PathBuf,
     /// The instant to show; `None` is the present.
     pub at: Option<Version>,
-    /// Refuse to write.
-    pub read_only: bool,
+    /// What the kernel is told of it.
+    pub options: MountOptions,
     /// How people call the volume.
     pub volume: String,
 }
@@ -41,6 +42,7 @@ pub struct Mounted {
     runtime: Runtime,
     vfs: Arc<Vfs>,
     session: BackgroundSession,
+    pages: Pages,
     dir: PathBuf,
     volume: String,
 }
@@ -59,7 +61,7 @@ impl Mounted {
             credentials: spec.credentials,
             client_name: client_name(&spec.dir),
             at: spec.at,
-            read_only: spec.read_only || spec.at.is_some(),
+            read_only: spec.options.read_only() || spec.at.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
         let (connection, welcome, events) = opened
@@ -70,10 +72,10 @@ impl Mounted {
             Vfs::new(connection, &welcome, events, labels)
         };
         let volume = welcome.volume.name.clone();
-        let session = attach(&vfs, &runtime, &spec.dir, &volume)?;
+        let (session, pages) = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;
         raise_read_ahead(&spec.dir);
         tracing::info!(%volume, dir = %spec.dir.display(), session = welcome.session.0, "mounted");
-        Ok(Mounted { runtime, vfs, session, dir: spec.dir, volume })
+        Ok(Mounted { runtime, vfs, session, pages, dir: spec.dir, volume })
     }
 
     /// The directory.
@@ -88,7 +90,7 @@ impl Mounted {
 
     /// Waits until the mount is unmounted by anybody, stores everything that was written, and ends the session.
     pub fn wait(self) -> Result<(), MountError> {
-        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let Mounted { runtime, vfs, session, dir, volume, .. } = self;
         let ended = session.join();
         if let Err(error) = ended {
             tracing::error!("serving {}: {error}", dir.display());
@@ -99,7 +101,7 @@ impl Mounted {
     /// Waits until the mount is unmounted or SIGTERM or SIGINT asks for it; programs that still use it then get
     /// errors once everything that was written is stored.
     pub fn wait_or_signal(self) -> Result<(), MountError> {
-        let Mounted { runtime, vfs, session, dir, volume } = self;
+        let Mounted { runtime, vfs, session, pages, dir, volume } = self;
         let (ended, signalled) = tokio::sync::oneshot::channel();
         let joiner = std::thread::spawn(move || {
             let joined = session.join();
@@ -116,7 +118,9 @@ impl Mounted {
                 }
             }
         });
-        if !detached && let Ok(Err(error)) = joiner.join() {
+        if detached {
+            runtime.block_on(pages.write_back(&vfs));
+        } else if let Ok(Err(error)) = joiner.join() {
             tracing::error!("serving {}: {error}", dir.display());
         }
         finish(&runtime, &vfs, &volume)
@@ -182,42 +186,40 @@ fn attach(
     runtime: &Runtime,
     dir: &Path,
     volume: &str,
-) -> Result<BackgroundSession, MountError> {
-    let (invalid, wrong_pages) = mpsc::channel();
-    let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), invalid);
+    options: MountOptions,
+) -> Result<(BackgroundSession, Pages), MountError> {
+    let (pages, asked) = Pages::new();
+    let face = Face::new(Arc::clone(vfs), runtime.handle().clone(), pages.clone());
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(FUSE_THREADS);
-    let name = match vfs.at() {
-        Some(at) => format!("{SOURCE_PREFIX}{volume}@{at}"),
-        None => format!("{SOURCE_PREFIX}{volume}"),
-    };
     config.mount_options = vec![
-        MountOption::FSName(name),
+        MountOption::FSName(mountinfo::source(volume, vfs.at())),
         MountOption::CUSTOM("subtype=chronofs".to_owned()),
         MountOption::DefaultPermissions,
-        MountOption::Dev,
-        MountOption::Suid,
-        if vfs.read_only() { MountOption::RO } else { MountOption::RW },
     ];
+    config.mount_options.extend(options.for_fuser(vfs.read_only()));
     let mounted = Session::new(face, dir, &config).and_then(|session| {
+        // Before any request is answered, so that nobody sees the mount without them.
+        if let Some(flags) = options.for_remount(vfs.read_only()) {
+            mount_remount(dir, flags, "")?;
+        }
         let notifier = session.notifier();
         let background = session.spawn()?;
         std::thread::Builder::new()
-            .name("chronofs-inval".into())
-            .spawn(move || drop_pages(&notifier, &wrong_pages))?;
-        Ok(background)
+            .name("chronofs-pages".into())
+            .spawn(move || pages::serve(&notifier, &asked))?;
+        Ok((background, pages))
     });
-    mounted.map_err(|error| MountError::Dir { dir: dir.to_owned(), reason: error.to_string() })
-}
-
-/// Has the kernel forget pages that are wrong. On a thread of its own: from within a request it would wait for itself.
-fn drop_pages(notifier: &Notifier, wrong_pages: &mpsc::Receiver<INodeNo>) {
-    while let Ok(ino) = wrong_pages.recv() {
-        if let Err(error) = notifier.inval_inode(ino, 0, 0) {
-            tracing::debug!("forgetting pages of inode {}: {error}", ino.0);
-        }
-    }
+    mounted.map_err(|error| {
+        let next = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; mount as root, or see to it that this user may use /dev/fuse"
+            }
+            _ => "",
+        };
+        MountError::Dir { dir: dir.to_owned(), reason: format!("{error}{next}") }
+    })
 }
 
 /// The kernel reads 128 KiB ahead unless told otherwise: far less than an object store likes.

@@ -1,5 +1,6 @@
 //! The mounts of this machine, as `/proc/self/mountinfo` lists them.
 
+use chronofs_core::Version;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -8,9 +9,6 @@ use std::path::{Path, PathBuf};
 
 /// The file system type of our mounts.
 const FS_TYPE: &str = "fuse.chronofs";
-/// What the source of our mounts begins with.
-pub(crate) const SOURCE_PREFIX: &str = "chronofs:";
-
 /// A chronofs mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MountLine {
@@ -25,11 +23,18 @@ pub(crate) struct MountLine {
 impl MountLine {
     /// Volume and instant.
     pub(crate) fn volume_and_instant(&self) -> (&str, Option<&str>) {
-        let name = self.source.strip_prefix(SOURCE_PREFIX).unwrap_or(&self.source);
-        match name.rsplit_once('@') {
+        match self.source.rsplit_once('@') {
             Some((volume, instant)) => (volume, Some(instant)),
-            None => (name, None),
+            None => (&self.source, None),
         }
+    }
+}
+
+/// The source of a mount: what stands first in its line of fstab, so that `mount -a` knows what is mounted already.
+pub(crate) fn source(volume: &str, at: Option<Version>) -> String {
+    match at {
+        Some(at) => format!("{volume}@{at}"),
+        None => volume.to_owned(),
     }
 }
 
@@ -91,7 +96,8 @@ mod tests {
 
     #[test]
     fn only_our_mounts_are_taken_and_odd_names_are_read() {
-        let line = b"98 29 0:45 / /mnt/a\\040b\\134c rw,relatime shared:1 - fuse.chronofs chronofs:v@2026-03-15T10:00:00Z rw";
+        let line =
+            b"98 29 0:45 / /mnt/a\\040b\\134c rw,relatime shared:1 - fuse.chronofs v@2026-03-15T10:00:00Z rw";
         let mount = parse_line(line).unwrap();
         assert_eq!(mount.dir, Path::new("/mnt/a b\\c"));
         assert_eq!(mount.volume_and_instant(), ("v", Some("2026-03-15T10:00:00Z")));

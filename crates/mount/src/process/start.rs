@@ -4,6 +4,7 @@ use super::daemon;
 use super::error::MountError;
 use super::mounted::{MountSpec, Mounted};
 use super::mountinfo;
+use super::options::MountOptions;
 use crate::connection::{Credentials, Source};
 use chronofs_core::time::parse_instant;
 use chronofs_wire::http::AdminClient;
@@ -24,8 +25,8 @@ pub struct StartConfig {
     pub dir: PathBuf,
     /// The instant to show, as people write it.
     pub at: Option<String>,
-    /// Refuse to write.
-    pub read_only: bool,
+    /// What the kernel is told of the mount.
+    pub options: MountOptions,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -36,17 +37,21 @@ pub struct StartConfig {
 }
 
 /// Mounts. In the foreground it returns when the mount has ended; else as soon as the mount is there, served by a
-/// child in a session of its own that is started with the same command line. Not to be called within an async
-/// runtime.
+/// child in a session of its own that is started with the same command line, and logs to a file instead of standard
+/// error. The caller sets up logging. Not to be called within an async runtime.
 pub fn start(config: StartConfig) -> Result<(), MountError> {
     let child = daemon::is_child();
     if !child && !config.foreground {
         check(&config)?;
         return daemon::start_child(&config.volume, &config.dir);
     }
-    daemon::init_log();
     let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
-    let mounted = check(&config).and_then(Mounted::mount);
+    let checked = check(&config);
+    if child {
+        // A process that lives long must not keep a folder busy. Not earlier: what was asked for may be relative to it.
+        let _ = std::env::set_current_dir("/");
+    }
+    let mounted = checked.and_then(Mounted::mount);
     match mounted {
         Ok(mounted) => {
             ready.say("ready");
@@ -73,7 +78,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         credentials: Credentials { id: token.id, secret: token.secret },
         dir,
         at,
-        read_only: config.read_only,
+        options: config.options,
         volume: config.volume.clone(),
     })
 }
@@ -89,6 +94,9 @@ fn usable_dir(dir: &Path) -> Result<PathBuf, MountError> {
         unmount(&absolute, UnmountFlags::DETACH)
             .map_err(|error| refuse(format!("a dead mount is in the way: {error}")))?;
         found = fs::metadata(&absolute);
+    }
+    if absolute.starts_with("/proc") || ["/", "/sys", "/dev"].iter().any(|kept| absolute == Path::new(kept)) {
+        return Err(refuse("the system needs what is there; name another directory".to_owned()));
     }
     match found {
         Ok(found) if !found.is_dir() => Err(refuse("it is not a directory".to_owned())),
@@ -139,6 +147,10 @@ mod tests {
         assert!(usable_dir(folder.path()).is_ok());
         let missing = usable_dir(&folder.path().join("missing")).unwrap_err().to_string();
         assert!(missing.contains("missing") && missing.contains("create it"), "{missing}");
+        for kept in ["/", "/proc", "/proc/self", "/dev"] {
+            let refused = usable_dir(Path::new(kept)).unwrap_err().to_string();
+            assert!(refused.contains("the system needs"), "{refused}");
+        }
         let no_dir = usable_dir(&file).unwrap_err().to_string();
         assert!(no_dir.contains("not a directory"), "{no_dir}");
     }
@@ -150,7 +162,7 @@ mod tests {
             volume: "v".into(),
             dir: folder.path().to_owned(),
             at: at.map(str::to_owned),
-            read_only: false,
+            options: MountOptions::default(),
             foreground: true,
             token: token.into(),
             ready: None,

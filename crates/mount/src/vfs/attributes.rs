@@ -32,17 +32,11 @@ impl Vfs {
         self.writable()?;
         let Change { ino, set } = change;
         let size = set.size;
-        let sets_mtime = set.mtime.is_some();
-        let clears = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+        let only_atime = SetAttr { atime: set.atime, ..SetAttr::default() };
         let attr = match self.data.existing(ino) {
-            Some(file) if size.is_some() || sets_mtime || clears => {
-                if clears {
-                    // A write before chown or chmod may still have to take setuid: not after it. A failure is told to
-                    // whoever closes the file.
-                    let _ = file.flush(&file.error_mark()).await;
-                }
-                // Bytes written before must not undo the change when they are published later.
-                file.set_attr(size, sets_mtime, self.apply(caller, ino, set)).await?
+            // Bytes written before must not undo the change when they are published later.
+            Some(file) if set != only_atime => {
+                file.set_attr(&set, self.apply(caller, ino, set.clone())).await?
             }
             _ => {
                 let attr = self.apply(caller, ino, set).await?;

@@ -6,11 +6,17 @@
 
 use chronofs_core::{Attr, Ino, Name, Version};
 use quick_cache::sync::Cache as QuickCache;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How many inodes and how many entries are kept.
 const CAPACITY: usize = 128 << 10;
+/// How many directories are known whole, and of how many names each at the most.
+const WHOLE_DIRS: usize = 256;
+const WHOLE_NAMES_MAX: usize = 16 << 10;
 /// Inodes share this many counters of their last change; sharing one only means asking once more.
 const FLOORS: usize = 4096;
 /// How long the kernel keeps what the mount of a past instant says: it never changes.
@@ -31,6 +37,10 @@ pub(crate) enum CachedEntry {
 pub(crate) struct Cache {
     attrs: QuickCache<Ino, Attr>,
     entries: QuickCache<(Ino, Name), CachedEntry>,
+    /// Directories that this mount made: hashes of all names that they may have. Nothing is ever taken out of such
+    /// a set, so what is not in it is not there; so a tree is copied in without asking whether each name is new.
+    whole: QuickCache<Ino, Arc<Mutex<HashSet<u64>>>>,
+    hasher: RandomState,
     /// The content that the kernel's pages of a file show, by its version.
     pages: QuickCache<Ino, Version>,
     floors: Box<[AtomicU64]>,
@@ -43,6 +53,8 @@ impl Cache {
         Cache {
             attrs: QuickCache::new(CAPACITY),
             entries: QuickCache::new(CAPACITY),
+            whole: QuickCache::new(WHOLE_DIRS),
+            hasher: RandomState::new(),
             pages: QuickCache::new(CAPACITY),
             floors: (0..FLOORS).map(|_| AtomicU64::new(0)).collect(),
             floor: AtomicU64::new(0),
@@ -57,7 +69,14 @@ impl Cache {
     /// The entry `name` of `parent`.
     pub(crate) fn entry(&self, parent: Ino, name: &Name) -> Option<CachedEntry> {
         // The key is owned, as quick_cache wants it; a name is a reference to shared bytes.
-        self.entries.get(&(parent, name.clone()))
+        let entry = self.entries.get(&(parent, name.clone()));
+        entry.or_else(|| self.is_new(parent, name).then_some(CachedEntry::Missing))
+    }
+
+    /// Whether `parent` is known whole and never had an entry `name`.
+    fn is_new(&self, parent: Ino, name: &Name) -> bool {
+        let Some(names) = self.whole.get(&parent) else { return false };
+        !names.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.hasher.hash_one(name))
     }
 
     /// Keeps attributes that were right at `version`.
@@ -82,6 +101,28 @@ impl Cache {
         }
     }
 
+    /// This mount made the directory `dir` at `version`, empty.
+    pub(crate) fn made_dir(&self, dir: Ino, version: Version) {
+        if self.is_current(dir, version) {
+            self.whole.insert(dir, Arc::default());
+            // Somebody who was told of it sooner may have made something in it.
+            if !self.is_current(dir, version) {
+                self.whole.remove(&dir);
+            }
+        }
+    }
+
+    /// From now on the entry `name` of `parent` may be there. Whether it is known that it never was before.
+    pub(crate) fn naming(&self, parent: Ino, name: &Name) -> bool {
+        let Some(names) = self.whole.get(&parent) else { return false };
+        let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = names.insert(self.hasher.hash_one(name));
+        if names.len() > WHOLE_NAMES_MAX {
+            self.whole.remove(&parent);
+        }
+        is_new
+    }
+
     /// Whether what was read of `ino` at `version` has not been changed by this mount since.
     pub(crate) fn is_current(&self, ino: Ino, version: Version) -> bool {
         version.0 >= self.floor_of(ino).load(Ordering::SeqCst)
@@ -97,6 +138,7 @@ impl Cache {
     /// This mount changed the entry `name` of `parent` at `version`. Gives the inode it named, if it was kept.
     pub(crate) fn changed_entry(&self, parent: Ino, name: &Name, version: Version) -> Option<CachedEntry> {
         self.changed(parent, version);
+        self.naming(parent, name);
         self.entries.remove(&(parent, name.clone())).map(|(_, entry)| entry)
     }
 
@@ -129,6 +171,7 @@ impl Cache {
         self.floor.fetch_max(version.0, Ordering::SeqCst);
         self.attrs.clear();
         self.entries.clear();
+        self.whole.clear();
     }
 
     fn floor_of(&self, ino: Ino) -> &AtomicU64 {
@@ -173,6 +216,43 @@ mod tests {
         assert_eq!(cache.entry(Ino(1), &b), Some(CachedEntry::Missing));
         cache.put_entry(Ino(1), &a, CachedEntry::Names(Ino(5)), Version(1));
         assert_eq!(cache.entry(Ino(1), &a), None, "read before the change");
+    }
+
+    #[test]
+    fn a_directory_made_here_is_known_to_lack_what_was_never_named_in_it() {
+        let cache = Cache::new();
+        let (a, b) = (name("a"), name("b"));
+        assert_eq!(cache.entry(Ino(9), &a), None, "nothing is known of a directory that was found");
+        cache.made_dir(Ino(9), Version(10));
+        assert_eq!(cache.entry(Ino(9), &a), Some(CachedEntry::Missing));
+        assert!(cache.naming(Ino(9), &a));
+        assert!(!cache.naming(Ino(9), &a), "it may be there now");
+        assert_eq!(cache.entry(Ino(9), &a), None, "a create is on its way");
+        cache.changed_entry(Ino(9), &b, Version(12));
+        assert_eq!(cache.entry(Ino(9), &b), None, "made, perhaps, and in no cache any more");
+        cache.clear(Version(13));
+        assert_eq!(cache.entry(Ino(9), &name("c")), None, "another mount may make it");
+        cache.made_dir(Ino(9), Version(10));
+        assert_eq!(cache.entry(Ino(9), &name("c")), None, "the answer is older than the clearing");
+    }
+
+    #[test]
+    fn a_directory_in_which_something_was_made_before_its_own_answer_came_is_not_known() {
+        let cache = Cache::new();
+        cache.changed_entry(Ino(9), &name("a"), Version(11));
+        cache.made_dir(Ino(9), Version(10));
+        assert_eq!(cache.entry(Ino(9), &name("a")), None);
+    }
+
+    #[test]
+    fn a_directory_of_very_many_names_is_not_known_whole() {
+        let cache = Cache::new();
+        cache.made_dir(Ino(9), Version(10));
+        for n in 0..=WHOLE_NAMES_MAX {
+            assert_eq!(cache.entry(Ino(9), &name("x")), Some(CachedEntry::Missing));
+            cache.naming(Ino(9), &name(&n.to_string()));
+        }
+        assert_eq!(cache.entry(Ino(9), &name("x")), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{NewNode, Request};
 use chronofs_core::slice::PlacedSlice;
 use chronofs_core::{Attr, Caller, Errno, Ino, Name, SetAttr};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -90,6 +90,12 @@ impl Files {
         files.get(&handle).cloned().ok_or(Errno::EBADF)
     }
 
+    /// What is open for writing.
+    fn written(&self) -> BTreeSet<Ino> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().filter(|open| open.access.write).map(|open| open.ino).collect()
+    }
+
     /// Takes a handle out; whether it was the last one of an inode that is unlinked.
     fn remove(&self, handle: u64) -> Option<(Arc<FileHandle>, bool)> {
         let file = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&handle)?;
@@ -149,6 +155,7 @@ impl Vfs {
         access: Access,
     ) -> Result<(Shown, Opened), Errno> {
         self.writable()?;
+        self.cache.naming(parent, &name);
         let request = Request::Create {
             parent,
             name: name.clone(),
@@ -179,6 +186,11 @@ impl Vfs {
         let mark = file.error_mark();
         let handle = self.files.add(FileHandle { ino: attr.ino, file, mark, access });
         Opened { handle, keep_cache }
+    }
+
+    /// Files that programs may be changing, also through mappings.
+    pub(crate) fn open_for_writing(&self) -> BTreeSet<Ino> {
+        self.files.written()
     }
 
     /// Bytes of an open file, if they are at hand.
@@ -262,16 +274,9 @@ impl Vfs {
     }
 
     /// fallocate(2) without flags: the file is at least `end` long.
-    pub(crate) async fn extend(&self, caller: Caller, handle: u64, end: u64) -> Result<(), Errno> {
+    pub(crate) async fn extend(&self, handle: u64, end: u64, kill_priv: bool) -> Result<(), Errno> {
         self.writable()?;
-        let open = self.files.file(handle)?;
-        let shown = self.getattr(caller.clone(), open.ino).await?;
-        if shown.attr.is_some_and(|attr| attr.size >= end) {
-            return Ok(());
-        }
-        let set =
-            SetAttr { size: Some(end), by_handle: true, kill_priv: caller.uid != 0, ..SetAttr::default() };
-        self.setattr(caller, super::Change { ino: open.ino, set }).await.map(drop)
+        self.files.file(handle)?.file.extend(end, kill_priv)
     }
 
     /// fallocate(2) that punches a hole or zeroes a range; with `extend` the file grows to the range's end.

@@ -5,6 +5,7 @@ use super::reply;
 use crate::connection::Connection;
 use crate::data::{Meta, Publish, PublishError, SliceList};
 use bytes::Bytes;
+use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{BlockStore, ObjectPort, StoreError};
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
@@ -81,8 +82,17 @@ struct ThroughServer(Arc<Connection>);
 impl ObjectPort for ThroughServer {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
+            // Between its name and its answer a new session may have begun, which may not store it.
+            let is_ours =
+                || parse_object_name(name).is_some_and(|(_, object)| object.session == self.0.session());
+            if !is_ours() {
+                return Err(StoreError::session_over(name));
+            }
             let stored = self.0.put_object(name.to_owned(), bytes).await;
-            stored.map_err(|errno| StoreError::from_wire(name, errno))
+            stored.map_err(|errno| match is_ours() {
+                true => StoreError::from_wire(name, errno),
+                false => StoreError::session_over(name),
+            })
         })
     }
 

@@ -142,17 +142,20 @@ impl Vfs {
         self.sync().await.map(drop)
     }
 
-    async fn sync(&self) -> Result<Version, Errno> {
+    /// What the server has applied is durable when this returns; its version.
+    pub(crate) async fn sync(&self) -> Result<Version, Errno> {
         match self.connection.call(Caller::ROOT, Request::Sync).await? {
             (_, Reply::Instant(version)) => Ok(version),
             (_, other) => Err(reply::unexpected(&other)),
         }
     }
 
-    /// Ends the mount: publishes everything, waits until it is durable, says goodbye. Waits for a server that is
-    /// away as long as there is anything that would be lost.
+    /// Ends the mount: takes no more, publishes everything, waits until it is durable, says goodbye. Waits for a server
+    /// that is away as long as there is anything that would be lost.
     pub(crate) async fn shut_down(&self) -> Result<(), Errno> {
-        let flushed = if self.read_only { Ok(()) } else { self.flush_for_good().await };
+        // Programs may go on writing to a mount that was taken out of sight.
+        self.data.close();
+        let flushed = self.flush_for_good().await;
         let status = self.connection.status();
         let synced = if status.waiting + status.undurable > 0 && !self.read_only {
             self.sync().await.map(drop)
@@ -168,15 +171,15 @@ impl Vfs {
         let give_up = Instant::now() + LAST_PATIENCE;
         loop {
             let flushed = self.data.flush_all().await;
-            match flushed {
-                Err(errno) if self.data.is_unclean() && Instant::now() < give_up => {
-                    tracing::warn!(
-                        "not everything that was written could be stored yet ({errno}); trying again"
-                    );
-                    tokio::time::sleep(LAST_RETRY).await;
-                }
-                other => return other,
+            if !self.data.is_unclean() {
+                return flushed;
             }
+            let errno = flushed.err().unwrap_or(Errno::EIO);
+            if Instant::now() >= give_up {
+                return Err(errno);
+            }
+            tracing::warn!("not everything that was written could be stored yet ({errno}); trying again");
+            tokio::time::sleep(LAST_RETRY).await;
         }
     }
 

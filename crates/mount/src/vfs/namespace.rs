@@ -71,11 +71,15 @@ impl Vfs {
         new: NewFile,
     ) -> Result<Shown, Errno> {
         self.writable()?;
+        self.cache.naming(parent, &name);
         let NewFile { node, mode, umask } = new;
         let request =
             Request::Create { parent, name: name.clone(), node, mode, umask, open: false, exclusive: true };
         let (version, attr) = reply::attr(self.connection.call(caller, request).await?)?;
         self.made(parent, &name, &attr, version);
+        if attr.kind == FileKind::Dir && self.ttl().is_some() {
+            self.cache.made_dir(attr.ino, version);
+        }
         Ok(self.show(attr))
     }
 
@@ -88,6 +92,7 @@ impl Vfs {
         name: Name,
     ) -> Result<Shown, Errno> {
         self.writable()?;
+        self.cache.naming(parent, &name);
         let request = Request::Link { ino, parent, name: name.clone() };
         let (version, attr) = reply::attr(self.connection.call(caller, request).await?)?;
         self.cache.changed(ino, version);
@@ -123,6 +128,7 @@ impl Vfs {
         mode: RenameMode,
     ) -> Result<(), Errno> {
         self.writable()?;
+        let replaces_nothing = self.cache.naming(to, &new_name);
         let request = Request::Rename { from, name: name.clone(), to, new_name: new_name.clone(), mode };
         let (version, _) = self.connection.call(caller, request).await?;
         let moved = self.cache.changed_entry(from, &name, version);
@@ -130,7 +136,9 @@ impl Vfs {
             Some(CachedEntry::Names(ino)) => self.cache.changed(ino, version),
             _ => self.cache.changed_unknown(version),
         }
-        if mode == RenameMode::Exchange {
+        if replaces_nothing {
+            self.cache.changed_entry(to, &new_name, version);
+        } else if mode == RenameMode::Exchange {
             match self.cache.changed_entry(to, &new_name, version) {
                 Some(CachedEntry::Names(ino)) => self.cache.changed(ino, version),
                 _ => self.cache.changed_unknown(version),

@@ -9,11 +9,12 @@ use chronofs_meta::executor::Input;
 use chronofs_meta::machine::Event;
 use chronofs_meta::{Server, StartConfig};
 use chronofs_mount::connection::{Credentials, Source, Target};
-use chronofs_mount::{MountSpec, Mounted};
+use chronofs_mount::{MountOptions, MountSpec, Mounted};
 use chronofs_wire::admin::{AssignedStore, AssignedToken, AssignedVolume, Assignment, StoreKind};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::tls::ServerIdentity;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,6 +32,10 @@ const SECRET: [u8; 32] = [9; 32];
 /// The body of the test that is the server when another test starts this executable again.
 pub fn serve_if_asked() {
     let Some(folder) = std::env::var_os(SERVER_VARIABLE).map(PathBuf::from) else { return };
+    // It is started before it is wanted, see `Rig::prepare`.
+    if std::io::stdin().read(&mut [0]).unwrap() == 0 {
+        return;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let address: SocketAddr = match fs::read_to_string(folder.join("address")) {
@@ -82,6 +87,7 @@ fn assignment(blocks: &Path) -> Assignment {
         revision: 1,
         volumes: vec![AssignedVolume { spec, deleted: false, store }],
         tokens: vec![token],
+        probes: Vec::new(),
     }
 }
 
@@ -90,12 +96,14 @@ pub fn mount_if_asked() {
     let Ok(what) = std::env::var(MOUNT_VARIABLE) else { return };
     let [folder, dir, at, read_only] = what.split('\n').collect::<Vec<_>>()[..] else { panic!("{what}") };
     let at: u64 = at.parse().unwrap();
+    let mut options = MountOptions::default();
+    options.take(if read_only == "1" { "ro" } else { "rw" });
     let spec = MountSpec {
         source: Source::Fixed(target(Path::new(folder))),
         credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
         dir: dir.into(),
         at: (at > 0).then_some(Version(at)),
-        read_only: read_only == "1",
+        options,
         volume: "docs".to_owned(),
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
@@ -128,6 +136,8 @@ fn target(folder: &Path) -> Target {
 pub struct Rig {
     folder: tempfile::TempDir,
     server: Option<Child>,
+    /// The next server, which waits for a word.
+    next: Option<Child>,
     mounts: u32,
 }
 
@@ -135,25 +145,36 @@ impl Rig {
     pub fn new() -> Rig {
         let folder = tempfile::tempdir().unwrap();
         chronofs_blocks::BlockStore::create(&folder.path().join("blocks"), STORE).unwrap();
-        let mut rig = Rig { folder, server: None, mounts: 0 };
+        let mut rig = Rig { folder, server: None, next: None, mounts: 0 };
+        rig.prepare();
         rig.start_server();
         rig
     }
 
-    pub fn start_server(&mut self) {
-        assert!(self.server.is_none());
-        let _ = fs::remove_file(self.folder.path().join("up"));
+    /// Makes the process of the next server while this one runs. A new process closes the files that this one has open
+    /// in a mount; without a server to store them that would wait, for the very server that it is to become.
+    fn prepare(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["server_process", "--exact", "--nocapture", "--test-threads=1"])
             .env(SERVER_VARIABLE, self.folder.path())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
-        self.server = Some(child);
+        self.next = Some(child);
+    }
+
+    pub fn start_server(&mut self) {
+        assert!(self.server.is_none());
         let up = self.folder.path().join("up");
+        let _ = fs::remove_file(&up);
+        let mut child = self.next.take().unwrap();
+        child.stdin.take().unwrap().write_all(b"!").unwrap();
+        self.server = Some(child);
         wait_until("the server is up", || up.exists());
+        self.prepare();
     }
 
     /// kill -9.
@@ -203,7 +224,7 @@ impl Drop for Rig {
             let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             eprintln!("the server's log:\n{log}");
         }
-        if let Some(mut child) = self.server.take() {
+        for mut child in self.server.take().into_iter().chain(self.next.take()) {
             let _ = child.kill();
             let _ = child.wait();
         }

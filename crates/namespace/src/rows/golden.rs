@@ -87,6 +87,7 @@ fn rows_of_the_tree() {
     golden(&Link { flags: 0 }, "00");
     golden(&Xattr { flags: MORE, name, value: Bytes::from_static(b"v") }, "01046e616d650176");
     golden(&Orphan { flags: 0, since: Version(300) }, "00ac02");
+    golden(&Purge { flags: 0, since: Version(300) }, "00ac02");
 }
 
 #[test]

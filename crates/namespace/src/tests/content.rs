@@ -1,5 +1,5 @@
 use super::*;
-use chronofs_core::ops::Merge;
+use chronofs_core::ops::{Merge, SLICES_PER_BLOCK_CAP, SLICES_PER_PUBLISH_MAX};
 
 fn publish_with(fs: &mut Fs, ino: Ino, slices: Vec<NewSlice>, merge: Option<Merge>) -> Result<Attr, Errno> {
     let request = Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge };
@@ -93,6 +93,31 @@ fn a_cut_file_reads_as_a_hole_when_it_grows_again() {
 }
 
 #[test]
+fn a_publish_without_slices_makes_a_file_longer_and_never_shorter() {
+    let mut fs = Fs::new();
+    let f = fs.file(Ino::ROOT, "f");
+    fs.write(f, 0, b"0123456789");
+    let mut extend = |size_min| {
+        let slices = Vec::new();
+        let request = Request::Publish {
+            ino: f,
+            slices,
+            size_min: Some(size_min),
+            mtime_ns: None,
+            kill_priv: false,
+            merge: None,
+        };
+        fs.ask(&ROOT, request).map(attr_in)
+    };
+    let longer = extend(20).unwrap();
+    assert_eq!((longer.size, longer.allocated), (20, 10));
+    let same = extend(5).unwrap();
+    assert_eq!((same.size, same.allocated, same.data_version), (20, 10, longer.data_version));
+    assert_eq!(extend(crate::size_max(BLOCK) + 1), Err(Errno::EFBIG));
+    assert_eq!(fs.bytes(None, f, 99), b"0123456789\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
 fn sizes_have_a_limit_and_only_files_have_sizes() {
     let mut fs = Fs::new();
     let f = fs.file(Ino::ROOT, "f");
@@ -124,6 +149,29 @@ fn a_merge_replaces_what_it_read_and_touches_nothing_else() {
     assert_eq!((fs.slices(None, f).len(), fs.bytes(None, f, 9)), (1, b"aabbaa".to_vec()));
     let merged = fs.slice(0, 0, b"aabbaa");
     assert_eq!(publish_with(&mut fs, f, vec![merged], Some(merge)), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_block_takes_only_so_many_slices_until_they_are_merged() {
+    let mut fs = Fs::new();
+    let f = fs.file(Ino::ROOT, "f");
+    let many = |fs: &mut Fs, count: u32| (0..count).map(|n| fs.slice(0, n * 2, b"x")).collect::<Vec<_>>();
+    let slices = many(&mut fs, SLICES_PER_BLOCK_CAP as u32);
+    fs.publish(f, slices).unwrap();
+    let (one, other) = (fs.slice(0, 3000, b"y"), fs.slice(1, 0, b"y"));
+    assert_eq!(fs.publish(f, vec![one.clone(), other.clone()]), Err(Errno::EBUSY));
+    fs.publish(f, vec![other]).unwrap();
+    let over = fs.slice(0, 0, b"z");
+    fs.publish(f, vec![over]).expect("what covers a slice does not add to them");
+    assert_eq!(fs.publish(f, vec![one.clone()]), Err(Errno::EBUSY));
+    let newest =
+        fs.slices(None, f).iter().map(|placed| placed.key).filter(|key| key.block == 0).max().unwrap();
+    let merged = fs.slice(0, 0, &fs.bytes(None, f, SLICES_PER_BLOCK_CAP * 2));
+    publish_with(&mut fs, f, vec![merged], Some(Merge { block: 0, newest })).unwrap();
+    fs.publish(f, vec![one]).unwrap();
+    assert_eq!(&fs.bytes(None, f, 4000)[..4], b"z\0x\0");
+    let slices = many(&mut fs, SLICES_PER_PUBLISH_MAX as u32 + 1);
+    assert_eq!(fs.publish(f, slices), Err(Errno::EINVAL));
 }
 
 #[test]

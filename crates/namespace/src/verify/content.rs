@@ -80,7 +80,8 @@ fn block_of<R: Reads + Copy>(
 fn slice_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], row: SliceRow) -> Result<(), ReadStop> {
     let (ino, _) = parse_slice_key(key);
     let inode = check.get::<Inode>(INODE, &ino_key(ino))?;
-    if inode.is_none_or(|inode| !matches!(inode.body, Body::File { .. })) {
+    let is_file = inode.is_some_and(|inode| matches!(inode.body, Body::File { .. }));
+    if !is_file && !check.is_purged(ino)? {
         check.fault(SLICE, key, format!("slice of {ino:?}, which is no file"), "a file");
     }
     slice(check, key, &row.slice)
@@ -150,6 +151,9 @@ fn xattr_flags<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], inode: &In
 }
 
 fn xattr_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], row: Xattr) -> Result<(), ReadStop> {
+    if check.is_purged(Ino(number_at(key, 0)))? {
+        return Ok(());
+    }
     slot_row(check, key, &row)?;
     if check.tables.get(INODE, &key[..8])?.is_none() {
         check.fault(XATTR, key, "no inode", "an inode row");

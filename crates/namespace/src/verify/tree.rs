@@ -3,8 +3,8 @@
 use super::{Check, Sums};
 use crate::paths::DEPTH_MAX;
 use crate::rows::{
-    Body, DIR, Dir, ENTRY, Entry, INODE, Inode, LINK, Link, MORE, ORPHAN, Orphan, ino_key, link_key,
-    number_at, position_key,
+    Body, DIR, Dir, ENTRY, Entry, INODE, Inode, LINK, Link, MORE, ORPHAN, Orphan, PURGE, Purge, ino_key,
+    link_key, number_at, position_key,
 };
 use crate::slots::{self, Slot};
 use chronofs_core::name::Position;
@@ -22,6 +22,7 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<Sums, R
     check.each::<Entry>(ENTRY, &[], entry_row)?;
     check.each::<Link>(LINK, &[], link_row)?;
     check.each_plain::<Orphan>(ORPHAN, orphan_row)?;
+    check.each_plain::<Purge>(PURGE, purge_row)?;
     Ok(sums)
 }
 
@@ -130,6 +131,9 @@ fn dir_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], dir: Dir) -> R
 
 fn entry_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], entry: Entry) -> Result<(), ReadStop> {
     let (dir, position) = (Ino(number_at(key, 0)), Position(number_at(key, 8)));
+    if entry.is_tombstone() && check.is_purged(dir)? {
+        return Ok(());
+    }
     slot_row(check, key, &entry)?;
     if check.get::<Inode>(INODE, &ino_key(dir))?.is_none_or(|inode| !inode.is_dir()) {
         check.fault(ENTRY, key, format!("in {dir:?}, which is no directory"), "a directory");
@@ -192,6 +196,13 @@ fn link_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], _: Link) -> R
 fn orphan_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], _: Orphan) -> Result<(), ReadStop> {
     if check.tables.get(INODE, key)?.is_none() {
         check.fault(ORPHAN, key, "no inode", "an inode row");
+    }
+    Ok(())
+}
+
+fn purge_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], _: Purge) -> Result<(), ReadStop> {
+    if check.tables.get(INODE, key)?.is_some() {
+        check.fault(PURGE, key, "an inode row", "none: it is gone");
     }
     Ok(())
 }

@@ -196,6 +196,7 @@ impl Maker {
             }
             95 => self.rng.pick(&[Action::Crash, Action::Verify]),
             96 => self.rng.pick(&[Action::Apply, Action::Apply, Action::Lease { tick: 7 }, Action::EndLease]),
+            97 if self.rng.one_in(2) => Action::Purge { tick: self.tick() },
             97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }

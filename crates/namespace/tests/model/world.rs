@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub const SLOTS: usize = 12;
+/// Little, so that rows of most inodes are removed in several steps.
+const FREED_MAX: usize = 2;
 pub const BLOCK_SIZE: u32 = chronofs_core::volume::BLOCK_SIZE_MIN;
 /// The key of the name hash under which the generator's tied names have one hash.
 pub const HASH_KEY: [u8; 16] = *b"chronofs-tie-key";
@@ -45,6 +47,10 @@ pub enum Action {
     },
     Reap {
         slot: usize,
+        tick: u64,
+    },
+    /// The server removes further rows of an inode that is gone.
+    Purge {
         tick: u64,
     },
     /// Begins to list a directory.
@@ -228,6 +234,7 @@ impl World {
                 Ok(())
             }
             Action::Reap { slot, tick } => self.reap(self.slots[*slot], *tick),
+            Action::Purge { tick } => self.purge(*tick),
             Action::List { slot, cursor } => {
                 self.list(self.slots[*slot], *cursor);
                 Ok(())
@@ -292,7 +299,7 @@ impl World {
 
     fn system(&mut self, version: Version, request: &SystemRequest) -> Result<SystemReply, String> {
         let is_open = |ino| self.open.contains_key(&ino);
-        let ctx = SystemCtx { version, is_open: &is_open };
+        let ctx = SystemCtx { version, is_open: &is_open, freed_max: FREED_MAX };
         let outcome = self
             .with_reads(|reads| chronofs_namespace::system(reads, &ctx, request))
             .map_err(|stop| format!("{request:?}: {stop}"))?;
@@ -319,6 +326,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            freed_max: FREED_MAX,
         };
         self.with_reads(|reads| chronofs_namespace::query(reads, &ctx, request))
             .map_err(|stop| format!("{request:?} at {at:?}: {stop}"))
@@ -347,6 +355,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            freed_max: FREED_MAX,
         };
         let outcome = self
             .with_reads(|reads| chronofs_namespace::step(reads, &ctx, request))
@@ -454,6 +463,15 @@ impl World {
         next.version = version;
         next.reap(ino, self.open.contains_key(&ino));
         self.past.push(Arc::new(next));
+        Ok(())
+    }
+
+    fn purge(&mut self, tick: u64) -> Check {
+        let found = self.with_reads(|reads| chronofs_namespace::first_purge(reads, self.index));
+        let Some(ino) = found.map_err(|stop| format!("first_purge: {stop}"))? else { return Ok(()) };
+        let version = Version(self.now().version.0 + tick);
+        self.system(version, &SystemRequest::Purge { volume: self.spec.id, ino })?;
+        self.unchanged(version);
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! The machine by behaviour, on the engine in memory: recovery, opens, sharing, life times.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod late;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};
@@ -9,10 +11,11 @@ use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Change, Commit, Engine, EngineError, Recovered, View};
 use chronofs_meta::core::Core;
-use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, Now, SharedView};
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
 use common::{attr, create, hello, name, replayed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const START_NS: u64 = 1_800_000_000_000_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -23,15 +26,15 @@ struct Server {
 }
 
 impl Server {
-    fn start(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool) -> Server {
+    fn start(engine: Arc<dyn Engine>, now_ns: u64, maybe_lost: bool) -> Server {
         Server::start_with(engine, now_ns, maybe_lost, false)
     }
 
-    fn start_with(engine: Arc<Memory>, now_ns: u64, maybe_lost: bool, asks_admin: bool) -> Server {
+    fn start_with(engine: Arc<dyn Engine>, now_ns: u64, maybe_lost: bool, asks_admin: bool) -> Server {
         let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
         let config = Config { boot: now_ns, asks_admin, ..Config::default() };
         let machine =
-            Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns).unwrap();
+            Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns.into()).unwrap();
         let mut server = Server { core: Core { machine, engine }, now_ns };
         let assignment = common::assignment(std::path::Path::new("/nowhere"));
         server.run(Event::Assignment(Box::new(assignment)));
@@ -247,11 +250,15 @@ fn an_orphan_with_a_damaged_row_does_not_stop_the_server() {
     assert!(server.run(Event::Tick).is_empty(), "it is tried once");
 }
 
-/// An engine without room for commits.
-struct Full(Memory);
+/// An engine that has no room for commits while it is told so, and makes them durable only when it is asked.
+#[derive(Default)]
+struct Full(Memory, AtomicBool, AtomicU64);
 
 impl Engine for Full {
-    fn apply(&self, _: Vec<Commit>) -> Result<(), EngineError> {
+    fn apply(&self, commits: Vec<Commit>) -> Result<(), EngineError> {
+        if !self.1.load(Ordering::SeqCst) {
+            return self.0.apply(commits);
+        }
         let source = std::io::ErrorKind::StorageFull.into();
         Err(EngineError::NoSpace { action: "allocate", path: "the log".to_owned(), source })
     }
@@ -262,10 +269,11 @@ impl Engine for Full {
         self.0.applied()
     }
     fn durable(&self) -> Version {
-        self.0.durable()
+        Version(self.2.load(Ordering::SeqCst))
     }
     fn sync(&self) -> Result<Version, EngineError> {
-        self.0.sync()
+        self.2.store(self.applied().0, Ordering::SeqCst);
+        Ok(self.applied())
     }
     fn recovered(&self) -> Vec<Recovered> {
         self.0.recovered()
@@ -277,10 +285,10 @@ impl Engine for Full {
 
 #[test]
 fn a_new_volume_and_a_stop_on_a_full_disk_do_not_fail_the_server() {
-    let engine = Arc::new(Full(Memory::default()));
+    let engine = Arc::new(Full(Memory::default(), true.into(), 0.into()));
     let reads = SharedView(engine.view());
     let machine =
-        Machine::new(Config::default(), &reads, engine.applied(), Found::default(), START_NS).unwrap();
+        Machine::new(Config::default(), &reads, engine.applied(), Found::default(), START_NS.into()).unwrap();
     let mut core = Core { machine, engine };
     let assignment = Box::new(common::assignment(std::path::Path::new("/nowhere")));
     let mut full = false;
@@ -414,4 +422,152 @@ fn a_volume_made_a_moment_ago_is_brought_into_the_state_before_its_client_is_ref
     effects.extend(server.run(Event::Tick));
     effects.extend(server.durable());
     assert!(welcome(effects).is_some());
+}
+
+#[test]
+fn a_close_that_comes_again_after_a_restart_closes_the_file() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    // The answer is lost on its way, so the client still counts the file as open.
+    let close = Request::Close { ino: file, count: 1 };
+    server.call(1, 2, close.clone()).1.unwrap();
+    assert_eq!(server.call(1, 2, close.clone()).1, Ok(Reply::Done));
+    let now_ns = server.now_ns;
+    server.core.stop(now_ns).unwrap();
+    let mut server = Server::start(engine, START_NS + SECOND, false);
+    server.open(2, resume(1, session, Version::ZERO)).unwrap();
+    server.frame(2, ToServer::Reclaim { opens: vec![(file, 1)] });
+    assert_eq!(server.call(2, 2, close).1, Ok(Reply::Done));
+    server.call(2, 3, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    assert_eq!(server.call(2, 4, Request::GetAttr { ino: file }).1, Err(Errno::ENOENT));
+    assert_eq!(server.core.machine.figures().opens, 0);
+}
+
+#[test]
+fn an_acknowledgement_counts_once_though_its_group_finds_the_disk_full() {
+    let engine = Arc::new(Full::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.revision = 2;
+    let mut volume = assignment.volumes[0].clone();
+    (volume.spec.id, volume.spec.name) = (uuid::Uuid::from_u128(0x99), "other".to_owned());
+    assignment
+        .tokens
+        .push(chronofs_wire::admin::AssignedToken { volume: volume.spec.id, ..common::token(9) });
+    assignment.volumes.push(volume.clone());
+    server.run(Event::Assignment(Box::new(assignment)));
+    server.run(Event::Tick);
+    let other =
+        |client| Hello { token_id: uuid::Uuid::from_u128(9), volume: volume.spec.id, ..hello(client) };
+    server.open(1, hello(1)).unwrap();
+    server.open(11, other(11)).unwrap();
+    // A client of the other volume could come in if there was room, so every look at who waits finds the disk full.
+    engine.1.store(true, Ordering::SeqCst);
+    assert!(server.open(12, other(12)).is_none());
+    server.frame(11, ToServer::SharedAck);
+    // The first question is of no meaning any more when it is answered.
+    assert!(server.open(2, hello(2)).is_none());
+    server.run(Event::Gone(ConnId(2)));
+    assert!(server.open(3, hello(3)).is_none());
+    server.frame(1, ToServer::SharedAck);
+    engine.1.store(false, Ordering::SeqCst);
+    let mut effects = server.run(Event::Tick);
+    effects.extend(server.durable());
+    let welcomed = |effects: &[Effect], conn| {
+        effects.iter().any(|effect| matches!(effect, Effect::Answer(to, Ok(_)) if *to == ConnId(conn)))
+    };
+    assert!(welcomed(&effects, 12));
+    assert!(!welcomed(&effects, 3), "the second question is not answered yet");
+    server.frame(1, ToServer::SharedAck);
+    assert!(welcomed(&server.durable(), 3));
+}
+
+#[test]
+fn what_a_client_is_told_to_be_durable_is_told_again_when_its_group_finds_the_disk_full() {
+    let engine = Arc::new(Full::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    for n in 1..=3 {
+        server.call(1, n, create(Ino::ROOT, &format!("f{n}"), false)).1.unwrap();
+    }
+    server.durable();
+    engine.1.store(true, Ordering::SeqCst);
+    // Replies are to be written down, for which there is no room.
+    server.now_ns += 31 * SECOND;
+    let told = |effect: &Effect| matches!(effect, Effect::Send(_, ToClient::Durable { .. }));
+    assert!(server.run(Event::Tick).iter().any(told));
+}
+
+#[test]
+fn a_wall_clock_that_leaps_lets_nobody_in_while_another_still_caches() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    assert!(server.open(2, hello(2)).is_none());
+    let tick = |server: &mut Server, wall_ns, steady_ns| {
+        let mut effects = Vec::new();
+        let now = Now { wall_ns, steady_ns };
+        server.core.run(now, vec![Event::Tick], &mut |group| effects.extend(group.effects)).unwrap();
+        effects.extend(server.durable());
+        welcome(effects)
+    };
+    let now_ns = server.now_ns;
+    assert!(tick(&mut server, now_ns + 3600 * SECOND, now_ns + SECOND).is_none());
+    assert!(tick(&mut server, now_ns, now_ns + 11 * SECOND).is_some(), "its caches have run out");
+}
+
+/// A publish of one byte into each of so many blocks.
+fn sparse(session: SessionId, ino: Ino, blocks: u32) -> Request {
+    use chronofs_core::slice::{Codec, Seal};
+    let slice = |block: u32| {
+        let object = chronofs_core::ObjectId { incarnation: 0, session, n: u64::from(block) };
+        let id = chronofs_core::SliceId { object, index: 0 };
+        let seal = Seal { id, codec: Codec::Raw, stored_len: 1, full_len: 1, crc32c: 1 };
+        let place = Place::Inline(seal, bytes::Bytes::from_static(b"x"));
+        NewSlice { block, slice: Slice { offset: 0, len: 1, skip: 0, place }, staged: None }
+    };
+    let slices = (0..blocks).map(slice).collect();
+    Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge: None }
+}
+
+#[test]
+fn what_is_left_of_a_large_file_that_was_removed_goes_at_the_ticks_that_follow() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    server.call(1, 2, sparse(session, ino, 10_000)).1.unwrap();
+    server.call(1, 3, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    let index = server.core.machine.volumes().next().unwrap().index;
+    let left = |server: &Server| {
+        chronofs_namespace::first_purge(&SharedView(server.core.engine.view()), index).unwrap()
+    };
+    // It goes on after a restart.
+    server.run(Event::Tick);
+    let mut server = Server::start(server.core.engine.clone(), START_NS + SECOND, false);
+    assert_eq!(left(&server), Some(ino));
+    for _ in 0..3 {
+        server.run(Event::Tick);
+    }
+    assert_eq!(left(&server), None);
+}
+
+#[test]
+fn calls_whose_commits_are_large_share_groups_that_the_log_can_take() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    let value = bytes::Bytes::from(vec![0; 64 << 10]);
+    let mode = chronofs_core::ops::XattrMode::Any;
+    // Each puts a value and keeps the one before.
+    let request = Request::SetXattr { ino, name: "user.a".into(), value, mode };
+    let call = |id| Call { id, acked: id - 1, caller: Caller::ROOT, request: request.clone() };
+    let events = (2..=2001).map(|id| Event::Call(ConnId(1), call(id))).collect();
+    let mut groups = Vec::new();
+    server.core.run(server.now_ns, events, &mut |group| groups.push((group.commits, group.bytes))).unwrap();
+    assert_eq!(groups.iter().map(|(commits, _)| commits).sum::<usize>(), 2000);
+    assert!(groups.iter().all(|(_, bytes)| *bytes < 65 << 20), "{groups:?}");
+    assert!(groups.len() > 3, "{groups:?}");
 }

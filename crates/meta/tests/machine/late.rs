@@ -1,0 +1,134 @@
+//! Calls that are replayed when the window for it is over.
+
+use super::*;
+
+/// A server that lost power while sessions 1 and 2 were there, with files "a" and "b" in it. Session 2 is back on
+/// connection 12, and the window in which replays have their place is over.
+fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let one = server.open(1, hello(1)).unwrap().session;
+    assert!(server.open(2, hello(2)).is_none());
+    server.frame(1, ToServer::SharedAck);
+    let two = welcome(server.durable()).unwrap().session;
+    let files = ["a", "b"].map(|name| create(Ino::ROOT, name, false));
+    let mut id = 0;
+    let files = files.map(|request| {
+        id += 1;
+        attr(server.call(1, id, request).1.unwrap()).ino
+    });
+    server.durable();
+    let base = engine.applied();
+    let mut server = Server::start(engine, START_NS + SECOND, true);
+    assert!(server.open(12, resume(2, two, Version(base.0 + 40))).unwrap().replay);
+    server.frame(12, ToServer::Replay { calls: Vec::new(), end: true });
+    server.now_ns += 11 * SECOND;
+    server.run(Event::Tick);
+    server.durable();
+    assert!(!server.core.machine.figures().recovering);
+    (server, one, files, base)
+}
+
+fn unlink(file: &str) -> Request {
+    Request::Unlink { parent: Ino::ROOT, name: name(file) }
+}
+
+fn grow(ino: Ino) -> Request {
+    let set = chronofs_core::SetAttr { size: Some(7), by_handle: true, ..chronofs_core::SetAttr::default() };
+    Request::SetAttr { ino, set }
+}
+
+#[test]
+fn calls_that_are_replayed_late_are_durable_before_their_client_hears_anything() {
+    let (mut server, one, _, base) = after_the_window(Arc::new(Full::default()));
+    assert!(server.open(11, resume(1, one, Version(base.0 + 40))).unwrap().replay);
+    let told = |effects: &[Effect]| {
+        let to_it = |effect: &Effect| matches!(effect, Effect::Send(ConnId(11), ToClient::Durable { .. }));
+        effects.iter().any(to_it)
+    };
+    // The present is durable, and that is beyond the versions of old.
+    server.call(12, 1, create(Ino::ROOT, "x", false)).1.unwrap();
+    server.durable();
+    let first = replayed(5, Version(base.0 + 20), create(Ino::ROOT, "late", false), None);
+    let effects = server.frame(11, ToServer::Replay { calls: vec![first], end: false });
+    assert!(!told(&effects) && !told(&server.run(Event::Tick)), "it has not sent everything");
+    let second = replayed(6, Version(base.0 + 21), create(Ino::ROOT, "later", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![second], end: true });
+    let engine = &server.core.engine;
+    assert_eq!(engine.durable(), engine.applied());
+    for file in ["late", "later"] {
+        server.call(11, 9, Request::Lookup { parent: Ino::ROOT, name: name(file) }).1.unwrap();
+    }
+    server.durable();
+    assert!(told(&server.run(Event::Tick)), "now it need not keep them");
+}
+
+#[test]
+fn calls_that_are_replayed_late_do_not_undo_what_others_did_since() {
+    let (mut server, one, [a, b], base) = after_the_window(Arc::new(Memory::default()));
+    server.call(12, 1, unlink("a")).1.unwrap();
+    let newer = attr(server.call(12, 2, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    assert_ne!(newer, a);
+    server.call(12, 3, grow(b)).1.unwrap();
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let calls = vec![
+        late(10, unlink("a")),
+        late(11, Request::SetAttr { ino: b, set }),
+        late(12, create(Ino::ROOT, "mine", false)),
+    ];
+    let effects = server.frame(11, ToServer::Replay { calls, end: true });
+    let parked = effects.iter().find_map(|effect| match effect {
+        Effect::Send(ConnId(11), ToClient::Parked { calls }) => Some(calls.clone()),
+        _ => None,
+    });
+    assert_eq!(parked, Some(vec![(10, Errno::ESTALE), (11, Errno::ESTALE)]));
+    let look = |file| Request::Lookup { parent: Ino::ROOT, name: name(file) };
+    assert_eq!(attr(server.call(11, 20, look("a")).1.unwrap()).ino, newer);
+    assert_eq!(attr(server.call(11, 21, look("b")).1.unwrap()).size, 7);
+    server.call(11, 22, look("mine")).1.unwrap();
+}
+
+#[test]
+fn calls_that_are_replayed_late_are_done_when_nobody_else_changed_anything() {
+    let (mut server, one, [_, b], base) = after_the_window(Arc::new(Memory::default()));
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let calls = vec![late(10, unlink("a")), late(11, grow(b)), late(12, grow(b))];
+    server.frame(11, ToServer::Replay { calls, end: true });
+    assert_eq!(server.core.machine.figures().parked, 0);
+    let look = |file| Request::Lookup { parent: Ino::ROOT, name: name(file) };
+    assert_eq!(server.call(11, 20, look("a")).1, Err(Errno::ENOENT));
+    assert_eq!(attr(server.call(11, 21, look("b")).1.unwrap()).size, 7);
+}
+
+#[test]
+fn a_client_whose_late_calls_find_the_disk_full_is_asked_again() {
+    let engine = Arc::new(Full::default());
+    let (mut server, one, _, base) = after_the_window(engine.clone());
+    let seen = Version(base.0 + 40);
+    server.open(11, resume(1, one, seen)).unwrap();
+    engine.1.store(true, Ordering::SeqCst);
+    let late = replayed(10, Version(base.0 + 10), create(Ino::ROOT, "late", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![late.clone()], end: true });
+    // What came behind it on the same connection is no sign that the client has nothing.
+    let behind = Call { id: 20, acked: 0, caller: Caller::ROOT, request: Request::StatFs };
+    server.run(Event::Call(ConnId(11), behind));
+    engine.1.store(false, Ordering::SeqCst);
+    assert!(server.open(13, resume(1, one, seen)).unwrap().replay);
+    server.frame(13, ToServer::Replay { calls: vec![late], end: true });
+    server.call(13, 21, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
+}
+
+#[test]
+fn a_client_whose_calls_cannot_be_done_again_is_told_that_it_need_not_keep_them() {
+    let (mut server, one, _, base) = after_the_window(Arc::new(Memory::default()));
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = replayed(10, Version(base.0 + 10), create(Ino(77), "f", false), None);
+    let effects = server.frame(11, ToServer::Replay { calls: vec![late], end: true });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Send(_, ToClient::Parked { .. }))));
+    server.call(12, 1, create(Ino::ROOT, "x", false)).1.unwrap();
+    server.durable();
+    let told = |effect: &Effect| matches!(effect, Effect::Send(ConnId(11), ToClient::Durable { .. }));
+    assert!(server.run(Event::Tick).iter().any(told));
+}
