@@ -59,6 +59,7 @@ pub struct FolderError {
 #[derive(Debug)]
 pub struct BlockStore {
     folder: PathBuf,
+    id: Uuid,
     files: LocalFileSystem,
     permits: Semaphore,
 }
@@ -111,7 +112,7 @@ impl BlockStore {
         let files = LocalFileSystem::new_with_prefix(path)
             .map_err(|e| refuse(format!("it cannot be opened: {e}"), "check the path and its rights"))?
             .with_fsync(true);
-        Ok(BlockStore { folder: path.to_owned(), files, permits: Semaphore::new(OPERATIONS_MAX) })
+        Ok(BlockStore { folder: path.to_owned(), id, files, permits: Semaphore::new(OPERATIONS_MAX) })
     }
 
     async fn put_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
@@ -180,15 +181,16 @@ impl BlockStore {
         }
     }
 
-    /// A folder without its marker is an empty mount point: nothing is missing there, and nothing may be put there.
+    /// A folder without its marker is an empty mount point, and one with another's is where another disk was mounted:
+    /// nothing is missing there, and nothing may be put there.
     fn check_marker(&self, name: &str) -> Result<(), StoreError> {
-        match fs::metadata(self.folder.join(MARKER)) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let reason = format!("{} has lost its {MARKER}: {error}", self.folder.display());
-                Err(StoreError::unavailable(name, Errno::EIO, reason))
-            }
-        }
+        let reason = match read_marker(&self.folder) {
+            Ok(id) if id == self.id => return Ok(()),
+            Ok(other) => format!("its {MARKER} names the store {other} now, not {}", self.id),
+            Err(reason) => reason,
+        };
+        let reason = format!("{} is not the store's folder any more: {reason}", self.folder.display());
+        Err(StoreError::unavailable(name, Errno::EIO, reason))
     }
 
     fn unavailable(&self, name: &str, what: &str, error: &(dyn StdError + 'static)) -> StoreError {

@@ -77,6 +77,20 @@ async fn a_folder_that_lost_its_marker_is_unavailable_and_not_written_to() {
 }
 
 #[tokio::test]
+async fn a_folder_where_the_disk_of_another_store_is_mounted_is_unavailable_and_not_written_to() {
+    let (_folder, path, store) = made();
+    let other = tempfile::tempdir().unwrap();
+    BlockStore::create(other.path(), Uuid::from_u128(2)).unwrap();
+    fs::rename(other.path().join(MARKER), path.join(MARKER)).unwrap();
+    let error = store.put(&name(1), Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Unavailable);
+    assert!(error.to_string().contains(&Uuid::from_u128(2).to_string()), "{error}");
+    assert!(!path.join("objects").exists());
+    let error = store.get(&name(1), 0, 1).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Unavailable, "not missing: {error}");
+}
+
+#[tokio::test]
 async fn names_that_are_no_objects_reach_no_file() {
     let (_folder, _path, store) = made();
     for name in [MARKER, "../x", "objects/00/../../chronofs-store.json", ""] {

@@ -5,11 +5,15 @@ use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
-use chronofs_meta::StartConfig;
+use chronofs_meta::{Checked, StartConfig};
 use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often a long check says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Args, Debug)]
 pub(crate) struct Folder {
@@ -54,9 +58,13 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Check a metadata store whose server is stopped, and print what is wrong, a line each
+    #[command(after_help = "Ends with 1 if anything is wrong")]
     Verify {
         #[command(flatten)]
         folder: Folder,
+        /// Also open every slice of every file, now and in the past, in the block stores
+        #[arg(long)]
+        blocks: bool,
     },
 }
 
@@ -106,7 +114,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
-        Command::Verify { folder } => verify(&folder.db_folder).context("meta verify"),
+        Command::Verify { folder, blocks } => verify(&folder.db_folder, blocks).context("meta verify"),
     }
 }
 
@@ -124,13 +132,32 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))
 }
 
-fn verify(db_folder: &Path) -> Result<()> {
-    let verified = chronofs_meta::verify(db_folder)?;
+fn verify(db_folder: &Path, blocks: bool) -> Result<()> {
+    let mut told = Instant::now();
+    let mut tell = |checked: Checked| {
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            output::note(format!("{} so far, {} of them bad", show_checked(checked), checked.bad));
+        }
+    };
+    let progress: Option<&mut dyn FnMut(Checked)> = if blocks { Some(&mut tell) } else { None };
+    let verified = serve(chronofs_meta::verify(db_folder, progress))??;
     for fault in &verified.faults {
         output::line(fault)?;
     }
+    let looked_at = match verified.blocks {
+        Some(checked) => format!("volumes: {}, {}", verified.volumes, show_checked(checked)),
+        None => format!("volumes: {}", verified.volumes),
+    };
     match verified.faults.len() {
-        0 => output::line(format!("nothing is wrong; volumes: {}", verified.volumes)),
-        n => bail!("{n} faults in {}; keep a copy of the folder before anything else", db_folder.display()),
+        0 => output::line(format!("nothing is wrong; {looked_at}")),
+        n => bail!(
+            "{n} faults in {} ({looked_at}); keep a copy of the folder before anything else",
+            db_folder.display()
+        ),
     }
+}
+
+fn show_checked(checked: Checked) -> String {
+    format!("slices: {} with {} as stored", checked.slices, output::show_size(checked.bytes))
 }

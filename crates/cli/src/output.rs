@@ -13,6 +13,12 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
+/// How something goes on, for people, on standard error.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "chronofs: {text}");
+}
+
 /// A warning, for people, on standard error.
 pub(crate) fn warn(text: impl std::fmt::Display) {
     // Nobody is left to tell if this fails.

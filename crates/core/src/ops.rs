@@ -210,6 +210,15 @@ pub struct StatFs {
     pub max_inodes: Option<u64>,
 }
 
+/// What a session may see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Scope {
+    /// The volume token that it came with.
+    pub token: uuid::Uuid,
+    /// The directory that the token's path named when the session was opened; it may have another name since.
+    pub root: Ino,
+}
+
 /// What the metadata server asks of its own store. Logged and replayed like a client's request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SystemRequest {
@@ -220,7 +229,14 @@ pub enum SystemRequest {
     /// Marks the volume as deleted. Its rows stay until the collector takes them.
     DeleteVolume { id: uuid::Uuid },
     /// A new session with its first grant. `client` is chosen by the client and makes the request repeatable.
-    OpenSession { volume: uuid::Uuid, client: u128, at: Option<Version>, read_only: bool, ttl_ms: u32 },
+    OpenSession {
+        volume: uuid::Uuid,
+        client: u128,
+        at: Option<Version>,
+        read_only: bool,
+        ttl_ms: u32,
+        scope: Scope,
+    },
     /// Renews the lease of a session on an instant.
     RenewSession { session: SessionId },
     /// The session is over: its lease goes, its grant is closed.

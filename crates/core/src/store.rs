@@ -244,6 +244,11 @@ pub enum Credentials {
 }
 
 impl Credentials {
+    /// Whether none are kept.
+    pub fn is_ambient(&self) -> bool {
+        *self == Credentials::Ambient
+    }
+
     /// What may be shown of them.
     pub fn describe(&self) -> String {
         match self {

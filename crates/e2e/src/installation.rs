@@ -34,16 +34,28 @@ impl Installation {
     pub fn start() -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder)
+        Installation::start_in(dir, &meta_folder, &[], &[])
     }
 
     /// The same with the metadata server's folder at `meta_folder`.
     pub fn start_with_meta_folder(meta_folder: &Path) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
-        Installation::start_in(dir, meta_folder)
+        Installation::start_in(dir, meta_folder, &[], &[])
     }
 
-    fn start_in(dir: tempfile::TempDir, meta_folder: &Path) -> Installation {
+    /// The same with `--tls-cert` and `--tls-key` for the admin and for the metadata server.
+    pub fn start_with_tls(admin: &[String], meta: &[String]) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        Installation::start_in(dir, &meta_folder, admin, meta)
+    }
+
+    fn start_in(
+        dir: tempfile::TempDir,
+        meta_folder: &Path,
+        admin_tls: &[String],
+        meta_tls: &[String],
+    ) -> Installation {
         crate::require_root_and_fuse();
         let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
         let path = |name: &str| dir.path().join(name);
@@ -51,13 +63,10 @@ impl Installation {
         let admin_folder = text(&path("admin"));
         let meta_folder = text(meta_folder);
         let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
-        let admin = Process::new(
-            "admin",
-            &["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a],
-            &[],
-            &path("admin.log"),
-        );
-        let meta_arguments = [
+        let mut admin_arguments = vec!["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a];
+        admin_arguments.extend(admin_tls.iter().map(String::as_str));
+        let admin = Process::new("admin", &admin_arguments, &[], &path("admin.log"));
+        let mut meta_arguments = vec![
             "meta",
             "start",
             "--db-folder",
@@ -69,6 +78,7 @@ impl Installation {
             "--http-addr",
             &h,
         ];
+        meta_arguments.extend(meta_tls.iter().map(String::as_str));
         let meta = Process::new("meta", &meta_arguments, &[], &path("meta.log"));
         std::fs::create_dir(path("blocks")).expect("folder of the block store");
         let mut it = Installation {
@@ -80,8 +90,9 @@ impl Installation {
             http_address,
             mounts_made: RefCell::new(0),
         };
-        let root =
-            token_in(&it.ok(&["admin", "init", "creds", "--db-folder", &admin_folder, "--address", &a]));
+        let mut init = vec!["admin", "init", "creds", "--db-folder", &admin_folder, "--address", &a];
+        init.extend(admin_tls.iter().map(String::as_str));
+        let root = token_in(&it.ok(&init));
         it.start_admin();
         it.ok(&["configure", "init", "creds", "--token", &root]);
         let blocks = text(&it.path("blocks"));
@@ -206,12 +217,13 @@ impl Installation {
         mount
     }
 
-    /// Stops the metadata server and lets `meta verify` look at its folder: it must find nothing.
+    /// Stops the metadata server and lets `meta verify` look at its folder and at every slice, live and past: it must
+    /// find nothing.
     #[track_caller]
     pub fn stop_meta_and_verify(&mut self) {
         self.meta.stop();
         let folder = self.path("meta");
-        self.ok(&["meta", "verify", "--db-folder", folder.to_str().expect("printable paths")]);
+        self.ok(&["meta", "verify", "--blocks", "--db-folder", folder.to_str().expect("printable paths")]);
     }
 }
 

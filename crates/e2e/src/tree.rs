@@ -128,6 +128,12 @@ impl Maker {
         let sticky = dir.join("sticky");
         self.add_dir(sticky.clone())?;
         fs::set_permissions(&sticky, fs::Permissions::from_mode(0o1777))?;
+        let acl = dir.join("acl");
+        self.add_file(acl.clone(), b"more than nine bits of rights")?;
+        set_xattr(&acl, "system.posix_acl_access", &acl_for_user(rng.between(1, 70_000) as u32))?;
+        let inherited = dir.join("acl for what comes");
+        self.add_dir(inherited.clone())?;
+        set_xattr(&inherited, "system.posix_acl_default", &acl_for_user(rng.between(1, 70_000) as u32))?;
         let big = dir.join("several blocks");
         let len = (9 << 20) + rng.below(1 << 20) as usize;
         self.add_file(big, &rng.bytes(len))
@@ -219,6 +225,20 @@ impl Maker {
     fn folder_times(&self, rng: &mut Rng) -> io::Result<()> {
         self.dirs.iter().try_for_each(|dir| set_random_mtime(dir, rng))
     }
+}
+
+/// A POSIX ACL as the kernel takes it: rw for the owner, r for user `uid`, the group and the mask, nothing for others.
+fn acl_for_user(uid: u32) -> Vec<u8> {
+    const NO_ID: u32 = u32::MAX;
+    let entries: [(u16, u16, u32); 5] =
+        [(0x01, 6, NO_ID), (0x02, 4, uid), (0x04, 4, NO_ID), (0x10, 4, NO_ID), (0x20, 0, NO_ID)];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(rights.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    acl
 }
 
 /// Gives a file a random mode, owner, time and some xattrs.

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -221,7 +221,7 @@ fn bad_commands_name_what_is_wrong() {
         (vec!["meta", "verify", "--db-folder", text(&dir)], "holds no metadata store"),
         (vec!["meta", "verify", "--db-folder", "/proc/nowhere/folder"], "/proc/nowhere/folder"),
         (vec!["meta", "init", "creds", "--token", "x", "--db-folder", text(&dir)], "token"),
-        (volume("v", &[]), "v"),
+        (volume("v", &[]), "volume 'v' exists already"),
         (volume("", &[]), "name"),
         (volume("a/b", &[]), "a/b"),
         (volume("w", &["--block-size", "100"]), "block"),
@@ -237,13 +237,19 @@ fn bad_commands_name_what_is_wrong() {
             vec!["configure", "create", "volume", "w", "--block-store", "blocks", "--metadata-store", "nope"],
             "nope",
         ),
-        (store("blocks", text(&blocks)), "blocks"),
+        (store("blocks", text(&blocks)), "block-store 'blocks' exists already"),
         (store("relative", "some/folder"), "some/folder"),
         (vec!["configure", "show", "volume", "nope"], "nope"),
         (vec!["configure", "delete", "volume", "nope"], "nope"),
         (vec!["configure", "update", "volume", "nope", "--retention", "1d"], "nope"),
-        (vec!["configure", "delete", "block-store", "blocks"], "v"),
-        (vec!["configure", "delete", "metadata-store", "store"], "v"),
+        (
+            vec!["configure", "delete", "block-store", "blocks"],
+            "block-store 'blocks' is in use by volume 'v'",
+        ),
+        (
+            vec!["configure", "delete", "metadata-store", "store"],
+            "metadata-store 'store' is in use by volume 'v'",
+        ),
         (vec!["configure", "create", "volume-token", "--volume", "nope"], "nope"),
         (vec!["configure", "create", "volume-token", "--volume", "v", "--ends", "soon"], "soon"),
     ];
@@ -322,6 +328,13 @@ fn unreadable(path: &Path, expected: &[u8]) -> Vec<u64> {
     failed
 }
 
+/// The number behind `field=` in a line of the log.
+fn logged(line: &str, field: &str) -> u64 {
+    let start = format!("{field}=");
+    let value = line.split(' ').find_map(|word| word.strip_prefix(&start));
+    value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no number {field} in: {line}"))
+}
+
 #[test]
 fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
     let installation = Installation::start();
@@ -344,7 +357,8 @@ fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
         .collect();
     assert!(objects.len() >= 6, "one object for each block at least: {objects:?}");
     let victim = &objects[0];
-    let object = victim.file_name().unwrap().to_str().unwrap().to_owned();
+    // As the log names it: the whole path within the store.
+    let object = text(victim.strip_prefix(installation.path("blocks")).unwrap()).to_owned();
     let healthy = fs::read(victim).unwrap();
 
     let mut damaged = healthy.clone();
@@ -361,13 +375,105 @@ fn a_damaged_or_missing_object_fails_its_range_and_no_other() {
         assert!(!failed.is_empty(), "{what}: everything could be read");
         let (first, last) = (failed[0], *failed.last().unwrap());
         assert!(first / 16 == last / 16, "{what}: more than one block failed: pieces {failed:?}");
+        let ino = fs::metadata(mount.path("file")).unwrap().ino();
         let log = mount.process.log();
-        assert!(log.contains(&object), "{what}: the log does not name object {object}: {log}");
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains(&format!("object=\"{object}\""))).collect();
+        assert!(!lines.is_empty(), "{what}: the log does not name object {object}: {log}");
+        for line in &lines {
+            assert_eq!((logged(line, "ino"), logged(line, "block")), (ino, first / 16), "{what}: {line}");
+        }
+        // The bytes of the block that the log says cannot be read are those that cannot.
+        let from = lines.iter().map(|line| logged(line, "offset")).min().unwrap();
+        let to = lines.iter().map(|line| logged(line, "offset") + logged(line, "len")).max().unwrap();
+        assert_eq!((from >> 16, (to - 1) >> 16), (first % 16, last % 16), "{what}: {lines:?}");
         mount.unmount();
     }
     fs::write(victim, &healthy).unwrap();
     let mount = installation.mount("v", &[]);
     assert_eq!(unreadable(&mount.path("file"), &bytes), [0u64; 0], "whole again");
+}
+
+/// Writes `bytes` at `offset` of a file, synced; gives the objects that this made, and the file's inode.
+fn objects_of_write(
+    installation: &Installation,
+    path: &Path,
+    bytes: &[u8],
+    offset: u64,
+) -> (Vec<PathBuf>, u64) {
+    let folder = installation.path("blocks/objects");
+    let before = files_under(&folder);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    file.sync_all().unwrap();
+    let mut made = files_under(&folder);
+    made.retain(|object| !before.contains(object));
+    assert!(!made.is_empty(), "{} bytes made no object", bytes.len());
+    (made, file.metadata().unwrap().ino())
+}
+
+#[test]
+fn verify_of_blocks_names_every_slice_that_is_damaged_or_missing() {
+    let mut installation = Installation::start();
+    installation.create_volume("shelf", &["--block-size", "1MiB", "--compression", "none"]);
+    let mut mount = installation.mount("shelf", &[]);
+    let mut rng = Rng::new(11);
+    let (past, live) = (mount.path("past"), mount.path("live"));
+    let (of_past, ino_past) = objects_of_write(&installation, &past, &rng.bytes(1 << 20), 1 << 20);
+    let at = mount.instant();
+    objects_of_write(&installation, &past, &rng.bytes(1 << 20), 1 << 20);
+    let (of_live, ino_live) = objects_of_write(&installation, &live, &rng.bytes(1 << 20), 0);
+    fs::write(mount.path("small"), rng.bytes(3000)).unwrap();
+    mount.unmount();
+    installation.meta.stop();
+
+    let folder = installation.path("meta");
+    let rows = ["meta", "verify", "--db-folder", text(&folder)];
+    let blocks = ["meta", "verify", "--blocks", "--db-folder", text(&folder)];
+    let said = installation.ok(&blocks);
+    assert!(said.contains("nothing is wrong; volumes: 1, slices: "), "{said}");
+
+    let name = |object: &Path| text(object.strip_prefix(installation.path("blocks")).unwrap()).to_owned();
+    let (damaged, missing) = (&of_past[0], &of_live[0]);
+    let (healthy, hidden) = (fs::read(damaged).unwrap(), installation.path("hidden"));
+    let flipped: Vec<u8> =
+        healthy.iter().enumerate().map(|(n, b)| if n == healthy.len() / 2 { b ^ 4 } else { *b }).collect();
+    fs::rename(missing, &hidden).unwrap();
+    for (content, reason) in [(&flipped[..], "checksum"), (&healthy[..healthy.len() / 2], "it ends at byte")]
+    {
+        fs::write(damaged, content).unwrap();
+        installation.ok(&rows);
+        let said = installation.fails(&blocks);
+        let (mut found_past, mut found_live) = (0, 0);
+        for line in said.lines().filter(|line| line.starts_with("volume ")) {
+            if line.contains(&name(damaged)) {
+                found_past += 1;
+                let place = format!("volume shelf inode {ino_past} block 1 bytes ");
+                assert!(line.starts_with(&place) && line.contains(reason), "{line}");
+                let (_, life) = line.split_once("in the past from ").unwrap_or_else(|| panic!("{line}"));
+                let (since, rest) = life.split_once(" to ").unwrap();
+                let until = rest.split_once(": ").unwrap().0;
+                assert!(since <= at.as_str() && at.as_str() < until, "{at} is not in {line}");
+            } else {
+                found_live += 1;
+                let place = format!("volume shelf inode {ino_live} block 0 bytes ");
+                assert!(line.starts_with(&place) && line.contains(", live since "), "{line}");
+                assert!(line.contains(&format!("object {}: there is no such file", name(missing))), "{line}");
+            }
+        }
+        assert!(found_past > 0 && found_live > 0, "{said}");
+        assert!(said.contains(&format!("{} faults in {}", found_past + found_live, text(&folder))), "{said}");
+    }
+    fs::write(damaged, &healthy).unwrap();
+    fs::rename(&hidden, missing).unwrap();
+    installation.ok(&blocks);
+
+    // A folder that is not there is one fault, not one for each slice.
+    let (store, away) = (installation.path("blocks"), installation.path("away"));
+    fs::rename(&store, &away).unwrap();
+    let said = installation.fails(&blocks);
+    assert_eq!(said.lines().filter(|line| line.starts_with("volume ")).count(), 1, "{said}");
+    assert!(said.contains("none of its slices was looked at") && said.contains(text(&store)), "{said}");
 }
 
 #[test]
@@ -538,4 +644,62 @@ fn own_certificates_that_do_not_fit_stop_the_start() {
         assert!(process.log().contains(expected), "{what}: {}", process.log());
         fs::write(&key, "no key").unwrap();
     }
+}
+
+/// SHA-256 of the certificate that a server shows, as openssl writes it.
+fn shown_certificate(address: &str) -> String {
+    let script = r#"openssl s_client -connect "$1" < /dev/null 2> /dev/null | openssl x509 -noout -sha256 -fingerprint"#;
+    let output = run(Command::new("bash").args(["-o", "pipefail", "-c", script, "shown", address]));
+    assert!(output.status.success(), "openssl s_client {address}: {}", text_of(&output));
+    text_of(&output)
+}
+
+#[test]
+fn servers_with_certificates_of_somebody_else_serve_mounts() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = |name: &str, kind: &[&str]| {
+        let (certificate, key) =
+            (folder.path().join(format!("{name}.crt")), folder.path().join(format!("{name}.key")));
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"]);
+        let output = run(command.args(kind).arg("-out").arg(&certificate).arg("-keyout").arg(&key));
+        assert!(output.status.success(), "openssl req: {}", text_of(&output));
+        let print = run(Command::new("openssl")
+            .args(["x509", "-noout", "-sha256", "-fingerprint", "-in"])
+            .arg(&certificate));
+        (
+            [
+                "--tls-cert".to_owned(),
+                text(&certificate).to_owned(),
+                "--tls-key".to_owned(),
+                text(&key).to_owned(),
+            ],
+            text_of(&print),
+        )
+    };
+    let (of_admin, admin_print) = made("admin", &["rsa:2048"]);
+    let (of_meta, meta_print) = made("meta", &["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+    let mut installation = Installation::start_with_tls(&of_admin, &of_meta);
+    assert_eq!(shown_certificate(&installation.admin_address.to_string()), admin_print);
+    assert_eq!(shown_certificate(&installation.meta_address.to_string()), meta_print);
+    assert_ne!(admin_print, meta_print);
+
+    installation.create_volume("v", &[]);
+    let mut mount = installation.mount("v", &[]);
+    let bytes = Rng::new(4).bytes(3 << 20);
+    fs::write(mount.path("file"), &bytes).unwrap();
+    let at = mount.instant();
+    fs::write(mount.path("more"), "x").unwrap();
+    let mut past = installation.mount_past(&mount, &at);
+    assert!(!past.path("more").exists());
+    // Both servers come back with the same certificates, which the mounts go on to trust.
+    installation.admin.stop();
+    installation.start_admin();
+    installation.meta.kill();
+    installation.start_meta();
+    assert!(fs::read(past.path("file")).unwrap() == bytes);
+    fs::write(mount.path("more"), "y").unwrap();
+    assert_eq!(shown_certificate(&installation.meta_address.to_string()), meta_print);
+    past.unmount();
+    mount.unmount();
 }

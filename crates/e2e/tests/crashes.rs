@@ -12,9 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::process::PATIENCE;
-use chronofs_e2e::{Installation, Rng, env_number, seed};
+use chronofs_e2e::{Installation, Manifest, Mount, Rng, env_number, seed};
 
 const WORKERS: u64 = 3;
+
+/// After how many rounds a look through another mount is noted with its instant.
+const NOTE_EVERY: u64 = 5;
 
 /// What a worker knows of one of its files: the bytes that an fsync returned for, and those of a write under way.
 #[derive(Clone, Debug, Default)]
@@ -161,6 +164,24 @@ fn read_folder(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     Ok(found)
 }
 
+/// What a mount that has seen nothing yet shows, now or at an instant.
+fn seen_cold(installation: &Installation, live: &Mount, flags: &[&str]) -> Manifest {
+    let mut cold = installation.mount_with(&live.volume, &live.token, flags);
+    let seen = Manifest::of(&cold.dir).unwrap_or_else(|e| panic!("{flags:?}: {e}"));
+    cold.unmount();
+    fs::remove_dir(&cold.dir).unwrap();
+    seen
+}
+
+/// The instant, and the volume then, on which the mount that wrote (and whose content was just checked) and one that
+/// has nothing cached agree.
+fn note(installation: &Installation, live: &Mount, what: &str) -> (String, Manifest) {
+    let at = live.instant();
+    let seen = Manifest::of(&live.dir).unwrap_or_else(|e| panic!("{what}: {e}"));
+    seen.assert_same(&seen_cold(installation, live, &[]), &format!("{what}: a fresh mount"));
+    (at, seen)
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_when_processes_are_killed() {
     let seed = seed("crashes");
@@ -174,6 +195,7 @@ fn nothing_acknowledged_is_lost_when_processes_are_killed() {
         .collect();
     let mut draw = rng.split("kills");
     let mut killed = [0u64; 3];
+    let mut noted = Vec::new();
     for round in 0..rounds {
         let victim = draw.below(3) as usize;
         let what = format!("seed {seed}, round {round}, killed {}", ["meta", "mount", "admin"][victim]);
@@ -214,10 +236,26 @@ fn nothing_acknowledged_is_lost_when_processes_are_killed() {
         }
         killed[victim] += 1;
         workers.iter_mut().for_each(|w| w.check(&what));
+        if round % NOTE_EVERY == 0 || round + 1 == rounds {
+            noted.push(note(&installation, &mount, &what));
+        }
     }
     let steps: u64 = workers.iter().map(|w| w.steps).sum();
     println!("{rounds} rounds, killed [meta, mount, admin] {killed:?}, {steps} steps of {WORKERS} workers");
     assert!(steps > rounds * 10, "the workers hardly worked ({steps} steps): this test shows nothing");
+    // Once more through a mount that has seen nothing, after a last kill; then all of the past.
+    mount.unmount();
+    installation.meta.kill();
+    installation.start_meta();
+    mount.start();
+    let what = format!("seed {seed}, after all rounds");
+    workers.iter_mut().for_each(|w| w.check(&what));
+    let (_, last) = noted.last().unwrap();
+    last.assert_same(&Manifest::of(&mount.dir).unwrap(), &what);
+    for (at, then) in &noted {
+        let seen = seen_cold(&installation, &mount, &["--at-time", at]);
+        then.assert_same(&seen, &format!("seed {seed}: the past at {at}, after all rounds"));
+    }
     mount.unmount();
     installation.stop_meta_and_verify();
 }

@@ -9,11 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use chronofs_e2e::installation::detach;
-use chronofs_e2e::process::{run, text_of};
+use chronofs_e2e::process::{run, text_of, wait_for};
 use chronofs_e2e::{Installation, Mount, Rng};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Writes `count` files with an fsync each, until the first error.
@@ -21,11 +27,7 @@ fn write_until_error(mount: &Mount, count: u32, bytes: &[u8]) -> (Vec<PathBuf>, 
     let mut synced = Vec::new();
     for n in 0..count {
         let path = mount.path(&format!("file {n}"));
-        let result = File::create_new(&path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-        match result {
+        match write_synced(&path, bytes) {
             Ok(()) => synced.push(path),
             Err(e) => return (synced, Some(e)),
         }
@@ -67,25 +69,38 @@ fn a_full_disk_under_the_log_loses_nothing_acknowledged() {
     installation.create_volume("v", &[]);
     let mut mount = installation.mount("v", &[]);
     let bytes = Rng::new(1).bytes(60_000);
-    let (synced, error) = write_until_error(&mount, 20_000, &bytes);
+    let (mut synced, error) = write_until_error(&mount, 20_000, &bytes);
     let error = error.expect("a full disk must be told");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull, "after {} files: {error}", synced.len());
     assert!(synced.len() > 100, "only {} files before the disk was full", synced.len());
-    let check = |what: &str| {
-        for path in &synced {
+    let check = |synced: &[PathBuf], what: &str| {
+        for path in synced {
             let found = fs::read(path).unwrap_or_else(|e| panic!("{what}: {}: {e}", path.display()));
             assert!(found == bytes, "{what}: {} lost what fsync returned for", path.display());
         }
     };
-    check("while full");
-    installation.meta.kill();
+    check(&synced, "while full");
+
+    // Room is all that it needs: the same server goes on.
+    let pid = installation.meta.pid();
     disk.resize(1500);
+    wait_for("writes to go on", || write_synced(&mount.path("again"), &bytes).ok());
+    for n in 0..50 {
+        write_synced(&mount.path(&format!("more {n}")), &bytes).unwrap();
+    }
+    installation.meta.assert_running();
+    assert_eq!(installation.meta.pid(), pid);
+    synced.push(mount.path("again"));
+    synced.extend((0..50).map(|n| mount.path(&format!("more {n}"))));
+    check(&synced, "with more room");
+
+    installation.meta.kill();
     installation.start_meta();
-    check("after a restart with more room");
-    fs::write(mount.path("again"), &bytes).unwrap();
+    check(&synced, "after a restart with more room");
+    write_synced(&mount.path("at last"), &bytes).unwrap();
     mount.instant();
     mount.unmount();
     installation.meta.stop();
-    installation.ok(&["meta", "verify", "--db-folder", text(&disk.0.join("meta"))]);
+    installation.ok(&["meta", "verify", "--blocks", "--db-folder", text(&disk.0.join("meta"))]);
     drop(installation);
 }

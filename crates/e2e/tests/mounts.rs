@@ -454,12 +454,89 @@ fn servers_tell_their_health_and_figures() {
         let value = line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok());
         assert!(value.is_some(), "not a sample of Prometheus: {line}");
     }
-    let used = wait_for("the admin server to hear of the volume's use", || {
+    // The root and the file.
+    wait_for("the admin server to hear of the volume's use", || {
         let shown = installation.ok(&["configure", "show", "volume", "v", "--json"]);
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-        Some(shown).filter(|s| s["name"] == "v")
+        shown["used_inodes"].as_u64().filter(|used| *used >= 2)
     });
-    assert_eq!(used["name"], "v");
+}
+
+#[test]
+fn meta_status_tells_what_is_served_and_when_nothing_is() {
+    let mut installation = Installation::start();
+    let address = installation.http_address.to_string();
+    let status = |installation: &Installation| -> serde_json::Value {
+        let said = installation.ok(&["meta", "status", "--http-addr", &address, "--json"]);
+        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
+    };
+    installation.create_volume("shelf", &[]);
+    let mut mount = installation.mount("shelf", &[]);
+    fs::write(mount.path("file"), "x").unwrap();
+    let at = mount.instant();
+    let told = wait_for("what was synced to be durable", || {
+        Some(status(&installation)).filter(|s| s["durable"].as_str().is_some_and(|durable| *durable >= *at))
+    });
+    assert_eq!(told["pid"].as_u64(), installation.meta.pid().map(u64::from), "{told}");
+    assert_eq!(told["assigned"], true, "{told}");
+    let volumes = told["volumes"].as_array().unwrap();
+    assert_eq!(volumes.len(), 1, "{told}");
+    assert_eq!((&volumes[0]["name"], &volumes[0]["sessions"]), (&"shelf".into(), &1.into()), "{told}");
+    assert!(volumes[0]["problem"].is_null(), "{told}");
+
+    let shown = installation.ok(&["meta", "status", "--http-addr", &address]);
+    let words: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(words.contains(&vec!["VOLUME", "MOUNTS", "PROBLEM"]), "{shown}");
+    assert!(words.contains(&vec!["shelf", "1", "-"]), "{shown}");
+    assert!(shown.contains(&format!("process {},", told["pid"])), "{shown}");
+
+    // A volume whose blocks are out of reach has its reason.
+    mount.unmount();
+    let (blocks, away) = (installation.path("blocks"), installation.path("away"));
+    installation.meta.stop();
+    fs::rename(&blocks, &away).unwrap();
+    fs::create_dir(&blocks).unwrap();
+    installation.start_meta();
+    let problem = wait_for("the problem of the volume to be told", || {
+        status(&installation)["volumes"][0]["problem"].as_str().map(str::to_owned)
+    });
+    assert!(problem.contains(text(&blocks)), "{problem}");
+    let shown = installation.ok(&["meta", "status", "--http-addr", &address]);
+    assert!(shown.contains("shelf") && shown.contains(&problem), "{shown}");
+
+    installation.meta.stop();
+    let said = installation.fails(&["meta", "status", "--http-addr", &address]);
+    assert!(said.contains(&address) && said.contains("is it running"), "{said}");
+}
+
+#[test]
+fn a_changed_retention_holds_for_a_volume_that_is_mounted() {
+    let installation = Installation::start();
+    installation.create_volume("v", &["--retention", "1h"]);
+    let live = installation.mount("v", &[]);
+    fs::write(live.path("file"), "then").unwrap();
+    let at = live.instant();
+    fs::write(live.path("file"), "now").unwrap();
+    let past = installation.mount_past(&live, &at);
+    let place = installation.path("place");
+    fs::create_dir(&place).unwrap();
+    // Shorter and longer again, as who has made a mistake: nothing of what the window held is gone.
+    for (retention, within) in [("1s", false), ("1h", true)] {
+        installation.ok(&["configure", "update", "volume", "v", "--retention", retention]);
+        wait_for(&format!("the retention of {retention} to hold"), || {
+            let arguments = ["mount", "start", "v", text(&place), "--token", &live.token, "--at-time", &at];
+            let output = run(&mut installation.command(&arguments));
+            let seen = output.status.success().then(|| fs::read_to_string(place.join("file")).unwrap());
+            detach(&place);
+            match &seen {
+                Some(seen) => assert_eq!(seen, "then"),
+                None => assert!(text_of(&output).contains("cannot be had"), "{}", text_of(&output)),
+            }
+            (seen.is_some() == within).then_some(())
+        });
+        assert_eq!(fs::read_to_string(past.path("file")).unwrap(), "then", "in the past that was mounted");
+        assert_eq!(fs::read_to_string(live.path("file")).unwrap(), "now");
+    }
 }
 
 #[test]

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chronofs_core::Version;
-use chronofs_e2e::model::Writer;
-use chronofs_e2e::process::{run, text_of};
+use chronofs_e2e::installation::{assert_failed_cleanly, detach};
+use chronofs_e2e::manifest::Entry;
+use chronofs_e2e::model::{Writer, now_ns};
+use chronofs_e2e::process::{run, text_of, wait_for};
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, change, env_number, seed, tree};
 
 /// How many writers run beside each other, each in a folder of its own.
@@ -52,9 +54,9 @@ fn every_instant_between_and_during_changes_mounts_exactly() {
     let seed = seed("time_travel");
     let entries = env_number("CHRONOFS_ENTRIES", 3_000) as usize;
     let instants = env_number("CHRONOFS_INSTANTS", 50) as usize;
-    let installation = Installation::start();
+    let mut installation = Installation::start();
     installation.create_volume("v", &["--retention", "-1"]);
-    let live = installation.mount("v", &[]);
+    let mut live = installation.mount("v", &[]);
     let rng = Rng::new(seed);
 
     // A real tree, made on a local disk and copied in as people do.
@@ -63,59 +65,104 @@ fn every_instant_between_and_during_changes_mounts_exactly() {
     let root = live.path("tree");
     rsync(source.path(), &root);
     let original = manifest(source.path());
+    let acl = |e: &Entry| e.xattrs.contains_key(&b"system.posix_acl_access"[..]);
+    assert!(original.0.values().any(acl), "the tree has no ACL: does the temporary folder's disk keep any?");
     original.assert_same(&manifest(&root), "the tree after rsync");
-    let copied_at = live.instant();
+    let mut quiet = vec![Quiet::now(&live, Vec::new())];
 
     // Quiet instants between batches of changes; during each batch writers record what they do.
     let quiet_count = instants.div_ceil(3);
     let mut writers: Vec<Writer> = (0..WRITERS)
         .map(|n| Writer::new(&live.path(&format!("w{n}")), rng.split(&format!("w{n}"))).unwrap())
         .collect();
-    let mut quiet = vec![(copied_at.clone(), original.clone(), Vec::new())];
     let mut changes = rng.split("changes");
-    let started_ns = chronofs_e2e::model::now_ns();
     for batch in 0..quiet_count {
         change_while_writers_run(&root, &mut writers, entries / 50, &mut changes, seed, batch);
         let folders: Vec<Manifest> = writers.iter().map(|w| w.folder().manifest()).collect();
         for (writer, expected) in writers.iter().zip(&folders) {
             expected.assert_same(&manifest(writer.root()), &format!("seed {seed}: a writer's folder, live"));
         }
-        let at = live.instant();
-        quiet.push((at, manifest(&root), folders));
+        quiet.push(Quiet::now(&live, folders));
     }
-    let ended_ns = chronofs_e2e::model::now_ns();
+    let mut draw = rng.split("instants");
+    for (n, then) in quiet.iter().enumerate() {
+        // In turn the instant that was asked for, and one of the quiet time behind it.
+        let at = match n % 2 {
+            0 => then.at.clone(),
+            _ => shown(draw.between(then.from_ns, then.until_ns)),
+        };
+        then.check(&installation, &live, &at, seed);
+    }
+    check_while_writes_ran(&installation, &live, &writers, instants, &mut draw, seed);
+    println!("{} quiet times and {instants} instants during writes were exact", quiet.len());
+    live.unmount();
+    installation.stop_meta_and_verify();
+}
 
-    for (at, tree_then, folders_then) in &quiet {
-        in_the_past(&installation, &live, at, |past| {
-            tree_then.assert_same(&manifest(&past.join("tree")), &format!("seed {seed}: the tree at {at}"));
-            for (n, folder) in folders_then.iter().enumerate() {
-                folder.assert_same(
-                    &manifest(&past.join(format!("w{n}"))),
-                    &format!("seed {seed}: w{n} at {at}"),
-                );
+/// A time in which nobody changed anything, and how the volume looked.
+struct Quiet {
+    at: String,
+    from_ns: u64,
+    until_ns: u64,
+    whole: Manifest,
+    /// The writers' folders by their own record.
+    folders: Vec<Manifest>,
+}
+
+impl Quiet {
+    fn now(live: &Mount, folders: Vec<Manifest>) -> Quiet {
+        let at = live.instant();
+        let from_ns = now_ns();
+        let whole = manifest(&live.dir);
+        Quiet { at, from_ns, until_ns: now_ns(), whole, folders }
+    }
+
+    fn check(&self, installation: &Installation, live: &Mount, at: &str, seed: u64) {
+        in_the_past(installation, live, at, |past| {
+            self.whole.assert_same(&manifest(past), &format!("seed {seed}: the volume at {at}"));
+            for (n, folder) in self.folders.iter().enumerate() {
+                let what = format!("seed {seed}: w{n} at {at}");
+                folder.assert_same(&manifest(&past.join(format!("w{n}"))), &what);
             }
         });
     }
+}
 
-    // Random instants while writes ran, from the record of the writers.
-    let mut draw = rng.split("instants");
-    for _ in 0..instants {
-        let instant_ns = draw.between(started_ns, ended_ns);
+/// Looks at instants while writes ran, by the record of the writers. Each is drawn from the time of one of the
+/// recorded actions, so that it may cut that action off, and falls between or into actions of the other writers.
+fn check_while_writes_ran(
+    installation: &Installation,
+    live: &Mount,
+    writers: &[Writer],
+    instants: usize,
+    draw: &mut Rng,
+    seed: u64,
+) {
+    // What the past showed of an action under way that changes anything visible.
+    let (mut before, mut after) = (0, 0);
+    for n in 0..instants {
+        let action = draw.pick(writers[n % writers.len()].done());
+        let instant_ns = draw.between(action.started_ns, action.ended_ns);
         let at = shown(instant_ns);
-        in_the_past(&installation, &live, &at, |past| {
+        in_the_past(installation, live, &at, |past| {
             for (n, writer) in writers.iter().enumerate() {
                 let found = manifest(&past.join(format!("w{n}")));
                 let possible = writer.possible_at(instant_ns);
                 if !possible.contains(&found) {
-                    possible[0].assert_same(
-                        &found,
-                        &format!("seed {seed}: w{n} at {at} ({} possible)", possible.len()),
-                    );
+                    let what = format!("seed {seed}: w{n} at {at} ({} possible)", possible.len());
+                    possible[0].assert_same(&found, &what);
+                }
+                if let [was, becomes] = &possible[..]
+                    && was != becomes
+                {
+                    *(if found == *was { &mut before } else { &mut after }) += 1;
                 }
             }
         });
     }
-    println!("{} quiet instants and {instants} during writes were exact", quiet.len());
+    println!("actions under way at these instants: {before} as before them, {after} as after them");
+    // Writing the same bytes or mode again changes nothing that can be seen; most actions do.
+    assert!(before + after >= instants / 2, "only {} looks fell into an action", before + after);
 }
 
 fn change_while_writers_run(
@@ -177,7 +224,7 @@ fn a_mounted_past_is_read_only_and_stays_while_the_present_changes() {
 fn the_past_is_the_same_after_the_servers_were_restarted() {
     let mut installation = Installation::start();
     installation.create_volume("v", &[]);
-    let live = installation.mount("v", &[]);
+    let mut live = installation.mount("v", &[]);
     let mut quiet = Vec::new();
     let mut rng = Rng::new(seed("restarted"));
     tree::generate(&live.path(""), 150, &mut rng).unwrap();
@@ -194,6 +241,53 @@ fn the_past_is_the_same_after_the_servers_were_restarted() {
             expected.assert_same(&manifest(past), &format!("at {at}"))
         });
     }
+    live.unmount();
+    installation.stop_meta_and_verify();
+}
+
+#[test]
+fn a_mounted_past_stays_readable_when_the_window_moves_on() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &["--retention", "5s"]);
+    let mut live = installation.mount("v", &[]);
+    let mut rng = Rng::new(seed("window"));
+    tree::generate(&live.path(""), 200, &mut rng).unwrap();
+    let expected = manifest(&live.dir);
+    let at = live.instant();
+    // Nothing of it is read yet, so that nothing is in a cache of the mount's.
+    let mut past = installation.mount_past(&live, &at);
+
+    change::random_batch(&live.dir, 50, &mut rng).unwrap();
+    for entry in fs::read_dir(&live.dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+    }
+    fs::write(live.path("other"), "of now").unwrap();
+    let changed = live.instant();
+    let place = installation.path("place");
+    fs::create_dir(&place).unwrap();
+    let mount = |at: &str| {
+        let start = ["mount", "start", "v", place.to_str().unwrap(), "--token", &live.token, "--at-time", at];
+        let output = run(&mut installation.command(&start));
+        detach(&place);
+        (!output.status.success()).then(|| assert_failed_cleanly(&output, "mount start"))
+    };
+    // Also what superseded it has left the window.
+    wait_for("the window to move on", || mount(&changed));
+    let refusal = mount(&at).expect("an instant before the window was mounted");
+    let (_, choice) = refusal
+        .split_once(&format!("{at} cannot be had: choose one from "))
+        .unwrap_or_else(|| panic!("{refusal}"));
+    let (earliest, latest) = choice.trim().split_once(" to ").unwrap_or_else(|| panic!("{refusal}"));
+    assert!(*at < *changed && *changed < *earliest && *earliest < *latest, "{refusal}");
+
+    installation.meta.kill();
+    installation.start_meta();
+    expected.assert_same(&manifest(&past.dir), "the mounted past that has left the window");
+    assert_eq!(fs::read_to_string(live.path("other")).unwrap(), "of now");
+    past.unmount();
+    live.unmount();
+    installation.stop_meta_and_verify();
 }
 
 #[test]
@@ -219,11 +313,26 @@ fn instants_are_taken_in_every_documented_spelling() {
     };
     let with_offset = date("+%Y-%m-%dT%H:%M:%S.%N+05:30");
     // As many whole seconds ago as lead to just after the first write, well before the second.
-    let ago = format!("-{}s", (chronofs_e2e::model::now_ns() - ns) / 1_000_000_000);
+    let ago = format!("-{}s", (now_ns() - ns) / 1_000_000_000);
     for spelling in [&ago, &at, &with_offset] {
         let seen = in_the_past(&installation, &live, spelling, |past| {
             fs::read_to_string(past.join("file")).unwrap()
         });
         assert_eq!(seen, "one", "at {spelling}");
+    }
+    // A day and a time, in a zone in which midnight came two seconds after the first whole second of the file.
+    let second = ns.div_ceil(1_000_000_000);
+    let east = (2 * 86_400 - 2 - second % 86_400) % 86_400;
+    let zone = format!("<here>-{}:{:02}:{:02}", east / 3600, east / 60 % 60, east % 60);
+    let place = installation.path("place");
+    fs::create_dir(&place).unwrap();
+    let shown = place.to_str().unwrap();
+    for spelling in ["yesterday 23:59:58", "today 00:00", "today"] {
+        let start = ["mount", "start", "v", shown, "--token", &live.token, "--at-time", spelling];
+        let output = run(installation.command(&start).env("TZ", &zone));
+        assert!(output.status.success(), "{spelling} in {zone}: {}", text_of(&output));
+        let seen = fs::read_to_string(place.join("file")).unwrap();
+        installation.ok(&["mount", "stop", shown]);
+        assert_eq!(seen, "one", "at {spelling} in {zone}");
     }
 }

@@ -74,6 +74,9 @@ pub enum EngineError {
     /// The store beneath failed.
     #[error("store: {0}")]
     Store(String),
+    /// These commits cannot be taken, now or later; the engine's user has made a mistake. Nothing has changed.
+    #[error("a group of commits is refused: {0}")]
+    Refused(String),
     /// The engine stopped after an earlier failure and serves nothing more.
     #[error("the engine stopped after an earlier failure: {0}")]
     Stopped(String),
@@ -157,9 +160,9 @@ pub trait Engine: Send + Sync {
     /// Applies `commits` in order; their versions must be above [`Engine::applied`]. When it returns they are
     /// *applied*: visible to new views, and a killed process loses none of them.
     ///
-    /// On [`EngineError::NoSpace`] none of them shows, now or later; the engine goes on, and `apply` may be called
-    /// again. After any other error none of them shows now, the engine takes no more, and only the next start can
-    /// say which of them, from the first on, got into the log.
+    /// On [`EngineError::NoSpace`] and [`EngineError::Refused`] none of them shows, now or later; the engine goes on,
+    /// and `apply` may be called again. After any other error none of them shows now, the engine takes no more, and
+    /// only the next start can say which of them, from the first on, got into the log.
     fn apply(&self, commits: Vec<Commit>) -> Result<(), EngineError>;
 
     /// A view of everything applied.

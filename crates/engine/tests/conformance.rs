@@ -29,7 +29,7 @@ macro_rules! conformance {
         mod on_simulation {
             $(#[test] fn $name() {
                 let store = super::MemStore::open(super::MemMedium::default());
-                let options = super::Options { segment_bytes: 1 << 20, sync_delay: None, ..super::Options::default() };
+                let options = super::Options { segment_bytes: 1 << 20, keeper: false, ..super::Options::default() };
                 super::$name(&super::Embedded::new(super::SimDisk::new(1), store, options).unwrap());
             })*
         }

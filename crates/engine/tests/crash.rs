@@ -83,7 +83,7 @@ impl Run {
             flush_log_bytes: 4096 << self.random.below(4),
             row_cache_bytes: [0, 1000, 100_000][self.random.below(3) as usize],
             ceiling_ahead: Duration::from_nanos(CEILING_AHEAD_NS),
-            sync_delay: None,
+            keeper: false,
             ..Options::default()
         }
     }

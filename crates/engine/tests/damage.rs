@@ -18,7 +18,7 @@ fn options() -> Options {
     Options {
         segment_bytes: 8192,
         ceiling_ahead: Duration::from_nanos(1000),
-        sync_delay: None,
+        keeper: false,
         ..Options::default()
     }
 }

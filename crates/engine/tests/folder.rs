@@ -10,7 +10,6 @@ use chronofs_engine::{Engine, EngineError, ReadStop};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::{all, cases, commit, put};
@@ -68,17 +67,31 @@ fn the_store_is_rebuilt_when_the_whole_log_is_there() {
 }
 
 #[test]
-fn what_is_applied_becomes_durable_by_itself_and_everyone_is_told() {
+fn nothing_is_synced_that_nobody_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path()).unwrap();
-    let told = Arc::new(AtomicU64::new(0));
-    let hook = told.clone();
-    engine.on_durable(Box::new(move |version| hook.store(version.0, Ordering::SeqCst)));
-    for version in [1_000_000, 2_000_000] {
-        engine.apply(vec![commit(version, [put("a", "1")])]).unwrap();
-        wait_until("durability", || engine.durable() == Version(version));
-        wait_until("the call", || told.load(Ordering::SeqCst) == version);
+    // The first commit waits for the sync of the versions that are reserved with it.
+    engine.apply(vec![commit(1_000_000, [put("a", "1")])]).unwrap();
+    let syncs = engine.metrics().syncs;
+    engine.apply(vec![commit(2_000_000, [put("a", "2")])]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((engine.durable(), engine.metrics().syncs), (Version(1_000_000), syncs));
+    assert_eq!(engine.sync().unwrap(), Version(2_000_000));
+    assert_eq!((engine.durable(), engine.metrics().syncs), (Version(2_000_000), syncs + 1));
+}
+
+#[test]
+fn a_group_that_is_refused_changes_nothing_and_the_engine_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path()).unwrap();
+    engine.apply(vec![commit(5, [put("a", "1")])]).unwrap();
+    let late = vec![commit(6, [put("a", "2")]), commit(6, [])];
+    for group in [vec![commit(5, [])], late, vec![commit(6, [put("", "x")])]] {
+        assert!(matches!(engine.apply(group), Err(EngineError::Refused(_))));
     }
+    assert_eq!((engine.applied(), engine.stopped()), (Version(5), None));
+    engine.apply(vec![commit(6, [put("b", "1")])]).unwrap();
+    assert_eq!(all(&*engine.view()), [("a".into(), "1".into()), ("b".into(), "1".into())]);
 }
 
 #[test]

@@ -30,14 +30,6 @@ impl Protected {
         self.intervals.splice(start..end, [joined]);
     }
 
-    /// Everything that is in `self` or in `other`.
-    pub fn union(mut self, other: &Protected) -> Self {
-        for &(first, last) in &other.intervals {
-            self.add(first, last);
-        }
-        self
-    }
-
     /// Whether `at` is protected.
     pub fn contains(&self, at: Version) -> bool {
         let next = self.intervals.partition_point(|&(_, end)| end < at);

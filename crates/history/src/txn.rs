@@ -56,15 +56,6 @@ impl<R: Reads> Txn<R> {
         Ok(())
     }
 
-    /// Changes the part of a row that is not versioned: it holds since the same version, with another value.
-    /// The row must be there.
-    pub fn amend(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), ReadStop> {
-        let row = self.get(table, key)?;
-        let since = row.map_or(self.version, |row| row.since);
-        self.push(Change::Put(table.live_key(self.volume, key), encode_versioned(since, value)));
-        Ok(())
-    }
-
     /// A row of a table that is not versioned.
     pub fn get_plain(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, ReadStop> {
         let live_key = table.live_key(self.volume, key);

@@ -27,8 +27,6 @@ enum Step {
     /// An insert where the key is free, else a put.
     Insert(Vec<u8>, u8),
     Delete(Vec<u8>),
-    /// An amend where the row is there, else nothing.
-    Amend(Vec<u8>, u8),
 }
 
 #[derive(Clone, Debug)]
@@ -49,7 +47,6 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (key(), any::<u8>()).prop_map(|(k, v)| Step::Put(k, v)),
         2 => (key(), any::<u8>()).prop_map(|(k, v)| Step::Insert(k, v)),
         3 => key().prop_map(Step::Delete),
-        1 => (key(), any::<u8>()).prop_map(|(k, v)| Step::Amend(k, v)),
     ]
 }
 
@@ -84,17 +81,6 @@ impl Model {
         let next = self.states.partition_point(|(version, _)| *version <= at);
         if next == 0 { Default::default() } else { self.states[next - 1].1.clone() }
     }
-
-    /// A change that is not versioned holds at every instant since the row was written.
-    fn amend(&mut self, volume: usize, key: &[u8], since: Version, value: &Bytes) {
-        for (version, rows) in &mut self.states {
-            if *version >= since
-                && let Some(row) = rows[volume].get_mut(key)
-            {
-                row.value = value.clone();
-            }
-        }
-    }
 }
 
 fn version_of(commit: usize) -> Version {
@@ -108,7 +94,6 @@ fn value_of(byte: u8) -> Bytes {
 /// Applies `commit` to both, comparing what the step reads in between.
 fn run(engine: &Memory, model: &mut Model, at: Version, commit: &OneCommit) -> Result<(), TestCaseError> {
     let mut rows = model.now();
-    let mut amended = Vec::new();
     let view = engine.view();
     let mut txn = Txn::new(&*view, VOLUMES[commit.volume], at, commit.keep_history);
     for step in &commit.steps {
@@ -129,25 +114,15 @@ fn run(engine: &Memory, model: &mut Model, at: Version, commit: &OneCommit) -> R
                 txn.delete(table_of(key), key).unwrap();
                 here.remove(key);
             }
-            Step::Amend(key, value) => {
-                if let Some(row) = here.get_mut(key) {
-                    txn.amend(table_of(key), key, &value_of(*value)).unwrap();
-                    row.value = value_of(*value);
-                    amended.push((key.clone(), row.since, row.value.clone()));
-                }
-            }
         }
         for key in commit.steps.iter().map(|step| match step {
-            Step::Put(key, _) | Step::Insert(key, _) | Step::Delete(key) | Step::Amend(key, _) => key,
+            Step::Put(key, _) | Step::Insert(key, _) | Step::Delete(key) => key,
         }) {
             prop_assert_eq!(txn.get(table_of(key), key).unwrap(), here.get(key).cloned());
         }
     }
     let batch = txn.into_batch();
     engine.apply(vec![Commit { version: at, tag: Bytes::new(), batch }]).unwrap();
-    for (key, since, value) in amended {
-        model.amend(commit.volume, &key, since, &value);
-    }
     model.states.push((at, rows));
     Ok(())
 }
@@ -226,11 +201,6 @@ fn what_is_pending_over_a_view_reads_as_if_it_were_applied() {
                         txn.put(table_of(key), key, &value_of(*value)).unwrap();
                     }
                     Step::Delete(key) => txn.delete(table_of(key), key).unwrap(),
-                    Step::Amend(key, value) => {
-                        if txn.get(table_of(key), key).unwrap().is_some() {
-                            txn.amend(table_of(key), key, &value_of(*value)).unwrap();
-                        }
-                    }
                 }
             }
             let batch = txn.into_batch();
@@ -413,30 +383,20 @@ fn expiry_drops_exactly_what_no_protected_instant_sees() {
 
 #[test]
 fn a_set_of_protected_instants_is_the_union_of_its_intervals() {
-    let intervals = || prop::collection::vec((0..40u64, 0..12u64), 0..6);
-    check("protected", &(intervals(), intervals()), |(left, right)| {
-        let set = |intervals: &[(u64, u64)]| -> Protected {
-            // A length of 11 stands for an interval that ends before it begins.
-            let ends = |&(a, len): &(u64, u64)| if len == 11 { (a + 1, a) } else { (a, a + len) };
-            intervals.iter().map(ends).map(|(a, b)| (Version(a), Version(b))).collect()
-        };
-        let holds =
-            |at: u64| left.iter().chain(right).any(|&(a, len)| len != 11 && (a..=a + len).contains(&at));
-        let both = set(left).union(&set(right));
+    let intervals = prop::collection::vec((0..40u64, 0..12u64), 0..12);
+    check("protected", &intervals, |intervals| {
+        // A length of 11 stands for an interval that ends before it begins.
+        let ends = |&(a, len): &(u64, u64)| if len == 11 { (a + 1, a) } else { (a, a + len) };
+        let set: Protected = intervals.iter().map(ends).map(|(a, b)| (Version(a), Version(b))).collect();
+        let holds = |at: u64| intervals.iter().any(|&(a, len)| len != 11 && (a..=a + len).contains(&at));
         for at in 0..60 {
-            prop_assert_eq!(both.contains(Version(at)), holds(at), "{}", at);
+            prop_assert_eq!(set.contains(Version(at)), holds(at), "{}", at);
             for until in at..60 {
                 let expected = (at..until).any(holds);
-                prop_assert_eq!(
-                    both.intersects(Version(at), Version(until)),
-                    expected,
-                    "[{}, {})",
-                    at,
-                    until
-                );
+                prop_assert_eq!(set.intersects(Version(at), Version(until)), expected, "[{}, {})", at, until);
             }
         }
-        let list: Vec<_> = both.intervals().collect();
+        let list: Vec<_> = set.intervals().collect();
         prop_assert!(list.iter().all(|(first, last)| first <= last));
         prop_assert!(list.windows(2).all(|pair| pair[0].1.0 + 1 < pair[1].0.0), "{:?}", list);
         Ok(())
@@ -445,9 +405,9 @@ fn a_set_of_protected_instants_is_the_union_of_its_intervals() {
 
 #[test]
 fn intervals_may_reach_to_the_end_of_time() {
-    let all: Protected = [(Version::ZERO, Version(4)), (Version(6), Version::MAX)].into_iter().collect();
+    let mut all: Protected = [(Version::ZERO, Version(4)), (Version(6), Version::MAX)].into_iter().collect();
     assert!(all.contains(Version::MAX) && !all.contains(Version(5)));
-    let all = all.union(&[(Version(5), Version(5))].into_iter().collect());
+    all.add(Version(5), Version(5));
     assert_eq!(all.intervals().collect::<Vec<_>>(), [(Version::ZERO, Version::MAX)]);
 }
 

@@ -117,7 +117,6 @@ impl Executor {
         };
         let (state, syncer) = self.syncer;
         state.change(|inner| inner.stop = true);
-        // The syncer may be about to report; nobody listens any more, so it is not held up.
         drop(self.queue);
         let joined = self.thread.join().is_ok() && syncer.join().is_ok();
         if joined { result } else { Err(stopped()) }
@@ -164,7 +163,7 @@ impl Worker {
                 return Ok(());
             }
             let now = now();
-            let mut events = Vec::new();
+            let mut events: Vec<Event> = self.sync.take_durable().map(Event::Durable).into_iter().collect();
             let mut in_flight = Vec::new();
             for input in taken.drain(..) {
                 match input {
@@ -205,8 +204,15 @@ impl Worker {
                 _ => None,
             })
             .collect();
-        let mut decided = Vec::new();
-        self.core.run(now, events, &mut |group| decided.push(group))?;
+        let mut decided: Vec<Decided> = Vec::new();
+        let sync = &self.sync;
+        self.core.run(now, events, &mut |group| {
+            // At once, however long the rest of the events takes.
+            if group.commits > 0 {
+                sync.change(|inner| inner.dirty());
+            }
+            decided.push(group);
+        })?;
         let mut view = None;
         for group in decided {
             self.count(&group);
@@ -228,7 +234,6 @@ impl Worker {
             self.metrics.commits.inc_by(group.commits as u64);
             self.metrics.group_size.observe(group.commits as f64);
             self.metrics.log_bytes.inc_by(group.bytes as u64);
-            self.sync.change(|inner| inner.dirty = true);
         }
         match (&group.full, self.full_since) {
             (Some(error), None) => {
@@ -278,10 +283,14 @@ impl Worker {
                     self.objects.handle(*job, outbox);
                 }
             }
-            Effect::Hurry => self.sync.change(|inner| (inner.hurry, inner.dirty) = (true, true)),
-            Effect::Mark(version) => {
-                self.sync.change(|inner| (inner.mark, inner.dirty) = (Some(version), true))
-            }
+            Effect::Hurry => self.sync.change(|inner| {
+                inner.hurry = true;
+                inner.dirty();
+            }),
+            Effect::Mark(version) => self.sync.change(|inner| {
+                inner.mark = Some(version);
+                inner.dirty();
+            }),
             Effect::AskAdmin(question) => drop(self.questions.send_replace(question)),
             Effect::Warn(warning) => tracing::warn!("{warning}"),
         }
@@ -330,8 +339,9 @@ fn run_read_guarded(job: &ReadJob, view: &Arc<dyn View>) -> Result<chronofs_core
 
 /// Answers a read on a view.
 pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops::Reply, Errno> {
-    // Only mutations ask who has a file open.
+    // Only mutations ask whether anybody has a file open.
     let is_open = |_| true;
+    let holds = |_| job.held;
     let ctx = Ctx {
         volume: job.volume,
         version: view.version(),
@@ -341,6 +351,7 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
         root: job.root,
         read_only: job.read_only,
         is_open: &is_open,
+        holds: &holds,
         freed_max: FREED_MAX,
     };
     match chronofs_namespace::query(&SharedView(view), &ctx, &job.request) {
@@ -355,10 +366,19 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
 
 #[derive(Default)]
 struct SyncInner {
-    dirty: bool,
+    /// Since when there has been something to sync.
+    dirty_since: Option<Instant>,
     hurry: bool,
     mark: Option<Version>,
     stop: bool,
+    /// What the last sync made durable, until the executor takes it.
+    durable: Option<Version>,
+}
+
+impl SyncInner {
+    fn dirty(&mut self) {
+        self.dirty_since.get_or_insert_with(Instant::now);
+    }
 }
 
 #[derive(Default)]
@@ -374,7 +394,7 @@ impl SyncState {
 
     fn change(&self, change: impl FnOnce(&mut SyncInner)) {
         let mut inner = self.lock();
-        let idle = !inner.dirty;
+        let idle = inner.dirty_since.is_none();
         change(&mut inner);
         if idle || inner.hurry || inner.stop {
             self.changed.notify_one();
@@ -384,27 +404,30 @@ impl SyncState {
     /// Waits until there is something to sync, and then a little for more, unless somebody waits for it. `None`: the
     /// server stops.
     fn wait(&self) -> Option<Option<Version>> {
-        let wait = |inner| self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
-        while !inner.dirty && !inner.stop {
-            inner = wait(inner);
+        while !inner.stop {
+            let left = inner.dirty_since.map(|since| SYNC_WITHIN.saturating_sub(since.elapsed()));
+            inner = match left {
+                None => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if inner.hurry || left.is_zero() => {
+                    (inner.dirty_since, inner.hurry) = (None, false);
+                    return Some(inner.mark.take());
+                }
+                Some(left) => {
+                    self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
-        let until = Instant::now() + SYNC_WITHIN;
-        while !inner.hurry && !inner.stop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        if inner.stop {
-            return None;
-        }
-        (inner.dirty, inner.hurry) = (false, false);
-        Some(inner.mark.take())
+        None
+    }
+
+    fn take_durable(&self) -> Option<Version> {
+        self.lock().durable.take()
     }
 }
 
+/// The only one that syncs while the server runs, so it waits for nobody: the executor finds what became durable
+/// whenever it runs next.
 fn sync_loop(
     state: &SyncState,
     engine: &dyn Engine,
@@ -420,9 +443,9 @@ fn sync_loop(
         if let Some(mark) = mark {
             engine.mark(mark)?;
         }
-        if queue.blocking_send(Input::Events(vec![Event::Durable(durable)])).is_err() {
-            return Ok(());
-        }
+        state.lock().durable = Some(durable);
+        // If the queue is full the executor will run anyway; if it is closed the server ends.
+        drop(queue.try_send(Input::Events(Vec::new())));
     }
     Ok(())
 }
@@ -430,6 +453,52 @@ fn sync_loop(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chronofs_engine::memory::Memory;
+    use chronofs_engine::{Batch, Commit};
+
+    fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what} did not happen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn an_executor_that_is_behind_holds_up_no_sync() {
+        let (queue, mut inputs) = mpsc::channel(1);
+        queue.try_send(Input::Events(vec![Event::Tick])).ok().unwrap();
+        let (state, engine) = (SyncState::default(), Memory::default());
+        let (metrics, _) = Metrics::new();
+        std::thread::scope(|scope| {
+            let syncer = scope.spawn(|| sync_loop(&state, &engine, &queue, &metrics));
+            for version in [Version(1), Version(2)] {
+                let commit = Commit { version, tag: Default::default(), batch: Batch::default() };
+                engine.apply(vec![commit]).unwrap();
+                state.change(|inner| inner.dirty());
+                wait_until("the sync", || state.lock().durable == Some(version));
+            }
+            assert_eq!((state.take_durable(), state.take_durable()), (Some(Version(2)), None));
+            inputs.try_recv().unwrap();
+            state.change(|inner| inner.dirty());
+            wait_until("the call", || inputs.try_recv().is_ok());
+            state.change(|inner| inner.stop = true);
+            syncer.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_came_during_a_sync_waits_since_it_came() {
+        let state = SyncState::default();
+        let begun = Instant::now();
+        state.lock().dirty_since = Some(begun - SYNC_WITHIN / 2);
+        assert_eq!(state.wait(), Some(None));
+        assert!(begun.elapsed() >= SYNC_WITHIN / 2, "it waits a little for others");
+        state.lock().dirty_since = Some(Instant::now() - SYNC_WITHIN * 2);
+        state.lock().mark = Some(Version(7));
+        assert_eq!(state.wait(), Some(Some(Version(7))));
+        assert!(state.lock().dirty_since.is_none());
+    }
 
     #[test]
     fn a_thread_that_panics_ends_the_server() {

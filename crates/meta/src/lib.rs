@@ -14,5 +14,7 @@ pub mod metrics;
 pub mod server;
 mod start;
 mod stores;
+mod verify;
 
-pub use start::{Server, StartConfig, Verified, init_creds, start, status, verify};
+pub use start::{Server, StartConfig, init_creds, start, status};
+pub use verify::{Checked, Verified, verify};

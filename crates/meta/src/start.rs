@@ -1,4 +1,4 @@
-//! What the command line calls: start, init creds, status, verify.
+//! What the command line calls: start, init creds, status.
 
 use crate::admin_link::{AdminLink, Questions};
 use crate::core::Core;
@@ -173,7 +173,7 @@ fn reached_at(address: SocketAddr) -> String {
     format!("{host}:{}", address.port())
 }
 
-fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
+pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
     let path = folder.engine();
     embedded::open(&path, Options::default(), &RocksOptions::default())
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
@@ -305,32 +305,4 @@ pub async fn status(http_addr: SocketAddr) -> Result<Status> {
             format!("no metadata server answers on {http_addr}; is it running? name it with --http-addr")
         })?;
     answer.error_for_status()?.json().await.context("the answer is no status; are the versions the same?")
-}
-
-/// What [`verify`] found.
-#[derive(Clone, Debug, Default)]
-pub struct Verified {
-    /// Every fault, as one line.
-    pub faults: Vec<String>,
-    /// Volumes looked at.
-    pub volumes: usize,
-}
-
-/// Checks a metadata store that no server uses: opens its engine, which checks the log, and looks at every row.
-pub fn verify(db_folder: &Path) -> Result<Verified> {
-    if !db_folder.is_dir() {
-        bail!("{} is no folder of a metadata server; name it with --db-folder", db_folder.display());
-    }
-    let folder = Folder(db_folder.to_owned());
-    if !folder.engine().is_dir() {
-        // Opening it would make one, in which nothing could be wrong.
-        bail!("{} holds no metadata store; name its folder with --db-folder", db_folder.display());
-    }
-    let locked = folder.lock()?;
-    let engine = open_engine(&locked.folder)?;
-    let reads = SharedView(engine.view());
-    let cannot = || format!("cannot read the metadata store in {}", db_folder.display());
-    let volumes = chronofs_namespace::list_volumes(&reads).with_context(cannot)?.len();
-    let faults = chronofs_namespace::verify(&reads).with_context(cannot)?;
-    Ok(Verified { faults: faults.iter().map(ToString::to_string).collect(), volumes })
 }

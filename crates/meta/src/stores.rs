@@ -51,6 +51,16 @@ pub(crate) async fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStor
     (stores, problems)
 }
 
+/// Opens a store that must carry its marker, and be there.
+pub(crate) async fn open_marked(store: &AssignedStore) -> Result<Arc<dyn ObjectPort>, String> {
+    if let StoreKind::Local { path } = &store.kind {
+        return open_folder(Path::new(path), store.id, false).map(|store| store as _);
+    }
+    let opened = bucket(store.clone())?;
+    opened.check_marker().await.map_err(|error| format!("{}; {}", error.reason, error.next_step))?;
+    Ok(opened)
+}
+
 async fn open(store: AssignedStore, marked: &BTreeSet<Uuid>) -> (Uuid, Result<Arc<dyn ObjectPort>, String>) {
     let first_time = !marked.contains(&store.id);
     let id = store.id;
@@ -99,11 +109,16 @@ fn is_free(path: &Path) -> bool {
     }
 }
 
-async fn open_bucket(store: AssignedStore, first_time: bool) -> Result<Arc<RemoteStore>, String> {
+/// Asks nothing of the bucket yet.
+fn bucket(store: AssignedStore) -> Result<Arc<RemoteStore>, String> {
     let AssignedStore { id, kind, credentials, create_only } = store;
     // The name of the marker adds nothing to what is said of the bucket.
     let opened = RemoteStore::new(kind, id, credentials, create_only, Patience::Serving);
-    let opened = opened.map(Arc::new).map_err(|error| format!("{}; {}", error.reason, error.next_step))?;
+    opened.map(Arc::new).map_err(|error| format!("{}; {}", error.reason, error.next_step))
+}
+
+async fn open_bucket(store: AssignedStore, first_time: bool) -> Result<Arc<RemoteStore>, String> {
+    let opened = bucket(store)?;
     let check = async { if first_time { opened.claim().await } else { opened.check_marker().await } };
     let within = if first_time { CLAIM_WITHIN } else { CHECK_WITHIN };
     let (unreachable, why) = match tokio::time::timeout(within, check).await {

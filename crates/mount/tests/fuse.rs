@@ -13,6 +13,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,17 +136,20 @@ fn attributes_are_set_and_shown() {
     });
 }
 
+fn let_others_walk_to(mount: &Mount) {
+    for dir in mount.dir.ancestors().skip(1).take_while(|dir| dir.starts_with(std::env::temp_dir())) {
+        if dir != std::env::temp_dir() {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn permissions_hold_for_other_users_and_their_groups() {
     within(LIMIT, || {
         let mut rig = Rig::new();
         let mount = rig.mount();
-        // Others must be able to walk to the mount.
-        for dir in mount.dir.ancestors().skip(1).take_while(|dir| dir.starts_with(std::env::temp_dir())) {
-            if dir != std::env::temp_dir() {
-                fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-            }
-        }
+        let_others_walk_to(&mount);
         let path = mount.path("secret");
         fs::write(&path, "for the group").unwrap();
         std::os::unix::fs::chown(&path, Some(1000), Some(2000)).unwrap();
@@ -521,6 +525,77 @@ fn the_past_is_mounted_as_it_was_and_cannot_be_written() {
         let ancient = rig.try_mount(Some(common::version("2001-01-01T00:00:00Z")), false).err().unwrap();
         assert!(ancient.starts_with("refused") && ancient.contains("choose one from"), "{ancient}");
         later.unmount();
+        past.unmount();
+        mount.unmount();
+    });
+}
+
+#[test]
+fn in_a_mounted_past_users_need_the_rights_of_then_and_of_now_whoever_was_there_before() {
+    within(LIMIT, || {
+        let mut rig = Rig::new();
+        let mount = rig.mount();
+        let chmod = |name: &str, mode| {
+            fs::set_permissions(mount.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (dir, mode) in [("closed", 0o755), ("opened", 0o700), ("listed", 0o755), ("common", 0o755)] {
+            fs::create_dir_all(mount.path(dir).join("inner")).unwrap();
+            fs::write(mount.path(dir).join("inner/file"), "content").unwrap();
+            fs::write(mount.path(dir).join("file"), "content").unwrap();
+            chmod(dir, mode);
+        }
+        fs::copy("/bin/true", mount.path("program")).unwrap();
+        chmod("program", 0o755);
+        let then = mount.instant();
+        for (name, mode) in [("closed", 0o700), ("opened", 0o755), ("listed", 0o744), ("program", 0o700)] {
+            chmod(name, mode);
+        }
+        let past = rig.mount_at(&then);
+        let_others_walk_to(&past);
+        let other = |cwd: &Path, args: &[&str]| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=1002", "--regid=1002", "--clear-groups"]).args(args).current_dir(cwd);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+        };
+        let root_sees_all = || {
+            for dir in ["closed", "opened", "listed", "common"] {
+                assert_eq!(fs::read_dir(past.path(dir)).unwrap().count(), 2);
+                assert_eq!(fs::read_dir(past.path(dir).join("inner")).unwrap().count(), 1);
+                assert_eq!(fs::read_to_string(past.path(dir).join("inner/file")).unwrap(), "content");
+                assert_eq!(fs::read_to_string(past.path(dir).join("file")).unwrap(), "content");
+            }
+            assert!(Command::new(past.path("program")).status().unwrap().success());
+        };
+        let others_see_what_is_open = || {
+            for dir in ["closed", "opened"] {
+                for args in
+                    [["ls", ""], ["ls", "inner"], ["stat", "file"], ["cat", "file"], ["cat", "inner/file"]]
+                {
+                    let path = Path::new(dir).join(args[1]);
+                    assert!(!other(&past.dir, &[args[0], path.to_str().unwrap()]), "{} {path:?}", args[0]);
+                }
+                assert!(!other(&past.path(dir), &["ls"]), "{dir} is the directory it works in");
+                assert!(!other(&past.path(dir), &["cat", "file"]), "{dir} is the directory it works in");
+            }
+            assert!(other(&past.dir, &["ls", "listed"]), "it may be listed, then and now");
+            assert!(!other(&past.dir, &["cat", "listed/file"]), "and not be searched now");
+            for args in [["ls", "common"], ["ls", "common/inner"], ["cat", "common/inner/file"]] {
+                assert!(other(&past.dir, &args), "{args:?}");
+            }
+            assert!(!other(&past.dir, &["./program"]), "it may not be run now");
+        };
+        others_see_what_is_open();
+        root_sees_all();
+        others_see_what_is_open();
+        root_sees_all();
+        // A right that is taken away now is gone in the past a moment later, and one that is given comes.
+        chmod("common", 0o700);
+        chmod("closed", 0o755);
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!other(&past.dir, &["ls", "common"]));
+        assert!(!other(&past.dir, &["cat", "common/file"]));
+        assert!(other(&past.dir, &["ls", "closed"]));
+        assert!(other(&past.dir, &["cat", "closed/inner/file"]));
         past.unmount();
         mount.unmount();
     });

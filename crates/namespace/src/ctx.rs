@@ -26,6 +26,8 @@ pub struct Ctx<'a> {
     pub read_only: bool,
     /// Whether anybody has an inode open.
     pub is_open: &'a dyn Fn(Ino) -> bool,
+    /// Whether the session that asks has an inode open.
+    pub holds: &'a dyn Fn(Ino) -> bool,
     /// What one commit may remove of an inode that goes: [`FREED_MAX`], less in tests.
     pub freed_max: usize,
 }

@@ -9,6 +9,7 @@ mod acl;
 mod attrs;
 mod create;
 mod ctx;
+mod held;
 mod look;
 mod op;
 mod paths;
@@ -30,15 +31,17 @@ mod xattr;
 
 pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};
+pub use held::{HeldFrom, HeldSlice, held_slices};
 pub use op::LINKS_MAX;
-pub use paths::{DEPTH_MAX, first_purge, list_orphans, path_of, resolve, usage};
+pub use paths::{first_purge, list_orphans, resolve, usage};
 pub use protect::protected_instants;
 pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use step::GRANT_MAX;
 pub use system::{
-    SystemError, SystemOutcome, SystemReply, instants, list_sessions, list_volumes, session, volume,
+    SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes,
+    reserve_ino, session, volume,
 };
 pub use verify::{Fault, verify};
 pub use xattr::{XATTR_NAME_MAX, XATTR_VALUE_MAX};

@@ -2,7 +2,6 @@
 
 use crate::acl::{ACCESS, Acl};
 use crate::ctx::{Ctx, Done};
-use crate::paths::DEPTH_MAX;
 use crate::rows::{DIR, Dir, Entry, Format, INODE, Inode, LINK, Volume, Xattr, ino_key, number_at};
 use crate::slots::{self, Search};
 use chronofs_core::name::Position;
@@ -17,6 +16,9 @@ pub(crate) const S_ISUID: u16 = 0o4000;
 pub(crate) const S_ISGID: u16 = 0o2000;
 pub(crate) const S_ISVTX: u16 = 0o1000;
 const LINKS_PER_PAGE: usize = 256;
+/// The most directories that are walked: deeper than any path a kernel lets through, and an end to a loop of
+/// damaged rows.
+pub(crate) const DEPTH_MAX: usize = 1 << 16;
 
 /// The volume as one request sees it.
 #[derive(Clone, Copy)]
@@ -104,7 +106,8 @@ impl<R: Reads + Copy> Look<'_, R> {
         Ok(())
     }
 
-    /// Whether the inode is the scope's root or below it. One without links is if somebody has it open.
+    /// Whether the inode is the scope's root or below it. One without links is if the session has it open:
+    /// what others have open may never have been in its scope.
     pub(crate) fn in_scope(&self, ino: Ino, inode: &Inode) -> Done<bool> {
         let root = self.ctx.root;
         if root == Ino::ROOT || ino == root {
@@ -114,7 +117,7 @@ impl<R: Reads + Copy> Look<'_, R> {
             return self.is_below(inode.parent, root);
         }
         if inode.node().is_some_and(|node| node.nlink == 0) {
-            return Ok((self.ctx.is_open)(ino));
+            return Ok((self.ctx.holds)(ino));
         }
         if self.is_below(inode.parent, root)? {
             return Ok(true);

@@ -1,7 +1,7 @@
-//! Paths, for people and for tokens: what an inode is called, and what a path names.
+//! What a path names, and what the metadata server asks about a volume.
 
 use crate::look::inode_in;
-use crate::rows::{ENTRY, Entry, Format, ORPHAN, Orphan, PURGE, position_key};
+use crate::rows::{Entry, ORPHAN, Orphan, PURGE};
 use crate::slots;
 use crate::{read, system};
 use chronofs_core::name::Position;
@@ -9,10 +9,6 @@ use chronofs_core::ops::StatFs;
 use chronofs_core::{FileKind, Ino, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
 use chronofs_history::Snapshot;
-
-/// The most directories that are walked: deeper than any path a kernel lets through, and an end to a loop of
-/// damaged rows.
-pub const DEPTH_MAX: usize = 1 << 16;
 
 /// What `path` (names with `/` between) names below `root`, at an instant or now. Symbolic links are not followed,
 /// `..` names nothing.
@@ -35,35 +31,6 @@ pub fn resolve<R: Reads + ?Sized>(
         }
     }
     Ok(Some((ino, kind)))
-}
-
-/// A path of an inode from the volume's root, starting with `/`, by its first link. `None` if it has no path.
-pub fn path_of<R: Reads + ?Sized>(
-    reads: &R,
-    volume: VolumeIndex,
-    at: Option<Version>,
-    ino: Ino,
-) -> Result<Option<Vec<u8>>, ReadStop> {
-    let tables = Snapshot::new(reads, volume, at);
-    let mut names = Vec::new();
-    let mut below = ino;
-    while below != Ino::ROOT {
-        let Some(inode) = inode_in(&tables, below)? else { return Ok(None) };
-        let key = position_key(inode.parent, inode.position);
-        let Some(row) = tables.get(ENTRY, &key)? else { return Ok(None) };
-        let entry = Entry::decode(ENTRY, &key, &row.value)?;
-        if entry.ino != below || names.len() == DEPTH_MAX {
-            return Ok(None);
-        }
-        names.push(entry.name);
-        below = inode.parent;
-    }
-    let mut path = Vec::new();
-    for name in names.iter().rev() {
-        path.push(b'/');
-        path.extend_from_slice(name);
-    }
-    Ok(Some(if path.is_empty() { b"/".to_vec() } else { path }))
 }
 
 /// Inodes without links that wait for their last close, with the version since which they do.

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use chronofs_core::name::Position;
+use chronofs_core::ops::Scope;
 use chronofs_core::slice::{Slice, SliceKey};
 use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Attr, FileKind, Ino, SliceId, Version, VolumeIndex};
@@ -388,6 +389,8 @@ pub struct Session {
     pub renewed: Version,
     /// Object counters `0..granted` are its own.
     pub granted: u64,
+    /// What it may see.
+    pub scope: Scope,
 }
 
 impl Session {

@@ -2,13 +2,14 @@
 
 use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
+use crate::read;
 use crate::rows::{
-    self, CLOSED, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE, Session,
-    Store, VOLUME, Volume, ino_key,
+    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
+    Session, Store, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::SystemRequest;
+use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
 use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -147,8 +148,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::CreateVolume(spec) => self.create_volume(spec),
             SystemRequest::UpdateVolume(spec) => self.update_volume(spec),
             SystemRequest::DeleteVolume { id } => self.delete_volume(*id),
-            SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms } => {
-                self.open_session(*volume, *client, *at, *read_only, *ttl_ms)
+            SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
+                self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }
             SystemRequest::RenewSession { session } => self.renew_session(*session),
             SystemRequest::EndSession { session } => self.end_session(*session),
@@ -206,7 +207,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let counters = Counters { flags: 0, next_ino: Ino::ROOT.0 + 1, used_bytes: 0, used_inodes: 1 };
         txn.insert(INODE, &ino_key(Ino::ROOT), &root.encode()?);
         txn.insert(DIR, &ino_key(Ino::ROOT), &dir.encode()?);
-        txn.put_plain(rows::COUNTERS, &[], &counters.encode()?);
+        txn.put_plain(COUNTERS, &[], &counters.encode()?);
         self.batch.0.extend(txn.into_batch().0);
         Ok(())
     }
@@ -223,6 +224,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             (_, Some(since)) => Some(since),
             (_, None) => Some(self.ctx.version),
         };
+        // What has left the window stays out of reach in a wider one.
+        volume.horizon = volume.horizon.max(volume.spec.retention.window_start(self.ctx.version));
         volume.spec = spec.clone();
         self.put_volume(index, &volume)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })
@@ -247,6 +250,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         at: Option<Version>,
         read_only: bool,
         ttl_ms: u32,
+        scope: Scope,
     ) -> Decided<SystemReply> {
         let (index, mut row) = self.live_volume(volume)?;
         let known = list_sessions(self.reads)?
@@ -275,6 +279,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             opened: self.ctx.version,
             renewed: self.ctx.version,
             granted: FIRST_GRANT,
+            scope,
         };
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
@@ -315,6 +320,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             root: Ino::ROOT,
             read_only: false,
             is_open: self.ctx.is_open,
+            holds: &|_| false,
             freed_max: self.ctx.freed_max,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);
@@ -387,7 +393,8 @@ pub fn instants(volume: &Volume, now: Version) -> (Version, Version) {
     (earliest, now)
 }
 
-fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), SystemError> {
+/// Whether an instant of a volume can be had at `now`.
+pub fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), SystemError> {
     let (earliest, latest) = instants(volume, now);
     if at < earliest || at > latest {
         return Err(SystemError::Instant { at, earliest, latest });
@@ -396,6 +403,28 @@ fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), Syste
         Some(&(before, after)) => Err(SystemError::Gap { at, before, after }),
         None => Ok(()),
     }
+}
+
+/// The most inode numbers that lost creates may have taken.
+const RESERVE_MAX: u64 = 1 << 20;
+
+/// Has the next inode of a volume get the number `ino`, if it is one of the next: what to commit at `version` for it.
+/// Incarnations are not looked at: they differ only over a restore, after which nothing is replayed.
+pub fn reserve_ino<R: Reads>(
+    reads: &R,
+    index: VolumeIndex,
+    version: Version,
+    ino: Ino,
+) -> Result<Option<Batch>, ReadStop> {
+    let mut counters = read::counters(&Snapshot::new(reads, index, None))?;
+    let counter = ino.0 & (Ino::COUNTER_END - 1);
+    if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
+        return Ok(None);
+    }
+    counters.next_ino = counter;
+    let mut txn = Txn::new(reads, index, version, false);
+    txn.put_plain(COUNTERS, &[], &counters.encode()?);
+    Ok(Some(txn.into_batch()))
 }
 
 /// The row of a volume.

@@ -12,7 +12,7 @@ mod xattrs;
 
 use crate::{Ctx, FREED_MAX, SystemCtx, SystemError, SystemReply, query, step, system, verify};
 use bytes::Bytes;
-use chronofs_core::ops::{NewNode, RenameMode, Reply, Request, SystemRequest};
+use chronofs_core::ops::{NewNode, RenameMode, Reply, Request, Scope, SystemRequest};
 use chronofs_core::slice::{Codec, NewSlice, Place, PlacedSlice, Seal, Slice};
 use chronofs_core::volume::{BLOCK_SIZE_MIN, Compression, VolumeSpec};
 use chronofs_core::{
@@ -58,6 +58,9 @@ pub(crate) struct Fs {
     pub(crate) next_slice: u64,
 }
 
+/// A token that is confined to nothing.
+pub(crate) const WHOLE: Scope = Scope { token: Uuid::nil(), root: Ino::ROOT };
+
 impl Fs {
     pub(crate) fn new() -> Fs {
         Fs::with(spec())
@@ -74,8 +77,14 @@ impl Fs {
         };
         let id = spec.id;
         fs.system(SystemRequest::CreateVolume(spec)).unwrap();
-        let open =
-            SystemRequest::OpenSession { volume: id, client: 1, at: None, read_only: false, ttl_ms: 1000 };
+        let open = SystemRequest::OpenSession {
+            volume: id,
+            client: 1,
+            at: None,
+            read_only: false,
+            ttl_ms: 1000,
+            scope: WHOLE,
+        };
         match fs.system(open).unwrap() {
             SystemReply::Session { id, .. } => fs.session = id,
             other => panic!("{other:?}"),
@@ -140,6 +149,7 @@ impl Fs {
             root: self.root,
             read_only: false,
             is_open,
+            holds: is_open,
             freed_max: FREED_MAX,
         }
     }

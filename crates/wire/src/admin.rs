@@ -96,10 +96,10 @@ pub struct AssignedStore {
     /// Where it is.
     pub kind: StoreKind,
     /// What opens it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Credentials::is_ambient")]
     pub credentials: Credentials,
     /// It was seen to refuse a create-only put of a name that is taken.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub create_only: bool,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It may depend on `chronofs-core` alone. The body of a frame is postcard; enums only grow, at their end; the
 //! hello negotiates a range of protocol versions, and a message that is not known is refused by name.
+//! `tests/golden` holds the bytes of every variant, and the bodies for the admin server.
 
 pub mod admin;
 pub mod frame;

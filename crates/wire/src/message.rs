@@ -16,6 +16,12 @@ use serde::{Deserialize, Serialize};
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest protocol this program speaks.
 pub const PROTOCOL_MAX: u16 = 1;
+/// The newest protocol that both sides speak. Each side is the oldest and the newest protocol that it speaks.
+pub fn common_protocol(client: (u16, u16), server: (u16, u16)) -> Option<u16> {
+    let newest = client.1.min(server.1);
+    (newest >= client.0.max(server.0)).then_some(newest)
+}
+
 /// The longest frame, length field excluded, in bytes.
 pub const FRAME_MAX: usize = 32 << 20;
 /// The most answers of a session that a server keeps because the client has not acknowledged them. It ends the
@@ -124,7 +130,7 @@ pub enum RefusalReason {
     Token,
     /// This server does not own the volume.
     UnknownVolume,
-    /// The instant cannot be had; these can: earliest, latest, and gaps as (after, before) pairs.
+    /// The instant cannot be had; those from `earliest` to `latest` can, but for gaps.
     Instant {
         /// First instant of the window.
         earliest: Version,
@@ -138,6 +144,13 @@ pub enum RefusalReason {
     NotNow {
         /// Milliseconds.
         retry_ms: u32,
+    },
+    /// The instant lies in a gap that a restore left; those up to `before` and from `after` can be had.
+    Gap {
+        /// The last instant before the gap.
+        before: Version,
+        /// The first instant after it.
+        after: Version,
     },
 }
 
@@ -186,4 +199,40 @@ pub enum ToClient {
     Refused { message: String },
     /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost.
     Parked { calls: Vec<(u64, Errno)> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_speak_the_newest_protocol_that_both_know() {
+        for (client, server, common) in [
+            ((1, 1), (1, 1), Some(1)),
+            ((1, 2), (1, 3), Some(2)),
+            ((1, 9), (2, 3), Some(3)),
+            ((3, 9), (1, 3), Some(3)),
+            ((4, 9), (1, 3), None),
+            ((1, 1), (2, 3), None),
+            ((2, 1), (1, 3), None),
+        ] {
+            assert_eq!(common_protocol(client, server), common, "{client:?} {server:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_these_numbers() {
+        let (before, after) = (Version(1), Version(2));
+        for (reason, bytes) in [
+            (RefusalReason::Protocol, vec![0]),
+            (RefusalReason::Token, vec![1]),
+            (RefusalReason::UnknownVolume, vec![2]),
+            (RefusalReason::Instant { earliest: before, latest: after }, vec![3, 1, 2]),
+            (RefusalReason::SessionOver, vec![4]),
+            (RefusalReason::NotNow { retry_ms: 5 }, vec![5, 5]),
+            (RefusalReason::Gap { before, after }, vec![6, 1, 2]),
+        ] {
+            assert_eq!(postcard::to_stdvec(&reason).unwrap(), bytes, "{reason:?}");
+        }
+    }
 }

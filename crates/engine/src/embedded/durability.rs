@@ -1,4 +1,4 @@
-//! Group commit: who calls fdatasync, who waits for it, who is told.
+//! Group commit: who calls fdatasync, and who waits for it.
 //!
 //! Threads that need durability elect a leader; the leader syncs the newest segment once for everything written
 //! before it began, the others wait. Segments before the newest are durable already.
@@ -9,20 +9,14 @@ use crate::EngineError;
 use crate::embedded::disk::{Disk, DiskFile};
 use chronofs_core::Version;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
-
-/// Told about every rise of the durable version.
-pub type OnDurable = Box<dyn Fn(Version) + Send + Sync>;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 #[derive(Debug, Default)]
 struct State {
     written: Mark,
     durable: Mark,
     syncing: bool,
-    /// A sync is wanted before its time.
-    urgent: bool,
-    closing: bool,
     stopped: Option<String>,
 }
 
@@ -31,8 +25,6 @@ struct State {
 pub(crate) struct Durability {
     state: Mutex<State>,
     changed: Condvar,
-    work: Condvar,
-    hooks: RwLock<Vec<OnDurable>>,
     durable_version: AtomicU64,
     pub(crate) syncs: AtomicU64,
     pub(crate) last_sync_micros: AtomicU64,
@@ -51,15 +43,9 @@ impl Durability {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds someone to be told.
-    pub(crate) fn on_durable(&self, hook: OnDurable) {
-        self.hooks.write().unwrap_or_else(PoisonError::into_inner).push(hook);
-    }
-
     /// Notes what has been written.
     pub(crate) fn written(&self, mark: Mark) {
         self.lock().written = mark;
-        self.work.notify_one();
     }
 
     /// What has been written.
@@ -99,7 +85,6 @@ impl Durability {
         }
         drop(state);
         self.changed.notify_all();
-        self.work.notify_all();
     }
 
     /// Returns once everything written before the call is durable.
@@ -119,7 +104,6 @@ impl Durability {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.syncing = true;
-        state.urgent = false;
         let mark = state.written;
         // Taken with the lock held: a roll notes the new segment as written only when this one is durable.
         let file = log.current();
@@ -146,9 +130,6 @@ impl Durability {
         self.durable_version.store(mark.version.0, Ordering::SeqCst);
         drop(state);
         self.changed.notify_all();
-        for hook in self.hooks.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            hook(mark.version);
-        }
         Ok(mark.version)
     }
 
@@ -157,37 +138,5 @@ impl Durability {
         let mut state = self.lock();
         state.written.place = place;
         state.durable.place = place;
-    }
-
-    /// Asks the thread in [`Durability::wait_for_work`] not to wait any longer.
-    pub(crate) fn hurry(&self) {
-        let mut state = self.lock();
-        state.urgent = state.durable.place < state.written.place;
-        drop(state);
-        self.work.notify_all();
-    }
-
-    /// Ends the thread in [`Durability::wait_for_work`].
-    pub(crate) fn close(&self) {
-        self.lock().closing = true;
-        self.work.notify_all();
-    }
-
-    /// Waits until something written has not been durable for `delay`, or until a sync is wanted at once. `false`
-    /// when it is time to end.
-    pub(crate) fn wait_for_work(&self, delay: Duration) -> bool {
-        let mut state = self.lock();
-        while !state.closing && state.stopped.is_none() && state.durable.place >= state.written.place {
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let until = Instant::now() + delay;
-        while !state.closing && !state.urgent && state.stopped.is_none() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        !state.closing && state.stopped.is_none()
     }
 }

@@ -1,11 +1,10 @@
-//! What the embedded engine does behind its user's back: syncs, flushes of the store, dropping of segments, figures.
+//! What the embedded engine does behind its user's back: flushes of the store, dropping of segments, figures.
 
 use super::disk::Disk;
 use super::store::{Position, Store};
 use super::{Core, lock};
 use crate::EngineError;
 use chronofs_core::Version;
-use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -76,13 +75,15 @@ impl Maintenance {
 }
 
 impl<S: Store, D: Disk> Core<S, D> {
-    pub(crate) fn start_threads(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, EngineError> {
-        let Some(delay) = self.options.sync_delay else { return Ok(Vec::new()) };
-        let syncer = self.clone();
-        let keeper = self.clone();
-        let sync = move || while syncer.durability.wait_for_work(delay) && syncer.sync().is_ok() {};
-        let keep = move || while keeper.maintenance.wait() && keeper.maintain(false).is_ok() {};
-        Ok(vec![spawn("engine-sync", sync)?, spawn("engine-keep", keep)?])
+    pub(crate) fn start_keeper(self: &Arc<Self>) -> Result<Option<JoinHandle<()>>, EngineError> {
+        if !self.options.keeper {
+            return Ok(None);
+        }
+        let core = self.clone();
+        let keep = move || while core.maintenance.wait() && core.maintain(false).is_ok() {};
+        let name = "engine-keep".to_owned();
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(keep);
+        thread.map(Some).map_err(|source| EngineError::Io { action: "start the thread", path: name, source })
     }
 
     /// See [`super::Embedded::maintain`].
@@ -175,10 +176,4 @@ impl<S: Store, D: Disk> Core<S, D> {
             row_cache_bytes: self.cache.bytes(),
         }
     }
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source: io::Error| {
-        EngineError::Io { action: "start the thread", path: name.to_owned(), source }
-    })
 }

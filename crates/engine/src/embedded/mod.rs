@@ -1,7 +1,7 @@
 //! The embedded engine: a log of our own, and behind it an ordered store that is a view of the log.
 //!
 //! A group of commits costs one write into the log's file and one batch for the store. It is *applied* then; an
-//! fdatasync that everybody shares makes it *durable*. The store is flushed only behind the durable log, and
+//! fdatasync that all who ask share makes it *durable*. The store is flushed only behind the durable log, and
 //! segments go when the store and the mark have passed them. Nothing here knows what rows mean.
 
 mod cache;
@@ -15,7 +15,6 @@ mod rocks;
 mod store;
 
 pub use disk::{Disk, DiskFile, RealDisk};
-pub use durability::OnDurable;
 pub use folder::Folder;
 pub use log::format::Place;
 pub use maintain::Metrics;
@@ -50,9 +49,8 @@ pub struct Options {
     pub row_cache_bytes: u64,
     /// How far ahead of the last commit versions are reserved.
     pub ceiling_ahead: Duration,
-    /// What was applied is durable after this time at the latest. `None`: no threads at all; the engine's user calls
-    /// [`Engine::sync`] and [`Embedded::maintain`]. For simulation.
-    pub sync_delay: Option<Duration>,
+    /// A thread calls [`Embedded::maintain`] now and then. Without it the engine's user does: in simulation.
+    pub keeper: bool,
 }
 
 impl Default for Options {
@@ -63,7 +61,7 @@ impl Default for Options {
             flush_log_bytes: 256 << 20,
             row_cache_bytes: 64 << 20,
             ceiling_ahead: Duration::from_secs(2),
-            sync_delay: Some(Duration::from_millis(10)),
+            keeper: true,
         }
     }
 }
@@ -84,7 +82,7 @@ pub struct Opening {
 /// The engine on `S` and `D`.
 pub struct Embedded<S: Store, D: Disk> {
     core: Arc<Core<S, D>>,
-    threads: Vec<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
     // Last, so that it is released when everything else has been closed.
     _folder: Option<Folder>,
 }
@@ -171,8 +169,8 @@ impl<S: Store, D: Disk> Embedded<S, D> {
             store,
             options,
         });
-        let threads = core.start_threads()?;
-        Ok(Embedded { core, threads, _folder: None })
+        let keeper = core.start_keeper()?;
+        Ok(Embedded { core, keeper, _folder: None })
     }
 
     /// What was found at the start.
@@ -185,19 +183,8 @@ impl<S: Store, D: Disk> Embedded<S, D> {
         self.core.opening.floor
     }
 
-    /// `hook` is told about every rise of the durable version, on the thread that synced. It must be quick, and it
-    /// may see a version a moment before `apply` returns for it.
-    pub fn on_durable(&self, hook: OnDurable) {
-        self.core.durability.on_durable(hook);
-    }
-
-    /// Has what was applied made durable without the usual delay; does not wait for it. Needs the engine's threads.
-    pub fn sync_soon(&self) {
-        self.core.durability.hurry();
-    }
-
     /// Starts and completes flushes of the store and drops segments, as far as there is something to do. The
-    /// engine's own thread does so by itself.
+    /// engine's own thread does so by itself ([`Options::keeper`]).
     pub fn maintain(&self) -> Result<(), EngineError> {
         self.core.maintain(false)
     }
@@ -250,7 +237,7 @@ impl<S: Store, D: Disk> Core<S, D> {
                 self.durability.rolled(place);
                 Ok(())
             }
-            Err(error @ (EngineError::NoSpace { .. } | EngineError::Store(_))) => Err(error),
+            Err(error @ (EngineError::NoSpace { .. } | EngineError::Refused(_))) => Err(error),
             Err(error) => self.stop(error),
         }
     }
@@ -328,14 +315,14 @@ impl<S: Store, D: Disk> Core<S, D> {
 fn check(mut last: Version, commits: &[Commit]) -> Result<(), EngineError> {
     for commit in commits {
         if commit.version <= last {
-            return Err(EngineError::Store(format!(
-                "a commit has version {:?}, which is not above {last:?}: nothing of its group was applied",
+            return Err(EngineError::Refused(format!(
+                "a commit has version {:?}, which is not above {last:?}",
                 commit.version
             )));
         }
         last = commit.version;
         if commit.batch.0.iter().any(|change| change.key().is_empty()) {
-            return Err(EngineError::Store(format!(
+            return Err(EngineError::Refused(format!(
                 "commit {last:?} changes the empty key, which is no row's"
             )));
         }
@@ -379,8 +366,7 @@ impl<S: Store, D: Disk> Engine for Embedded<S, D> {
 impl<S: Store, D: Disk> Drop for Embedded<S, D> {
     fn drop(&mut self) {
         self.core.maintenance.close();
-        self.core.durability.close();
-        for thread in self.threads.drain(..) {
+        if let Some(thread) = self.keeper.take() {
             // A thread that panicked has said so itself.
             let _ = thread.join();
         }

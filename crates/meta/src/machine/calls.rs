@@ -86,6 +86,21 @@ fn is_quick(request: &Request) -> bool {
     )
 }
 
+/// The inode that a read asks about, where it may be one without a name.
+fn inode_of(request: &Request) -> Option<Ino> {
+    match request {
+        Request::GetAttr { ino }
+        | Request::ReadLink { ino }
+        | Request::GetXattr { ino, .. }
+        | Request::ListXattr { ino }
+        | Request::Slices { ino, .. }
+        | Request::Staged { ino, .. }
+        | Request::Access { ino, .. }
+        | Request::Open { ino, .. } => Some(*ino),
+        _ => None,
+    }
+}
+
 /// What a call needs of its session, copied out so that the machine is free to change.
 #[derive(Clone, Copy)]
 pub(super) struct Who {
@@ -151,6 +166,7 @@ impl Machine {
                 root: who.root,
                 at: who.at,
                 read_only: who.read_only,
+                held: inode_of(request).is_some_and(|ino| self.holds(who.session, ino)),
             }))),
         }
         Ok(())
@@ -180,6 +196,7 @@ impl Machine {
         at: Option<Version>,
     ) -> Result<Result<Reply, Errno>, EngineError> {
         let is_open = |ino: Ino| self.is_open(who.index, ino);
+        let holds = |ino: Ino| self.holds(who.session, ino);
         let ctx = Ctx {
             volume: who.index,
             version: self.last,
@@ -189,6 +206,7 @@ impl Machine {
             root: who.root,
             read_only: who.read_only,
             is_open: &is_open,
+            holds: &holds,
             freed_max: FREED_MAX,
         };
         match chronofs_namespace::query(&group.reads, &ctx, request) {
@@ -201,6 +219,12 @@ impl Machine {
     pub(super) fn is_open(&self, index: VolumeIndex, ino: Ino) -> bool {
         self.reclaim_until_ns.is_some()
             || self.volumes.get(&index).is_some_and(|volume| volume.opens.contains_key(&ino))
+    }
+
+    /// Whether the session may have `ino` open: after a restart it tells what it has.
+    fn holds(&self, session: SessionId, ino: Ino) -> bool {
+        let untold = |session: &Session| self.reclaim_until_ns.is_some() && !session.reclaimed;
+        self.sessions.get(&session).is_some_and(|session| session.opens.contains_key(&ino) || untold(session))
     }
 
     fn mutate(&mut self, group: &mut Group, conn: ConnId, who: Who, call: &Call) -> Result<(), EngineError> {
@@ -262,6 +286,7 @@ impl Machine {
         version: Version,
     ) -> Result<(Result<Reply, Errno>, Option<(Brief, chronofs_engine::Batch)>), EngineError> {
         let is_open = |ino: Ino| self.is_open(who.index, ino);
+        let holds = |ino: Ino| self.holds(who.session, ino);
         let ctx = Ctx {
             volume: who.index,
             version,
@@ -271,6 +296,7 @@ impl Machine {
             root: who.root,
             read_only: who.read_only || who.at.is_some(),
             is_open: &is_open,
+            holds: &holds,
             freed_max: FREED_MAX,
         };
         match chronofs_namespace::step(&group.reads, &ctx, request) {

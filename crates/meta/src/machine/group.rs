@@ -64,6 +64,8 @@ pub struct ReadJob {
     pub at: Option<Version>,
     /// The session cannot write.
     pub read_only: bool,
+    /// The session has open what is asked about.
+    pub held: bool,
 }
 
 /// An object to be stored or read for a client.
@@ -124,6 +126,8 @@ pub enum Effect {
 pub(super) enum Then {
     /// A volume was created, changed or marked as deleted.
     VolumeChanged(VolumeIndex, Box<Volume>),
+    /// What lies before this in a volume's past is out of reach.
+    HorizonMoved(VolumeIndex, Version),
     /// A session was opened for the hello of a connection.
     SessionOpened(Box<Session>, ConnId),
     /// A session is over.

@@ -1,17 +1,16 @@
 //! Hellos: who may come in, with which session, and when.
 
-use super::calls::Who;
 use super::group::{Effect, Group, Then, Undo};
 use super::session::{ConnId, Replies, Session, Sharing};
 use super::{Deferred, Machine, WaitingHello, Waits};
-use chronofs_core::ops::{Reply, Request, SystemRequest};
-use chronofs_core::{Caller, Ino, Name, SessionId, Version, VolumeIndex};
+use chronofs_core::ops::{Scope, SystemRequest};
+use chronofs_core::{FileKind, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
 use chronofs_namespace::{SystemError, SystemReply, rows};
 use chronofs_wire::admin::{AssignedToken, StoreKind};
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, Welcome,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, Welcome, common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -25,6 +24,7 @@ pub(super) fn not_now(retry_ms: u32, message: impl Into<String>) -> Refusal {
 
 /// A hello that passed the checks of protocol, token and volume.
 pub(super) struct Checked {
+    protocol: u16,
     index: VolumeIndex,
     token: AssignedToken,
 }
@@ -65,13 +65,14 @@ impl Machine {
     }
 
     pub(super) fn check(&self, group: &Group, hello: &Hello) -> Result<Checked, Refusal> {
-        if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+        let spoken = (hello.protocol_min, hello.protocol_max);
+        let Some(protocol) = common_protocol(spoken, (PROTOCOL_MIN, PROTOCOL_MAX)) else {
             let message = format!(
                 "the client speaks protocols {} to {}, this server {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the older one",
                 hello.protocol_min, hello.protocol_max
             );
             return Err(refusal(RefusalReason::Protocol, message));
-        }
+        };
         if !self.is_assigned() {
             return Err(not_now(500, "this server has not learnt its volumes yet; it asks the admin server"));
         }
@@ -85,7 +86,7 @@ impl Machine {
             let message = format!("volume {} cannot be served: {problem}", volume.row.spec.name);
             return Err(refusal(RefusalReason::UnknownVolume, message));
         }
-        Ok(Checked { index: volume.index, token })
+        Ok(Checked { protocol, index: volume.index, token })
     }
 
     /// The same message whatever is wrong with id or secret, so that ids cannot be guessed.
@@ -132,7 +133,13 @@ impl Machine {
             group.effects.push(Effect::Answer(conn, Err(refusal)));
             return Ok(());
         }
-        let root = match self.scope(group, checked)? {
+        // It keeps its directory, whatever that is called by now. Another token means what it means now.
+        let same = self.sessions.get(&id).filter(|session| session.token == checked.token.id);
+        let root = match same.map(|session| session.root) {
+            Some(root) => Ok(root),
+            None => self.scope(group, hello, checked)?,
+        };
+        let root = match root {
             Ok(root) => root,
             Err(refusal) => {
                 group.effects.push(Effect::Answer(conn, Err(refusal)));
@@ -141,8 +148,9 @@ impl Machine {
         };
         let replay = self.expect_replay(group, id, hello.seen);
         if let Some(session) = self.sessions.get_mut(&id) {
+            session.protocol = checked.protocol;
             session.root = root;
-            session.token = Some(checked.token.id);
+            session.token = checked.token.id;
             session.client_name.clone_from(&hello.client_name);
             session.read_only = hello.read_only || checked.token.read_only || session.at.is_some();
         }
@@ -207,7 +215,16 @@ impl Machine {
         hello: &Hello,
         checked: &Checked,
     ) -> Result<(), EngineError> {
-        let root = match self.scope(group, checked)? {
+        // Of an instant that cannot be had, nothing can be said of the token's directory either.
+        let past = hello.at.zip(self.volumes.get(&checked.index));
+        let had = past.map_or(Ok(()), |(at, volume)| {
+            chronofs_namespace::check_instant(&volume.row, at, self.next_version(group))
+        });
+        let root = match had {
+            Ok(()) => self.scope(group, hello, checked)?,
+            Err(error) => Err(refuse_session(error)),
+        };
+        let root = match root {
             Ok(root) => root,
             Err(refusal) => {
                 group.effects.push(Effect::Answer(conn, Err(refusal)));
@@ -221,13 +238,13 @@ impl Machine {
             at: hello.at,
             read_only,
             ttl_ms: self.config.life_ms,
+            scope: Scope { token: checked.token.id, root },
         };
         match self.system(group, &request)? {
             Ok(SystemReply::Session { id, session: row }) => {
                 let mut session = self.session_of_row(id, &row, group.steady_ns);
-                session.root = root;
+                session.protocol = checked.protocol;
                 session.read_only = read_only;
-                session.token = Some(checked.token.id);
                 session.client_name.clone_from(&hello.client_name);
                 (session.reclaimed, session.called) = (true, true);
                 group.thens.push(Then::SessionOpened(Box::new(session), conn));
@@ -249,8 +266,9 @@ impl Machine {
             index: row.volume,
             client: row.client,
             client_name: String::new(),
-            token: None,
-            root: Ino::ROOT,
+            token: row.scope.token,
+            protocol: PROTOCOL_MIN,
+            root: row.scope.root,
             at: row.at,
             read_only: row.flags & rows::Session::READ_ONLY != 0,
             conn: None,
@@ -326,7 +344,7 @@ impl Machine {
         // What it is to replay it must still hold.
         session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };
         let welcome = Welcome {
-            protocol: PROTOCOL_MAX,
+            protocol: session.protocol,
             session: id,
             boot: self.config.boot,
             epoch: self.config.epoch,
@@ -350,29 +368,31 @@ impl Machine {
         self.settle_sharing(group, index);
     }
 
-    /// The directory a token is confined to.
-    fn scope(&self, group: &mut Group, checked: &Checked) -> Result<Result<Ino, Refusal>, EngineError> {
-        let mut dir = Ino::ROOT;
-        let path = checked.token.path.as_deref().unwrap_or("/");
-        let who =
-            Who { session: SessionId(0), index: checked.index, root: Ino::ROOT, at: None, read_only: true };
-        for part in path.split('/').filter(|part| !part.is_empty()) {
-            let found = match Name::new(part.as_bytes().to_vec()) {
-                Ok(name) => self.query(group, who, &Caller::ROOT, &Request::Lookup { parent: dir, name })?,
-                Err(errno) => Err(errno),
-            };
-            match found {
-                Ok(Reply::Attr(attr)) if attr.kind == chronofs_core::FileKind::Dir => dir = attr.ino,
-                _ => {
-                    let message = format!(
-                        "the volume token is confined to {path}, and '{part}' in it is no directory now; \
-                         make the directory through another mount, or use another token"
-                    );
-                    return Ok(Err(refusal(RefusalReason::Token, message)));
-                }
-            }
+    /// The directory a token is confined to, as of the instant that is to be shown.
+    fn scope(
+        &self,
+        group: &mut Group,
+        hello: &Hello,
+        checked: &Checked,
+    ) -> Result<Result<Ino, Refusal>, EngineError> {
+        let Some(path) = checked.token.path.as_deref() else { return Ok(Ok(Ino::ROOT)) };
+        let (reads, index) = (&group.reads, checked.index);
+        match chronofs_namespace::resolve(reads, index, hello.at, Ino::ROOT, path.as_bytes()) {
+            Ok(Some((ino, FileKind::Dir))) => return Ok(Ok(ino)),
+            Ok(_) => {}
+            Err(stop) => drop(self.stopped(group, stop, "looking for the directory of a volume token")?),
         }
-        Ok(Ok(dir))
+        let message = match hello.at {
+            Some(at) => format!(
+                "the volume token is confined to {path}, which was no directory at {at}; choose another instant or \
+                 another token"
+            ),
+            None => format!(
+                "the volume token is confined to {path}, which is no directory now; make the directory through \
+                 another mount, or use another token"
+            ),
+        };
+        Ok(Err(refusal(RefusalReason::Token, message)))
     }
 }
 
@@ -380,7 +400,7 @@ fn refuse_session(error: SystemError) -> Refusal {
     let message = error.to_string();
     let reason = match error {
         SystemError::Instant { earliest, latest, .. } => RefusalReason::Instant { earliest, latest },
-        SystemError::Gap { before, after, .. } => RefusalReason::Instant { earliest: after, latest: before },
+        SystemError::Gap { before, after, .. } => RefusalReason::Gap { before, after },
         SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
         SystemError::UnknownSession(_) => RefusalReason::SessionOver,
         SystemError::BadSpec(_) | SystemError::Exhausted(_) => RefusalReason::NotNow { retry_ms: 60_000 },

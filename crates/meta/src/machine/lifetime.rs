@@ -7,6 +7,7 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, VolumeIndex};
 use chronofs_engine::{EngineError, Reads};
 use chronofs_history::{Table, Txn};
+use chronofs_namespace::SystemReply;
 use chronofs_namespace::rows::{ORPHAN, STORE_WIDE};
 use chronofs_wire::message::ToClient;
 
@@ -22,6 +23,9 @@ const PURGE_STEPS: usize = 4;
 /// How many files whose last open ended are looked at at a time: most are no orphans, and a busy volume closes
 /// thousands a second.
 const REAP_LOOKS_MAX: usize = 8192;
+
+/// The least that a horizon moves by.
+const HORIZON_STEP_NS: u64 = 60_000_000_000;
 
 /// A busy server writes replies down at the latest after this time.
 const MARK_AFTER_NS: u64 = 30_000_000_000;
@@ -45,6 +49,7 @@ impl Machine {
         self.renew_leases(group)?;
         self.reap(group)?;
         self.purge(group)?;
+        self.advance_horizons(group)?;
         self.mark(group)
     }
 
@@ -242,6 +247,29 @@ impl Machine {
         Ok(())
     }
 
+    /// Has the horizons follow their windows, so that what is out of reach may be forgotten. In steps of a hundredth of
+    /// the window, but at least a minute: each is a commit.
+    fn advance_horizons(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let now = self.next_version(group);
+        let due: Vec<(VolumeIndex, SystemRequest)> = self
+            .volumes
+            .values()
+            .filter_map(|volume| {
+                let to = volume.row.spec.retention.window_start(now);
+                let step_ns = (now.0.saturating_sub(to.0) / 100).max(HORIZON_STEP_NS);
+                let far = to.0.saturating_sub(volume.row.horizon.0) >= step_ns;
+                let request = SystemRequest::AdvanceHorizon { volume: volume.id(), to };
+                (far && volume.row.deleted.is_none()).then_some((volume.index, request))
+            })
+            .collect();
+        for (index, request) in due {
+            if let Ok(SystemReply::Horizon(horizon)) = self.system(group, &request)? {
+                group.thens.push(Then::HorizonMoved(index, horizon));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the replies of all sessions into the state, so that the tags before are not needed any more.
     fn mark(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let due = self.commits_since_mark >= self.config.mark_after_commits
@@ -254,8 +282,8 @@ impl Machine {
         let sessions = self.sessions.values().map(|session| (session.id, session.replies.briefs().collect()));
         let version = self.next_version(group);
         let replies = sessions.filter(|(_, replies): &(_, Vec<_>)| !replies.is_empty()).collect();
-        let kept = KeptReplies { marked: version, replies };
-        let row = postcard::to_stdvec(&kept).map_err(|error| EngineError::Store(error.to_string()))?;
+        let kept = KeptReplies { flags: 0, marked: version, replies };
+        let row = kept.encode()?;
         let mut txn = Txn::new(&group.reads, STORE_WIDE, version, false);
         txn.put_plain(REPLIES, &[], &row);
         let batch = txn.into_batch();

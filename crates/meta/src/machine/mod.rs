@@ -190,7 +190,9 @@ pub struct Machine {
     believed: Version,
     /// The last commit that survived the last stop.
     recovered: Version,
-    marked: Version,
+    /// The mark that was found at the start: what clients were answered up to here survived. Marks of this run lie
+    /// above all that was lost and say nothing of it.
+    mark_found: Version,
     marked_ns: u64,
     commits_since_mark: u64,
     parked: u64,
@@ -224,7 +226,7 @@ impl Machine {
             durable: last,
             believed: last,
             recovered: found.last_commit,
-            marked: Version::ZERO,
+            mark_found: Version::ZERO,
             marked_ns: now.steady_ns,
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
@@ -491,6 +493,11 @@ impl Machine {
     fn then(&mut self, group: &mut Group, then: Then) {
         match then {
             Then::VolumeChanged(index, row) => self.volume_changed(group, index, *row),
+            Then::HorizonMoved(index, horizon) => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.row.horizon = horizon;
+                }
+            }
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),
             Then::LeaseRenewed(session) => {
@@ -504,7 +511,7 @@ impl Machine {
                 }
             }
             Then::Marked(version) => {
-                (self.marked, self.marked_ns, self.commits_since_mark) = (version, group.steady_ns, 0);
+                (self.marked_ns, self.commits_since_mark) = (group.steady_ns, 0);
                 group.effects.push(Effect::Mark(version));
             }
             Then::Replayed(replayed) => self.replays_applied(group, replayed),

@@ -13,17 +13,13 @@ use super::{Call, Machine};
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::{Errno, Ino, SessionId, Version};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
-use chronofs_history::{Snapshot, Txn};
-use chronofs_namespace::rows::{self, COUNTERS, Counters, INODE, STORE_WIDE, ino_key};
+use chronofs_history::Snapshot;
+use chronofs_namespace::rows::{self, INODE, STORE_WIDE, ino_key};
 use chronofs_wire::message::ToClient;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The most calls that are held back while replays are collected.
 const HELD_MAX: usize = 1 << 16;
-/// The bits of an inode number that are its counter.
-const INO_COUNTER: u64 = (1 << 48) - 1;
-/// The most inode numbers that lost creates may have taken.
-const RESERVE_MAX: u64 = 1 << 20;
 /// A client's clock of versions is not believed further ahead than this.
 const AHEAD_MAX_NS: u64 = 3_600_000_000_000;
 
@@ -63,8 +59,9 @@ impl Machine {
         recovered: &[Recovered],
     ) -> Result<(), ReadStop> {
         let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(REPLIES, &[])?;
-        if let Some(kept) = row.and_then(|row| postcard::from_bytes::<KeptReplies>(&row).ok()) {
-            self.marked = kept.marked;
+        if let Some(row) = row {
+            let kept = KeptReplies::decode(&row).map_err(ReadStop::Failed)?;
+            self.mark_found = kept.marked;
             for (session, replies) in kept.replies {
                 for (id, version, brief) in replies {
                     self.restore_reply(session, id, version, brief);
@@ -72,7 +69,8 @@ impl Machine {
             }
         }
         for found in recovered {
-            if let Some(Tag::Call { session, id, reply }) = tag::decode(&found.tag) {
+            let tag = tag::decode(found.version, &found.tag).map_err(ReadStop::Failed)?;
+            if let Tag::Call { session, id, reply } = tag {
                 self.restore_reply(session, id, found.version, reply);
             }
         }
@@ -292,8 +290,8 @@ impl Machine {
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
-            // Not by its version whether it survived: one that was replayed before has had another since.
-            let there = call.version <= self.marked
+            // Not by its version whether it survived a power cut: one that was replayed before has had another since.
+            let there = call.version <= self.mark_found
                 || session.replies.get(call.id).is_some()
                 || !seen.insert((id, call.id));
             if there || !call.request.mutates() {
@@ -361,26 +359,13 @@ impl Machine {
     /// Has the next inode of a volume get the number that it had before the power cut: creates that nobody was
     /// answered for are not among the replays, and took numbers too.
     fn reserve_ino(&mut self, group: &mut Group, who: Who, made: Ino) -> Result<(), EngineError> {
-        let snapshot = Snapshot::new(&group.reads, who.index, None);
-        let row = match snapshot.get_plain(COUNTERS, &[]) {
-            Ok(row) => row,
-            Err(stop) => return self.stopped(group, stop, "reading the counters of a volume").map(drop),
-        };
-        let Some(mut counters) = row.and_then(|row| postcard::from_bytes::<Counters>(&row).ok()) else {
-            return Ok(());
-        };
-        // Incarnations differ only over a restore, after which nothing is replayed.
-        let counter = made.0 & INO_COUNTER;
-        if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
-            return Ok(());
-        }
-        counters.next_ino = counter;
-        let row = postcard::to_stdvec(&counters).map_err(|error| EngineError::Store(error.to_string()))?;
         let version = self.next_version(group);
-        let mut txn = Txn::new(&group.reads, who.index, version, false);
-        txn.put_plain(COUNTERS, &[], &row);
-        let batch = txn.into_batch();
-        self.commit_system(group, version, batch);
+        match chronofs_namespace::reserve_ino(&group.reads, who.index, version, made) {
+            Ok(Some(batch)) => self.commit_system(group, version, batch),
+            Ok(None) => {}
+            // The call itself meets the same row, and is parked.
+            Err(stop) => drop(self.stopped(group, stop, "reading the counters of a volume")?),
+        }
         Ok(())
     }
 

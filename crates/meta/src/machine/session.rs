@@ -114,8 +114,10 @@ pub(super) struct Session {
     pub(super) client: u128,
     /// For people.
     pub(super) client_name: String,
-    /// The token it came with; unknown after a restart until it comes again.
-    pub(super) token: Option<Uuid>,
+    /// The token it came with.
+    pub(super) token: Uuid,
+    /// The protocol that it and this server speak.
+    pub(super) protocol: u16,
     /// What it may see lies below.
     pub(super) root: Ino,
     /// The instant it sees, if not the present.

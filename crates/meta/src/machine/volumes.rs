@@ -209,10 +209,10 @@ impl Machine {
     pub(super) fn cut_off_revoked(&mut self, group: &mut Group) {
         let now_ns = group.now_ns;
         for session in self.sessions.values() {
-            let (Some(conn), Some(token)) = (session.conn, session.token) else { continue };
+            let Some(conn) = session.conn else { continue };
             let token_holds = self
                 .tokens
-                .get(&token)
+                .get(&session.token)
                 .is_some_and(|token| token.ends_ns.is_none_or(|ends_ns| ends_ns > now_ns));
             let volume_holds =
                 self.volumes.get(&session.index).is_some_and(|volume| volume.row.deleted.is_none());

@@ -132,3 +132,18 @@ fn a_client_whose_calls_cannot_be_done_again_is_told_that_it_need_not_keep_them(
     let told = |effect: &Effect| matches!(effect, Effect::Send(ConnId(11), ToClient::Durable { .. }));
     assert!(server.run(Event::Tick).iter().any(told));
 }
+
+#[test]
+fn a_call_that_is_replayed_late_is_done_though_a_mark_was_written_meanwhile() {
+    let (mut server, one, _, base) = after_the_window(Arc::new(Memory::default()));
+    for id in 1..=3 {
+        server.call(12, id, create(Ino::ROOT, &format!("x{id}"), false)).1.unwrap();
+    }
+    server.now_ns += 40 * SECOND;
+    let marked = |effect: &Effect| matches!(effect, Effect::Mark(_));
+    assert!(server.run(Event::Tick).iter().any(marked));
+    assert!(server.open(11, resume(1, one, Version(base.0 + 40))).unwrap().replay);
+    let late = replayed(10, Version(base.0 + 10), create(Ino::ROOT, "late", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![late], end: true });
+    server.call(11, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
+}

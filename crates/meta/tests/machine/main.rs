@@ -3,7 +3,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod damaged;
 mod late;
+mod past;
+mod rights;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};
@@ -520,7 +523,7 @@ fn a_wall_clock_that_leaps_lets_nobody_in_while_another_still_caches() {
 }
 
 /// A publish of one byte into each of so many blocks.
-fn sparse(session: SessionId, ino: Ino, blocks: u32) -> Request {
+fn sparse(session: SessionId, ino: Ino, blocks: std::ops::Range<u32>) -> Request {
     use chronofs_core::slice::{Codec, Seal};
     let slice = |block: u32| {
         let object = chronofs_core::ObjectId { incarnation: 0, session, n: u64::from(block) };
@@ -529,7 +532,7 @@ fn sparse(session: SessionId, ino: Ino, blocks: u32) -> Request {
         let place = Place::Inline(seal, bytes::Bytes::from_static(b"x"));
         NewSlice { block, slice: Slice { offset: 0, len: 1, skip: 0, place }, staged: None }
     };
-    let slices = (0..blocks).map(slice).collect();
+    let slices = blocks.map(slice).collect();
     Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge: None }
 }
 
@@ -538,8 +541,10 @@ fn what_is_left_of_a_large_file_that_was_removed_goes_at_the_ticks_that_follow()
     let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
     let session = server.open(1, hello(1)).unwrap().session;
     let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
-    server.call(1, 2, sparse(session, ino, 10_000)).1.unwrap();
-    server.call(1, 3, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    for (id, from) in [(2, 0), (3, 3_000), (4, 6_000), (5, 9_000)] {
+        server.call(1, id, sparse(session, ino, from..from + 3_000)).1.unwrap();
+    }
+    server.call(1, 6, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
     let index = server.core.machine.volumes().next().unwrap().index;
     let left = |server: &Server| {
         chronofs_namespace::first_purge(&SharedView(server.core.engine.view()), index).unwrap()

@@ -26,7 +26,7 @@ impl RecordingEngine {
             flush_log_bytes: 8 << 10,
             row_cache_bytes: 16 << 10,
             ceiling_ahead: Duration::from_secs(2),
-            sync_delay: None,
+            keeper: false,
         };
         let inner = Embedded::new(disk.clone(), MemStore::open(medium.clone()), options)?;
         Ok(RecordingEngine { inner, record: record.clone() })

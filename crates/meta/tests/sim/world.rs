@@ -39,13 +39,21 @@ pub struct World {
     /// Calls with the versions they were committed at, lost or not. One that comes again after its commit was lost may
     /// find nothing to do.
     ever: BTreeSet<(SessionId, u64, Version)>,
+    /// How long a server waits for what was lost: in some worlds so short that clients come late.
+    window_ms: u32,
+    /// The server has written a mark since it started.
+    marked: bool,
+    /// Calls that were replayed after the window, and after a mark.
+    pub late_after_mark: usize,
 }
 
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let private = random.one_in(2);
-        let clients = (0..1 + random.below(3)).map(|n| SimClient::new(u128::from(n) + 1, private)).collect();
+        let window_ms = if random.one_in(3) { 50 } else { 10_000 };
+        let new = |n| SimClient::new(u128::from(n) + 1, private, window_ms < 1000);
+        let clients = (0..1 + random.below(3)).map(new).collect();
         World {
             disk: SimDisk::new(random.number()),
             random,
@@ -59,6 +67,9 @@ impl World {
             clients,
             durable: Version::ZERO,
             ever: BTreeSet::new(),
+            window_ms,
+            marked: false,
+            late_after_mark: 0,
         }
     }
 
@@ -101,7 +112,7 @@ impl World {
             }
         }
         for commit in self.record.lock().unwrap().iter().rev().take(300) {
-            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+            if let Tag::Call { session, id, .. } = tag::decode(commit.version, &commit.tag).unwrap() {
                 self.ever.insert((session, id, commit.version));
             }
         }
@@ -145,6 +156,7 @@ impl World {
             }
             Effect::Mark(version) => {
                 let Some(server) = &self.server else { return };
+                self.marked = true;
                 let done = server.core.engine.sync().and_then(|_| server.core.engine.mark(version));
                 if done.is_err() {
                     self.server = None;
@@ -186,6 +198,8 @@ impl World {
 
     fn deliver_to_server(&mut self) {
         let mut events = Vec::new();
+        let serving = |server: &Server| !server.core.machine.figures().recovering;
+        let late = self.marked && self.server.as_ref().is_some_and(serving);
         for client in &mut self.clients {
             let Some(conn) = client.conn else { continue };
             for _ in 0..self.random.below(6) {
@@ -193,7 +207,12 @@ impl World {
                     Some(ToServer::Call { id, acked, caller, request }) => {
                         events.push(Event::Call(conn, Call { id, acked, caller, request }));
                     }
-                    Some(frame) => events.push(Event::Frame(conn, frame)),
+                    Some(frame) => {
+                        if let (ToServer::Replay { calls, .. }, true) = (&frame, late) {
+                            self.late_after_mark += calls.len();
+                        }
+                        events.push(Event::Frame(conn, frame));
+                    }
                     None => break,
                 }
             }
@@ -289,7 +308,13 @@ impl World {
             assert_is_model(&*engine.view(), &record);
         }
         self.check_durable();
-        let config = Config { boot: self.boots, mark_after_commits: 40, ..Config::default() };
+        self.marked = false;
+        let config = Config {
+            boot: self.boots,
+            mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
+            replay_window_ms: self.window_ms,
+            ..Config::default()
+        };
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns.into()).unwrap();
@@ -324,7 +349,7 @@ impl World {
     fn commits(&self) -> BTreeMap<(SessionId, u64), u32> {
         let mut commits = BTreeMap::new();
         for commit in self.record.lock().unwrap().iter() {
-            if let Some(Tag::Call { session, id, .. }) = tag::decode(&commit.tag) {
+            if let Tag::Call { session, id, .. } = tag::decode(commit.version, &commit.tag).unwrap() {
                 *commits.entry((session, id)).or_default() += 1;
             }
         }

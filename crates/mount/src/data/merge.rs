@@ -9,12 +9,19 @@ use super::write_back::Batch;
 use chronofs_blocks::layout::{Segment, Shows};
 use chronofs_blocks::plan::{Content, Piece};
 use chronofs_core::Errno;
-use chronofs_core::ops::Merge;
+use chronofs_core::ops::{Merge, SLICES_PER_PUBLISH_MAX};
 use std::sync::Arc;
 use tokio::sync::MutexGuard;
 
-/// With more runs than this, the holes between them are filled with zeros: else nothing would be merged.
+/// With more runs than this, the holes between them are filled with zeros: else little would be merged.
 const RUNS_MAX: usize = 16;
+
+/// What becomes of the holes between more than [`RUNS_MAX`] runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holes {
+    Fill,
+    Keep,
+}
 
 /// Starts to merge `block` in the background, unless this file is being merged already.
 pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
@@ -24,7 +31,7 @@ pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
     let file = file.clone();
     file.data.runtime.clone().spawn(async move {
         let Ok(_merging) = file.merging.try_lock() else { return };
-        match merge(&file, block).await {
+        match merge(&file, block, None).await {
             // A newer slice came: the block is merged when it is next written or read.
             Ok(()) | Err(Errno::EAGAIN) => {}
             Err(errno) => {
@@ -34,21 +41,38 @@ pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
     });
 }
 
-async fn merge<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<(), Errno> {
-    let Some(merged) = Merged::of(file, number).await? else { return Ok(()) };
-    let order = file.order.lock().await;
-    merged.publish(file, &order).await
-}
-
-/// Merges `block` for whoever publishes: the server takes no more slices of it.
+/// Merges `block` for whoever publishes: the server takes no more slices of it. Errors: EDQUOT when there is no room
+/// for the zeros that it takes to make fewer of them.
 pub(super) async fn now<M: Meta>(
     file: &Arc<FileData<M>>,
     block: u32,
     order: &MutexGuard<'_, ()>,
 ) -> Result<(), Errno> {
-    match Merged::of(file, block).await? {
-        Some(merged) => merged.publish(file, order).await,
-        None => Ok(()),
+    merge(file, block, Some(order)).await
+}
+
+async fn merge<M: Meta>(
+    file: &Arc<FileData<M>>,
+    number: u32,
+    order: Option<&MutexGuard<'_, ()>>,
+) -> Result<(), Errno> {
+    match attempt(file, number, order, Holes::Fill).await {
+        // Zeros are content, and count.
+        Err(Errno::EDQUOT) => attempt(file, number, order, Holes::Keep).await,
+        result => result,
+    }
+}
+
+async fn attempt<M: Meta>(
+    file: &Arc<FileData<M>>,
+    number: u32,
+    order: Option<&MutexGuard<'_, ()>>,
+    holes: Holes,
+) -> Result<(), Errno> {
+    let Some(merged) = Merged::of(file, number, holes).await? else { return Ok(()) };
+    match order {
+        Some(order) => merged.publish(file, order).await,
+        None => merged.publish(file, &file.order.lock().await).await,
     }
 }
 
@@ -59,8 +83,13 @@ struct Merged {
 }
 
 impl Merged {
-    /// `None` when the block does not consist of that many slices.
-    async fn of<M: Meta>(file: &Arc<FileData<M>>, number: u32) -> Result<Option<Merged>, Errno> {
+    /// `None` when the block does not consist of that many slices. Errors: EDQUOT when it has as many runs, or
+    /// more than a publish takes.
+    async fn of<M: Meta>(
+        file: &Arc<FileData<M>>,
+        number: u32,
+        holes: Holes,
+    ) -> Result<Option<Merged>, Errno> {
         let data = &file.data;
         let truncations = file.state().truncations;
         let mut list = data.meta.slices(file.ino, number, 1).await?;
@@ -70,9 +99,13 @@ impl Merged {
         if block.slices.len() <= data.config.tuning.slices_per_block_max / 2 {
             return Ok(None);
         }
+        let runs = runs(&block.segments, holes);
+        if runs.len() >= block.slices.len() || runs.len() > SLICES_PER_PUBLISH_MAX {
+            return Err(Errno::EDQUOT);
+        }
         let start = u64::from(number) * u64::from(data.config.block_size);
         let mut pieces = Vec::new();
-        for run in runs(&block.segments) {
+        for run in runs {
             let part = |segment: &Segment| Part {
                 offset: u64::from(segment.offset),
                 len: u64::from(segment.len),
@@ -116,12 +149,12 @@ impl Merged {
     }
 }
 
-/// Segments that are to become one slice each: what is between two holes, or, when that is too many, everything
-/// from the first byte of data to the last.
-fn runs(segments: &[Segment]) -> Vec<&[Segment]> {
+/// Segments that are to become one slice each: what is between two holes, or, when those are many and to be filled,
+/// everything from the first byte of data to the last.
+fn runs(segments: &[Segment], holes: Holes) -> Vec<&[Segment]> {
     let runs: Vec<&[Segment]> =
         segments.split(|segment| segment.shows == Shows::Hole).filter(|run| !run.is_empty()).collect();
-    if runs.len() <= RUNS_MAX {
+    if runs.len() <= RUNS_MAX || holes == Holes::Keep {
         return runs;
     }
     let is_data = |segment: &Segment| segment.shows != Shows::Hole;

@@ -4,13 +4,14 @@ use super::lock;
 use super::meta::{Meta, Publish, PublishError, SliceList};
 use crate::testing;
 use bytes::Bytes;
+use chronofs_blocks::layout::{Shows, layout};
 use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{ObjectPort, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ impl Faults {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     version: u64,
     size: u64,
@@ -97,6 +98,8 @@ struct Inner {
     merges: u64,
     /// How often slices were asked for.
     asked: u64,
+    /// The most bytes that are no holes.
+    max_bytes: Option<u64>,
     /// The answer to every publish, if not what is right.
     refuse: Option<PublishError>,
 }
@@ -107,7 +110,31 @@ impl Inner {
         Attr { size: self.size, mtime_ns, data_version, ..testing::attr(INO.0) }
     }
 
+    fn allocated(&self) -> u64 {
+        let blocks: BTreeSet<u32> = self.slices.iter().map(|placed| placed.key.block).collect();
+        let of_block = |block: u32| {
+            let mut slices: Vec<_> =
+                self.slices.iter().filter(|placed| placed.key.block == block).cloned().collect();
+            slices.sort_by_key(|placed| placed.key);
+            let segments = layout(&slices, self.block_size);
+            segments.iter().filter(|s| s.shows != Shows::Hole).map(|s| u64::from(s.len)).sum::<u64>()
+        };
+        blocks.into_iter().map(of_block).sum()
+    }
+
     fn apply(&mut self, publish: Publish) -> Result<(), Errno> {
+        let Some(max) = self.max_bytes else { return self.lay(publish) };
+        let before = self.clone();
+        self.lay(publish)?;
+        let after = self.allocated();
+        if after > before.allocated() && after > max {
+            *self = before;
+            return Err(Errno::EDQUOT);
+        }
+        Ok(())
+    }
+
+    fn lay(&mut self, publish: Publish) -> Result<(), Errno> {
         if let Some(merge) = &publish.merge {
             let newest = self.slices.iter().filter(|p| p.key.block == merge.block).map(|p| p.key).max();
             if newest != Some(merge.newest) {
@@ -171,6 +198,12 @@ impl MemoryMeta {
 
     pub(super) fn all_slices(&self) -> Vec<PlacedSlice> {
         lock(&self.inner).slices.clone()
+    }
+
+    /// From now on there is room for so many bytes more.
+    pub(super) fn leave_room(&self, bytes: u64) {
+        let mut inner = lock(&self.inner);
+        inner.max_bytes = Some(inner.allocated() + bytes);
     }
 
     pub(super) fn refuse(&self, error: Option<PublishError>) {

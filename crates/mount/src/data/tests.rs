@@ -268,6 +268,51 @@ fn a_block_that_the_server_finds_too_full_is_merged_before_more_is_published() {
     });
 }
 
+/// A file of `count` islands of 10 bytes, on a volume that has room for so many bytes more, and its content.
+async fn islands(world: &World, count: usize, room: u64) -> (File, Vec<u8>) {
+    let tuning = Tuning { slices_per_block_max: SLICES_PER_BLOCK_CAP, ..Tuning::default() };
+    let file = world.open(&world.mount(1, tuning));
+    let mut model = vec![0u8; (count - 1) * 100 + 10];
+    for n in 0..count {
+        file.write(n as u64 * 100, &[n as u8 + 1; 10], false).await.unwrap();
+        model[n * 100..n * 100 + 10].fill(n as u8 + 1);
+        file.flush(&file.error_mark()).await.unwrap();
+    }
+    world.meta.leave_room(room);
+    (file, model)
+}
+
+#[test]
+fn a_full_block_is_merged_without_zeros_when_the_quota_has_no_room_for_them() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        let (file, mut model) = islands(&world, 30, 50).await;
+        for n in 0..60usize {
+            let at = n % 30 * 100 + 2;
+            file.write(at as u64, &[n as u8 + 100; 5], false).await.unwrap();
+            model[at..at + 5].fill(n as u8 + 100);
+            assert_eq!(file.flush(&file.error_mark()).await, Ok(()), "write {n}");
+        }
+        assert!(world.meta.merges() > 0);
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert!(other.read(0, 8192).await.unwrap() == model);
+    });
+}
+
+#[test]
+fn an_island_too_many_for_a_block_and_a_quota_is_refused_and_not_kept_for_ever() {
+    runtime().block_on(async {
+        let world = calm(8192);
+        let (file, model) = islands(&world, SLICES_PER_BLOCK_CAP, 10).await;
+        let mark = file.error_mark();
+        file.write(5000, b"1 too many", false).await.unwrap();
+        assert_eq!(file.flush(&mark).await, Err(Errno::EDQUOT));
+        assert_eq!(file.flush(&mark).await, Ok(()), "it was told once, and nothing is left to be stored");
+        assert!(!file.data.is_unclean());
+        assert!(file.read(0, 8192).await.unwrap() == model);
+    });
+}
+
 #[test]
 fn a_sequential_reader_finds_the_next_blocks_fetched() {
     runtime().block_on(async {

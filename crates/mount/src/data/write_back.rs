@@ -316,8 +316,13 @@ impl<M: Meta> FileData<M> {
                 Err(PublishError::Answered(Errno::EBUSY)) if Instant::now() < give_up => {
                     let blocks: BTreeSet<u32> = publish.slices.iter().map(|new| new.block).collect();
                     for block in blocks {
-                        if let Err(errno) = merge::now(self, block, order).await {
-                            tracing::debug!(ino = %self.ino, block, %errno, "a full block is not merged yet");
+                        match merge::now(self, block, order).await {
+                            Ok(()) => {}
+                            // Waiting makes no room: as with every write for which there is none.
+                            Err(Errno::EDQUOT) => return Err(PublishError::Answered(Errno::EDQUOT)),
+                            Err(errno) => {
+                                tracing::debug!(ino = %self.ino, block, %errno, "a full block is not merged yet");
+                            }
                         }
                     }
                 }

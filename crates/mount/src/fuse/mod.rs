@@ -122,9 +122,11 @@ fn entry_name(name: &OsStr) -> Result<Name, Errno> {
 
 fn reply_entry(numbers: Numbers, reply: ReplyEntry, shown: &Shown) {
     match &shown.attr {
-        Some(attr) => reply.entry(&shown.ttl, &numbers.entry(attr), GENERATION),
-        None if shown.ttl.is_zero() => reply.fail(Errno::ENOENT),
-        None => reply.entry(&shown.ttl, &convert::no_entry(), GENERATION),
+        Some(attr) => {
+            reply.entry_with_ttls(&shown.ttl, &shown.name_ttl, &numbers.entry(attr), GENERATION);
+        }
+        None if shown.name_ttl.is_zero() => reply.fail(Errno::ENOENT),
+        None => reply.entry(&shown.name_ttl, &convert::no_entry(), GENERATION),
     }
 }
 
@@ -151,9 +153,11 @@ fn access_of(flags: i32) -> Access {
     let write = mode == libc::O_WRONLY || mode == libc::O_RDWR;
     // The kernel turns O_SYNC of ordinary writes into fsync; direct ones come without.
     let direct = flags & libc::O_DIRECT != 0;
+    let exec = flags & FMODE_EXEC != 0;
     Access {
-        read: mode != libc::O_WRONLY && flags & FMODE_EXEC == 0,
+        read: mode != libc::O_WRONLY && !exec,
         write,
+        exec,
         sync: direct && write && flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
     }
 }

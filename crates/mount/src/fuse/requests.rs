@@ -64,7 +64,7 @@ impl Filesystem for Face {
         match entry_name(name) {
             Err(errno) => reply.fail(errno),
             Ok(name) => {
-                match self.vfs.try_lookup(parent, &name) {
+                match self.vfs.try_lookup(|| self.caller(request), parent, &name) {
                     Some(shown) => reply_entry(self.numbers, reply, &shown),
                     None => {
                         let caller = self.caller(request);
@@ -365,13 +365,22 @@ impl Filesystem for Face {
         self.done(request, reply, move |vfs| async move { vfs.fsyncdir().await });
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let handle = self.vfs.opendir(self.numbers.live(ino));
-        let mut flags = FopenFlags::empty();
-        if self.numbers.past {
-            flags |= FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.numbers.live(ino);
+        let flags = if self.numbers.past {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        };
+        match self.vfs.try_opendir(|| self.caller(request), ino) {
+            Some(handle) => reply.opened(FileHandle(handle), flags),
+            None => {
+                let (caller, vfs) = (self.caller(request), Arc::clone(&self.vfs));
+                let operation = move |vfs: Arc<Vfs>| async move { vfs.opendir(caller, ino).await };
+                let answer = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), flags);
+                self.begin(request, reply, operation, answer, move |handle| vfs.releasedir(handle));
+            }
         }
-        reply.opened(FileHandle(handle), flags);
     }
 
     fn releasedir(
@@ -394,9 +403,8 @@ impl Filesystem for Face {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let (caller, numbers) = (self.caller(request), self.numbers);
-        let operation =
-            move |vfs: Arc<Vfs>| async move { vfs.readdir(caller, handle.0, offset, false).await };
+        let numbers = self.numbers;
+        let operation = move |vfs: Arc<Vfs>| async move { vfs.readdir(handle.0, offset, false).await };
         self.later(request, reply, operation, move |mut reply, listed: Vec<Listing>| {
             for Listing { entry, .. } in listed {
                 let name = OsStr::from_bytes(&entry.name);
@@ -416,12 +424,13 @@ impl Filesystem for Face {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let (caller, numbers) = (self.caller(request), self.numbers);
-        let operation = move |vfs: Arc<Vfs>| async move { vfs.readdir(caller, handle.0, offset, true).await };
+        let numbers = self.numbers;
+        let operation = move |vfs: Arc<Vfs>| async move { vfs.readdir(handle.0, offset, true).await };
         self.later(request, reply, operation, move |mut reply, listed: Vec<Listing>| {
             for Listing { entry, shown } in listed {
                 let (attr, ttl) = match shown {
-                    Some(Shown { attr: Some(attr), ttl }) => (numbers.attr(&attr), ttl),
+                    // There is one time for both, the name and the attributes.
+                    Some(Shown { attr: Some(attr), name_ttl, .. }) => (numbers.attr(&attr), name_ttl),
                     _ => (dot_attr(numbers, entry.ino), Duration::ZERO),
                 };
                 let name = OsStr::from_bytes(&entry.name);

@@ -1,10 +1,12 @@
 //! Reading directories, page by page.
 
 use super::cache::CachedEntry;
+use super::rights::Right;
 use super::{Shown, Vfs, reply};
 use chronofs_core::ops::{DirEntry, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, Name, Version};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Mutex;
 
 /// Entries asked for at once.
@@ -13,6 +15,8 @@ const PAGE_ENTRIES: u32 = 1024;
 const LISTED_MAX: usize = 512;
 /// An entry whose attributes changed since the page was read is asked for again, this many at once.
 const REFRESHED_MAX: usize = 32;
+/// The right to read, as access(2) has it.
+const READ: u8 = 4;
 
 /// An open directory: the page that was read last.
 pub(crate) struct DirHandle {
@@ -40,8 +44,21 @@ pub(crate) struct Listing {
 }
 
 impl Vfs {
-    /// Opens a directory.
-    pub(crate) fn opendir(&self, ino: Ino) -> u64 {
+    /// Opens a directory, if it is known that the caller may list it: in the present the kernel has asked.
+    pub(crate) fn try_opendir(&self, caller: impl FnOnce() -> Caller, ino: Ino) -> Option<u64> {
+        let allowed = self.at.is_none() || self.rights.has(&caller(), ino, Right::List);
+        allowed.then(|| self.hold_dir(ino))
+    }
+
+    /// Opens a directory of the past.
+    pub(crate) async fn opendir(&self, caller: Caller, ino: Ino) -> Result<u64, Errno> {
+        let asked = Instant::now();
+        self.access(caller.clone(), ino, READ).await?;
+        self.rights.granted(caller, ino, Right::List, asked);
+        Ok(self.hold_dir(ino))
+    }
+
+    fn hold_dir(&self, ino: Ino) -> u64 {
         self.files.add_dir(DirHandle { ino, page: Mutex::new(None) })
     }
 
@@ -50,20 +67,15 @@ impl Vfs {
         self.files.remove_dir(handle);
     }
 
-    /// The entries of an open directory after the cookie `after`, as many as are at hand. None: the end.
-    pub(crate) async fn readdir(
-        &self,
-        caller: Caller,
-        handle: u64,
-        after: u64,
-        attrs: bool,
-    ) -> Result<Vec<Listing>, Errno> {
+    /// The entries of an open directory after the cookie `after`, as many as are at hand. None: the end. Whoever
+    /// lists it was checked when it was opened, and may go on whatever becomes of its rights.
+    pub(crate) async fn readdir(&self, handle: u64, after: u64, attrs: bool) -> Result<Vec<Listing>, Errno> {
         let dir = self.files.dir(handle)?;
         let mut kept = dir.page.lock().await;
         let (page, first) = match kept.as_ref().and_then(|page| Some((page, page.place(after, attrs)?))) {
             Some((page, first)) => (Arc::clone(page), first),
             None => {
-                let page = Arc::new(self.read_page(caller.clone(), dir.ino, after, attrs).await?);
+                let page = Arc::new(self.read_page(dir.ino, after, attrs).await?);
                 *kept = Some(Arc::clone(&page));
                 (page, 0)
             }
@@ -73,12 +85,12 @@ impl Vfs {
         if !attrs {
             return Ok(entries.map(|entry| Listing { entry, shown: None }).collect());
         }
-        self.with_attrs(caller, entries, page.version).await
+        self.with_attrs(entries, page.version).await
     }
 
-    async fn read_page(&self, caller: Caller, dir: Ino, after: u64, attrs: bool) -> Result<Page, Errno> {
+    async fn read_page(&self, dir: Ino, after: u64, attrs: bool) -> Result<Page, Errno> {
         let request = Request::ReadDir { dir, after, limit: PAGE_ENTRIES, attrs };
-        let (version, entries, end) = match self.connection.call(caller, request).await? {
+        let (version, entries, end) = match self.connection.call(Caller::ROOT, request).await? {
             (version, Reply::Entries { entries, end }) => (version, entries, end),
             (_, other) => return Err(reply::unexpected(&other)),
         };
@@ -97,7 +109,6 @@ impl Vfs {
     /// Joins entries with attributes that are right now: those of a page may be from before a change.
     async fn with_attrs(
         &self,
-        caller: Caller,
         entries: impl Iterator<Item = DirEntry>,
         version: Version,
     ) -> Result<Vec<Listing>, Errno> {
@@ -113,7 +124,7 @@ impl Vfs {
                     None if refreshed == REFRESHED_MAX => break,
                     None => {
                         refreshed += 1;
-                        match self.getattr(caller.clone(), entry.ino).await {
+                        match self.getattr(Caller::ROOT, entry.ino).await {
                             Ok(shown) => Some(shown),
                             // Removed since the page was read: readdir may show it or not.
                             Err(Errno::ENOENT | Errno::ESTALE) => continue,

@@ -12,6 +12,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+/// The right to execute, as access(2) has it.
+const EXEC: u8 = 1;
+
 /// What an open file may be used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Access {
@@ -19,6 +22,8 @@ pub(crate) struct Access {
     pub(crate) write: bool,
     /// Every write is durable when it returns.
     pub(crate) sync: bool,
+    /// It is a program to be run.
+    pub(crate) exec: bool,
 }
 
 /// An open file.
@@ -136,6 +141,10 @@ impl Vfs {
     pub(crate) async fn open(&self, caller: Caller, ino: Ino, access: Access) -> Result<Opened, Errno> {
         if access.write {
             self.writable()?;
+        }
+        // Whether it may be run the kernel has asked, of the past however only by the mode of then.
+        if access.exec && self.at.is_some() {
+            self.access(caller.clone(), ino, EXEC).await?;
         }
         let request = Request::Open { ino, read: access.read, write: access.write };
         let (version, attr, slices) = reply::opened(self.connection.call(caller, request).await?)?;

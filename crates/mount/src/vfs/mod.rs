@@ -11,6 +11,7 @@ mod files;
 mod meta_link;
 mod namespace;
 mod reply;
+mod rights;
 mod upkeep;
 mod xattrs;
 
@@ -30,6 +31,7 @@ use chronofs_core::{Attr, Caller, Errno, Ino, Version};
 use chronofs_wire::message::Welcome;
 use files::Files;
 use meta_link::MetaLink;
+use rights::Rights;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,8 +55,10 @@ pub(crate) struct Labels {
 pub(crate) struct Shown {
     /// Its attributes, with what is written and not published yet. `None`: there is no such name.
     pub(crate) attr: Option<Attr>,
-    /// See the type.
+    /// How long the attributes may be believed.
     pub(crate) ttl: Duration,
+    /// How long the name may be: in the past not at all, since the kernel would let everybody use it.
+    pub(crate) name_ttl: Duration,
 }
 
 /// See the module.
@@ -63,6 +67,7 @@ pub(crate) struct Vfs {
     data: Arc<Data<MetaLink>>,
     cache: Arc<Cache>,
     files: Files,
+    rights: Rights,
     labels: Labels,
     root: Ino,
     read_only: bool,
@@ -96,6 +101,7 @@ impl Vfs {
             data,
             cache,
             files: Files::default(),
+            rights: Rights::new(),
             labels,
             root: welcome.root,
             read_only: welcome.read_only,
@@ -198,7 +204,12 @@ impl Vfs {
             Some(file) => file.overlay(attr),
             None => attr,
         };
-        Shown { attr: Some(attr), ttl: self.ttl().unwrap_or(Duration::ZERO) }
+        self.shown(Some(attr))
+    }
+
+    fn shown(&self, attr: Option<Attr>) -> Shown {
+        let ttl = self.ttl().unwrap_or(Duration::ZERO);
+        Shown { attr, ttl, name_ttl: if self.at.is_some() { Duration::ZERO } else { ttl } }
     }
 
     fn writable(&self) -> Result<(), Errno> {

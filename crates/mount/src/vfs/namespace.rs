@@ -1,11 +1,12 @@
 //! Names: looking up, making, linking, removing, renaming.
 
 use super::cache::CachedEntry;
+use super::rights::Right;
 use super::{Shown, Vfs, reply};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode, Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, FileKind, Ino, Name, Version};
-use std::time::Duration;
+use std::time::Instant;
 
 /// A new inode: type, permission bits, and the caller's umask.
 pub(crate) struct NewFile {
@@ -16,10 +17,18 @@ pub(crate) struct NewFile {
 
 impl Vfs {
     /// The entry `name` of `parent`, if the cache knows.
-    pub(crate) fn try_lookup(&self, parent: Ino, name: &Name) -> Option<Shown> {
-        let ttl = self.ttl()?;
+    pub(crate) fn try_lookup(
+        &self,
+        caller: impl FnOnce() -> Caller,
+        parent: Ino,
+        name: &Name,
+    ) -> Option<Shown> {
+        self.ttl()?;
+        if self.at.is_some() && !self.rights.has(&caller(), parent, Right::Search) {
+            return None;
+        }
         match self.cache.entry(parent, name)? {
-            CachedEntry::Missing => Some(Shown { attr: None, ttl }),
+            CachedEntry::Missing => Some(self.shown(None)),
             CachedEntry::Names(ino) => Some(self.show(self.cache.attr(ino)?)),
         }
     }
@@ -27,21 +36,25 @@ impl Vfs {
     /// The entry `name` of `parent`.
     pub(crate) async fn lookup(&self, caller: Caller, parent: Ino, name: Name) -> Result<Shown, Errno> {
         let request = Request::Lookup { parent, name: name.clone() };
-        let answer = self.connection.ask(caller, request).await?;
-        let ttl = self.ttl();
+        let asked = Instant::now();
+        let answer = self.connection.ask(caller.clone(), request).await?;
+        let believed = self.ttl().is_some();
+        if self.at.is_some() && matches!(answer.result, Ok(_) | Err(Errno::ENOENT)) {
+            self.rights.granted(caller, parent, Right::Search, asked);
+        }
         match answer.result {
             Ok(Reply::Attr(attr)) => {
-                if ttl.is_some() {
+                if believed {
                     self.cache.put_entry(parent, &name, CachedEntry::Names(attr.ino), answer.version);
                     self.cache.put_attr(&attr, answer.version);
                 }
                 Ok(self.show(attr))
             }
             Err(Errno::ENOENT) => {
-                if ttl.is_some() {
+                if believed {
                     self.cache.put_entry(parent, &name, CachedEntry::Missing, answer.version);
                 }
-                Ok(Shown { attr: None, ttl: ttl.unwrap_or(Duration::ZERO) })
+                Ok(self.shown(None))
             }
             Ok(other) => Err(reply::unexpected(&other)),
             Err(errno) => Err(errno),

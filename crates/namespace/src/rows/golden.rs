@@ -141,8 +141,9 @@ fn rows_of_volume_and_store() {
         opened: Version(3),
         renewed: Version(4),
         granted: 1 << 20,
+        scope: Scope { token: Uuid::from_u128(9), root: Ino(300) },
     };
-    golden(&session, "0101ac020102e8070304808040");
+    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac02");
     golden(&Closed { flags: 0, volume: VolumeIndex(1), granted: 300, ended: Version(2) }, "0001ac0202");
 }
 

@@ -34,10 +34,9 @@ fn every_instant_shows_the_tree_as_it_was() {
     assert_eq!(fs.bytes(at, f, 99), b"first version of it");
     let xattr = Request::GetXattr { ino: f, name: Bytes::from_static(b"user.k") };
     assert_eq!(fs.read(&ROOT, at, &xattr), Ok(Reply::Bytes(Bytes::from_static(b"v"))));
-    assert_eq!(crate::path_of(&fs.state, VOLUME, at, f).unwrap(), Some(b"/d/f".to_vec()));
     let found = crate::resolve(&fs.state, VOLUME, at, Ino::ROOT, b"d/f").unwrap();
     assert_eq!(found.map(|(ino, _)| ino), Some(f));
-    assert_eq!(crate::path_of(&fs.state, VOLUME, None, f).unwrap(), None);
+    assert_eq!(crate::resolve(&fs.state, VOLUME, None, Ino::ROOT, b"d/f").unwrap(), None);
 }
 
 #[test]
@@ -68,8 +67,14 @@ fn without_retention_nothing_is_kept_unless_it_is_leased() {
     assert!(fs.state.pairs().all(|(key, _)| key[0] < 0x80), "no history");
     let g = fs.file(Ino::ROOT, "g");
     let at = Version(fs.version + 10);
-    let open =
-        SystemRequest::OpenSession { volume: spec().id, client: 2, at: Some(at), read_only: true, ttl_ms: 1 };
+    let open = SystemRequest::OpenSession {
+        volume: spec().id,
+        client: 2,
+        at: Some(at),
+        read_only: true,
+        ttl_ms: 1,
+        scope: WHOLE,
+    };
     let Ok(SystemReply::Session { id, .. }) = fs.system(open) else { panic!() };
     fs.unlink(&ROOT, Ino::ROOT, "g").unwrap();
     assert_eq!(fs.lookup_at(Some(at), Ino::ROOT, "g"), Ok(g));

@@ -4,7 +4,7 @@ use crate::{instants, list_sessions, list_volumes, protected_instants, session, 
 const SECOND: u64 = 1_000_000_000;
 
 fn open(client: u128, at: Option<Version>) -> SystemRequest {
-    SystemRequest::OpenSession { volume: spec().id, client, at, read_only: false, ttl_ms: 1000 }
+    SystemRequest::OpenSession { volume: spec().id, client, at, read_only: false, ttl_ms: 1000, scope: WHOLE }
 }
 
 fn session_id(reply: Result<SystemReply, SystemError>) -> SessionId {
@@ -134,6 +134,19 @@ fn history_begins_when_retention_does() {
     session_id(fs.system(open(5, Some(since))));
     fs.system(SystemRequest::UpdateVolume(VolumeSpec { retention: Retention::None, ..spec() })).unwrap();
     assert_eq!(volume(&fs.state, VOLUME).unwrap().unwrap().history_since, None);
+}
+
+#[test]
+fn what_has_left_the_window_does_not_come_back_with_a_wider_one() {
+    let mut fs = Fs::new();
+    fs.version += 7200 * SECOND;
+    let gone = Version(fs.version - 3700 * SECOND);
+    let wider = VolumeSpec { retention: Retention::Seconds(86_400), ..spec() };
+    fs.system(SystemRequest::UpdateVolume(wider)).unwrap();
+    let earliest = Version(fs.version - 3600 * SECOND);
+    let refused = fs.system(open(5, Some(gone)));
+    assert_eq!(refused, Err(SystemError::Instant { at: gone, earliest, latest: fs.now() }));
+    session_id(fs.system(open(6, Some(earliest))));
 }
 
 #[test]

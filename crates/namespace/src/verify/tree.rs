@@ -1,7 +1,7 @@
 //! Inodes, directories, entries and links: everything named is there, and counted right.
 
 use super::{Check, Sums};
-use crate::paths::DEPTH_MAX;
+use crate::look::DEPTH_MAX;
 use crate::rows::{
     Body, DIR, Dir, ENTRY, Entry, INODE, Inode, LINK, Link, MORE, ORPHAN, Orphan, PURGE, Purge, ino_key,
     link_key, number_at, position_key,

@@ -199,6 +199,7 @@ impl World {
             at: None,
             read_only: false,
             ttl_ms: 60_000,
+            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
         };
         match world.system(Version(start.0 + 1), &open).expect("a session") {
             SystemReply::Session { id, .. } => world.session = id,
@@ -326,6 +327,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            holds: &is_open,
             freed_max: FREED_MAX,
         };
         self.with_reads(|reads| chronofs_namespace::query(reads, &ctx, request))
@@ -355,6 +357,7 @@ impl World {
             root,
             read_only,
             is_open: &is_open,
+            holds: &is_open,
             freed_max: FREED_MAX,
         };
         let outcome = self
@@ -494,6 +497,7 @@ impl World {
             at: Some(version),
             read_only: true,
             ttl_ms: 60_000,
+            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
         };
         match self.system(version, &request)? {
             SystemReply::Session { id, .. } => self.leases.push((id, version)),

@@ -166,8 +166,8 @@ impl<D: Disk> Log<D> {
     /// changed. Returns where the next group goes.
     pub(crate) fn roll(&self, end: &Mark, body: usize) -> Result<Place, EngineError> {
         if body > GROUP_BODY_MAX {
-            return Err(EngineError::Store(format!(
-                "a group of {body} bytes is too large for the log: the limit is {GROUP_BODY_MAX}"
+            return Err(EngineError::Refused(format!(
+                "its {body} bytes are too many for the log: the limit is {GROUP_BODY_MAX}"
             )));
         }
         let header = SegmentHeader {

@@ -1,0 +1,75 @@
+//! Every slice that a row names, live or of the past: for who checks that its bytes are there.
+
+use crate::rows::{Format, SLICE, STAGED, SliceRow, Staged, parse_slice_key, staged_key};
+use bytes::Bytes;
+use chronofs_core::slice::{Place, Slice, SliceKey};
+use chronofs_core::{Ino, Version, VolumeIndex};
+use chronofs_engine::{ReadStop, Reads};
+use chronofs_history::Snapshot;
+
+/// A slice, and how long its row held.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HeldSlice {
+    /// Its file.
+    pub ino: Ino,
+    /// Its place in the file.
+    pub key: SliceKey,
+    /// The slice.
+    pub slice: Slice,
+    /// The stored bytes of a staged slice, if they are there.
+    pub staged: Option<Bytes>,
+    /// The commit that wrote the row.
+    pub since: Version,
+    /// The commit from which on it no longer held; `None`: it is live.
+    pub until: Option<Version>,
+}
+
+/// Where a listing of slices goes on.
+#[derive(Clone, Default, Debug)]
+pub struct HeldFrom {
+    past: bool,
+    start: Vec<u8>,
+}
+
+/// Up to `limit` slices of a volume, the live ones first, and where the next page begins. Rows that cannot be read as
+/// slices are left out: [`crate::verify()`] names them.
+pub fn held_slices<R: Reads + ?Sized>(
+    reads: &R,
+    volume: VolumeIndex,
+    from: &HeldFrom,
+    limit: usize,
+) -> Result<(Vec<HeldSlice>, Option<HeldFrom>), ReadStop> {
+    let tables = Snapshot::new(reads, volume, None);
+    let (rows, last) = if from.past {
+        let page = tables.history(SLICE, &from.start, limit)?;
+        let last = page.last().map(|past| past.place.clone());
+        let whole = page.into_iter().filter(|past| past.key().len() == SLICE.key_len);
+        let rows =
+            whole.map(|past| (Bytes::copy_from_slice(past.key()), past.row.clone(), Some(past.until())));
+        (rows.collect::<Vec<_>>(), last)
+    } else {
+        let page = tables.scan(SLICE, &[], &from.start, limit)?;
+        let last = page.last().map(|(key, _)| key.clone());
+        (page.into_iter().map(|(key, row)| (key, row, None)).collect(), last)
+    };
+    let next = match last {
+        Some(last) => Some(HeldFrom { past: from.past, start: [&last[..], &[0]].concat() }),
+        None if from.past => None,
+        None => Some(HeldFrom { past: true, start: Vec::new() }),
+    };
+    let mut found = Vec::with_capacity(rows.len());
+    for (key, row, until) in rows {
+        let Ok(SliceRow { slice, .. }) = SliceRow::decode(SLICE, &key, &row.value) else { continue };
+        let (ino, slice_key) = parse_slice_key(&key);
+        let staged = match &slice.place {
+            Place::Staged(seal) => {
+                let key = staged_key(seal.id);
+                let row = tables.get_plain(STAGED, &key)?;
+                row.and_then(|row| Staged::decode(STAGED, &key, &row).ok()).map(|staged| staged.bytes)
+            }
+            Place::Hole | Place::Inline(..) | Place::Object(..) => None,
+        };
+        found.push(HeldSlice { ino, key: slice_key, slice, staged, since: row.since, until });
+    }
+    Ok((found, next))
+}
