@@ -18,7 +18,6 @@ use anyhow::{Context, Result};
 use argv::Argv;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -92,8 +91,7 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn failed(message: &str, code: ExitCode) -> ExitCode {
-    // Nobody is left to tell if this fails.
-    let _ = writeln!(io::stderr(), "chronofs: {message}");
+    output::note(message);
     code
 }
 

@@ -13,16 +13,21 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
-/// How something goes on, for people, on standard error.
+/// How something goes on, or why it failed, for people, on standard error.
 pub(crate) fn note(text: impl std::fmt::Display) {
     // Nobody is left to tell if this fails.
-    let _ = writeln!(io::stderr(), "chronofs: {text}");
+    let _ = writeln!(io::stderr(), "chronofs: {}", one_line(&text.to_string()));
 }
 
 /// A warning, for people, on standard error.
 pub(crate) fn warn(text: impl std::fmt::Display) {
-    // Nobody is left to tell if this fails.
-    let _ = writeln!(io::stderr(), "chronofs: warning: {text}");
+    note(format_args!("warning: {text}"));
+}
+
+/// Names and paths may hold line breaks and commands to a terminal; in a message they are only shown.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// A column of a table: its title and the field it shows, or the path to it: `/in/this`.

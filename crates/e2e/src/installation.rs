@@ -108,10 +108,15 @@ impl Installation {
         self.dir.path().join(name)
     }
 
+    /// What keeps the settings and logs of commands in the installation's folder.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
+        [("CHRONOFS_CONFIG_DIR", self.path("etc")), ("CHRONOFS_LOG_DIR", self.path("log"))]
+    }
+
     /// `chronofs ARGUMENTS` with this installation's settings.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(chronofs_binary());
-        command.args(arguments).env("CHRONOFS_CONFIG_DIR", self.path("etc")).env_remove("CHRONOFS_TOKEN");
+        command.args(arguments).envs(self.environment()).env_remove("CHRONOFS_TOKEN");
         command
     }
 

@@ -1,5 +1,6 @@
 //! Every command of the user guide runs, in the order of the book, on a machine that has nothing yet: namespaces of
-//! its own for mounts, processes and network, with empty folders laid over /etc, /var/lib, /srv, /mnt and /tmp.
+//! its own for mounts, processes and network, with empty folders laid over /etc, /var/lib, /var/log, /srv, /mnt and
+//! /tmp.
 //!
 //! Blocks fenced as `console` hold commands after `$ `; all must succeed, those in `console,fails` must fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
@@ -103,6 +104,7 @@ over() { # an empty layer over folder $1: changes stay in this namespace
 }
 over /etc
 over /var/lib
+over /var/log
 over /usr/sbin
 mount -t tmpfs srv /srv
 mount -t tmpfs mnt /mnt
@@ -122,6 +124,30 @@ until_listens() {
 }
 trap 'echo "exit status $?"; tail -n 15 -- *.log' EXIT
 "#;
+
+#[test]
+fn every_dependency_has_its_reason_in_the_architecture() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let (_, dependencies) = manifest.split_once("[workspace.dependencies]\n").unwrap();
+    let (_, reasons) = architecture.split_once("## Dependencies\n").unwrap();
+    let (dependencies, _) = dependencies.split_once("\n[").unwrap();
+    let (reasons, _) = reasons.split_once("\n## ").unwrap();
+    let of_others = |name: &&str| !name.starts_with('#') && !name.starts_with("chronofs-");
+    let names = dependencies.lines().filter_map(|line| line.split_once(" = ").map(|(name, _)| name));
+    let mut left: Vec<&str> = reasons
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next())
+        .flat_map(|crates| crates.split('`'))
+        .collect();
+    left.retain(|name| !name.is_empty() && *name != ", ");
+    for name in names.filter(of_others) {
+        let at = left.iter().position(|listed| *listed == name);
+        left.remove(at.unwrap_or_else(|| panic!("ARCHITECTURE.md gives no reason for {name}")));
+    }
+    assert!(left.is_empty(), "ARCHITECTURE.md lists what is not used: {left:?}");
+}
 
 #[test]
 fn every_command_of_the_guide_runs() {

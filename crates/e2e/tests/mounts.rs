@@ -49,6 +49,9 @@ fn mounting_and_unmounting_in_the_background_and_the_list_of_mounts() {
     let output = run(relative.current_dir(installation.path("")));
     assert!(output.status.success(), "{}", text_of(&output));
     assert!(is_mount_point(&installation.path("relative")), "mounted somewhere else");
+    let logs = names(&installation.path("log"));
+    let of_absolute_path = |log: &&String| log.ends_with("-relative.log") && *log != "mount-v-relative.log";
+    assert_eq!(logs.iter().filter(of_absolute_path).count(), 1, "{logs:?}");
     installation.ok(&["mount", "stop", text(&installation.path("relative"))]);
 
     let again = installation.fails(&["mount", "start", "v", text(&dir)]);
@@ -57,6 +60,8 @@ fn mounting_and_unmounting_in_the_background_and_the_list_of_mounts() {
     assert!(names(&dir).is_empty(), "still mounted after mount stop");
     let twice = installation.fails(&["mount", "stop", text(&dir)]);
     assert!(twice.contains(text(&dir)), "{twice}");
+    let strange = installation.fails(&["mount", "stop", "a\nb\u{1b}c"]);
+    assert!(strange.contains(r"a\nb\u{1b}c") && !strange.contains('\u{1b}'), "{strange}");
 
     installation.ok(&["mount", "start", "v", text(&dir), "--ro"]);
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "written without fsync");
@@ -97,7 +102,7 @@ fn mount_8_and_fstab_work_and_umount_flushes() {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "bash", "-c", script]);
     command.env("BIN", chronofs_binary()).env("DIR", &dir).env("TOKEN_FILE", &token_file);
-    command.env("CHRONOFS_CONFIG_DIR", installation.path("etc"));
+    command.envs(installation.environment());
     let output = run(&mut command);
     assert!(output.status.success(), "{}", text_of(&output));
     let said = String::from_utf8(output.stdout).unwrap();
@@ -184,8 +189,7 @@ fn mount_options_hold_however_they_are_said() {
     ]);
     command.env("BIN", chronofs_binary()).env("DIR", &dir).env("TOKEN_FILE", &token_file);
     command.env("LOST_FILE", &lost_file).env("ADMIN", installation.admin_address.to_string());
-    command.env("CHRONOFS_CONFIG_DIR", installation.path("etc"));
-    command.env("CHRONOFS_LOG_DIR", installation.path("log"));
+    command.envs(installation.environment());
     let output = run(&mut command);
     assert!(output.status.success(), "{}", text_of(&output));
     let expected = "\

@@ -352,7 +352,7 @@ fn reasons() -> Lines<RefusalReason> {
         Instant = RefusalReason::Instant { earliest: Version(77), latest: Version(78) },
         SessionOver = RefusalReason::SessionOver,
         NotNow = RefusalReason::NotNow { retry_ms: 79 },
-        Gap = RefusalReason::Gap { before: Version(86), after: Version(87) },
+        Gap = RefusalReason::Gap { before: Version(110), after: Version(111) },
     })
 }
 

@@ -311,7 +311,7 @@ impl World {
         self.marked = false;
         let config = Config {
             boot: self.boots,
-            mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
+            mark_after_commits: if self.window_ms < 1000 { 8 } else { 40 },
             replay_window_ms: self.window_ms,
             ..Config::default()
         };

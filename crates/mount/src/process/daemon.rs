@@ -22,7 +22,7 @@ pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD_VARIABLE).is_some()
 }
 
-/// Starts the child and waits until the mount is there or the child says why not.
+/// Starts the child and waits until the mount on `dir`, an absolute path, is there or the child says why not.
 pub(super) fn start_child(volume: &str, dir: &Path) -> Result<(), MountError> {
     let log = log_path(volume, dir);
     let mut args = std::env::args_os();

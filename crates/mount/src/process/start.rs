@@ -42,8 +42,7 @@ pub struct StartConfig {
 pub fn start(config: StartConfig) -> Result<(), MountError> {
     let child = daemon::is_child();
     if !child && !config.foreground {
-        check(&config)?;
-        return daemon::start_child(&config.volume, &config.dir);
+        return daemon::start_child(&config.volume, &check(&config)?.dir);
     }
     let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
     let checked = check(&config);

@@ -124,3 +124,43 @@ fn covered_slices_and_slices_past_the_end_are_found() {
     let report = after(&mut fs, vec![outside]);
     assert!(report.contains("expected within size 17"), "{report}");
 }
+
+#[test]
+fn the_slices_of_every_instant_are_listed_whatever_the_page() {
+    let (mut fs, _, f) = small();
+    let mut instants = vec![fs.now()];
+    fs.write(f, 9, &[7; 500]);
+    instants.push(fs.now());
+    fs.truncate(f, 100).unwrap();
+    instants.push(fs.now());
+    fs.write(f, 0, b"all over again");
+    instants.push(fs.now());
+    let listed = |limit: usize| {
+        let (mut found, mut next) = (Vec::new(), Some(crate::HeldFrom::default()));
+        while let Some(from) = next {
+            let page;
+            (page, next) = crate::held_slices(&fs.state, VOLUME, &from, limit).unwrap();
+            assert!(page.len() <= limit);
+            found.extend(page);
+        }
+        found
+    };
+    let found = listed(100);
+    assert!(found.iter().any(|held| held.until.is_none()) && found.iter().any(|held| held.until.is_some()));
+    assert_eq!(listed(1), found);
+    assert_eq!(listed(2), found);
+    for at in instants {
+        let mut then: Vec<_> = found
+            .iter()
+            .filter(|held| held.since <= at && held.until.is_none_or(|until| at < until))
+            .map(|held| (held.key, held.slice.clone(), held.staged.clone()))
+            .collect();
+        then.sort_by_key(|(key, ..)| *key);
+        let seen = fs.slices(Some(at), f);
+        assert_eq!(then.len(), seen.len(), "at {at:?}");
+        for ((key, slice, staged), seen) in then.iter().zip(&seen) {
+            assert_eq!((key, slice), (&seen.key, &seen.slice), "at {at:?}");
+            assert_eq!(staged.is_some(), matches!(slice.place, chronofs_core::slice::Place::Staged(_)));
+        }
+    }
+}
