@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::identity::NoRandom;
+use chronofs_wire::secrets::SecretsError;
 use chronofs_wire::tls::TlsError;
 use std::io;
 use std::path::PathBuf;
@@ -92,6 +93,9 @@ pub enum AdminError {
     /// No certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A secret can be neither sealed nor opened.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// No random numbers.
     #[error(transparent)]
     NoRandom(#[from] NoRandom),

@@ -1,7 +1,9 @@
 //! What the API takes and gives, with the checks of every value that comes from outside.
 
 use crate::AdminError;
+use chronofs_blocks::probe::Report;
 use chronofs_core::Retention;
+use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Compression};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -87,36 +89,56 @@ pub struct BlockStore {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// `local`: a folder.
+    /// `local` (a folder), `s3`, `gcs`, `azure` or `oci`.
     pub kind: String,
-    /// The folder, absolute, on the machines of the metadata servers that use it.
-    pub path: String,
+    /// Where it is, for people: the folder, or the bucket and what is needed to find it.
+    pub place: String,
+    /// Where it is, for programs. A folder is absolute, on the machines of the metadata servers that use it.
+    pub definition: StoreKind,
+    /// What may be shown of the credentials of a bucket. Their secrets are in no answer.
+    pub credentials: Option<String>,
+    /// When the bucket was probed last, RFC 3339.
+    pub probed: Option<String>,
+    /// What the probe found.
+    #[schema(value_type = Option<Object>)]
+    pub probe: Option<Report>,
+    /// What it cannot do or lies about.
+    pub weaknesses: Vec<String>,
     /// When it was created, RFC 3339.
     pub created: String,
     /// Volumes in it.
     pub volumes: Vec<String>,
 }
 
-/// Body of `POST /v1/block-stores`.
+/// Body of `POST /v1/block-stores`. What a kind needs is said by the refusal of what lacks it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewBlockStore {
     /// Its name.
     pub name: String,
-    /// `local`.
-    pub kind: String,
-    /// The folder, absolute.
-    pub path: String,
+    /// `{"kind":"local","path":...}`, or `{"kind":...,"bucket":...}` with `prefix`, `endpoint`, `region`, `account`,
+    /// `virtual_hosted`, `ca_pem`.
+    pub definition: StoreKind,
+    /// What opens a bucket: `{"type":"access-key","id":...,"secret":...}`, `service-account` (`json`),
+    /// `account-key` (`key`), `shared-access` (`token`), `anonymous`, or `ambient` (of the servers' machines).
+    #[serde(default)]
+    pub credentials: Credentials,
+    /// Take it as it is: do not try out first what a bucket can do, nor refuse one that is of no use.
+    #[serde(default)]
+    pub unchecked: bool,
 }
 
 /// Body of `PATCH /v1/block-stores/{name}`: what is absent stays.
-#[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeBlockStore {
-    /// Where the folder is now. Its content must have been moved there: the servers that use it look first.
+    /// Where the store is now, of the same kind. Its content must have been moved there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Take the folder for the right one without a look.
+    pub definition: Option<StoreKind>,
+    /// What opens it from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    /// Take it as it is: neither try out a bucket nor have metadata servers look at a folder.
     #[serde(default)]
     pub unchecked: bool,
 }
@@ -355,8 +377,20 @@ pub(crate) fn check_quota(what: &str, quota: Option<u64>) -> Result<(), AdminErr
     }
 }
 
-/// Checks the folder of a block store and gives it without a slash at its end.
-pub(crate) fn check_folder(path: &str) -> Result<String, AdminError> {
+/// Checks where a block store is; a folder is given back without a slash at its end.
+pub(crate) fn check_definition(
+    definition: &StoreKind,
+    credentials: &Credentials,
+) -> Result<StoreKind, AdminError> {
+    let checked = definition.check().and_then(|()| credentials.check(definition));
+    checked.map_err(|e| AdminError::Invalid(e.to_string()))?;
+    match definition {
+        StoreKind::Local { path } => Ok(StoreKind::Local { path: check_folder(path)? }),
+        bucket => Ok(bucket.clone()),
+    }
+}
+
+fn check_folder(path: &str) -> Result<String, AdminError> {
     check_path("folder", path)
 }
 

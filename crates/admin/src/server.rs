@@ -1,14 +1,16 @@
 //! The process: folder, certificate, socket, and a stop that loses nothing.
 
 use crate::api::{self, App};
-use crate::db::{Database, set_setting, setting, tokens};
+use crate::db::{Database, block_stores, set_setting, setting, tokens};
 use crate::{AdminError, FolderLock};
 use axum::serve::Listener;
 use chronofs_wire::identity::Sha256;
+use chronofs_wire::secrets::{KEY_FILE, SecretBox};
 use chronofs_wire::tls::ServerIdentity;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,6 +58,7 @@ pub struct Server {
     local_addr: SocketAddr,
     pin: Sha256,
     database: Database,
+    secrets: Arc<SecretBox>,
     // Held until the server is gone.
     lock: FolderLock,
 }
@@ -73,6 +76,7 @@ impl Server {
         }
         let mut lock = FolderLock::take(folder)?;
         let database = Database::open(folder)?;
+        let secrets = Arc::new(open_secrets(folder, &database)?);
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let listening = TcpListener::bind(config.bind_addr).await;
@@ -83,7 +87,7 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        Ok(Server { listener, local_addr, pin: identity.pin(), database, lock })
+        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, lock })
     }
 
     /// Where it listens.
@@ -99,7 +103,7 @@ impl Server {
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), stopped.clone());
+        let app = App::new(self.database.clone(), self.secrets, stopped.clone());
         let mut graceful = stopped.clone();
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;
@@ -128,6 +132,20 @@ pub(crate) fn load_identity(
         Some((certificate, key)) => ServerIdentity::load(certificate, key)?,
         None => ServerIdentity::load_or_make(folder, &[])?,
     })
+}
+
+/// The key of the folder's secrets. A new one in place of one that is lost lets the server start, and credentials be
+/// given anew; until then metadata servers go on with those that they have.
+fn open_secrets(folder: &std::path::Path, database: &Database) -> Result<SecretBox, AdminError> {
+    let known = folder.join(KEY_FILE).exists();
+    let secrets = SecretBox::open(folder)?;
+    if !known && database.write(block_stores::any_sealed)? {
+        tracing::error!(
+            "{KEY_FILE} is gone, and credentials of block stores were sealed with it: put it back from a copy and start \
+             again, or give the credentials anew"
+        );
+    }
+    Ok(secrets)
 }
 
 /// Tokens that are made from now on carry this pin; says so when it is another than before.

@@ -5,8 +5,8 @@
 //! keeps that object under a name of [`name`] that is never used twice. A read goes through [`layout`], which
 //! says what each byte of a block shows, and back through [`store`] and [`seal`].
 //!
-//! The crate depends on `core` alone. Everything but [`store`] is pure: no I/O, no clock, no random numbers.
-//! Nothing in here overwrites or deletes an object.
+//! The crate depends on `core` alone. Everything but [`store`], [`probe`] and [`signed`] is pure: no I/O, no clock,
+//! no random numbers. Nothing in here overwrites or deletes an object; [`probe`] does so with its own.
 
 pub mod grant;
 pub mod layout;
@@ -14,11 +14,13 @@ pub mod name;
 pub mod object;
 pub mod plan;
 pub mod port;
+pub mod probe;
 pub mod seal;
+pub mod signed;
 pub mod store;
 #[cfg(test)]
 mod testing;
 
 pub use name::object_name;
 pub use port::{ObjectPort, StoreError, Trouble};
-pub use store::BlockStore;
+pub use store::{BlockStore, RemoteStore};

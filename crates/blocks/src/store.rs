@@ -1,8 +1,10 @@
-//! A block store in a folder: objects as files that are written once, synced, and never replaced.
+//! Block stores: in a folder ([`BlockStore`]) or in a bucket ([`RemoteStore`]).
 //!
-//! The folder carries a marker, [`MARKER`], with the store's id, so that an empty mount point or another
-//! store's folder is never taken for this one. The crate `object_store` does the writing: a temporary name, sync
-//! of the file, a hard link that fails if the name is taken, sync of the folder.
+//! Both carry a marker, [`MARKER`], with the store's id, so that an empty mount point, another store's folder or
+//! the wrong bucket is never taken for this one.
+//!
+//! In a folder objects are files that are written once, synced, and never replaced. The crate `object_store` does the
+//! writing: a temporary name, sync of the file, a hard link that fails if the name is taken, sync of the folder.
 
 use crate::port::{ObjectPort, StoreError};
 use bytes::Bytes;
@@ -12,7 +14,7 @@ use futures::future::BoxFuture;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Location;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,14 +23,21 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-/// The file in a store's folder that says whose it is.
+mod client;
+mod remote;
+
+pub use client::Patience;
+pub(crate) use remote::PROBE_FOLDER;
+pub use remote::RemoteStore;
+
+/// The file in a store's folder, or the object in its bucket, that says whose it is.
 pub const MARKER: &str = "chronofs-store.json";
 const MARKER_FORMAT: u32 = 1;
 
 /// How many puts and gets are under way at once: more only makes a disk seek.
 const OPERATIONS_MAX: usize = 32;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Marker {
     format: u32,
     id: Uuid,
@@ -201,8 +210,14 @@ impl ObjectPort for BlockStore {
 }
 
 fn location(name: &str) -> Result<Location, StoreError> {
+    check_name(name)?;
+    Ok(Location::from(name))
+}
+
+/// Nothing but objects is put or got.
+pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     match crate::name::parse_object_name(name) {
-        Some(_) => Ok(Location::from(name)),
+        Some(_) => Ok(()),
         None => Err(StoreError::missing(name, "that is not the name of an object")),
     }
 }
@@ -220,20 +235,26 @@ fn errno_of(error: &(dyn StdError + 'static)) -> Option<Errno> {
 }
 
 fn read_marker(folder: &Path) -> Result<Uuid, String> {
-    let text = fs::read(folder.join(MARKER)).map_err(|e| format!("its {MARKER} cannot be read: {e}"))?;
-    let marker: Marker = serde_json::from_slice(&text)
-        .map_err(|e| format!("its {MARKER} is not a marker of chronofs: {e}"))?;
+    parse_marker(&fs::read(folder.join(MARKER)).map_err(|e| format!("its {MARKER} cannot be read: {e}"))?)
+}
+
+fn parse_marker(text: &[u8]) -> Result<Uuid, String> {
+    let marker: Marker =
+        serde_json::from_slice(text).map_err(|e| format!("its {MARKER} is not a marker of chronofs: {e}"))?;
     if marker.format != MARKER_FORMAT {
         return Err(format!("its {MARKER} has format {}, this program knows {MARKER_FORMAT}", marker.format));
     }
     Ok(marker.id)
 }
 
+fn marker_text(id: Uuid) -> String {
+    format!("{{\"format\":{MARKER_FORMAT},\"id\":\"{id}\"}}\n")
+}
+
 fn write_marker(folder: &Path, id: Uuid) -> io::Result<()> {
     let temporary = folder.join(format!("{MARKER}.{id}.tmp"));
     let mut file = File::create(&temporary)?;
-    serde_json::to_writer(&mut file, &Marker { format: MARKER_FORMAT, id })?;
-    file.write_all(b"\n")?;
+    file.write_all(marker_text(id).as_bytes())?;
     file.sync_all()?;
     // A link, not a rename: of two that claim the folder at once, the second must see the first.
     let linked = fs::hard_link(&temporary, folder.join(MARKER));

@@ -54,8 +54,9 @@ impl LogArgs {
     }
 
     fn filter(self) -> EnvFilter {
-        // What fuser warns of is answered by ourselves already.
-        let of_level = |level: &str| EnvFilter::new(format!("{level},fuser=error"));
+        // What fuser warns of is answered by ourselves already. That a request to a bucket is tried again is no news; that
+        // it failed in the end is said by whoever asked.
+        let of_level = |level: &str| EnvFilter::new(format!("{level},fuser=error,object_store=warn"));
         let variable = std::env::var(VARIABLE).unwrap_or_default();
         match (self.log_level.and_then(|level| level.to_possible_value()), variable.as_str()) {
             (Some(level), _) => of_level(level.get_name()),

@@ -30,7 +30,7 @@ fn one_line(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A column of a table: its title and the field it shows.
+/// A column of a table: its title and the field it shows, or the path to it: `/in/this`.
 pub(crate) type Column = (&'static str, &'static str);
 
 /// Rows under titles.
@@ -38,7 +38,7 @@ pub(crate) fn table(columns: &[Column], rows: &[Value]) -> String {
     let mut table = plain();
     table.set_header(columns.iter().map(|(title, _)| *title));
     for row in rows {
-        table.add_row(columns.iter().map(|(_, field)| cell(field, &row[field])));
+        table.add_row(columns.iter().map(|(_, field)| cell(field, at(row, field))));
     }
     trimmed(&table)
 }
@@ -47,7 +47,7 @@ pub(crate) fn table(columns: &[Column], rows: &[Value]) -> String {
 pub(crate) fn card(columns: &[Column], item: &Value) -> String {
     let mut table = plain();
     for (title, field) in columns {
-        table.add_row([(*title).to_owned(), cell(field, &item[field])]);
+        table.add_row([(*title).to_owned(), cell(field, at(item, field))]);
     }
     trimmed(&table)
 }
@@ -61,6 +61,10 @@ fn plain() -> Table {
 fn trimmed(table: &Table) -> String {
     let lines: Vec<_> = table.lines().map(|line| line.trim().to_owned()).collect();
     lines.join("\n")
+}
+
+fn at<'a>(item: &'a Value, field: &str) -> &'a Value {
+    if field.starts_with('/') { item.pointer(field).unwrap_or(&Value::Null) } else { &item[field] }
 }
 
 fn cell(field: &str, value: &Value) -> String {

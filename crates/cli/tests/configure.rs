@@ -27,7 +27,7 @@ data  waiting  disk         m1              -1         -     -       -
 ";
     assert_eq!(table, expected);
     let table = world.configure("list block-store").ok();
-    assert_eq!(table, "NAME  KIND   PATH         VOLUMES\ndisk  local  /srv/blocks  data\n");
+    assert_eq!(table, "NAME  KIND   PLACE        VOLUMES\ndisk  local  /srv/blocks  data\n");
     let json: serde_json::Value =
         serde_json::from_str(&world.configure("show volume data --json").ok()).unwrap();
     assert_eq!((&json["block_size"], &json["max_bytes"]), (&(1 << 20).into(), &(1u64 << 40).into()));

@@ -9,6 +9,7 @@ pub mod id;
 pub mod name;
 pub mod ops;
 pub mod slice;
+pub mod store;
 pub mod time;
 pub mod volume;
 

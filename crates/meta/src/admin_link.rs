@@ -5,15 +5,12 @@ use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::server::objects::Stores;
-use chronofs_blocks::BlockStore;
+use crate::stores::{look_at, open_stores};
 use chronofs_namespace::instants;
-use chronofs_wire::admin::{
-    AssignedStore, Assignment, Probe, Probed, Register, Report, StoreKind, VolumeReport,
-};
+use chronofs_wire::admin::{AssignedStore, Assignment, Probe, Probed, Register, Report, VolumeReport};
 use chronofs_wire::http::{AdminClient, ClientError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -177,9 +174,7 @@ impl AdminLink {
             .filter(|volume| !volume.deleted)
             .map(|volume| (volume.spec.id, volume.store.clone()))
             .collect();
-        let folder = self.folder.clone();
-        let opened = tokio::task::spawn_blocking(move || open_stores(&folder, wanted)).await;
-        let (stores, problems) = opened.unwrap_or_default();
+        let (stores, problems) = open_stores(&self.folder, wanted).await;
         for (volume, problem) in &problems {
             tracing::error!(%volume, "the volume cannot be served: {problem}");
         }
@@ -261,108 +256,4 @@ impl AdminLink {
 fn store_of_volumes(assignment: &Assignment) -> HashMap<Uuid, Uuid> {
     let live = assignment.volumes.iter().filter(|volume| !volume.deleted);
     live.map(|volume| (volume.spec.id, volume.store.id)).collect()
-}
-
-/// Why a block store cannot move to the folder `path`, if it cannot: the folder must be its own, and writable.
-fn look_at(folder: &Folder, store: Uuid, path: &Path) -> Option<String> {
-    let marked = folder.marked_stores().is_ok_and(|marked| marked.contains(&store));
-    if !marked && is_free(path) {
-        // It has no bytes yet; its folder is made when it is opened.
-        return None;
-    }
-    if let Err(error) = BlockStore::open(path, store) {
-        return Some(error.to_string());
-    }
-    let probe = path.join(format!("chronofs-probe.{}.tmp", std::process::id()));
-    let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
-    written.err().map(|error| {
-        format!(
-            "block store folder {}: it cannot be written to: {error}; make it writable for this user",
-            path.display()
-        )
-    })
-}
-
-type Opened = (HashMap<Uuid, Arc<BlockStore>>, BTreeMap<Uuid, String>);
-
-/// Opens the block stores of volumes. A folder is marked as a store's own only the first time that this server sees
-/// the store: later a folder without the marker is an unmounted disk, not a new store.
-fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
-    let mut marked = folder.marked_stores().unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
-        Default::default()
-    });
-    let before = marked.clone();
-    let (mut stores, mut problems) = (HashMap::new(), BTreeMap::new());
-    let mut by_store: BTreeMap<Uuid, Result<Arc<BlockStore>, String>> = BTreeMap::new();
-    for (volume, store) in wanted {
-        let StoreKind::Local { path } = &store.kind;
-        let first_time = !marked.contains(&store.id);
-        let opened =
-            by_store.entry(store.id).or_insert_with(|| open_store(Path::new(path), store.id, first_time));
-        match opened {
-            Ok(opened) => {
-                marked.insert(store.id);
-                stores.insert(volume, opened.clone());
-            }
-            Err(problem) => drop(problems.insert(volume, problem.clone())),
-        }
-    }
-    if marked != before
-        && let Err(error) = folder.save_marked_stores(&marked)
-    {
-        tracing::error!("{error:#}");
-    }
-    (stores, problems)
-}
-
-fn open_store(path: &Path, id: Uuid, first_time: bool) -> Result<Arc<BlockStore>, String> {
-    let opened =
-        if first_time && is_free(path) { BlockStore::create(path, id) } else { BlockStore::open(path, id) };
-    opened.map(Arc::new).map_err(|error| error.to_string())
-}
-
-/// Whether a folder is missing or empty, so that it may become a store's.
-fn is_free(path: &Path) -> bool {
-    match std::fs::read_dir(path) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn assigned(id: u128, path: &Path) -> (Uuid, AssignedStore) {
-        let kind = StoreKind::Local { path: path.to_str().unwrap().to_owned() };
-        (Uuid::from_u128(id + 100), AssignedStore { id: Uuid::from_u128(id), kind })
-    }
-
-    #[test]
-    fn a_folder_is_marked_once_and_an_unmounted_disk_is_not_taken_for_a_new_store() {
-        let temp = tempfile::tempdir().unwrap();
-        let folder = Folder::make(&temp.path().join("db")).unwrap();
-        let path = temp.path().join("store");
-        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]);
-        assert_eq!((stores.len(), problems.len()), (1, 0));
-        std::fs::remove_dir_all(&path).unwrap();
-        std::fs::create_dir(&path).unwrap();
-        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]);
-        assert_eq!((stores.len(), problems.len()), (0, 1), "{problems:?}");
-    }
-
-    #[test]
-    fn a_strangers_folder_is_refused() {
-        let temp = tempfile::tempdir().unwrap();
-        let folder = Folder::make(&temp.path().join("db")).unwrap();
-        let path = temp.path().join("store");
-        open_stores(&folder, vec![assigned(1, &path)]);
-        let (_, problems) = open_stores(&folder, vec![assigned(2, &path)]);
-        assert_eq!(problems.len(), 1);
-        std::fs::create_dir(temp.path().join("full")).unwrap();
-        std::fs::write(temp.path().join("full/letter"), "dear").unwrap();
-        let (_, problems) = open_stores(&folder, vec![assigned(3, &temp.path().join("full"))]);
-        assert_eq!(problems.len(), 1);
-    }
 }

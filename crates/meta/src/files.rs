@@ -5,14 +5,17 @@
 //! tls.pem          key and certificate of the server
 //! credentials      the token of the metadata store
 //! registered.json  what the admin server last said of the store
-//! assignment.json  the last assignment
+//! assignment.json  the last assignment; credentials of block stores in it are sealed
+//! secrets.key      the key that they are sealed with
 //! stores.json      block stores whose folder this server has seen marked
 //! running          the kernel's boot id while a server runs; away after a clean stop
 //! engine/          log and store
 //! ```
 
 use anyhow::{Context, Result, bail};
+use chronofs_core::store::Secret;
 use chronofs_wire::admin::{Assignment, Registered};
+use chronofs_wire::secrets::{SecretBox, SecretsError};
 use chronofs_wire::tls::write_secret;
 use chronofs_wire::token::{Token, TokenKind};
 use serde::Serialize;
@@ -92,14 +95,43 @@ impl Folder {
         Token::parse_as(&text, TokenKind::MetadataStore).with_context(|| format!("in {}", path.display()))
     }
 
-    /// Keeps an assignment.
+    /// Keeps an assignment. No secret in it is readable without `secrets.key`.
     pub fn save_assignment(&self, assignment: &Assignment) -> Result<()> {
-        self.write_json("assignment.json", assignment)
+        let mut sealed = assignment.clone();
+        self.each_secret(&mut sealed, |secrets, owner, text| secrets.seal_text(owner, text))?;
+        self.write_json("assignment.json", &sealed)
     }
 
     /// The last assignment.
     pub fn assignment(&self) -> Result<Option<Assignment>> {
-        self.read_json("assignment.json")
+        let Some(mut assignment) = self.read_json("assignment.json")? else { return Ok(None) };
+        let opened =
+            self.each_secret(&mut assignment, |secrets, owner, sealed| secrets.unseal_text(owner, sealed));
+        opened.with_context(|| {
+            let path = self.0.join("assignment.json");
+            format!("{} cannot be used; remove it and start with the admin server reachable", path.display())
+        })?;
+        Ok(Some(assignment))
+    }
+
+    fn each_secret(
+        &self,
+        assignment: &mut Assignment,
+        turn: impl Fn(&SecretBox, &str, &str) -> Result<String, SecretsError>,
+    ) -> Result<()> {
+        let mut secrets = None;
+        for store in assignment.volumes.iter_mut().map(|volume| &mut volume.store) {
+            let owner = store.id.to_string();
+            for secret in store.credentials.secrets_mut() {
+                let key = match secrets.take() {
+                    Some(key) => key,
+                    None => SecretBox::open(&self.0)?,
+                };
+                *secret = Secret::new(turn(&key, &owner, secret.reveal())?);
+                secrets = Some(key);
+            }
+        }
+        Ok(())
     }
 
     /// Keeps what the admin server said of the store.
@@ -189,6 +221,52 @@ mod tests {
         assert!(error.contains("in use") && error.contains(temp.path().to_str().unwrap()), "{error}");
         drop(held);
         folder.lock().unwrap();
+    }
+
+    #[test]
+    fn an_assignment_is_kept_without_readable_secrets() {
+        use chronofs_core::Retention;
+        use chronofs_core::store::{Bucket, Credentials};
+        use chronofs_core::volume::{Compression, VolumeSpec};
+        use chronofs_wire::admin::{AssignedStore, AssignedVolume, StoreKind};
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let secret = || Secret::new("hunter2");
+        let volume = |n: u128| AssignedVolume {
+            spec: VolumeSpec {
+                id: Uuid::from_u128(n),
+                name: "v".to_owned(),
+                block_size: 1 << 20,
+                compression: Compression::None,
+                retention: Retention::Forever,
+                max_bytes: None,
+                max_inodes: None,
+                hash_key: [0; 16],
+            },
+            deleted: false,
+            store: AssignedStore {
+                id: Uuid::from_u128(n + 100),
+                kind: StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() }),
+                credentials: Credentials::AccessKey {
+                    id: "AKIA".to_owned(),
+                    secret: secret(),
+                    session_token: Some(secret()),
+                },
+                create_only: true,
+            },
+        };
+        let assignment = Assignment {
+            revision: 7,
+            volumes: vec![volume(1), volume(2)],
+            tokens: Vec::new(),
+            probes: Vec::new(),
+        };
+        folder.save_assignment(&assignment).unwrap();
+        let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();
+        assert!(text.contains("AKIA") && !text.contains("hunter2"), "{text}");
+        assert_eq!(folder.assignment().unwrap(), Some(assignment));
+        fs::remove_file(temp.path().join("secrets.key")).unwrap();
+        assert!(folder.assignment().is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod metrics;
 pub mod server;
 mod start;
+mod stores;
 mod verify;
 
 pub use start::{Server, StartConfig, init_creds, start, status};

@@ -3,12 +3,13 @@
 use crate::files::Folder;
 use crate::machine::SharedView;
 use crate::start::open_engine;
+use crate::stores::open_marked;
 use anyhow::{Context, Result, bail};
-use chronofs_blocks::{BlockStore, ObjectPort, object_name, seal};
+use chronofs_blocks::{ObjectPort, object_name, seal};
 use chronofs_core::slice::Place;
 use chronofs_engine::Engine;
 use chronofs_namespace::{HeldFrom, HeldSlice, held_slices, rows};
-use chronofs_wire::admin::{AssignedStore, StoreKind};
+use chronofs_wire::admin::AssignedStore;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub async fn verify(db_folder: &Path, progress: Option<&mut dyn FnMut(Checked)>)
     let mut checked = Checked::default();
     // The objects of a deleted volume are nobody's any more.
     for (index, row) in volumes.iter().filter(|(_, row)| row.deleted.is_none()) {
-        let volume = match VolumeBlocks::open(row, stores.get(&row.spec.id)) {
+        let volume = match VolumeBlocks::open(row, stores.get(&row.spec.id)).await {
             Ok(volume) => volume,
             Err(problem) => {
                 let name = &row.spec.name;
@@ -97,18 +98,18 @@ fn assigned_stores(folder: &Folder) -> Result<HashMap<Uuid, AssignedStore>> {
 struct VolumeBlocks {
     id: Uuid,
     name: String,
-    store: Arc<BlockStore>,
+    store: Arc<dyn ObjectPort>,
 }
 
 impl VolumeBlocks {
-    fn open(row: &rows::Volume, assigned: Option<&AssignedStore>) -> Result<VolumeBlocks, String> {
-        let Some(AssignedStore { id, kind: StoreKind::Local { path } }) = assigned else {
+    async fn open(row: &rows::Volume, assigned: Option<&AssignedStore>) -> Result<VolumeBlocks, String> {
+        let Some(assigned) = assigned else {
             let problem = "this folder does not say which block store it uses; start the server once while the \
                            admin server runs";
             return Err(problem.to_owned());
         };
-        let store = BlockStore::open(Path::new(path), *id).map_err(|error| error.to_string())?;
-        Ok(VolumeBlocks { id: row.spec.id, name: row.spec.name.clone(), store: Arc::new(store) })
+        let store = open_marked(assigned).await?;
+        Ok(VolumeBlocks { id: row.spec.id, name: row.spec.name.clone(), store })
     }
 
     /// Opens a page of slices, as many at once as the block store takes, and names the bad ones in their order.
@@ -123,7 +124,7 @@ impl VolumeBlocks {
             checked.slices += 1;
             checked.bytes += held.slice.place.seal().map_or(0, |seal| u64::from(seal.stored_len));
             let (volume, store) = (self.id, self.store.clone());
-            running.spawn(async move { (n, open(volume, &store, &held).await.map_err(|why| (held, why))) });
+            running.spawn(async move { (n, open(volume, &*store, &held).await.map_err(|why| (held, why))) });
         }
         let mut bad = Vec::new();
         while let Some(done) = running.join_next().await {
@@ -149,7 +150,7 @@ impl VolumeBlocks {
 }
 
 /// Opens a slice, or says why it cannot be.
-async fn open(volume: Uuid, store: &BlockStore, held: &HeldSlice) -> Result<(), String> {
+async fn open(volume: Uuid, store: &dyn ObjectPort, held: &HeldSlice) -> Result<(), String> {
     let (seal, stored, whose) = match &held.slice.place {
         Place::Hole => return Ok(()),
         Place::Inline(seal, stored) => (seal, stored.clone(), "its row".to_owned()),

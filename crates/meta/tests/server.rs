@@ -139,7 +139,7 @@ async fn objects_go_through_the_server_only_under_granted_names() {
     let server = start(temp.path()).await;
     let store = chronofs_blocks::BlockStore::create(&temp.path().join("blocks"), uuid::Uuid::from_u128(0x22))
         .unwrap();
-    server.stores.set([(VOLUME, std::sync::Arc::new(store))].into());
+    server.stores.set([(VOLUME, std::sync::Arc::new(store) as _)].into());
     let mut client = Client::open(temp.path(), server.address, hello(1)).await.unwrap();
     let own = ObjectId { incarnation: client.welcome.incarnation, session: client.session(), n: 5 };
     let beyond = ObjectId { n: client.welcome.grant.1, ..own };

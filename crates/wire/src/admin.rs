@@ -3,6 +3,8 @@
 //! The admin server's own API for people and tools (create, list, update, delete) is defined beside its handlers;
 //! only what other servers and clients depend on stands here.
 
+use chronofs_core::store::Credentials;
+pub use chronofs_core::store::StoreKind;
 use chronofs_core::volume::VolumeSpec;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -91,20 +93,14 @@ pub struct AssignedVolume {
 pub struct AssignedStore {
     /// Id of the block store.
     pub id: Uuid,
-    /// How to reach it.
+    /// Where it is.
     pub kind: StoreKind,
-}
-
-/// The kinds of block stores.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub enum StoreKind {
-    /// A folder, by absolute path.
-    Local {
-        /// The folder.
-        path: String,
-    },
+    /// What opens it.
+    #[serde(default, skip_serializing_if = "Credentials::is_ambient")]
+    pub credentials: Credentials,
+    /// It was seen to refuse a create-only put of a name that is taken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub create_only: bool,
 }
 
 /// A volume token in an [`Assignment`].

@@ -9,5 +9,6 @@ pub mod frame;
 pub mod http;
 pub mod identity;
 pub mod message;
+pub mod secrets;
 pub mod tls;
 pub mod token;

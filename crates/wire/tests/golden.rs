@@ -8,6 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use chronofs_core::ops::{DirEntry, Merge, NewNode, RenameMode, Replayed, Reply, Request, StatFs, XattrMode};
 use chronofs_core::slice::{Codec, NewSlice, Place, PlacedSlice, Seal, Slice, SliceKey};
+use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_core::volume::{Compression, VolumeSpec};
 use chronofs_core::{
     Attr, Caller, Errno, FileKind, Ino, Name, ObjectId, Retention, SessionId, SetAttr, SetTime, SliceId,
@@ -426,11 +427,41 @@ fn what_messages_carry_is_written_as_the_golden_files_have_it() {
 }
 
 fn assignment() -> Assignment {
-    let kinds = every!(StoreKind { Local = StoreKind::Local { path: "/srv/blocks".to_owned() }, });
-    let volume = |(_, kind)| AssignedVolume {
+    let text = |text: &str| Some(text.to_owned());
+    let bucket = || Bucket { bucket: "bytes".to_owned(), prefix: "team/one".to_owned(), ..Bucket::default() };
+    let full = Bucket {
+        endpoint: text("https://s3.example:9000"),
+        region: text("eu-1"),
+        virtual_hosted: true,
+        ca_pem: text("-----BEGIN CERTIFICATE-----"),
+        ..bucket()
+    };
+    let kinds = every!(StoreKind {
+        Local = StoreKind::Local { path: "/srv/blocks".to_owned() },
+        S3 = StoreKind::S3(full),
+        Gcs = StoreKind::Gcs(bucket()),
+        Azure = StoreKind::Azure(Bucket { account: text("account"), ..bucket() }),
+        Oci = StoreKind::Oci(Bucket { account: text("space"), region: text("eu-1"), ..bucket() }),
+    });
+    let credentials = every!(Credentials {
+        Ambient = Credentials::Ambient,
+        AccessKey = Credentials::AccessKey {
+            id: "AKIA".to_owned(),
+            secret: Secret::new("s"),
+            session_token: Some(Secret::new("t")),
+        },
+        ServiceAccount = Credentials::ServiceAccount { json: Secret::new("{}") },
+        AccountKey = Credentials::AccountKey { key: Secret::new("a2V5") },
+        Anonymous = Credentials::Anonymous,
+        SharedAccess = Credentials::SharedAccess { token: Secret::new("sig=x") },
+    });
+    // The last kind is there twice: there are more credentials than kinds.
+    let last = kinds.last().cloned();
+    let stores = kinds.into_iter().chain(last).zip(credentials);
+    let volume = |((_, kind), (_, credentials)): ((_, StoreKind), (_, Credentials))| AssignedVolume {
         spec: spec(Compression::Zstd),
         deleted: true,
-        store: AssignedStore { id: uuid(1), kind },
+        store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
     };
     let token = AssignedToken {
         id: uuid(2),
@@ -444,7 +475,7 @@ fn assignment() -> Assignment {
     let probe = Probe { id: 5, store: uuid(6), path: "/srv/new".to_owned() };
     Assignment {
         revision: 7,
-        volumes: kinds.into_iter().map(volume).collect(),
+        volumes: stores.map(volume).collect(),
         tokens: vec![token],
         probes: vec![probe],
     }

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod auth;
+mod block_stores;
 mod probes;
 mod servers;
 mod stores;
@@ -24,6 +25,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
+use chronofs_wire::secrets::SecretBox;
 use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
@@ -43,6 +45,7 @@ const CONNECTED_FOR: Duration = Duration::from_secs(45);
 /// What the handlers share.
 pub(crate) struct App {
     pub(crate) database: Database,
+    pub(crate) secrets: Arc<SecretBox>,
     pub(crate) metrics: Metrics,
     /// Changed after every commit that may concern a metadata server; long polls look again then.
     pub(crate) changed: watch::Sender<u64>,
@@ -53,11 +56,16 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(database: Database, stopping: watch::Receiver<bool>) -> Arc<Self> {
+    pub(crate) fn new(
+        database: Database,
+        secrets: Arc<SecretBox>,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
         let metrics = Metrics::new();
         Arc::new(App {
             database,
+            secrets,
             metrics,
             changed,
             stopping,
@@ -188,8 +196,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(accounts::list, accounts::create))
         .routes(routes!(accounts::show, accounts::change, accounts::delete))
         .routes(routes!(accounts::whoami))
-        .routes(routes!(stores::list_blocks, stores::create_block))
-        .routes(routes!(stores::show_block, stores::change_block, stores::delete_block))
+        .routes(routes!(block_stores::list, block_stores::create))
+        .routes(routes!(block_stores::show, block_stores::change, block_stores::delete))
+        .routes(routes!(block_stores::probe_again))
         .routes(routes!(stores::list_metadata, stores::create_metadata))
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
         .routes(routes!(volumes::list, volumes::create))

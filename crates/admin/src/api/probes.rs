@@ -4,7 +4,7 @@
 
 use super::App;
 use crate::AdminError;
-use crate::db::stores::{self, Move};
+use crate::db::block_stores::{self, Move};
 use chronofs_wire::admin::{Probe, Probed};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -60,10 +60,16 @@ impl Probes {
     }
 }
 
-/// Refuses unless every server that keeps bytes in the block store finds them in the folder at `path`.
-pub(super) async fn refuse_unless_there(app: &App, name: &str, path: &str) -> Result<(), AdminError> {
-    let (key, to) = (name.to_owned(), path.to_owned());
-    let to = app.database.run(move |tx| stores::plan_move(tx, &key, &to)).await?;
+/// Refuses unless every server that keeps bytes in block store `name` finds them in the folder at `path`, which was
+/// checked.
+pub(super) async fn refuse_unless_there(
+    app: &App,
+    store: &str,
+    name: &str,
+    path: &str,
+) -> Result<(), AdminError> {
+    let (id, to) = (store.to_owned(), path.to_owned());
+    let to = app.database.run(move |tx| block_stores::plan_move(tx, &id, &to)).await?;
     for (id, server) in &to.servers {
         let cannot = |why: &str| {
             AdminError::Unavailable(format!(

@@ -66,7 +66,8 @@ pub(super) async fn assignment(
     }
     app.heard_of(&server.id);
     let probes = app.probes.of(&server.id);
-    let assignment = app.database.run(move |tx| directory::assignment(tx, &server.id)).await?;
+    let secrets = Arc::clone(&app.secrets);
+    let assignment = app.database.run(move |tx| directory::assignment(tx, &secrets, &server.id)).await?;
     Ok(Json(Assignment { probes, ..assignment }))
 }
 

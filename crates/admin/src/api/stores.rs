@@ -1,66 +1,12 @@
-//! Block stores and metadata stores.
+//! Metadata stores.
 
 use super::auth::Who;
-use super::{Answer, App, Body, Created, Deleted, created, probes};
+use super::{Answer, App, Body, Created, Deleted, created};
 use crate::db::{stores, tokens};
-use crate::model::{
-    BlockStore, ChangeBlockStore, ChangeMetadataStore, MetadataStore, NewBlockStore, NewMetadataStore, Role,
-};
+use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore};
 use axum::Json;
 use axum::extract::{Path, State};
 use std::sync::Arc;
-
-/// List block stores
-#[utoipa::path(get, path = "/v1/block-stores", responses((status = 200, body = [BlockStore])),
-    security(("token" = [])))]
-pub(super) async fn list_blocks(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<BlockStore>> {
-    app.look(&who, stores::list_blocks).await.map(Json)
-}
-
-/// Create a block store
-#[utoipa::path(post, path = "/v1/block-stores", request_body = NewBlockStore,
-    responses((status = 201, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn create_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Body(new): Body<NewBlockStore>,
-) -> Created<BlockStore> {
-    app.act(&who, "create", move |tx| stores::create_block(tx, &new)).await.map(created)
-}
-
-/// Show a block store
-#[utoipa::path(get, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    responses((status = 200, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn show_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-) -> Answer<BlockStore> {
-    app.look(&who, move |tx| stores::find_block(tx, &name)).await.map(Json)
-}
-
-/// Say where a block store has moved to
-#[utoipa::path(patch, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    request_body = ChangeBlockStore, responses((status = 200, body = BlockStore)), security(("token" = [])))]
-pub(super) async fn change_block(
-    who: Who,
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    Body(change): Body<ChangeBlockStore>,
-) -> Answer<BlockStore> {
-    who.must_be(Role::Operator)?;
-    if let Some(path) = change.path.as_deref().filter(|_| !change.unchecked) {
-        probes::refuse_unless_there(&app, &name, path).await?;
-    }
-    app.act(&who, "change", move |tx| stores::change_block(tx, &name, &change)).await.map(Json)
-}
-
-/// Delete a block store that no volume uses; its folder stays
-#[utoipa::path(delete, path = "/v1/block-stores/{name}", params(("name" = String, Path)),
-    responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete_block(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
-    app.delete::<BlockStore>(&who, name, stores::delete_block).await
-}
 
 fn with_state(app: &App, store: MetadataStore) -> MetadataStore {
     MetadataStore { connected: app.is_connected(&store.id), ..store }

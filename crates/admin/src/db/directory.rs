@@ -1,13 +1,14 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
-use super::{maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
+use super::{block_stores, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
 use crate::AdminError;
+use chronofs_core::store::Credentials;
 use chronofs_core::volume::VolumeSpec;
 use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Register, Registered, Report, Resolved,
-    StoreKind,
 };
 use chronofs_wire::identity::Sha256;
+use chronofs_wire::secrets::SecretBox;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
@@ -94,13 +95,30 @@ pub fn revision(tx: &Transaction<'_>, store: &str) -> Result<u64, AdminError> {
 }
 
 /// All that the server of a metadata store has to know.
-pub fn assignment(tx: &Transaction<'_>, store: &str) -> Result<Assignment, AdminError> {
+pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Result<Assignment, AdminError> {
     let mut statement = tx.prepare_cached(
-        "SELECT volume.*, block_store.id AS store_id, block_store.path AS store_path
+        "SELECT volume.*, block_store.id AS store_id, block_store.name AS store_name, block_store.definition,
+            block_store.credentials, block_store.probe
             FROM volume JOIN block_store ON block_store.id = volume.block_store
             WHERE metadata_store = ?1 ORDER BY volume.id",
     )?;
-    let volumes = statement.query_map([store], read_volume)?.collect::<Result<_, _>>()?;
+    let read = statement.query_map([store], |row| {
+        Ok((
+            read_volume(row)?,
+            row.get::<_, String>("store_name")?,
+            row.get::<_, Option<Vec<u8>>>("credentials")?,
+        ))
+    })?;
+    let mut volumes = Vec::new();
+    for row in read {
+        let (mut volume, name, sealed) = row?;
+        // Of a deleted volume nobody needs them.
+        if !volume.deleted {
+            volume.store.credentials =
+                block_stores::unseal(secrets, &volume.store.id.to_string(), &name, sealed)?;
+        }
+        volumes.push(volume);
+    }
     let mut statement = tx.prepare_cached(
         "SELECT volume_token.* FROM volume_token JOIN volume ON volume.id = volume_token.volume
             WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
@@ -122,7 +140,9 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
     };
     let store = AssignedStore {
         id: parsed(row, "store_id")?,
-        kind: StoreKind::Local { path: row.get("store_path")? },
+        kind: block_stores::definition(row, "definition")?,
+        credentials: Credentials::Ambient,
+        create_only: block_stores::create_only(row)?,
     };
     Ok(AssignedVolume { spec, deleted: row.get::<_, Option<i64>>("deleted_ns")?.is_some(), store })
 }

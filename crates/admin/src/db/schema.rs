@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -107,6 +107,29 @@ CREATE TABLE volume_token (
 CREATE INDEX volume_token_volume ON volume_token (volume);
 ";
 
+/// Block stores in buckets. A table whose constraints change is made anew and takes the old one's name, so foreign
+/// keys are off meanwhile (see [`open`]).
+const VERSION_2: &str = "
+CREATE TABLE block_store_new (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    -- Where it is: JSON.
+    definition TEXT NOT NULL,
+    -- JSON, sealed with the key of this folder for the id of the store.
+    credentials BLOB,
+    -- What may be shown of them.
+    credentials_shown TEXT,
+    -- What the last probe found: JSON.
+    probe TEXT,
+    probed_ns INTEGER,
+    created_ns INTEGER NOT NULL
+) STRICT;
+INSERT INTO block_store_new (id, name, definition, created_ns)
+    SELECT id, name, json_object('kind', kind, 'path', path), created_ns FROM block_store;
+DROP TABLE block_store;
+ALTER TABLE block_store_new RENAME TO block_store;
+";
+
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.
 pub(super) fn open(path: &Path) -> Result<Connection, AdminError> {
     // Made here and not by SQLite, so that nobody else can ever read it.
@@ -135,7 +158,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, AdminError> {
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "foreign_keys", false)?;
     for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(sql)?;
@@ -143,6 +166,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, AdminError> {
         transaction.pragma_update(None, "user_version", step + 1)?;
         transaction.commit()?;
     }
+    connection.pragma_update(None, "foreign_keys", true)?;
     Ok(connection)
 }
 
@@ -162,6 +186,39 @@ mod tests {
             let synchronous: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
             assert_eq!((mode.as_str(), synchronous), ("wal", 2));
         }
+    }
+
+    #[test]
+    fn block_stores_of_the_first_schema_are_kept_with_their_volumes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(VERSION_1).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        old.execute_batch(
+            "INSERT INTO block_store VALUES ('b', 'disk', 'local', '/srv/\"b\"', 7);
+             INSERT INTO metadata_store (id, name, created_ns) VALUES ('m', 'names', 7);
+             INSERT INTO volume (id, name, block_store, metadata_store, block_size, compression, retention, hash_key,
+                created_ns) VALUES ('v', 'data', 'b', 'm', 1, 'lz4', '7d', x'00', 7);",
+        )
+        .unwrap();
+        drop(old);
+        let connection = open(&path).unwrap();
+        let sql = "SELECT definition FROM block_store JOIN volume ON volume.block_store = block_store.id";
+        let definition: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        let kind: chronofs_core::store::StoreKind = serde_json::from_str(&definition).unwrap();
+        assert_eq!(kind, chronofs_core::store::StoreKind::Local { path: "/srv/\"b\"".to_owned() });
+        assert!(connection.execute("DELETE FROM block_store", []).is_err(), "foreign keys still hold");
+        let faults = connection
+            .prepare("PRAGMA foreign_key_check")
+            .unwrap()
+            .query([])
+            .unwrap()
+            .next()
+            .unwrap()
+            .is_some();
+        assert!(!faults);
     }
 
     #[test]

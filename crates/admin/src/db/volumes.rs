@@ -1,8 +1,8 @@
 //! Volumes.
 
 use super::{
-    column, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores, taken, to_sql, tokens,
-    unsigned,
+    block_stores, column, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores, taken,
+    to_sql, tokens, unsigned,
 };
 use crate::AdminError;
 use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
@@ -92,7 +92,7 @@ pub fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<Found, AdminError
     let block_size = check_block_size(new.block_size.unwrap_or(BLOCK_SIZE_DEFAULT.into()))?;
     check_quota("bytes", new.max_bytes)?;
     check_quota("inodes", new.max_inodes)?;
-    let block_store = stores::find_block(tx, &new.block_store)?;
+    let block_store = block_stores::find(tx, &new.block_store)?;
     let metadata_store = stores::find_metadata(tx, &new.metadata_store)?;
     let id = new_id();
     tx.execute(

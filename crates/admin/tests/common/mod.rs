@@ -76,7 +76,11 @@ impl Running {
 
     /// Block store `b`, metadata store `m`, volume `v`; the client of the metadata server.
     pub async fn with_volume(&self) -> AdminClient {
-        self.post("/v1/block-stores", json!({"name": "b", "kind": "local", "path": "/srv/b"})).await;
+        self.post(
+            "/v1/block-stores",
+            json!({"name": "b", "definition": {"kind": "local", "path": "/srv/b"}}),
+        )
+        .await;
         let store = self.post("/v1/metadata-stores", json!({"name": "m"})).await;
         self.post("/v1/volumes", json!({"name": "v", "block_store": "b", "metadata_store": "m"})).await;
         AdminClient::new(&store["token"].as_str().unwrap().parse().unwrap()).unwrap()

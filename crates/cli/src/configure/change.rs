@@ -1,11 +1,12 @@
 //! `chronofs configure update`.
 
 use super::create::{VolumeSettings, parse_end};
-use super::{Kind, Session, at};
-use anyhow::{Context, Result};
+use super::{Kind, Session, at, block_store};
+use anyhow::{Context, Result, bail};
 use chronofs_admin::model::{
     ChangeAccount, ChangeBlockStore, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken, Role,
 };
+use chronofs_core::store::StoreKind;
 use chronofs_wire::http::Method;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Subcommand};
@@ -26,18 +27,12 @@ pub(super) enum Update {
         #[arg(long)]
         new_token: bool,
     },
-    /// Say where the folder of a block store has been moved to
-    BlockStore {
-        /// Its name or id
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-        /// Folder, on the machine of the metadata server
-        #[arg(long, value_name = "DIR")]
-        path: String,
-        /// Take the folder for the right one without having its metadata servers look
-        #[arg(long)]
-        unchecked: bool,
-    },
+    /// Say where a block store has been moved to, or give it new credentials
+    #[command(
+        after_help = "Examples:\n  chronofs configure update block-store disk --path /srv/other\n  chronofs configure \
+                            update block-store cloud --credentials-file new-key"
+    )]
+    BlockStore(Box<BlockStore>),
     /// Give the server of a metadata store a new token
     MetadataStore {
         /// Its name or id
@@ -72,6 +67,20 @@ pub(super) enum Update {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct BlockStore {
+    /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    name: String,
+    #[command(flatten)]
+    place: block_store::Place,
+    #[command(flatten)]
+    keys: block_store::Keys,
+    /// Take it as it is, without having its metadata servers look at a folder or trying a bucket out
+    #[arg(long, alias = "no-probe")]
+    unchecked: bool,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct Volume {
     /// Its name or id
     #[arg(value_parser = NonEmptyStringValueParser::new())]
@@ -97,9 +106,7 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
         Update::Account { name, role, new_token } => {
             change(session, Kind::Account, &name, &ChangeAccount { role, new_token }).await
         }
-        Update::BlockStore { name, path, unchecked } => {
-            change(session, Kind::BlockStore, &name, &ChangeBlockStore { path: Some(path), unchecked }).await
-        }
+        Update::BlockStore(store) => change_block_store(session, *store).await,
         Update::MetadataStore { name, new_token } => {
             change(session, Kind::MetadataStore, &name, &ChangeMetadataStore { new_token }).await
         }
@@ -114,6 +121,21 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
             change(session, Kind::VolumeToken, &id, &body).await
         }
     }
+}
+
+async fn change_block_store(session: &Session, store: BlockStore) -> Result<()> {
+    let BlockStore { name, place, keys, unchecked } = store;
+    let doing = || format!("update {} {name}", Kind::BlockStore.word());
+    let found =
+        session.call(Method::GET, &at(Kind::BlockStore, &name), None::<&()>).await.with_context(doing)?;
+    let before: StoreKind = serde_json::from_value(found["definition"].clone()).with_context(doing)?;
+    let definition = place.change(&before).with_context(doing)?;
+    // Those of the environment are not taken: they may be somebody else's by chance.
+    let credentials = keys.given(definition.as_ref().unwrap_or(&before)).with_context(doing)?;
+    if definition.is_none() && credentials.is_none() {
+        bail!("update {} {name}: nothing to change is given", Kind::BlockStore.word());
+    }
+    change(session, Kind::BlockStore, &name, &ChangeBlockStore { definition, credentials, unchecked }).await
 }
 
 async fn change(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<()> {

@@ -1,8 +1,8 @@
 //! `chronofs configure create`.
 
-use super::{Kind, Session, at};
+use super::{Kind, Session, at, block_store};
 use crate::output::{self, parse_size};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use chronofs_admin::model::{NewAccount, NewBlockStore, NewMetadataStore, NewVolume, NewVolumeToken, Role};
 use chronofs_core::Retention;
 use chronofs_core::time::parse_instant;
@@ -12,7 +12,6 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::Zoned;
 use serde::Serialize;
 use serde_json::Value;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long `create volume` waits for a metadata server that is connected.
@@ -30,18 +29,11 @@ pub(super) enum Create {
     },
     /// Create a place for the bytes of files
     #[command(
-        after_help = "Example:\n  chronofs configure create block-store disk --kind local --path /srv/blocks"
+        after_help = "Examples:\n  chronofs configure create block-store disk --kind local --path /srv/blocks\n  \
+                            chronofs configure create block-store cloud --kind s3 --bucket bytes --region eu-central-1 \
+                            --credentials-file ~/.aws/credentials"
     )]
-    BlockStore {
-        /// Its name
-        name: String,
-        /// Its kind
-        #[arg(long, value_enum)]
-        kind: StoreKind,
-        /// Folder, on the machine of the metadata server
-        #[arg(long, value_name = "DIR")]
-        path: PathBuf,
-    },
+    BlockStore(Box<BlockStore>),
     /// Create a metadata store and print the token of its server once
     MetadataStore {
         /// Its name
@@ -60,10 +52,20 @@ pub(super) enum Create {
     VolumeToken(VolumeToken),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(super) enum StoreKind {
-    /// A folder
-    Local,
+#[derive(Args, Debug)]
+pub(super) struct BlockStore {
+    /// Its name
+    name: String,
+    /// Its kind
+    #[arg(long, value_enum)]
+    kind: block_store::Kind,
+    #[command(flatten)]
+    place: block_store::Place,
+    #[command(flatten)]
+    keys: block_store::Keys,
+    /// Do not try out first what the bucket can do
+    #[arg(long, alias = "no-probe")]
+    unchecked: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -160,14 +162,7 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
         Create::Account { name, role } => {
             made(session, Kind::Account, &name.clone(), &NewAccount { name, role }).await
         }
-        Create::BlockStore { name, kind: StoreKind::Local, path } => {
-            let path = path
-                .to_str()
-                .ok_or_else(|| anyhow!("folder {} is not UTF-8: name another", path.display()))?
-                .to_owned();
-            let new = NewBlockStore { name, kind: "local".to_owned(), path };
-            made(session, Kind::BlockStore, &new.name, &new).await
-        }
+        Create::BlockStore(store) => create_block_store(session, *store).await,
         Create::MetadataStore { name } => {
             made(session, Kind::MetadataStore, &name.clone(), &NewMetadataStore { name }).await
         }
@@ -188,6 +183,22 @@ async fn post(session: &Session, kind: Kind, name: &str, body: &impl Serialize) 
 async fn made(session: &Session, kind: Kind, name: &str, body: &impl Serialize) -> Result<()> {
     let item = post(session, kind, name, body).await?;
     session.show(kind, &item)
+}
+
+async fn create_block_store(session: &Session, store: BlockStore) -> Result<()> {
+    let BlockStore { name, kind, place, keys, unchecked } = store;
+    let doing = || format!("create {} {name}", Kind::BlockStore.word());
+    let definition = place.definition(kind).with_context(doing)?;
+    let credentials = keys.credentials(&definition).with_context(doing)?;
+    let bucket = definition.bucket().is_some();
+    let new = NewBlockStore { name: name.clone(), definition, credentials, unchecked };
+    made(session, Kind::BlockStore, &name, &new).await?;
+    if bucket && unchecked {
+        output::warn(format!(
+            "nobody has tried out whether '{name}' can be used; chronofs configure probe block-store {name} does"
+        ));
+    }
+    Ok(())
 }
 
 async fn create_volume(session: &Session, volume: Volume) -> Result<()> {

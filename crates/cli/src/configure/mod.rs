@@ -1,5 +1,6 @@
 //! `chronofs configure`: what exists, through the admin server's API.
 
+mod block_store;
 mod change;
 mod create;
 
@@ -48,6 +49,9 @@ enum Command {
     /// Change one
     #[command(subcommand)]
     Update(change::Update),
+    /// Try out what a block store can do, and keep what was found
+    #[command(subcommand)]
+    Probe(Probe),
     /// Delete one that is not in use
     Delete {
         /// Its kind
@@ -65,6 +69,15 @@ enum Init {
         /// Token of the account
         #[arg(long)]
         token: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum Probe {
+    /// A bucket; folders are checked by the metadata servers that use them
+    BlockStore {
+        /// Its name or id
+        name: String,
     },
 }
 
@@ -108,7 +121,7 @@ impl Kind {
         match self {
             Kind::Account => &[("NAME", "name"), ("ROLE", "role"), ("CREATED", "created")],
             Kind::BlockStore => {
-                &[("NAME", "name"), ("KIND", "kind"), ("PATH", "path"), ("VOLUMES", "volumes")]
+                &[("NAME", "name"), ("KIND", "kind"), ("PLACE", "place"), ("VOLUMES", "volumes")]
             }
             Kind::MetadataStore => &[
                 ("NAME", "name"),
@@ -141,6 +154,19 @@ impl Kind {
     /// All that `show` shows.
     fn fields(self) -> &'static [Column] {
         match self {
+            Kind::BlockStore => &[
+                ("name", "name"),
+                ("id", "id"),
+                ("kind", "kind"),
+                ("place", "place"),
+                ("credentials", "credentials"),
+                ("probed", "probed"),
+                ("create-only puts", "/probe/create_only"),
+                ("parallel puts", "/probe/parallel"),
+                ("weaknesses", "weaknesses"),
+                ("created", "created"),
+                ("volumes", "volumes"),
+            ],
             Kind::Volume => &[
                 ("name", "name"),
                 ("id", "id"),
@@ -223,6 +249,11 @@ async fn dispatch(session: Session, command: Command) -> Result<()> {
         Command::Show { kind, name } => {
             let item = session.call(Method::GET, &at(kind, &name), None::<&()>).await;
             session.show(kind, &item.with_context(|| format!("show {} {name}", kind.word()))?)
+        }
+        Command::Probe(Probe::BlockStore { name }) => {
+            let path = format!("{}/probe", at(Kind::BlockStore, &name));
+            let item = session.call(Method::POST, &path, None::<&()>).await;
+            session.show(Kind::BlockStore, &item.with_context(|| format!("probe block-store {name}"))?)
         }
         Command::Delete { kind, name } => {
             let deleted = session.call(Method::DELETE, &at(kind, &name), None::<&()>).await;

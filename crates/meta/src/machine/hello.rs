@@ -338,7 +338,8 @@ impl Machine {
         let Some(volume) = self.volumes.get(&session.index) else { return };
         let store = match volume.store.as_ref().map(|store| (&store.kind, store.id)) {
             Some((StoreKind::Local { path }, marker)) => StoreAccess::Folder { path: path.clone(), marker },
-            None => StoreAccess::ThroughServer,
+            // A bucket, whose credentials no client has.
+            _ => StoreAccess::ThroughServer,
         };
         // What it is to replay it must still hold.
         session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };

@@ -4,7 +4,7 @@ use super::outbox::Outbox;
 use crate::executor::ObjectHandler;
 use crate::machine::{ObjectAction, ObjectJob};
 use bytes::Bytes;
-use chronofs_blocks::{BlockStore, ObjectPort};
+use chronofs_blocks::ObjectPort;
 use chronofs_core::Errno;
 use chronofs_wire::message::ToClient;
 use std::collections::HashMap;
@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 /// The block stores of volumes that this server reaches.
 #[derive(Clone, Default)]
-pub struct Stores(Arc<RwLock<HashMap<Uuid, Arc<BlockStore>>>>);
+pub struct Stores(Arc<RwLock<HashMap<Uuid, Arc<dyn ObjectPort>>>>);
 
 impl Stores {
     /// The store of a volume.
-    pub fn of(&self, volume: Uuid) -> Option<Arc<BlockStore>> {
+    pub fn of(&self, volume: Uuid) -> Option<Arc<dyn ObjectPort>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
     }
 
@@ -28,7 +28,7 @@ impl Stores {
     }
 
     /// Sets all stores.
-    pub fn set(&self, stores: HashMap<Uuid, Arc<BlockStore>>) {
+    pub fn set(&self, stores: HashMap<Uuid, Arc<dyn ObjectPort>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = stores;
     }
 }
@@ -47,7 +47,7 @@ impl ObjectHandler for Objects {
         self.runtime.spawn(async move {
             let id = job.id;
             let result = match store {
-                Some(store) => run(&store, job).await,
+                Some(store) => run(&*store, job).await,
                 None => Err(Errno::EAGAIN),
             };
             if let Err(error) = outbox.push(&ToClient::Object { id, result }) {
@@ -58,7 +58,7 @@ impl ObjectHandler for Objects {
     }
 }
 
-async fn run(store: &BlockStore, job: ObjectJob) -> Result<Bytes, Errno> {
+async fn run(store: &dyn ObjectPort, job: ObjectJob) -> Result<Bytes, Errno> {
     let result = match job.action {
         ObjectAction::Put(bytes) => store.put(&job.name, bytes).await.map(|()| Bytes::new()),
         ObjectAction::Get { offset, len } => store.get(&job.name, offset, len).await,

@@ -55,6 +55,8 @@ pub fn volume(folder: &Path) -> AssignedVolume {
         store: AssignedStore {
             id: Uuid::from_u128(0x22),
             kind: StoreKind::Local { path: folder.to_str().unwrap().to_owned() },
+            credentials: Default::default(),
+            create_only: false,
         },
     }
 }

@@ -73,7 +73,7 @@ fn assignment(blocks: &Path) -> Assignment {
         hash_key: [7; 16],
     };
     let kind = StoreKind::Local { path: blocks.to_str().unwrap().to_owned() };
-    let store = AssignedStore { id: STORE, kind };
+    let store = AssignedStore { id: STORE, kind, credentials: Default::default(), create_only: false };
     let token = AssignedToken {
         id: TOKEN,
         secret_sha256: Sha256::of(&SECRET).to_string(),
