@@ -219,6 +219,15 @@ pub struct Scope {
     pub root: Ino,
 }
 
+/// What a session did and a power cut took is still to come from it: it was not back while others replayed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Missed {
+    /// The last commit that survived.
+    pub recovered: Version,
+    /// The last mark that survived: what the session was answered up to here is in the state.
+    pub mark: Version,
+}
+
 /// What the metadata server asks of its own store. Logged and replayed like a client's request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SystemRequest {
@@ -247,6 +256,8 @@ pub enum SystemRequest {
     AdvanceHorizon { volume: uuid::Uuid, to: Version },
     /// Removes further rows of an inode that is gone and had more than one commit takes.
     Purge { volume: uuid::Uuid, ino: Ino },
+    /// Notes what a session is still to replay, or that it has.
+    NoteMissed { session: SessionId, missed: Option<Missed> },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::Scope;
+use chronofs_core::ops::{Missed, Scope};
 use chronofs_core::slice::{Slice, SliceKey};
 use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Attr, FileKind, Ino, SliceId, Version, VolumeIndex};
@@ -391,6 +391,8 @@ pub struct Session {
     pub granted: u64,
     /// What it may see.
     pub scope: Scope,
+    /// It has not replayed yet what a power cut took.
+    pub missed: Option<Missed>,
 }
 
 impl Session {

@@ -9,7 +9,7 @@ use crate::rows::{
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::{Scope, SystemRequest};
+use chronofs_core::ops::{Missed, Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
 use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -156,6 +156,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::Reap { volume, ino } => self.free(*volume, *ino, false),
             SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
             SystemRequest::AdvanceHorizon { volume, to } => self.advance_horizon(*volume, *to),
+            SystemRequest::NoteMissed { session, missed } => self.note_missed(*session, *missed),
         }
     }
 
@@ -280,6 +281,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             renewed: self.ctx.version,
             granted: FIRST_GRANT,
             scope,
+            missed: None,
         };
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
@@ -288,6 +290,13 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     fn renew_session(&mut self, id: SessionId) -> Decided<SystemReply> {
         let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
         session.renewed = self.ctx.version;
+        self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
+        Ok(SystemReply::Session { id, session: Box::new(session) })
+    }
+
+    fn note_missed(&mut self, id: SessionId, missed: Option<Missed>) -> Decided<SystemReply> {
+        let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
+        session.missed = missed;
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
     }

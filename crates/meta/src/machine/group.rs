@@ -6,7 +6,7 @@ use super::now::Now;
 use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
-use chronofs_core::ops::{Reply, Request};
+use chronofs_core::ops::{Missed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
@@ -169,6 +169,8 @@ pub(super) struct ReplayDone {
     pub(super) applied: Vec<(SessionId, u64, Version, Brief)>,
     /// Calls that could not be applied.
     pub(super) parked: Vec<(SessionId, u64, Errno)>,
+    /// Sessions whose rows say from now on that they are still to replay, or that they have.
+    pub(super) missed: Vec<(SessionId, Option<Missed>)>,
 }
 
 /// The group.

@@ -283,6 +283,7 @@ impl Machine {
             reclaimed: false,
             called: false,
             replaying: false,
+            missed: row.missed,
             late: Vec::new(),
             told_durable: Version::ZERO,
             last_commit: Version::ZERO,
@@ -341,8 +342,12 @@ impl Machine {
             // A bucket, whose credentials no client has.
             _ => StoreAccess::ThroughServer,
         };
-        // What it is to replay it must still hold.
-        session.told_durable = if replay { self.durable.min(self.recovered) } else { self.durable };
+        // What it is to replay it must still hold, also when it has sent it and that is not done yet.
+        session.told_durable = match session.missed {
+            Some(missed) => self.durable.min(missed.recovered),
+            None if replay => self.durable.min(self.recovered),
+            None => self.durable,
+        };
         let welcome = Welcome {
             protocol: session.protocol,
             session: id,

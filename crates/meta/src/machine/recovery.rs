@@ -10,7 +10,7 @@ use super::lifetime::REPLIES;
 use super::session::{ConnId, Kept, Session, Sharing};
 use super::tag::{self, Brief, KeptReplies, Tag};
 use super::{Call, Machine};
-use chronofs_core::ops::{Replayed, Reply, Request};
+use chronofs_core::ops::{Missed, Replayed, Reply, Request, SystemRequest};
 use chronofs_core::{Errno, Ino, SessionId, Version};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_history::Snapshot;
@@ -143,8 +143,8 @@ impl Machine {
             }
             // It missed the window, or its calls were thought to be safe: better asked than lost.
             Phase::Serving => {
-                let first = self.sessions.get(&id).is_some_and(|session| !session.called);
-                live && first && believable && seen > self.recovered
+                let Some(session) = self.sessions.get(&id) else { return false };
+                session.missed.is_some() || (live && !session.called && believable && seen > self.recovered)
             }
         }
     }
@@ -216,8 +216,12 @@ impl Machine {
         let mut late: Vec<(SessionId, Replayed)> =
             session.late.iter().cloned().chain(calls).map(|call| (id, call)).collect();
         late.sort_by_key(|(_, call)| (call.version, call.id));
+        let owes = session.missed.is_some();
         let mut done = self.apply_replays(group, late)?;
         done.late = Some(id);
+        if owes {
+            done.missed = self.note_missed(group, vec![(id, None)])?;
+        }
         group.sync_first = true;
         group.thens.push(Then::Replayed(done));
         Ok(())
@@ -229,12 +233,15 @@ impl Machine {
         group: &mut Group,
         who: Who,
         call: &Replayed,
-        own: &BTreeSet<Ino>,
+        own: &BTreeSet<(SessionId, Ino)>,
+        recovered: Version,
     ) -> Result<bool, EngineError> {
         let ino = match &call.request {
             Request::Unlink { .. } | Request::Rmdir { .. } | Request::Rename { .. } => {
                 let volume = self.volumes.get(&who.index);
-                return Ok(volume.is_some_and(|volume| volume.changed_by.others(who.session)));
+                // Who changed the volume in an earlier run is not known any more.
+                return Ok(recovered < self.recovered
+                    || volume.is_some_and(|volume| volume.changed_by.others(who.session)));
             }
             Request::SetAttr { ino, .. }
             | Request::SetXattr { ino, .. }
@@ -244,7 +251,7 @@ impl Machine {
             _ => return Ok(false),
         };
         match Snapshot::new(&group.reads, who.index, None).get(INODE, &ino_key(ino)) {
-            Ok(row) => Ok(row.is_some_and(|row| row.since > self.recovered) && !own.contains(&ino)),
+            Ok(row) => Ok(row.is_some_and(|row| row.since > recovered) && !own.contains(&(who.session, ino))),
             Err(stop) => self.stopped(group, stop, "reading what a late call changes").map(|_| true),
         }
     }
@@ -260,20 +267,47 @@ impl Machine {
         if missing > 0 {
             group.effects.push(Effect::Warn(format!(
                 "{missing} session(s) did not come back within the replay window; what only they did since the \
-                 last durable commit is lost"
+                 last durable commit is lost unless they come back later"
             )));
         }
         let seen = recovery.seen;
+        let here = self.survived_here();
+        let changes = |session: &Session| {
+            // The older of two power cuts took more.
+            let missed = recovery.expected.contains(&session.id).then(|| session.missed.unwrap_or(here));
+            (missed != session.missed).then_some((session.id, missed))
+        };
+        let missed = self.sessions.values().filter_map(changes).collect();
         let mut replays = recovery.replays.clone();
         replays.sort_by_key(|(session, call)| (call.version, *session, call.id));
         let mut done = self.apply_replays(group, replays)?;
         done.window = true;
+        done.missed = self.note_missed(group, missed)?;
         // Versions that were given out once are not given to others.
         if seen > self.last {
             self.commit_system(group, seen, chronofs_engine::Batch::default());
         }
         group.thens.push(Then::Replayed(done));
         Ok(())
+    }
+
+    /// What survived the last power cut, as this start found it.
+    fn survived_here(&self) -> Missed {
+        Missed { recovered: self.recovered, mark: self.mark_found }
+    }
+
+    /// Writes what sessions are still to replay into their rows, so that they are asked however many restarts lie in
+    /// between.
+    fn note_missed(
+        &mut self,
+        group: &mut Group,
+        changes: Vec<(SessionId, Option<Missed>)>,
+    ) -> Result<Vec<(SessionId, Option<Missed>)>, EngineError> {
+        for &(session, missed) in &changes {
+            // One that is over in the state owes nothing.
+            drop(self.system(group, &SystemRequest::NoteMissed { session, missed })?);
+        }
+        Ok(changes)
     }
 
     /// Applies replays in their order. They get new versions: the engine gives no version twice, and nobody has seen
@@ -284,27 +318,29 @@ impl Machine {
         replays: Vec<(SessionId, Replayed)>,
     ) -> Result<ReplayDone, EngineError> {
         let mut done = ReplayDone::default();
-        let late = !self.is_recovering();
         let mut lost_inos: BTreeSet<Ino> = BTreeSet::new();
-        let mut own: BTreeSet<Ino> = BTreeSet::new();
+        let mut own: BTreeSet<(SessionId, Ino)> = BTreeSet::new();
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
+            let late = session.missed.is_some() || !self.is_recovering();
+            let survived = session.missed.unwrap_or(self.survived_here());
             // Not by its version whether it survived a power cut: one that was replayed before has had another since.
-            let there = call.version <= self.mark_found
+            let there = call.version <= survived.mark
                 || session.replies.get(call.id).is_some()
                 || !seen.insert((id, call.id));
             if there || !call.request.mutates() {
                 continue;
             }
             let who = Who::of(session);
-            if late && self.comes_too_late(group, who, &call, &own)? {
+            if late && self.comes_too_late(group, who, &call, &own, survived.recovered)? {
                 done.parked.push((id, call.id, Errno::ESTALE));
                 continue;
             }
             match self.apply_replay(group, who, &call, &lost_inos)? {
                 Ok((version, brief)) => {
-                    own.extend(call.made.into_iter().chain(named_inos(&call.request).into_iter().flatten()));
+                    let named = named_inos(&call.request).into_iter().flatten();
+                    own.extend(call.made.into_iter().chain(named).map(|ino| (id, ino)));
                     done.applied.push((id, call.id, version, brief));
                 }
                 Err(errno) => {
@@ -379,6 +415,11 @@ impl Machine {
             session.last_commit = session.last_commit.max(last);
             if done.late.is_some() {
                 (session.replaying, session.late) = (false, Vec::new());
+            }
+        }
+        for (session, missed) in done.missed {
+            if let Some(session) = self.sessions.get_mut(&session) {
+                session.missed = missed;
             }
         }
         for (session, id, version, brief) in done.applied {

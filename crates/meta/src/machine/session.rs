@@ -1,7 +1,7 @@
 //! What the server knows of one session, and its cache of replies.
 
 use super::tag::Brief;
-use chronofs_core::ops::{Replayed, Reply};
+use chronofs_core::ops::{Missed, Replayed, Reply};
 use chronofs_core::{Errno, Ino, SessionId, Version, VolumeIndex};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -149,6 +149,9 @@ pub(super) struct Session {
     /// It was asked for what the server lost and has not sent all of it: until then it is told nothing of durability,
     /// and so keeps it.
     pub(super) replaying: bool,
+    /// It was not back in the window of a start, perhaps one long ago, and has replayed nothing since: it is asked
+    /// until it has, and what it sends is judged by what survived then.
+    pub(super) missed: Option<Missed>,
     /// What it has sent of that after the window.
     pub(super) late: Vec<Replayed>,
     /// The durable version it was last told.

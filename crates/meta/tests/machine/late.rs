@@ -147,3 +147,86 @@ fn a_call_that_is_replayed_late_is_done_though_a_mark_was_written_meanwhile() {
     server.frame(11, ToServer::Replay { calls: vec![late], end: true });
     server.call(11, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
 }
+
+/// The server that `after_the_window` leaves is restarted without a loss, after a mark and with more in its log than
+/// session 1 has ever seen.
+fn one_more_restart(server: &mut Server, engine: Arc<dyn Engine>) -> Server {
+    server.call(12, 50, create(Ino::ROOT, "x", false)).1.unwrap();
+    server.core.stop(server.now_ns).unwrap();
+    Server::start(engine, server.now_ns + SECOND, false)
+}
+
+#[test]
+fn a_client_that_missed_the_window_is_asked_after_any_number_of_restarts() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, one, [_, b], base) = after_the_window(engine.clone());
+    let mut server = one_more_restart(&mut server, engine.clone());
+    server.core.stop(server.now_ns).unwrap();
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, false);
+    let seen = Version(base.0 + 40);
+    let welcome = server.open(11, resume(1, one, seen)).unwrap();
+    assert!(welcome.replay && welcome.durable <= base, "it must still hold what it is to replay");
+    assert!(server.open(13, resume(1, one, seen)).unwrap().replay, "it has not answered");
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let calls = vec![late(10, create(Ino::ROOT, "late", false)), late(11, grow(b)), late(12, unlink("a"))];
+    server.frame(13, ToServer::Replay { calls, end: true });
+    for file in ["late", "a"] {
+        server.call(13, 20, Request::Lookup { parent: Ino::ROOT, name: name(file) }).1.unwrap();
+    }
+    let look = Request::Lookup { parent: Ino::ROOT, name: name("b") };
+    assert_eq!(attr(server.call(13, 21, look).1.unwrap()).size, 7);
+    assert_eq!(server.core.machine.figures().parked, 1, "who changed the volume since is not known");
+    assert!(!server.open(14, resume(1, one, seen)).unwrap().replay, "it has replayed");
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    assert!(
+        !server.open(15, resume(1, one, seen)).unwrap().replay,
+        "it has replayed, and that is in the state"
+    );
+}
+
+#[test]
+fn a_client_that_missed_one_window_and_comes_into_the_next_keeps_its_calls_until_they_are_done() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, one, [_, b], base) = after_the_window(engine.clone());
+    let two = SessionId(one.0 + 1);
+    server.call(12, 50, grow(b)).1.unwrap();
+    server.core.stop(server.now_ns).unwrap();
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, true);
+    let seen = Version(base.0 + 40);
+    let welcome = server.open(11, resume(1, one, seen)).unwrap();
+    assert!(welcome.replay && welcome.durable <= base);
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let calls = vec![late(10, create(Ino::ROOT, "late", false)), late(11, Request::SetAttr { ino: b, set })];
+    server.frame(11, ToServer::Replay { calls, end: true });
+    // It has sent them, but a kill in the window would forget them.
+    let welcome = server.open(13, resume(1, one, seen)).unwrap();
+    assert!(!welcome.replay && welcome.durable <= base);
+    server.open(12, resume(2, two, seen)).unwrap();
+    server.frame(12, ToServer::Replay { calls: Vec::new(), end: true });
+    assert!(!server.core.machine.figures().recovering);
+    server.call(13, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
+    let look = Request::Lookup { parent: Ino::ROOT, name: name("b") };
+    assert_eq!(attr(server.call(13, 21, look).1.unwrap()).size, 7, "what another did since is not undone");
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    assert!(!server.open(14, resume(1, one, seen)).unwrap().replay, "it has replayed");
+}
+
+#[test]
+fn a_client_that_misses_two_windows_is_judged_by_the_older() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, one, _, base) = after_the_window(engine.clone());
+    server.call(12, 50, create(Ino::ROOT, "x", false)).1.unwrap();
+    server.core.stop(server.now_ns).unwrap();
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, true);
+    server.now_ns += 11 * SECOND;
+    server.run(Event::Tick);
+    assert!(!server.core.machine.figures().recovering);
+    server.durable();
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    let welcome = server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    assert!(welcome.replay && welcome.durable <= base);
+    let late = replayed(10, Version(base.0 + 10), create(Ino::ROOT, "late", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![late], end: true });
+    server.call(11, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
+}

@@ -132,6 +132,10 @@ impl World {
         match effect {
             Effect::Send(conn, frame) => {
                 if let Some(client) = self.client_of(conn) {
+                    // The server's log names them, whether or not the frame arrives.
+                    if let ToClient::Parked { calls } = &frame {
+                        client.parked.extend(calls.iter().map(|(id, _)| *id));
+                    }
                     client.inbox.push_back(FromServer::Frame(frame));
                 }
             }
@@ -311,7 +315,7 @@ impl World {
         self.marked = false;
         let config = Config {
             boot: self.boots,
-            mark_after_commits: if self.window_ms < 1000 { 8 } else { 40 },
+            mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
             replay_window_ms: self.window_ms,
             ..Config::default()
         };

@@ -142,8 +142,14 @@ fn rows_of_volume_and_store() {
         renewed: Version(4),
         granted: 1 << 20,
         scope: Scope { token: Uuid::from_u128(9), root: Ino(300) },
+        missed: None,
     };
-    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac02");
+    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac0200");
+    let missed = Some(Missed { recovered: Version(300), mark: Version(7) });
+    golden(
+        &Session { missed, ..session },
+        "0101ac020102e80703048080401000000000000000000000000000000009ac0201ac0207",
+    );
     golden(&Closed { flags: 0, volume: VolumeIndex(1), granted: 300, ended: Version(2) }, "0001ac0202");
 }
 

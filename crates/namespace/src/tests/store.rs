@@ -1,5 +1,7 @@
 use super::*;
+use crate::rows::Session;
 use crate::{instants, list_sessions, list_volumes, protected_instants, session, volume};
+use chronofs_core::ops::Missed;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -69,6 +71,24 @@ fn sessions_are_repeatable_renewable_and_end_once() {
     assert_eq!(refused, Err(SystemError::UnknownSession(id)));
     assert_eq!(list_sessions(&fs.state).unwrap().len(), 2);
     assert!(session_id(fs.system(open(5, None))) > id, "an id is never used again");
+}
+
+#[test]
+fn what_a_session_is_still_to_replay_stays_in_its_row_until_it_has() {
+    let mut fs = Fs::new();
+    let id = session_id(fs.system(open(5, None)));
+    let missed = Some(Missed { recovered: Version(3), mark: Version(2) });
+    fs.system(SystemRequest::NoteMissed { session: id, missed }).unwrap();
+    fs.system(SystemRequest::RenewSession { session: id }).unwrap();
+    fs.session = id;
+    fs.ask(&ROOT, Request::Grant { count: 10 }).unwrap();
+    let row = session(&fs.state, id).unwrap().unwrap();
+    assert_eq!((row.missed, row.renewed > row.opened), (missed, true));
+    fs.system(SystemRequest::NoteMissed { session: id, missed: None }).unwrap();
+    assert_eq!(session(&fs.state, id).unwrap().unwrap(), Session { missed: None, ..row });
+    fs.system(SystemRequest::EndSession { session: id }).unwrap();
+    let refused = fs.system(SystemRequest::NoteMissed { session: id, missed });
+    assert_eq!(refused, Err(SystemError::UnknownSession(id)));
 }
 
 #[test]
