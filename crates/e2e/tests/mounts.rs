@@ -524,23 +524,34 @@ fn a_changed_retention_holds_for_a_volume_that_is_mounted() {
     let past = installation.mount_past(&live, &at);
     let place = installation.path("place");
     fs::create_dir(&place).unwrap();
-    // Shorter and longer again, as who has made a mistake: nothing of what the window held is gone.
-    for (retention, within) in [("1s", false), ("1h", true)] {
-        installation.ok(&["configure", "update", "volume", "v", "--retention", retention]);
-        wait_for(&format!("the retention of {retention} to hold"), || {
-            let arguments = ["mount", "start", "v", text(&place), "--token", &live.token, "--at-time", &at];
-            let output = run(&mut installation.command(&arguments));
-            let seen = output.status.success().then(|| fs::read_to_string(place.join("file")).unwrap());
-            detach(&place);
-            match &seen {
-                Some(seen) => assert_eq!(seen, "then"),
-                None => assert!(text_of(&output).contains("cannot be had"), "{}", text_of(&output)),
-            }
-            (seen.is_some() == within).then_some(())
-        });
+    let seen_at = |at: &str| {
+        let arguments = ["mount", "start", "v", text(&place), "--token", &live.token, "--at-time", at];
+        let output = run(&mut installation.command(&arguments));
+        let seen = output.status.success().then(|| fs::read_to_string(place.join("file")).unwrap());
+        detach(&place);
+        assert!(seen.is_some() || text_of(&output).contains("cannot be had"), "{}", text_of(&output));
+        seen
+    };
+    let mounted_show_the_same = || {
         assert_eq!(fs::read_to_string(past.path("file")).unwrap(), "then", "in the past that was mounted");
         assert_eq!(fs::read_to_string(live.path("file")).unwrap(), "now");
-    }
+    };
+    let update = |retention: &str| {
+        installation.ok(&["configure", "update", "volume", "v", "--retention", retention]);
+    };
+    assert_eq!(seen_at(&at).as_deref(), Some("then"));
+    update("1s");
+    wait_for("the retention of 1s to hold", || seen_at(&at).is_none().then_some(()));
+    mounted_show_the_same();
+    // Longer again: a window grows from now on, and what has left it stays out of reach.
+    update("1h");
+    wait_for("the retention of 1h to hold", || {
+        let later = live.instant();
+        std::thread::sleep(Duration::from_secs(2));
+        seen_at(&later)
+    });
+    assert_eq!(seen_at(&at), None);
+    mounted_show_the_same();
 }
 
 #[test]
