@@ -372,6 +372,8 @@ impl Machine {
             ToServer::Reclaim { opens } => self.reclaim(session, opens),
             ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
             ToServer::SharedAck => self.shared_ack(group, session)?,
+            // Its replays are not done yet, and a commit now would hide what other sessions lost: it ends by silence.
+            ToServer::Goodbye if self.is_recovering() => {}
             ToServer::Goodbye => self.end_session(group, session)?,
             ToServer::PutObject { id, name, bytes } => {
                 self.object(group, session, conn, id, name, ObjectAction::Put(bytes));

@@ -3,8 +3,8 @@
 use super::*;
 
 /// A server that lost power while sessions 1 and 2 were there, with files "a" and "b" in it. Session 2 is back on
-/// connection 12, and the window in which replays have their place is over.
-fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
+/// connection 12, and the window in which replays have their place is open.
+fn in_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
     let mut server = Server::start(engine.clone(), START_NS, false);
     let one = server.open(1, hello(1)).unwrap().session;
     assert!(server.open(2, hello(2)).is_none());
@@ -20,12 +20,36 @@ fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Ve
     let base = engine.applied();
     let mut server = Server::start(engine, START_NS + SECOND, true);
     assert!(server.open(12, resume(2, two, Version(base.0 + 40))).unwrap().replay);
+    (server, one, files, base)
+}
+
+/// The same, and session 2 has sent what it had, and the window is over.
+fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
+    let (mut server, one, files, base) = in_the_window(engine);
     server.frame(12, ToServer::Replay { calls: Vec::new(), end: true });
+    end_window(&mut server);
+    (server, one, files, base)
+}
+
+fn end_window(server: &mut Server) {
     server.now_ns += 11 * SECOND;
     server.run(Event::Tick);
     server.durable();
     assert!(!server.core.machine.figures().recovering);
-    (server, one, files, base)
+}
+
+#[test]
+fn a_client_that_says_goodbye_in_the_window_has_its_calls_done() {
+    let (mut server, one, _, base) = in_the_window(Arc::new(Full::default()));
+    let applied = server.core.engine.applied();
+    let lost = replayed(5, Version(base.0 + 20), create(Ino::ROOT, "lost", false), None);
+    server.frame(12, ToServer::Replay { calls: vec![lost], end: true });
+    server.frame(12, ToServer::Goodbye);
+    assert_eq!(server.core.engine.applied(), applied, "a commit now would hide what session 1 may have lost");
+    end_window(&mut server);
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    server.frame(11, ToServer::Replay { calls: Vec::new(), end: true });
+    server.call(11, 9, Request::Lookup { parent: Ino::ROOT, name: name("lost") }).1.unwrap();
 }
 
 fn unlink(file: &str) -> Request {
