@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::volume::VolumeSpec;
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version};
 use serde::{Deserialize, Serialize};
 
 /// The oldest protocol this program speaks.
@@ -175,8 +175,9 @@ pub enum ToServer {
     Goodbye,
     /// Stores an object through the server. -> [`ToClient::Object`]
     PutObject { id: u64, name: String, bytes: Bytes },
-    /// Reads a range of an object through the server. -> [`ToClient::Object`]
-    GetObject { id: u64, name: String, offset: u64, len: u32 },
+    /// Reads the stored bytes of a slice through the server: the one that `block` of `ino` shows now (in a past: then)
+    /// and that lies in `object` at `offset`. ESTALE if it shows none there. -> [`ToClient::Object`]
+    GetObject { id: u64, ino: Ino, block: u32, object: ObjectId, offset: u64, len: u32 },
 }
 
 /// Frames of a server.

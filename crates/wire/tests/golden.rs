@@ -372,7 +372,14 @@ fn to_server() -> Lines<ToServer> {
         SharedAck = ToServer::SharedAck,
         Goodbye = ToServer::Goodbye,
         PutObject = ToServer::PutObject { id: 87, name: "o/1".to_owned(), bytes: Bytes::from("object") },
-        GetObject = ToServer::GetObject { id: 88, name: "o/2".to_owned(), offset: 89, len: 90 },
+        GetObject = ToServer::GetObject {
+            id: 88,
+            ino: Ino(112),
+            block: 113,
+            object: seal(Codec::Raw).id.object,
+            offset: 89,
+            len: 90
+        },
     })
 }
 

@@ -7,7 +7,7 @@ use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
 use chronofs_core::ops::{Missed, Reply, Request};
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
 use chronofs_wire::message::{HelloAnswer, ToClient};
@@ -77,7 +77,7 @@ pub struct ObjectJob {
     pub id: u64,
     /// The volume whose store is meant.
     pub volume: Uuid,
-    /// The object's name, checked to be the session's to use.
+    /// The object's name. To put it is the session's right; to read it only what [`ObjectAction::Get`] says.
     pub name: String,
     /// What to do.
     pub action: ObjectAction,
@@ -88,8 +88,12 @@ pub struct ObjectJob {
 pub enum ObjectAction {
     /// Store these bytes.
     Put(Bytes),
-    /// Read this range.
+    /// Read this range, if the block shows a slice that lies just there.
     Get {
+        /// Asks for the slices of the block with the session's eyes.
+        shown_by: Box<ReadJob>,
+        /// The object.
+        object: ObjectId,
         /// First byte.
         offset: u64,
         /// Bytes.

@@ -61,7 +61,7 @@ impl ObjectHandler for Objects {
 async fn run(store: &dyn ObjectPort, job: ObjectJob) -> Result<Bytes, Errno> {
     let result = match job.action {
         ObjectAction::Put(bytes) => store.put(&job.name, bytes).await.map(|()| Bytes::new()),
-        ObjectAction::Get { offset, len } => store.get(&job.name, offset, len).await,
+        ObjectAction::Get { offset, len, .. } => store.get(&job.name, offset, len).await,
     };
     result.map_err(|error| {
         tracing::error!(%error, "an object could not be served");

@@ -19,8 +19,9 @@ pub use target::{Credentials, Source, Target};
 
 use crate::clock::{ServerClock, since_boot};
 use bytes::Bytes;
+use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
-use chronofs_core::{Caller, Errno, SessionId, Version};
+use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version};
 use chronofs_wire::message::{ToServer, Welcome};
 use state::{Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -140,9 +141,15 @@ impl Connection {
         self.transfer(Transfer::Put { name, bytes }).await.map(drop)
     }
 
-    /// Reads a range of an object through the server.
-    pub async fn get_object(&self, name: String, offset: u64, len: u32) -> Result<Bytes, Errno> {
-        self.transfer(Transfer::Get { name, offset, len }).await
+    /// Reads the stored bytes of a slice through the server: the one that `shown_by` shows in `object` at `offset`.
+    pub async fn get_object(
+        &self,
+        shown_by: ShownBy,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, Errno> {
+        self.transfer(Transfer::Get { shown_by, object, offset, len }).await
     }
 
     async fn transfer(&self, transfer: Transfer) -> Result<Bytes, Errno> {

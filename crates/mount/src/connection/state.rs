@@ -6,8 +6,9 @@
 use super::flow::{EXPECTED_BYTES_MAX, IDS_MAX, Load, OUT_BYTES_MAX, TRANSFER_BYTES_MAX, UNSAVED_BYTES_MAX};
 use super::replay::ReplayBuffer;
 use bytes::{Bytes, BytesMut};
+use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Replayed, Reply, Request};
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version};
 use chronofs_wire::frame;
 use chronofs_wire::message::{ToServer, Welcome};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -48,7 +49,7 @@ struct Call {
 #[derive(Clone)]
 pub(crate) enum Transfer {
     Put { name: String, bytes: Bytes },
-    Get { name: String, offset: u64, len: u32 },
+    Get { shown_by: ShownBy, object: ObjectId, offset: u64, len: u32 },
 }
 
 struct PendingTransfer {
@@ -459,7 +460,9 @@ impl Transfer {
     fn message(self, id: u64) -> ToServer {
         match self {
             Transfer::Put { name, bytes } => ToServer::PutObject { id, name, bytes },
-            Transfer::Get { name, offset, len } => ToServer::GetObject { id, name, offset, len },
+            Transfer::Get { shown_by: ShownBy { ino, block }, object, offset, len } => {
+                ToServer::GetObject { id, ino, block, object, offset, len }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::connection::Connection;
 use crate::data::{Meta, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_blocks::name::parse_object_name;
-use chronofs_blocks::{BlockStore, ObjectPort, StoreError};
+use chronofs_blocks::{BlockStore, ObjectPort, ShownBy, StoreError};
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
 use chronofs_wire::message::StoreAccess;
@@ -96,9 +96,21 @@ impl ObjectPort for ThroughServer {
         })
     }
 
-    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+    /// The server reads for nobody who does not say where the bytes show.
+    fn get<'a>(&'a self, name: &'a str, _: u64, _: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        Box::pin(async move { Err(StoreError::not_shown(name)) })
+    }
+
+    fn get_slice<'a>(
+        &'a self,
+        shown_by: ShownBy,
+        name: &'a str,
+        offset: u64,
+        len: u32,
+    ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         Box::pin(async move {
-            let found = self.0.get_object(name.to_owned(), offset, len).await;
+            let Some((_, object)) = parse_object_name(name) else { return Err(StoreError::not_shown(name)) };
+            let found = self.0.get_object(shown_by, object, offset, len).await;
             found.map_err(|errno| StoreError::from_wire(name, errno))
         })
     }
