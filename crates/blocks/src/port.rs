@@ -3,9 +3,11 @@
 //! A trait, so that a client works the same on a folder of its own, through the metadata server, and on the
 //! failing stores of the tests.
 
+use crate::signed::Action;
 use bytes::Bytes;
-use chronofs_core::{Errno, Ino};
+use chronofs_core::{Errno, Ino, SignedRequest};
 use futures::future::BoxFuture;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Which block of which file shows the bytes that are read. Who reads for others lets them see no more than that.
@@ -35,6 +37,16 @@ pub trait ObjectPort: Send + Sync + 'static {
         len: u32,
     ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.get(name, offset, len)
+    }
+
+    /// A request for the object `name` that whoever holds it may send for as long as `valid`. `None`: it cannot be signed.
+    fn sign<'a>(
+        &'a self,
+        _action: Action,
+        _name: &'a str,
+        _valid: Duration,
+    ) -> BoxFuture<'a, Option<SignedRequest>> {
+        Box::pin(async { None })
     }
 }
 

@@ -22,6 +22,10 @@ pub enum Fault {
     ListsAreCut,
     /// Every connection is closed without an answer.
     Away,
+    /// Requests with the signature in their address are refused.
+    SignedRefused,
+    /// Those get no answer.
+    SignedAway,
 }
 
 type Objects = BTreeMap<String, Vec<u8>>;
@@ -88,8 +92,11 @@ impl GcsDouble {
         loop {
             let Some(request) = Request::read(&mut reader)? else { return Ok(()) };
             let head = request.method == "HEAD";
-            if self.with(|state| state.fault == Fault::Away) {
-                return Ok(());
+            let signed = request.query.contains_key("X-Goog-Signature");
+            match self.with(|state| state.fault) {
+                Fault::Away => return Ok(()),
+                Fault::SignedAway if signed => return Ok(()),
+                _ => {}
             }
             let Answer { status, mut headers, body } = self.with(|state| state.answer(&request));
             headers.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -170,6 +177,15 @@ impl State {
             request.headers.contains_key("authorization") || request.query.contains_key("X-Goog-Signature");
         if !signed {
             return answer(401, "<Error><Code>AuthenticationRequired</Code></Error>");
+        }
+        if self.fault == Fault::SignedRefused && request.query.contains_key("X-Goog-Signature") {
+            return answer(403, "<Error><Code>ExpiredToken</Code></Error>");
+        }
+        // What the signature covers must be there; the signature itself is believed.
+        let covered = request.query.get("X-Goog-SignedHeaders").map(String::as_str).unwrap_or_default();
+        if !covered.split(';').filter(|name| !name.is_empty()).all(|name| request.headers.contains_key(name))
+        {
+            return answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>");
         }
         let name = request.path.clone();
         match request.method.as_str() {

@@ -2,7 +2,7 @@
 
 use crate::core::{Core, Decided};
 use crate::machine::{
-    ConnId, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, kind_of, objects,
+    ConnId, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, SignedAnswer, kind_of, objects,
 };
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
@@ -49,6 +49,9 @@ pub enum Input {
 pub trait ObjectHandler: Send + Sync + 'static {
     /// Stores or reads an object and puts the answer into the outbox.
     fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>);
+
+    /// Puts an answer into the outbox, and before it requests for the objects that it names.
+    fn send_signed(&self, answer: SignedAnswer, outbox: Arc<Outbox>);
 }
 
 /// What the server's clocks show.
@@ -284,6 +287,11 @@ impl Worker {
                     self.objects.handle(*job, outbox);
                 }
             }
+            Effect::SendSigned(conn, answer) => {
+                if let Some(outbox) = self.outboxes.get(&conn).cloned() {
+                    self.objects.send_signed(*answer, outbox);
+                }
+            }
             Effect::Hurry => self.sync.change(|inner| {
                 inner.hurry = true;
                 inner.dirty();
@@ -331,16 +339,23 @@ struct ReadTask {
 }
 
 impl ReadTask {
-    fn run(self, metrics: &Metrics, objects: &dyn ObjectHandler) {
+    fn run(self, metrics: &Metrics, handler: &dyn ObjectHandler) {
         let answer = match self.job {
             Job::Call(job) => {
                 let version = self.view.version();
                 let result = run_read_guarded(&job, &self.view);
                 metrics.answered(kind_of(&job.request), result.as_ref().err().map_or(0, |errno| errno.0));
-                ToClient::Return { id: job.id, version, durable: self.durable, result }
+                let stored: Vec<_> = result.iter().flat_map(objects::stored).collect();
+                let answer = ToClient::Return { id: job.id, version, durable: self.durable, result };
+                match job.sign {
+                    Some(sign) if !stored.is_empty() => {
+                        return handler.send_signed(SignedAnswer { sign, stored, answer }, self.outbox);
+                    }
+                    _ => answer,
+                }
             }
             Job::Object(job) => match may_read(&job, &self.view) {
-                Ok(()) => return objects.handle(*job, self.outbox),
+                Ok(()) => return handler.handle(*job, self.outbox),
                 Err(errno) => ToClient::Object { id: job.id, result: Err(errno) },
             },
         };

@@ -1,6 +1,7 @@
 //! Calls: dedupe, reads on the spot, reads for other threads, mutations, opens, syncs, objects.
 
 use super::group::{Effect, Group, ReadJob, Undo, batch_len};
+use super::objects::stored;
 use super::session::{ConnId, Kept, Session};
 use super::tag::{Brief, Tag};
 use super::{COMMIT_BYTES_MAX, Call, Deferred, Machine, Waits};
@@ -183,6 +184,7 @@ impl Machine {
             root: who.root,
             at: who.at,
             read_only: who.read_only,
+            sign: self.sessions.get(&who.session).and_then(|session| self.sign_for(session)),
         }
     }
 
@@ -348,7 +350,13 @@ impl Machine {
             let kept = Kept::Brief { version: self.last, brief: Brief::Opened(attr.ino), counted: true };
             self.keep(group, who.session, call.id, kept);
         }
-        self.answer_read(group, conn, call, result);
+        match result {
+            Ok(reply) if stored(&reply).next().is_some() => {
+                group.answered.push((kind_of(&call.request), 0));
+                self.answer_stored(group, conn, who.session, (call.id, self.last, reply));
+            }
+            result => self.answer_read(group, conn, call, result),
+        }
         Ok(())
     }
 

@@ -66,6 +66,28 @@ pub struct ReadJob {
     pub read_only: bool,
     /// The session has open what is asked about.
     pub held: bool,
+    /// How the session is given requests that read the objects it is told.
+    pub sign: Option<SignFor>,
+}
+
+/// For whom requests are signed that read objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SignFor {
+    /// The volume.
+    pub volume: Uuid,
+    /// Objects are signed for whole, to one who may read all of them; else just the ranges that are told.
+    pub whole: bool,
+}
+
+/// An answer that names objects; with it go requests that read them.
+#[derive(Debug)]
+pub struct SignedAnswer {
+    /// For whom.
+    pub sign: SignFor,
+    /// The objects and ranges that it names.
+    pub stored: Vec<(ObjectId, u64, u32)>,
+    /// The answer.
+    pub answer: ToClient,
 }
 
 /// An object to be stored or read for a client.
@@ -99,6 +121,8 @@ pub enum ObjectAction {
         /// Bytes.
         len: u32,
     },
+    /// Sign puts of these objects.
+    SignPuts(Vec<String>),
 }
 
 /// What is to be done after a group, in order.
@@ -114,6 +138,8 @@ pub enum Effect {
     Read(Box<ReadJob>),
     /// Store or read an object.
     Object(Box<ObjectJob>),
+    /// Send an answer with requests for what it names.
+    SendSigned(ConnId, Box<SignedAnswer>),
     /// Somebody waits for what was committed to become durable.
     Hurry,
     /// Tags before this version are not needed any more.

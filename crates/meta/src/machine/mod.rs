@@ -19,7 +19,7 @@ mod volumes;
 
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
-pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
+pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer};
 pub use now::Now;
 pub use session::ConnId;
 pub use volumes::VolumeState;
@@ -383,6 +383,9 @@ impl Machine {
             ToServer::GetObject { id, ino, block, object, offset, len } => {
                 let asked = AskedSlice { ino, block, object, offset, len };
                 self.get_object(group, session, conn, id, &asked);
+            }
+            ToServer::SignPuts { id, first, count } => {
+                self.sign_puts(group, session, conn, id, (first, count));
             }
         }
         Ok(())
