@@ -1,6 +1,6 @@
 //! Every instant of a volume can be mounted and is exactly what was there.
 //!
-//! Long variant: `CHRONOFS_ENTRIES=20000 CHRONOFS_INSTANTS=200 cargo test -p chronofs-e2e --test time_travel`.
+//! Long variant: `CHRONOFS_ENTRIES=20000 CHRONOFS_INSTANTS=200 cargo test --workspace --test time_travel`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs;
