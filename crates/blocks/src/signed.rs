@@ -129,7 +129,7 @@ pub enum SignedPut {
 /// Why a signed request brought nothing: says what to do about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Setback {
-    /// The store cannot be reached from here.
+    /// The store cannot be reached from here, or not in time.
     Unreachable,
     /// It has no time now. Worth another try.
     Passing,
@@ -261,9 +261,9 @@ fn headers(name: &str, request: &SignedRequest) -> Result<HeaderMap, SignedError
 
 /// The URL carries the signature, so it is not shown.
 fn not_sent(name: &str, error: reqwest::Error) -> SignedError {
-    // An address that is none will not become one either.
-    let setback =
-        if error.is_connect() || error.is_builder() { Setback::Unreachable } else { Setback::Passing };
+    // One that is this slow is as good as none, and an address that is none will not become one.
+    let is_no_way = error.is_connect() || error.is_timeout() || error.is_builder();
+    let setback = if is_no_way { Setback::Unreachable } else { Setback::Passing };
     let error = error.without_url();
     let mut cause: &dyn std::error::Error = &error;
     while let Some(inner) = cause.source() {

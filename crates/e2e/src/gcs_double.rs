@@ -1,7 +1,7 @@
 //! A double of Google Cloud Storage's XML API: what the crate `object_store` speaks, in memory, on loopback. There is
 //! no server of it that can be installed from a package registry and keeps preconditions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,8 @@ pub enum Fault {
     Away,
     /// Requests with the signature in their address are refused.
     SignedRefused,
+    /// Those are refused the first time that they come for an object.
+    SignedRefusedOnce,
     /// Those get no answer.
     SignedAway,
 }
@@ -35,6 +37,8 @@ struct State {
     objects: Objects,
     fault: Fault,
     puts: u32,
+    /// What was refused once.
+    refused: BTreeSet<(String, String)>,
 }
 
 /// A running double with any bucket one asks for. It ends with the process.
@@ -178,7 +182,15 @@ impl State {
         if !signed {
             return answer(401, "<Error><Code>AuthenticationRequired</Code></Error>");
         }
-        if self.fault == Fault::SignedRefused && request.query.contains_key("X-Goog-Signature") {
+        let refused = request.query.contains_key("X-Goog-Signature")
+            && match self.fault {
+                Fault::SignedRefused => true,
+                Fault::SignedRefusedOnce => {
+                    self.refused.insert((request.method.clone(), request.path.clone()))
+                }
+                _ => false,
+            };
+        if refused {
             return answer(403, "<Error><Code>ExpiredToken</Code></Error>");
         }
         // What the signature covers must be there; the signature itself is believed.

@@ -137,6 +137,21 @@ fn a_store_that_takes_no_signed_request_from_a_mount_is_reached_through_the_meta
 }
 
 #[test]
+fn a_signed_request_that_is_not_taken_any_more_is_replaced_by_a_new_one() {
+    let double = GcsDouble::start();
+    let installation = Installation::start();
+    create_gcs(&installation, &double);
+    let mount = installation.mount("v", &[]);
+    double.set_fault(Fault::SignedRefusedOnce);
+    let bytes = noise(20 << 20, 8);
+    fs::write(mount.path("file"), &bytes).unwrap();
+    File::open(mount.path("file")).unwrap().sync_all().unwrap();
+    let other = installation.mount("v", &[]);
+    assert!(fs::read(other.path("file")).unwrap() == bytes);
+    assert_eq!(through_server(&installation), (0, 0));
+}
+
+#[test]
 fn where_signatures_cover_no_headers_whole_objects_are_read_directly_by_whom_the_volume_belongs_to() {
     let server = ObjectServer::start(Kind::Azurite);
     let installation = Installation::start();

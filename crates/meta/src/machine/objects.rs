@@ -115,7 +115,7 @@ impl Machine {
         if let StoreKind::Local { path } = &store.kind {
             return StoreAccess::Folder { path: path.clone(), marker: store.id };
         }
-        if self.signs(session).gets == Gets::Never {
+        if self.sign_for(session).is_none() {
             return StoreAccess::ThroughServer;
         }
         let ca_pem = store.kind.bucket().and_then(|bucket| bucket.ca_pem.clone());
