@@ -331,6 +331,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             is_open: self.ctx.is_open,
             holds: &|_| false,
             freed_max: self.ctx.freed_max,
+            made: None,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);
         match if gone { op.purge(ino) } else { op.reap(ino) } {
@@ -414,26 +415,18 @@ pub fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), S
     }
 }
 
-/// The most inode numbers that lost creates may have taken.
-const RESERVE_MAX: u64 = 1 << 20;
+/// The most inode numbers that a power cut may take with the creates that were not durable. Of these a client keeps at
+/// most 2^17, and then waits.
+pub(crate) const LOST_INOS_MAX: u64 = 1 << 24;
 
-/// Has the next inode of a volume get the number `ino`, if it is one of the next: what to commit at `version` for it.
-/// Incarnations are not looked at: they differ only over a restore, after which nothing is replayed.
-pub fn reserve_ino<R: Reads>(
-    reads: &R,
-    index: VolumeIndex,
-    version: Version,
-    ino: Ino,
-) -> Result<Option<Batch>, ReadStop> {
+/// Leaves out the numbers that lost creates may have had: who heard of them means the lost files by them. What to commit
+/// at `version` for it, before any new number is given.
+pub fn skip_lost_inos<R: Reads>(reads: &R, index: VolumeIndex, version: Version) -> Result<Batch, ReadStop> {
     let mut counters = read::counters(&Snapshot::new(reads, index, None))?;
-    let counter = ino.0 & (Ino::COUNTER_END - 1);
-    if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
-        return Ok(None);
-    }
-    counters.next_ino = counter;
+    counters.next_ino = counters.next_ino.saturating_add(LOST_INOS_MAX).min(Ino::COUNTER_END);
     let mut txn = Txn::new(reads, index, version, false);
     txn.put_plain(COUNTERS, &[], &counters.encode()?);
-    Ok(Some(txn.into_batch()))
+    Ok(txn.into_batch())
 }
 
 /// The row of a volume.

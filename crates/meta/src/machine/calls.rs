@@ -208,6 +208,7 @@ impl Machine {
             is_open: &is_open,
             holds: &holds,
             freed_max: FREED_MAX,
+            made: None,
         };
         match chronofs_namespace::query(&group.reads, &ctx, request) {
             Ok(result) => Ok(result),
@@ -233,7 +234,7 @@ impl Machine {
         let (result, brief) = if group.full {
             (Err(Errno::ENOSPC), None)
         } else {
-            self.decide(group, who, &call.caller, &call.request, version)?
+            self.decide(group, who, &call.caller, &call.request, version, None)?
         };
         let version = match brief {
             Some((reply, batch)) => {
@@ -275,7 +276,8 @@ impl Machine {
         }
     }
 
-    /// What a mutation comes to: the answer and, if anything changes, what to commit.
+    /// What a mutation comes to: the answer and, if anything changes, what to commit. `made` is the inode that a create
+    /// gave before a power cut.
     #[allow(clippy::type_complexity)]
     pub(super) fn decide(
         &self,
@@ -284,6 +286,7 @@ impl Machine {
         caller: &Caller,
         request: &Request,
         version: Version,
+        made: Option<Ino>,
     ) -> Result<(Result<Reply, Errno>, Option<(Brief, chronofs_engine::Batch)>), EngineError> {
         let is_open = |ino: Ino| self.is_open(who.index, ino);
         let holds = |ino: Ino| self.holds(who.session, ino);
@@ -298,6 +301,7 @@ impl Machine {
             is_open: &is_open,
             holds: &holds,
             freed_max: FREED_MAX,
+            made,
         };
         match chronofs_namespace::step(&group.reads, &ctx, request) {
             Ok(outcome) => Ok(match outcome.reply {

@@ -254,3 +254,98 @@ fn a_client_that_misses_two_windows_is_judged_by_the_older() {
     server.frame(11, ToServer::Replay { calls: vec![late], end: true });
     server.call(11, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
 }
+
+fn shared_create(file: &str) -> Request {
+    match create(Ino::ROOT, file, false) {
+        Request::Create { parent, name, node, mode, umask, open, .. } => {
+            Request::Create { parent, name, node, mode, umask, open, exclusive: false }
+        }
+        _ => unreachable!(),
+    }
+}
+
+fn parked_by(effects: &[Effect]) -> Vec<u64> {
+    let named = |effect: &Effect| match effect {
+        Effect::Send(_, ToClient::Parked { calls }) => calls.iter().map(|(id, _)| *id).collect(),
+        _ => Vec::new(),
+    };
+    effects.iter().flat_map(named).collect()
+}
+
+#[test]
+fn a_new_file_never_has_the_number_of_one_that_a_late_client_means() {
+    let (mut server, one, [_, b], base) = after_the_window(Arc::new(Memory::default()));
+    let lost = Ino(b.0 + 1);
+    let other = attr(server.call(12, 1, shared_create("d")).1.unwrap()).ino;
+    assert_ne!(other, lost, "client 1 has a file of this number open");
+    server.call(12, 2, grow(other)).1.unwrap();
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request, made| replayed(id, Version(base.0 + id), request, made);
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let calls =
+        vec![late(10, shared_create("d"), Some(lost)), late(11, Request::SetAttr { ino: lost, set }, None)];
+    let effects = server.frame(11, ToServer::Replay { calls, end: true });
+    assert_eq!(parked_by(&effects), [10, 11], "the name is another file's now");
+    assert_eq!(attr(server.call(12, 3, Request::GetAttr { ino: other }).1.unwrap()).size, 7);
+    assert_eq!(server.call(11, 20, Request::GetAttr { ino: lost }).1, Err(Errno::ENOENT));
+}
+
+#[test]
+fn a_late_create_has_the_number_it_had_though_others_made_files_since() {
+    let (mut server, one, [_, b], base) = after_the_window(Arc::new(Memory::default()));
+    for (id, file) in [(1, "x"), (2, "y")] {
+        server.call(12, id, create(Ino::ROOT, file, false)).1.unwrap();
+    }
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let made = Ino(b.0 + 2);
+    let calls = vec![
+        replayed(10, Version(base.0 + 10), create(Ino::ROOT, "late", false), Some(made)),
+        replayed(11, Version(base.0 + 11), grow(made), None),
+    ];
+    assert!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })).is_empty());
+    let look = Request::Lookup { parent: Ino::ROOT, name: name("late") };
+    let found = attr(server.call(11, 20, look).1.unwrap());
+    assert_eq!((found.ino, found.size), (made, 7));
+    let next = attr(server.call(12, 3, create(Ino::ROOT, "z", false)).1.unwrap()).ino;
+    assert!(next > made, "numbers go on above");
+}
+
+#[test]
+fn a_late_create_that_finds_its_file_made_by_another_does_not_make_it_its_own() {
+    let (mut server, one, [_, b], base) = in_the_window(Arc::new(Memory::default()));
+    let made = Ino(b.0 + 1);
+    // Client 2 found the file that client 1 had made, and is back in time.
+    let found = replayed(5, Version(base.0 + 11), shared_create("d"), Some(made));
+    let grown = replayed(6, Version(base.0 + 12), grow(made), None);
+    server.frame(12, ToServer::Replay { calls: vec![found, grown], end: true });
+    end_window(&mut server);
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let calls = vec![
+        replayed(10, Version(base.0 + 10), shared_create("d"), Some(made)),
+        replayed(11, Version(base.0 + 11), Request::SetAttr { ino: made, set }, None),
+    ];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11]);
+    assert_eq!(attr(server.call(12, 7, Request::GetAttr { ino: made }).1.unwrap()).size, 7);
+}
+
+#[test]
+fn a_late_create_or_link_does_not_make_what_others_changed_its_own() {
+    let (mut server, one, [a, _], base) = after_the_window(Arc::new(Memory::default()));
+    let chmod = |ino, mode| {
+        let set = chronofs_core::SetAttr { mode: Some(mode), ..chronofs_core::SetAttr::default() };
+        Request::SetAttr { ino, set }
+    };
+    server.call(12, 1, chmod(Ino::ROOT, 0o711)).1.unwrap();
+    server.call(12, 2, chmod(a, 0o600)).1.unwrap();
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let link = Request::Link { ino: a, parent: Ino::ROOT, name: name("again") };
+    let calls = vec![
+        late(10, create(Ino::ROOT, "late", false)),
+        late(11, chmod(Ino::ROOT, 0o777)),
+        late(12, link),
+        late(13, chmod(a, 0o666)),
+    ];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11, 13]);
+}
