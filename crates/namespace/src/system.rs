@@ -9,7 +9,7 @@ use crate::rows::{
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::{Missed, Scope, SystemRequest};
+use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
 use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -151,12 +151,20 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
                 self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }
-            SystemRequest::RenewSession { session } => self.renew_session(*session),
+            SystemRequest::RenewSession { session } => {
+                let version = self.ctx.version;
+                self.change_session(*session, |row| row.renewed = version)
+            }
             SystemRequest::EndSession { session } => self.end_session(*session),
             SystemRequest::Reap { volume, ino } => self.free(*volume, *ino, false),
             SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
             SystemRequest::AdvanceHorizon { volume, to } => self.advance_horizon(*volume, *to),
-            SystemRequest::NoteMissed { session, missed } => self.note_missed(*session, *missed),
+            SystemRequest::NoteMissed { session, missed } => {
+                self.change_session(*session, |row| row.missed = *missed)
+            }
+            SystemRequest::NoteParked { session, calls } => {
+                self.change_session(*session, |row| row.parked.clone_from(calls))
+            }
         }
     }
 
@@ -282,21 +290,15 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             granted: FIRST_GRANT,
             scope,
             missed: None,
+            parked: Vec::new(),
         };
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
     }
 
-    fn renew_session(&mut self, id: SessionId) -> Decided<SystemReply> {
+    fn change_session(&mut self, id: SessionId, change: impl FnOnce(&mut Session)) -> Decided<SystemReply> {
         let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
-        session.renewed = self.ctx.version;
-        self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
-        Ok(SystemReply::Session { id, session: Box::new(session) })
-    }
-
-    fn note_missed(&mut self, id: SessionId, missed: Option<Missed>) -> Decided<SystemReply> {
-        let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
-        session.missed = missed;
+        change(&mut session);
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
     }

@@ -250,9 +250,9 @@ impl Machine {
             group.undo.push(Undo::Opened(who.session, attr.ino));
         }
         if let Some(session) = self.sessions.get_mut(&who.session) {
-            if let Ok(Reply::Grant { first, end }) = &result {
-                session.grants.push((*first, *end));
-                group.undo.push(Undo::Granted(who.session));
+            if let Ok(Reply::Grant { end, .. }) = &result {
+                group.undo.push(Undo::Granted(who.session, session.granted));
+                session.granted = *end;
             }
             session.last_commit = version;
             // The slices of a file that was there already may be big and can be read again.
@@ -472,7 +472,7 @@ impl Machine {
                 of == session.volume
                     && object.incarnation == volume.row.incarnation
                     && object.session == session.id
-                    && session.holds_grant(object.n)
+                    && object.n < session.granted
                     && !session.read_only
             }
             (Some((of, _)), ObjectAction::Get { .. }) => of == session.volume,

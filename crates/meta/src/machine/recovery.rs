@@ -351,6 +351,7 @@ impl Machine {
                 }
             }
         }
+        self.note_parked(group, &mut done)?;
         Ok(done)
     }
 
@@ -426,8 +427,16 @@ impl Machine {
         }
         for (session, id, version, brief) in done.applied {
             if let Some(session) = self.sessions.get_mut(&session) {
+                if let Brief::Grant { end, .. } = brief {
+                    session.granted = session.granted.max(end);
+                }
                 // Its opens are in what the session reclaims.
                 session.replies.keep(id, Kept::Brief { version, brief, counted: true });
+            }
+        }
+        for (session, calls) in done.unheard {
+            if let Some(session) = self.sessions.get_mut(&session) {
+                session.parked = calls;
             }
         }
         let mut parked: BTreeMap<SessionId, Vec<(u64, Errno)>> = BTreeMap::new();

@@ -349,3 +349,81 @@ fn a_late_create_or_link_does_not_make_what_others_changed_its_own() {
     ];
     assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11, 13]);
 }
+
+#[test]
+fn a_client_hears_what_is_lost_on_every_connection_until_it_says_that_it_knows() {
+    let engine = Arc::new(Full::default());
+    let (mut server, one, _, base) = after_the_window(engine.clone());
+    let seen = Version(base.0 + 40);
+    server.open(11, resume(1, one, seen)).unwrap();
+    let late = |id| replayed(id, Version(base.0 + id), create(Ino(77), "f", false), None);
+    let calls = vec![late(10), late(11)];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [10, 11]);
+    server.durable();
+    // The frame was lost with its connection, and then the server was killed.
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, false);
+    let hear = |server: &mut Server, conn| {
+        let mut effects = server.run(Event::Hello(ConnId(conn), Box::new(resume(1, one, seen))));
+        effects.extend(server.durable());
+        let parked = parked_by(&effects);
+        (welcome(effects).unwrap(), parked)
+    };
+    let (told, parked) = hear(&mut server, 13);
+    assert_eq!(parked, [10, 11]);
+    assert!(
+        told.durable < Version(base.0 + 10),
+        "not before it hears that they are lost: {:?}",
+        told.durable
+    );
+    server.frame(13, ToServer::ParkedAck { calls: vec![10] });
+    assert_eq!(hear(&mut server, 14).1, [11]);
+    engine.1.store(true, Ordering::SeqCst);
+    server.frame(14, ToServer::ParkedAck { calls: vec![11] });
+    engine.1.store(false, Ordering::SeqCst);
+    assert_eq!(hear(&mut server, 15).1, [11], "there was no room to note that it knows");
+    server.frame(15, ToServer::ParkedAck { calls: vec![11] });
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    let (told, parked) = hear(&mut server, 16);
+    assert!(parked.is_empty() && told.durable > seen, "it knows: {:?}", told.durable);
+}
+
+#[test]
+fn what_was_lost_once_and_is_done_after_all_is_not_told_to_be_lost() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, one, _, base) = in_the_window(engine.clone());
+    let (dir, seen) = (Ino(77), Version(base.0 + 40));
+    server.open(11, resume(1, one, seen)).unwrap();
+    let call = replayed(10, Version(base.0 + 10), create(dir, "f", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![call], end: true });
+    assert_eq!(server.core.machine.figures().parked, 0, "the window is open");
+    end_window(&mut server);
+    assert_eq!(server.core.machine.figures().parked, 1);
+    // One more power cut before it heard of that: this time what it rests on is there.
+    let mut server = Server::start(engine, server.now_ns + SECOND, true);
+    server.open(13, resume(1, one, seen)).unwrap();
+    let call = replayed(10, Version(base.0 + 10), create(Ino::ROOT, "f", false), None);
+    server.frame(13, ToServer::Replay { calls: vec![call], end: true });
+    end_window(&mut server);
+    let effects = server.run(Event::Hello(ConnId(14), Box::new(resume(1, one, seen))));
+    assert!(parked_by(&effects).is_empty());
+}
+
+#[test]
+fn objects_of_a_grant_that_was_lost_and_replayed_may_be_stored() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let welcome = server.open(1, hello(1)).unwrap();
+    let base = engine.applied().0;
+    let mut server = Server::start(engine, START_NS + SECOND, true);
+    server.open(2, resume(1, welcome.session, Version(base + 40))).unwrap();
+    let lost = replayed(5, Version(base + 20), Request::Grant { count: 10 }, None);
+    server.frame(2, ToServer::Replay { calls: vec![lost], end: true });
+    let (session, incarnation) = (welcome.session, welcome.incarnation);
+    let object = |n| chronofs_core::ObjectId { incarnation, session, n };
+    for (n, allowed) in [(welcome.grant.1 + 9, true), (welcome.grant.1 + 10, false)] {
+        let name = chronofs_blocks::object_name(common::VOLUME, object(n));
+        let effects = server.frame(2, ToServer::PutObject { id: 1, name, bytes: Vec::new().into() });
+        let stored = effects.iter().any(|effect| matches!(effect, Effect::Object(_)));
+        assert_eq!(stored, allowed, "{n}: {effects:?}");
+    }
+}

@@ -38,6 +38,7 @@ pub struct SimClient {
     pub acknowledged: BTreeMap<u64, Version>,
     /// Calls that make an inode, with the one that they were answered with.
     pub creates: BTreeMap<u64, Option<Ino>>,
+    /// Calls that it was told to be lost.
     pub parked: BTreeSet<u64>,
     /// The highest version it was told to be durable.
     pub durable: Version,
@@ -220,6 +221,8 @@ impl SimClient {
                 let at_peace = self.private && !self.may_be_late;
                 assert!(!at_peace, "client {} lost {lost:?} of {:?}", self.number, self.undurable);
                 self.parked.extend(calls.iter().map(|(id, _)| *id));
+                self.outbox
+                    .push_back(ToServer::ParkedAck { calls: calls.iter().map(|(id, _)| *id).collect() });
             }
             Some(FromServer::Frame(ToClient::Refused { message })) => panic!("refused: {message}"),
             _ => {}

@@ -153,10 +153,6 @@ impl World {
         match effect {
             Effect::Send(conn, frame) => {
                 if let Some(client) = self.client_of(conn) {
-                    // The server's log names them, whether or not the frame arrives.
-                    if let ToClient::Parked { calls } = &frame {
-                        client.parked.extend(calls.iter().map(|(id, _)| *id));
-                    }
                     client.inbox.push_back(FromServer::Frame(frame));
                 }
             }
