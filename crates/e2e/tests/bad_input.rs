@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chronofs_e2e::Installation;
