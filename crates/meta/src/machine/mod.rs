@@ -520,7 +520,10 @@ impl Machine {
             }
             Then::Replayed(replayed) => self.replays_applied(group, replayed),
             Then::Heard(session, left) => {
+                let last = self.last;
                 if let Some(session) = self.sessions.get_mut(&session) {
+                    // It need not keep them any longer, and is told so.
+                    session.last_commit = session.last_commit.max(last);
                     session.parked = left;
                 }
             }

@@ -382,6 +382,9 @@ fn a_client_hears_what_is_lost_on_every_connection_until_it_says_that_it_knows()
     engine.1.store(false, Ordering::SeqCst);
     assert_eq!(hear(&mut server, 15).1, [11], "there was no room to note that it knows");
     server.frame(15, ToServer::ParkedAck { calls: vec![11] });
+    server.durable();
+    let told = |effect: &Effect| matches!(effect, Effect::Send(ConnId(15), ToClient::Durable { version }) if *version > seen);
+    assert!(server.run(Event::Tick).iter().any(told), "now it need not keep them");
     let mut server = Server::start(engine, server.now_ns + SECOND, false);
     let (told, parked) = hear(&mut server, 16);
     assert!(parked.is_empty() && told.durable > seen, "it knows: {:?}", told.durable);
