@@ -177,6 +177,8 @@ pub enum ToServer {
     PutObject { id: u64, name: String, bytes: Bytes },
     /// Reads a range of an object through the server. -> [`ToClient::Object`]
     GetObject { id: u64, name: String, offset: u64, len: u32 },
+    /// The client knows that these calls are lost, in answer to [`ToClient::Parked`].
+    ParkedAck { calls: Vec<u64> },
 }
 
 /// Frames of a server.
@@ -197,7 +199,8 @@ pub enum ToClient {
     Renewed { now_ns: u64 },
     /// The last frame was no message of this protocol, or not one that fits here; the connection closes.
     Refused { message: String },
-    /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost.
+    /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost. Said again on
+    /// every connection until [`ToServer::ParkedAck`].
     Parked { calls: Vec<(u64, Errno)> },
 }
 

@@ -375,6 +375,7 @@ fn to_server() -> Lines<ToServer> {
         Goodbye = ToServer::Goodbye,
         PutObject = ToServer::PutObject { id: 87, name: "o/1".to_owned(), bytes: Bytes::from("object") },
         GetObject = ToServer::GetObject { id: 88, name: "o/2".to_owned(), offset: 89, len: 90 },
+        ParkedAck = ToServer::ParkedAck { calls: vec![112] },
     })
 }
 

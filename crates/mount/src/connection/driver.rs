@@ -4,7 +4,7 @@ use super::Connection;
 use super::link::{self, Link, OpenError, Opening};
 use super::state::State;
 use chronofs_core::{Errno, SessionId};
-use chronofs_wire::message::{Refusal, RefusalReason, ToClient, Welcome};
+use chronofs_wire::message::{Refusal, RefusalReason, ToClient, ToServer, Welcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -162,6 +162,9 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
                 "the server lost power, and {} changes that it had not stored yet could not be made again: {calls:?}",
                 calls.len()
             );
+            let calls = calls.into_iter().map(|(id, _)| id).collect();
+            connection.state().send_if_up(ToServer::ParkedAck { calls });
+            connection.wake.notify_one();
         }
         ToClient::Closing | ToClient::Refused { .. } => {}
     }
