@@ -55,6 +55,14 @@ pub enum AdminError {
     /// Somebody known is asking for more than they may.
     #[error("{0}")]
     Forbidden(String),
+    /// Somebody else changed it meanwhile.
+    #[error("{what} '{name}' was changed meanwhile; look at it and try again")]
+    Changed {
+        /// Its kind.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// A later start of the metadata server took its place.
     #[error("{0}")]
     Superseded(String),
@@ -117,6 +125,7 @@ impl AdminError {
             AdminError::NoRoute(_) | AdminError::NotOpened(_) => (StatusCode::NOT_FOUND, "not_found"),
             AdminError::Exists { .. } => (StatusCode::CONFLICT, "exists"),
             AdminError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            AdminError::Changed { .. } => (StatusCode::CONFLICT, "changed"),
             AdminError::Superseded(_) => (StatusCode::CONFLICT, "superseded"),
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             AdminError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),

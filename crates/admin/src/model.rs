@@ -5,7 +5,9 @@ use chronofs_blocks::probe::Report;
 use chronofs_core::Retention;
 use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Compression};
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 use std::fmt;
 use std::str::FromStr;
 use utoipa::ToSchema;
@@ -118,10 +120,11 @@ pub struct NewBlockStore {
     pub name: String,
     /// `{"kind":"local","path":...}`, or `{"kind":...,"bucket":...}` with `prefix`, `endpoint`, `region`, `account`,
     /// `virtual_hosted`, `ca_pem`.
+    #[serde(deserialize_with = "known_fields")]
     pub definition: StoreKind,
     /// What opens a bucket: `{"type":"access-key","id":...,"secret":...}`, `service-account` (`json`),
     /// `account-key` (`key`), `shared-access` (`token`), `anonymous`, or `ambient` (of the servers' machines).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "known_fields")]
     pub credentials: Credentials,
     /// Take it as it is: do not try out first what a bucket can do, nor refuse one that is of no use.
     #[serde(default)]
@@ -133,10 +136,10 @@ pub struct NewBlockStore {
 #[serde(deny_unknown_fields)]
 pub struct ChangeBlockStore {
     /// Where the store is now, of the same kind. Its content must have been moved there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_fields")]
     pub definition: Option<StoreKind>,
     /// What opens it from now on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_fields")]
     pub credentials: Option<Credentials>,
     /// Take it as it is: neither try out a bucket nor have metadata servers look at a folder.
     #[serde(default)]
@@ -364,6 +367,21 @@ pub(crate) fn check_block_size(bytes: u64) -> Result<u32, AdminError> {
             "a block size of {bytes} bytes is not possible: choose 256KiB, 512KiB, 1MiB, 2MiB, 4MiB or 8MiB"
         ))),
     }
+}
+
+/// Reads a tagged object and refuses fields that mean nothing in it. Its type passes them over, because servers read it
+/// too, and a newer one may have written more.
+fn known_fields<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<T, D::Error> {
+    let given = Value::deserialize(from)?;
+    for field in given.as_object().into_iter().flat_map(|fields| fields.keys()) {
+        // No field of these types can have such a value, so what is read in spite of it is not looked at.
+        let mut odd = given.clone();
+        odd[field] = json!([[]]);
+        if T::deserialize(odd).is_ok() {
+            return Err(D::Error::custom(format!("unknown field `{field}`")));
+        }
+    }
+    T::deserialize(given).map_err(D::Error::custom)
 }
 
 /// Checks a quota that is given: at least 1 and such that a signed 64-bit number holds it.

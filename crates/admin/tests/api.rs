@@ -67,6 +67,32 @@ async fn bad_input_is_refused_by_name_and_changes_nothing() {
             "invalid",
             "unknown variant `tape`",
         ),
+        (
+            (
+                "/v1/block-stores",
+                json!({"name": "y", "definition": {"kind": "local", "path": "/y", "prefix": "p"}}),
+            ),
+            "invalid",
+            "unknown field `prefix`",
+        ),
+        (
+            (
+                "/v1/block-stores",
+                json!({"name": "y", "unchecked": true, "definition":
+                    {"kind": "s3", "bucket": "bytes", "region": "eu", "end_point": "http://127.0.0.1:1"}}),
+            ),
+            "invalid",
+            "unknown field `end_point`",
+        ),
+        (
+            (
+                "/v1/block-stores",
+                json!({"name": "y", "unchecked": true, "credentials": {"type": "ambient", "secret": "hunter2"},
+                    "definition": {"kind": "s3", "bucket": "bytes", "region": "eu"}}),
+            ),
+            "invalid",
+            "unknown field `secret`",
+        ),
         (("/v1/accounts", json!({"name": "y", "role": "king"})), "invalid", "unknown variant"),
         (("/v1/volume-tokens", json!({"volume": "none"})), "not_found", "volume 'none' does not exist"),
         (("/v1/volume-tokens", json!({"volume": "v", "path": "sub"})), "invalid", "not absolute"),
@@ -77,8 +103,11 @@ async fn bad_input_is_refused_by_name_and_changes_nothing() {
     for ((path, body), code, message) in cases {
         let (found, text) = server.refused(Method::POST, path, body.clone()).await;
         assert_eq!(found, code, "{path} {body}: {text}");
-        assert!(text.contains(message), "{path} {body}: {text}");
+        assert!(text.contains(message) && !text.contains("hunter2"), "{path} {body}: {text}");
     }
+    let misspelt = json!({"definition": {"kind": "local", "path": "/srv/b", "pfad": "/srv/c"}});
+    let (_, text) = server.refused(Method::PATCH, "/v1/block-stores/b", misspelt).await;
+    assert!(text.contains("unknown field `pfad`"), "{text}");
     assert_eq!(server.get("/v1/volumes").await.as_array().unwrap().len(), 1);
     assert_eq!(server.get("/v1/block-stores").await.as_array().unwrap().len(), 1);
     assert_eq!(server.get("/v1/volume-tokens").await, json!([]));

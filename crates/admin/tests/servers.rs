@@ -5,7 +5,7 @@
 mod common;
 
 use chronofs_admin::{AdminError, InitConfig, Server, StartConfig, init_creds};
-use chronofs_wire::admin::{Register, Report, StoreKind, VolumeReport};
+use chronofs_wire::admin::{Probed, Register, Report, StoreKind, VolumeReport};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::token::Token;
@@ -145,6 +145,37 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         (&problem["state"], &problem["detail"]),
         (&json!("problem"), &json!("folder /srv/b: permission denied"))
     );
+}
+
+#[tokio::test]
+async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let revision = meta.assignment(0).await.unwrap().revision;
+    let to = |path: &str| json!({"definition": {"kind": "local", "path": path}});
+    let slow = {
+        let (client, change) = (server.client.clone(), to("/srv/slow"));
+        async move { client.call::<Value>(Method::PATCH, "/v1/block-stores/b", Some(&change)).await }
+    };
+    let slow = tokio::spawn(slow);
+    let begun = Instant::now();
+    let asked = loop {
+        let probes = meta.assignment(0).await.unwrap().probes;
+        if let [asked] = &probes[..] {
+            break asked.id;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "nobody was asked to look at the folder");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let mut quick = to("/srv/quick");
+    quick["unchecked"] = json!(true);
+    let _: Value = server.client.call(Method::PATCH, "/v1/block-stores/b", Some(&quick)).await.unwrap();
+    let probed = vec![Probed { id: asked, problem: None }];
+    meta.report(&Report { revision, volumes: Vec::new(), probed }).await.unwrap();
+    let refused = slow.await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Some("changed"), "{refused}");
+    assert_eq!(server.get("/v1/block-stores/b").await["place"], "/srv/quick");
 }
 
 #[tokio::test]

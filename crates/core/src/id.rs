@@ -32,6 +32,11 @@ impl Ino {
         Ino(u64::from(incarnation) << Self::COUNTER_BITS | counter)
     }
 
+    /// Its counter.
+    pub fn counter(self) -> u64 {
+        self.0 & (Self::COUNTER_END - 1)
+    }
+
     /// This inode as a view of the past shows it.
     pub fn in_past(self) -> Self {
         Ino(self.0 | Self::PAST)

@@ -8,7 +8,7 @@
 
 use crate::slice::{NewSlice, PlacedSlice, SliceKey};
 use crate::volume::VolumeSpec;
-use crate::{Attr, Caller, FileKind, Ino, Name, SessionId, SetAttr, SliceId, Version};
+use crate::{Attr, Caller, Errno, FileKind, Ino, Name, SessionId, SetAttr, SliceId, Version};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -263,6 +263,8 @@ pub enum SystemRequest {
     Purge { volume: uuid::Uuid, ino: Ino },
     /// Notes what a session is still to replay, or that it has.
     NoteMissed { session: SessionId, missed: Option<Missed> },
+    /// Notes the replayed calls that are lost and of which a session has not said that it knows.
+    NoteParked { session: SessionId, calls: Vec<(u64, Errno)> },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -57,6 +57,11 @@ pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String
         .ok_or_else(|| std::io::Error::other(format!("no HTTP answer: {answer}")))
 }
 
+/// A path of a test, which is plain text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of UTF-8")
+}
+
 /// What a command printed, as text.
 pub fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

@@ -9,12 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use chronofs_e2e::installation::detach;
-use chronofs_e2e::process::{run, text_of, wait_for};
+use chronofs_e2e::process::{run, text, text_of, wait_for};
 use chronofs_e2e::{Installation, Mount, Rng};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;

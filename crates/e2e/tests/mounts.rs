@@ -9,14 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::installation::{detach, is_mount_point};
-use chronofs_e2e::process::{chronofs_binary, http_get, run, text_of, wait_for};
+use chronofs_e2e::process::{chronofs_binary, http_get, run, text, text_of, wait_for};
 use chronofs_e2e::{Installation, Manifest, Rng, seed};
 use chronofs_wire::token::Token;
 use rustix::process::{Pid, Signal, kill_process};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =

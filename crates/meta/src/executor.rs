@@ -414,6 +414,7 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
         is_open: &is_open,
         holds: &holds,
         freed_max: FREED_MAX,
+        made: None,
     };
     match chronofs_namespace::query(&SharedView(view), &ctx, &job.request) {
         Ok(result) => result,

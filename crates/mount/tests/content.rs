@@ -8,7 +8,7 @@ use common::{Rig, wait_until, within};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
@@ -24,6 +24,40 @@ fn server_process() {
 #[test]
 fn mount_process() {
     common::mount_if_asked();
+}
+
+#[test]
+fn holes_are_holes_and_ranges_can_be_punched_and_zeroed() {
+    within(LIMIT, || {
+        let mut rig = Rig::new();
+        let mount = rig.mount();
+        let file = File::create_new(mount.path("sparse")).unwrap();
+        file.write_all_at(b"start", 0).unwrap();
+        file.write_all_at(b"end", 100 << 20).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), (100 << 20) + 3);
+        assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20, "a hole takes no room");
+        let hole = seek(&file, SeekFrom::Hole(0)).unwrap();
+        assert!((5..=4 << 20).contains(&hole), "{hole}");
+        let data = seek(&file, SeekFrom::Data(hole)).unwrap();
+        assert!(data > hole && data <= 100 << 20, "{data}");
+        assert_eq!(seek(&file, SeekFrom::Data(200 << 20)), Err(rustix::io::Errno::NXIO));
+
+        let reader = File::options().read(true).write(true).open(mount.path("sparse")).unwrap();
+        reader.write_all_at(&[7; 10_000], 0).unwrap();
+        fallocate(&reader, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 1000, 2000).unwrap();
+        fallocate(&reader, FallocateFlags::ZERO_RANGE, 5000, 100).unwrap();
+        let mut read = vec![1; 10_000];
+        reader.read_exact_at(&mut read, 0).unwrap();
+        let zeros: Vec<usize> =
+            read.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at).collect();
+        let expected: Vec<usize> = (1000..3000).chain(5000..5100).collect();
+        assert!(read.iter().all(|&byte| byte == 7 || byte == 0) && zeros == expected);
+        fallocate(&reader, FallocateFlags::empty(), 0, 200 << 20).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 200 << 20);
+        drop((file, reader));
+        mount.unmount();
+    });
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Ctx<'a> {
     pub holds: &'a dyn Fn(Ino) -> bool,
     /// What one commit may remove of an inode that goes: [`FREED_MAX`], less in tests.
     pub freed_max: usize,
+    /// The inode number that a create had before a power cut took it. It has it again if nobody else was given it.
+    pub made: Option<Ino>,
 }
 
 /// Around a request of the server itself.

@@ -40,8 +40,8 @@ pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use step::GRANT_MAX;
 pub use system::{
-    SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes,
-    reserve_ino, session, volume,
+    SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes, session,
+    skip_lost_inos, volume,
 };
 pub use verify::{Fault, verify};
 pub use xattr::{XATTR_NAME_MAX, XATTR_VALUE_MAX};

@@ -6,6 +6,7 @@ use crate::rows::{
     COUNTERS, Counters, DIR, Dir, ENTRY, Format, INODE, Inode, LINK, Link, ORPHAN, Orphan, PURGE, Purge,
     SLICE, Volume, XATTR, ino_key, link_key, number_at,
 };
+use crate::system::LOST_INOS_MAX;
 use chronofs_core::name::Position;
 use chronofs_core::{Errno, Ino, Retention};
 use chronofs_engine::{Batch, Overlay, ReadStop, Reads};
@@ -63,17 +64,35 @@ impl<'a, R: Reads + ?Sized> Op<'a, R> {
     /// A new inode number, counted against the quota. Errors: EDQUOT, ENOSPC.
     pub(crate) fn new_ino(&mut self) -> Done<Ino> {
         let (incarnation, max_inodes) = (self.volume.incarnation, self.volume.spec.max_inodes);
+        let again = match self.ctx.made {
+            Some(made) => self.is_free(made)?.then_some(made.counter()),
+            None => None,
+        };
         let counters = self.counters()?;
         if max_inodes.is_some_and(|max| counters.used_inodes >= max) {
             return Err(Errno::EDQUOT.into());
         }
-        let counter = counters.next_ino;
+        let counter = again.unwrap_or(counters.next_ino);
         if counter >= Ino::COUNTER_END {
             return Err(Errno::ENOSPC.into());
         }
-        counters.next_ino += 1;
+        counters.next_ino = counters.next_ino.max(counter + 1);
         counters.used_inodes += 1;
         Ok(Ino::new(incarnation, counter))
+    }
+
+    /// Whether a lost create may have its number again: it is one of those that may have been lost, and nothing is or
+    /// was here under it.
+    fn is_free(&mut self, ino: Ino) -> Done<bool> {
+        let key = ino_key(ino);
+        if ino.counter() > self.counters()?.next_ino.saturating_add(LOST_INOS_MAX)
+            || self.txn.get(INODE, &key)?.is_some()
+            || self.txn.get_plain(PURGE, &key)?.is_some()
+        {
+            return Ok(false);
+        }
+        let past = self.txn.now().history(INODE, &key, 1)?;
+        Ok(past.first().is_none_or(|row| row.key() != key))
     }
 
     /// `before` bytes became `after`. Errors: EDQUOT if they grew past the quota.

@@ -10,7 +10,7 @@ use chronofs_core::name::Position;
 use chronofs_core::ops::{Missed, Scope};
 use chronofs_core::slice::{Slice, SliceKey};
 use chronofs_core::volume::VolumeSpec;
-use chronofs_core::{Attr, FileKind, Ino, SliceId, Version, VolumeIndex};
+use chronofs_core::{Attr, Errno, FileKind, Ino, SliceId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop};
 use chronofs_history::Table;
 use serde::de::DeserializeOwned;
@@ -393,6 +393,8 @@ pub struct Session {
     pub scope: Scope,
     /// It has not replayed yet what a power cut took.
     pub missed: Option<Missed>,
+    /// Calls that a power cut took for good, by id, until the client says that it knows.
+    pub parked: Vec<(u64, Errno)>,
 }
 
 impl Session {

@@ -9,7 +9,7 @@ use crate::rows::{
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
-use chronofs_core::ops::{Missed, Scope, SystemRequest};
+use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
 use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -151,12 +151,20 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
                 self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }
-            SystemRequest::RenewSession { session } => self.renew_session(*session),
+            SystemRequest::RenewSession { session } => {
+                let version = self.ctx.version;
+                self.change_session(*session, |row| row.renewed = version)
+            }
             SystemRequest::EndSession { session } => self.end_session(*session),
             SystemRequest::Reap { volume, ino } => self.free(*volume, *ino, false),
             SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
             SystemRequest::AdvanceHorizon { volume, to } => self.advance_horizon(*volume, *to),
-            SystemRequest::NoteMissed { session, missed } => self.note_missed(*session, *missed),
+            SystemRequest::NoteMissed { session, missed } => {
+                self.change_session(*session, |row| row.missed = *missed)
+            }
+            SystemRequest::NoteParked { session, calls } => {
+                self.change_session(*session, |row| row.parked.clone_from(calls))
+            }
         }
     }
 
@@ -282,21 +290,15 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             granted: FIRST_GRANT,
             scope,
             missed: None,
+            parked: Vec::new(),
         };
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
     }
 
-    fn renew_session(&mut self, id: SessionId) -> Decided<SystemReply> {
+    fn change_session(&mut self, id: SessionId, change: impl FnOnce(&mut Session)) -> Decided<SystemReply> {
         let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
-        session.renewed = self.ctx.version;
-        self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
-        Ok(SystemReply::Session { id, session: Box::new(session) })
-    }
-
-    fn note_missed(&mut self, id: SessionId, missed: Option<Missed>) -> Decided<SystemReply> {
-        let mut session = session(self.reads, id)?.ok_or(SystemError::UnknownSession(id))?;
-        session.missed = missed;
+        change(&mut session);
         self.store.put_plain(SESSION, &id.0.to_be_bytes(), &session.encode()?);
         Ok(SystemReply::Session { id, session: Box::new(session) })
     }
@@ -331,6 +333,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             is_open: self.ctx.is_open,
             holds: &|_| false,
             freed_max: self.ctx.freed_max,
+            made: None,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);
         match if gone { op.purge(ino) } else { op.reap(ino) } {
@@ -414,26 +417,18 @@ pub fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), S
     }
 }
 
-/// The most inode numbers that lost creates may have taken.
-const RESERVE_MAX: u64 = 1 << 20;
+/// The most inode numbers that a power cut may take with the creates that were not durable. Of these a client keeps at
+/// most 2^17, and then waits.
+pub(crate) const LOST_INOS_MAX: u64 = 1 << 24;
 
-/// Has the next inode of a volume get the number `ino`, if it is one of the next: what to commit at `version` for it.
-/// Incarnations are not looked at: they differ only over a restore, after which nothing is replayed.
-pub fn reserve_ino<R: Reads>(
-    reads: &R,
-    index: VolumeIndex,
-    version: Version,
-    ino: Ino,
-) -> Result<Option<Batch>, ReadStop> {
+/// Leaves out the numbers that lost creates may have had: who heard of them means the lost files by them. What to commit
+/// at `version` for it, before any new number is given.
+pub fn skip_lost_inos<R: Reads>(reads: &R, index: VolumeIndex, version: Version) -> Result<Batch, ReadStop> {
     let mut counters = read::counters(&Snapshot::new(reads, index, None))?;
-    let counter = ino.0 & (Ino::COUNTER_END - 1);
-    if counter <= counters.next_ino || counter - counters.next_ino > RESERVE_MAX {
-        return Ok(None);
-    }
-    counters.next_ino = counter;
+    counters.next_ino = counters.next_ino.saturating_add(LOST_INOS_MAX).min(Ino::COUNTER_END);
     let mut txn = Txn::new(reads, index, version, false);
     txn.put_plain(COUNTERS, &[], &counters.encode()?);
-    Ok(Some(txn.into_batch()))
+    Ok(txn.into_batch())
 }
 
 /// The row of a volume.

@@ -151,6 +151,7 @@ impl Fs {
             is_open,
             holds: is_open,
             freed_max: FREED_MAX,
+            made: None,
         }
     }
 

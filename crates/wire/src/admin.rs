@@ -184,7 +184,7 @@ pub struct Resolved {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Problem {
-    /// A word for programs: `not_found`, `in_use`, `exists`, `invalid`, `unauthorized`, `unavailable`, `internal`.
+    /// A word for programs: `not_found`, `in_use`, `exists`, `changed`, `invalid`, `unauthorized`, `unavailable`, `internal`.
     pub code: String,
     /// What was refused, why, and what to do next; for people.
     pub message: String,

@@ -202,6 +202,8 @@ pub enum ToServer {
     /// Reads the stored bytes of a slice through the server: the one that `block` of `ino` shows now (in a past: then)
     /// and that lies in `object` at `offset`. ESTALE if it shows none there. -> [`ToClient::Object`]
     GetObject { id: u64, ino: Ino, block: u32, object: ObjectId, offset: u64, len: u32 },
+    /// The client knows that these calls are lost, in answer to [`ToClient::Parked`].
+    ParkedAck { calls: Vec<u64> },
     /// Asks for requests that put the objects of the counters `first..first + count`, which are the session's; at most
     /// [`SIGNED_MAX`]. -> [`ToClient::SignedPuts`]
     SignPuts { id: u64, first: u64, count: u32 },
@@ -225,7 +227,8 @@ pub enum ToClient {
     Renewed { now_ns: u64 },
     /// The last frame was no message of this protocol, or not one that fits here; the connection closes.
     Refused { message: String },
-    /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost.
+    /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost. Said again on
+    /// every connection until [`ToServer::ParkedAck`].
     Parked { calls: Vec<(u64, Errno)> },
     /// Requests that read what the answer after this frame names. Not always all of it, and not always there.
     Signed { gets: Vec<SignedGet> },

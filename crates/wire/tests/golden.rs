@@ -383,6 +383,7 @@ fn to_server() -> Lines<ToServer> {
             offset: 89,
             len: 90
         },
+        ParkedAck = ToServer::ParkedAck { calls: vec![112] },
         SignPuts = ToServer::SignPuts { id: 115, first: 116, count: 117 },
     })
 }

@@ -70,7 +70,7 @@ pub(super) async fn change(
     Body(change): Body<ChangeBlockStore>,
 ) -> Answer<BlockStore> {
     who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| block_stores::find(tx, &name)).await?;
+    let (store, before) = app.database.run(move |tx| block_stores::find_written(tx, &name)).await?;
     let credentials = match change.credentials {
         Some(credentials) => credentials,
         None => kept_place(&app, &store.id).await?.credentials,
@@ -96,7 +96,7 @@ pub(super) async fn change(
     }
     let (secrets, id) = (Arc::clone(&app.secrets), store.id);
     let change = move |tx: &Transaction<'_>| {
-        block_stores::find(tx, &id)?;
+        block_stores::must_be_as_it_was(tx, &id, &before)?;
         block_stores::set(tx, &secrets, &id, &place)?;
         block_stores::find(tx, &id)
     };
@@ -112,7 +112,7 @@ pub(super) async fn probe_again(
     Path(name): Path<String>,
 ) -> Answer<BlockStore> {
     who.must_be(Role::Operator)?;
-    let store = app.database.run(move |tx| block_stores::find(tx, &name)).await?;
+    let (store, before) = app.database.run(move |tx| block_stores::find_written(tx, &name)).await?;
     let place = kept_place(&app, &store.id).await?;
     let Some(report) = probe_place(&store.id, &store.name, &place).await? else {
         return Err(AdminError::Invalid(format!(
@@ -122,7 +122,7 @@ pub(super) async fn probe_again(
     };
     let id = store.id;
     let keep = move |tx: &Transaction<'_>| {
-        block_stores::find(tx, &id)?;
+        block_stores::must_be_as_it_was(tx, &id, &before)?;
         block_stores::set_probe(tx, &id, Some(&report))?;
         block_stores::find(tx, &id)
     };

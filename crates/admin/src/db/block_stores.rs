@@ -117,6 +117,31 @@ fn text(value: &impl serde::Serialize) -> Result<String, AdminError> {
     serde_json::to_string(value).map_err(|e| AdminError::Internal(format!("JSON: {e}")))
 }
 
+/// A place as it is written, to be compared only: sealed anew, the same credentials are other bytes.
+#[derive(PartialEq, Eq)]
+pub struct Written(String, Option<Vec<u8>>);
+
+/// The block store with this name or id, and its place as it is written.
+pub fn find_written(tx: &Transaction<'_>, key: &str) -> Result<(BlockStore, Written), AdminError> {
+    let store = find(tx, key)?;
+    let written = written(tx, &store.id)?;
+    Ok((store, written))
+}
+
+fn written(tx: &Transaction<'_>, id: &str) -> Result<Written, AdminError> {
+    let sql = "SELECT definition, credentials FROM block_store WHERE id = ?1";
+    Ok(tx.query_row(sql, [id], |row| Ok(Written(row.get(0)?, row.get(1)?)))?)
+}
+
+/// Refuses to go on with what was found out about a place that is another now.
+pub fn must_be_as_it_was(tx: &Transaction<'_>, id: &str, before: &Written) -> Result<(), AdminError> {
+    let store = find(tx, id)?;
+    if written(tx, id)? == *before {
+        return Ok(());
+    }
+    Err(AdminError::Changed { what: BLOCK, name: store.name })
+}
+
 /// What a store is opened with.
 pub fn place(tx: &Transaction<'_>, secrets: &SecretBox, id: &str) -> Result<Place, AdminError> {
     let sql = "SELECT * FROM block_store WHERE id = ?1";

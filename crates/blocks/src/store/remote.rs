@@ -270,7 +270,7 @@ fn begins_behind_end(error: &Error) -> bool {
     text.contains("status code: 416") || text.contains("but object was only")
 }
 
-/// An error with its innermost cause, in one line.
+/// An error with its innermost cause.
 fn explain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause: &dyn StdError = error;
@@ -281,6 +281,13 @@ fn explain(error: &Error) -> String {
     if !text.contains(&innermost) {
         text = format!("{text}: {innermost}");
     }
+    text
+}
+
+/// What was said, in one line and without secrets. The crate keeps those out of its messages; whatever a server repeats
+/// is taken out here, before anything is cut off: half of a secret would not be known as one.
+fn hide(credentials: &Credentials, text: String) -> String {
+    let text = credentials.secrets().iter().fold(text, |text, secret| text.replace(secret.reveal(), "…"));
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((cut, _)) = line.char_indices().nth(SAID_MAX) {
         line.truncate(cut);
@@ -289,7 +296,18 @@ fn explain(error: &Error) -> String {
     line
 }
 
-/// The crate keeps secrets out of its messages; whatever a server repeats is taken out here.
-fn hide(credentials: &Credentials, text: String) -> String {
-    credentials.secrets().iter().fold(text, |text, secret| text.replace(secret.reveal(), "…"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::store::Secret;
+
+    #[test]
+    fn what_a_server_repeats_shows_no_part_of_a_secret() {
+        let key = Credentials::AccountKey { key: Secret::new("hunter2 is  the\nkey") };
+        for before in SAID_MAX - 25..SAID_MAX + 5 {
+            let said = hide(&key, format!("{} hunter2 is  the\nkey, it says", "x".repeat(before)));
+            assert!(!said.contains("hunt") && said.lines().count() == 1, "{said}");
+            assert!(said.chars().count() <= SAID_MAX + 1);
+        }
+    }
 }

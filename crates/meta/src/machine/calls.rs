@@ -227,6 +227,7 @@ impl Machine {
             is_open: &is_open,
             holds: &holds,
             freed_max: FREED_MAX,
+            made: None,
         };
         match chronofs_namespace::query(&group.reads, &ctx, request) {
             Ok(result) => Ok(result),
@@ -252,7 +253,7 @@ impl Machine {
         let (result, brief) = if group.full {
             (Err(Errno::ENOSPC), None)
         } else {
-            self.decide(group, who, &call.caller, &call.request, version)?
+            self.decide(group, who, &call.caller, &call.request, version, None)?
         };
         let version = match brief {
             Some((reply, batch)) => {
@@ -268,9 +269,9 @@ impl Machine {
             group.undo.push(Undo::Opened(who.session, attr.ino));
         }
         if let Some(session) = self.sessions.get_mut(&who.session) {
-            if let Ok(Reply::Grant { first, end }) = &result {
-                session.grants.push((*first, *end));
-                group.undo.push(Undo::Granted(who.session));
+            if let Ok(Reply::Grant { end, .. }) = &result {
+                group.undo.push(Undo::Granted(who.session, session.granted));
+                session.granted = *end;
             }
             session.last_commit = version;
             // The slices of a file that was there already may be big and can be read again.
@@ -294,7 +295,8 @@ impl Machine {
         }
     }
 
-    /// What a mutation comes to: the answer and, if anything changes, what to commit.
+    /// What a mutation comes to: the answer and, if anything changes, what to commit. `made` is the inode that a create
+    /// gave before a power cut.
     #[allow(clippy::type_complexity)]
     pub(super) fn decide(
         &self,
@@ -303,6 +305,7 @@ impl Machine {
         caller: &Caller,
         request: &Request,
         version: Version,
+        made: Option<Ino>,
     ) -> Result<(Result<Reply, Errno>, Option<(Brief, chronofs_engine::Batch)>), EngineError> {
         let is_open = |ino: Ino| self.is_open(who.index, ino);
         let holds = |ino: Ino| self.holds(who.session, ino);
@@ -317,6 +320,7 @@ impl Machine {
             is_open: &is_open,
             holds: &holds,
             freed_max: FREED_MAX,
+            made,
         };
         match chronofs_namespace::step(&group.reads, &ctx, request) {
             Ok(outcome) => Ok(match outcome.reply {

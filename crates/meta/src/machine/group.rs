@@ -11,6 +11,7 @@ use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeInde
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
 use chronofs_wire::message::{HelloAnswer, ToClient};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -170,6 +171,8 @@ pub(super) enum Then {
     Marked(Version),
     /// Replays are applied.
     Replayed(ReplayDone),
+    /// A session knows of lost calls; these are left.
+    Heard(SessionId, BTreeMap<u64, Errno>),
 }
 
 /// A change of the machine's memory made by a call, to be taken back if its commit cannot be.
@@ -178,7 +181,8 @@ pub(super) enum Undo {
     Replied(SessionId, u64),
     Opened(SessionId, Ino),
     Closed(SessionId, Ino, u32),
-    Granted(SessionId),
+    /// What a session was granted before.
+    Granted(SessionId, u64),
     Deferred,
     Counted(SessionId, u64),
     /// How a session stood with others, and how many acknowledgements it owed.
@@ -199,6 +203,8 @@ pub(super) struct ReplayDone {
     pub(super) applied: Vec<(SessionId, u64, Version, Brief)>,
     /// Calls that could not be applied.
     pub(super) parked: Vec<(SessionId, u64, Errno)>,
+    /// What is lost of sessions as their rows have it from now on.
+    pub(super) unheard: BTreeMap<SessionId, BTreeMap<u64, Errno>>,
     /// Sessions whose rows say from now on that they are still to replay, or that they have.
     pub(super) missed: Vec<(SessionId, Option<Missed>)>,
 }

@@ -10,7 +10,7 @@ use chronofs_namespace::{SystemError, SystemReply, rows};
 use chronofs_wire::admin::AssignedToken;
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, Welcome, common_protocol,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, Welcome, common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -277,7 +277,7 @@ impl Machine {
             leased_ns: now_ns,
             replies: Replies::default(),
             opens: BTreeMap::new(),
-            grants: vec![(0, row.granted)],
+            granted: row.granted,
             sharing: Sharing::Shared,
             acks_due: 0,
             reclaimed: false,
@@ -285,6 +285,7 @@ impl Machine {
             replaying: false,
             missed: row.missed,
             late: Vec::new(),
+            parked: row.parked.iter().copied().collect(),
             told_durable: Version::ZERO,
             last_commit: Version::ZERO,
         }
@@ -344,6 +345,11 @@ impl Machine {
             None if replay => self.durable.min(self.recovered),
             None => self.durable,
         };
+        let parked: Vec<_> = session.parked.iter().map(|(&id, &errno)| (id, errno)).collect();
+        if !parked.is_empty() {
+            // It is not to take those for durable before it has heard that they are lost.
+            session.told_durable = Version::ZERO;
+        }
         let welcome = Welcome {
             protocol: session.protocol,
             session: id,
@@ -352,7 +358,7 @@ impl Machine {
             volume: volume.row.spec.clone(),
             incarnation: volume.row.incarnation,
             root: session.root,
-            grant: session.grants.last().copied().unwrap_or_default(),
+            grant: (0, session.granted),
             applied: self.last,
             durable: session.told_durable,
             now_ns: group.now_ns,
@@ -366,6 +372,9 @@ impl Machine {
         };
         let index = session.index;
         group.effects.push(Effect::Answer(conn, Ok(Box::new(welcome))));
+        if !parked.is_empty() {
+            group.send(conn, ToClient::Parked { calls: parked });
+        }
         self.settle_sharing(group, index);
     }
 

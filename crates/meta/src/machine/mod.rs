@@ -11,6 +11,7 @@ mod hello;
 mod lifetime;
 mod now;
 pub mod objects;
+mod parked;
 mod recovery;
 mod session;
 mod sharing;
@@ -374,6 +375,7 @@ impl Machine {
             ToServer::Reclaim { opens } => self.reclaim(session, opens),
             ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
             ToServer::SharedAck => self.shared_ack(group, session)?,
+            ToServer::ParkedAck { calls } => self.parked_ack(group, session, &calls)?,
             // Its replays are not done yet, and a commit now would hide what other sessions lost: it ends by silence.
             ToServer::Goodbye if self.is_recovering() => {}
             ToServer::Goodbye => self.end_session(group, session)?,
@@ -472,9 +474,9 @@ impl Machine {
             }
             Undo::Opened(session, ino) => self.count_closed(session, ino, 1),
             Undo::Closed(session, ino, count) => self.count_opened(session, ino, count),
-            Undo::Granted(session) => {
+            Undo::Granted(session, granted) => {
                 if let Some(session) = self.sessions.get_mut(&session) {
-                    session.grants.pop();
+                    session.granted = granted;
                 }
             }
             Undo::Shared(session, sharing, acks_due) => {
@@ -523,6 +525,14 @@ impl Machine {
                 group.effects.push(Effect::Mark(version));
             }
             Then::Replayed(replayed) => self.replays_applied(group, replayed),
+            Then::Heard(session, left) => {
+                let last = self.last;
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    // It need not keep them any longer, and is told so.
+                    session.last_commit = session.last_commit.max(last);
+                    session.parked = left;
+                }
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ impl Machine {
             of == session.volume
                 && object.incarnation == volume.row.incarnation
                 && object.session == session.id
-                && session.holds_grant(object.n)
+                && object.n < session.granted
                 && !session.read_only
         });
         if !allowed {
@@ -90,7 +90,7 @@ impl Machine {
     ) {
         let Some(session) = self.sessions.get(&session) else { return };
         let Some(volume) = self.volumes.get(&session.index) else { return };
-        if session.read_only || !session.holds_grant(first) {
+        if session.read_only || first >= session.granted {
             group.send(conn, ToClient::SignedPuts { id, result: Err(Errno::EACCES) });
             return;
         }
@@ -100,7 +100,7 @@ impl Machine {
         }
         let (volume, incarnation) = (session.volume, volume.row.incarnation);
         let counters = first..first.saturating_add(u64::from(count.min(SIGNED_MAX)));
-        let counters = counters.take_while(|n| session.holds_grant(*n));
+        let counters = counters.take_while(|n| *n < session.granted);
         let object = |n| ObjectId { incarnation, session: session.id, n };
         let action = ObjectAction::SignPuts(counters.map(|n| object_name(volume, object(n))).collect());
         let job = ObjectJob { conn, id, volume, name: String::new(), action };

@@ -100,12 +100,13 @@ impl Machine {
         if self.sessions.values().any(Session::is_live) {
             self.reclaim_until_ns = Some(now_ns + u64::from(self.config.life_ms) * 1_000_000);
         }
+        // Who only reads has nothing to replay, but may know inodes that were lost.
+        if !maybe_lost || !self.sessions.values().any(Session::is_live) {
+            return;
+        }
         let writes = |session: &&Session| session.is_live() && !session.read_only;
         let expected: BTreeSet<SessionId> =
             self.sessions.values().filter(writes).map(|session| session.id).collect();
-        if !maybe_lost || expected.is_empty() {
-            return;
-        }
         self.durable = self.recovered;
         self.phase = Phase::Recovering(Recovery {
             until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
@@ -227,29 +228,22 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether a call that comes too late would undo what others did since.
-    fn comes_too_late(
+    /// Whether others changed since what a call that comes late is to change.
+    fn changed_since(
         &self,
         group: &mut Group,
         who: Who,
-        call: &Replayed,
+        request: &Request,
         own: &BTreeSet<(SessionId, Ino)>,
         recovered: Version,
     ) -> Result<bool, EngineError> {
-        let ino = match &call.request {
-            Request::Unlink { .. } | Request::Rmdir { .. } | Request::Rename { .. } => {
-                let volume = self.volumes.get(&who.index);
-                // Who changed the volume in an earlier run is not known any more.
-                return Ok(recovered < self.recovered
-                    || volume.is_some_and(|volume| volume.changed_by.others(who.session)));
-            }
-            Request::SetAttr { ino, .. }
-            | Request::SetXattr { ino, .. }
-            | Request::RemoveXattr { ino, .. }
-            | Request::Publish { ino, .. } => *ino,
-            // These only add.
-            _ => return Ok(false),
-        };
+        if removes(request) {
+            let volume = self.volumes.get(&who.index);
+            // Who changed the volume in an earlier run is not known any more.
+            return Ok(recovered < self.recovered
+                || volume.is_some_and(|volume| volume.changed_by.others(who.session)));
+        }
+        let Some(ino) = changed_ino(request) else { return Ok(false) };
         match Snapshot::new(&group.reads, who.index, None).get(INODE, &ino_key(ino)) {
             Ok(row) => Ok(row.is_some_and(|row| row.since > recovered) && !own.contains(&(who.session, ino))),
             Err(stop) => self.stopped(group, stop, "reading what a late call changes").map(|_| true),
@@ -283,10 +277,12 @@ impl Machine {
         let mut done = self.apply_replays(group, replays)?;
         done.window = true;
         done.missed = self.note_missed(group, missed)?;
-        // Versions that were given out once are not given to others.
+        // Versions and inode numbers that were given out once are not given to others, whatever is cut off next.
         if seen > self.last {
             self.commit_system(group, seen, chronofs_engine::Batch::default());
         }
+        self.skip_lost_inos(group)?;
+        group.sync_first = true;
         group.thens.push(Then::Replayed(done));
         Ok(())
     }
@@ -333,14 +329,20 @@ impl Machine {
                 continue;
             }
             let who = Who::of(session);
-            if late && self.comes_too_late(group, who, &call, &own, survived.recovered)? {
+            let foreign = late && self.changed_since(group, who, &call.request, &own, survived.recovered)?;
+            // What only adds undoes nothing.
+            if foreign && !matches!(call.request, Request::Link { .. }) {
                 done.parked.push((id, call.id, Errno::ESTALE));
                 continue;
             }
+            let before = group.commits.len();
             match self.apply_replay(group, who, &call, &lost_inos)? {
                 Ok((version, brief)) => {
-                    let named = named_inos(&call.request).into_iter().flatten();
-                    own.extend(call.made.into_iter().chain(named).map(|ino| (id, ino)));
+                    // A create that found its file was beaten to it.
+                    if !foreign && group.commits.len() > before {
+                        let changed = changed_ino(&call.request);
+                        own.extend(call.made.into_iter().chain(changed).map(|ino| (id, ino)));
+                    }
                     done.applied.push((id, call.id, version, brief));
                 }
                 Err(errno) => {
@@ -349,6 +351,7 @@ impl Machine {
                 }
             }
         }
+        self.note_parked(group, &mut done)?;
         Ok(done)
     }
 
@@ -365,11 +368,9 @@ impl Machine {
         if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
             return Ok(Err(Errno::ESTALE));
         }
-        if let Some(made) = call.made {
-            self.reserve_ino(group, who, made)?;
-        }
         let version = self.next_version(group);
-        let (result, commit) = self.decide(group, who, &call.caller, &call.request, version)?;
+        // It gets the number it had: creates that nobody was answered for are not among the replays, and took numbers too.
+        let (result, commit) = self.decide(group, who, &call.caller, &call.request, version, call.made)?;
         let reply = match result {
             Ok(reply) => reply,
             Err(errno) => return Ok(Err(errno)),
@@ -392,15 +393,17 @@ impl Machine {
         Ok(Ok((version, brief)))
     }
 
-    /// Has the next inode of a volume get the number that it had before the power cut: creates that nobody was
-    /// answered for are not among the replays, and took numbers too.
-    fn reserve_ino(&mut self, group: &mut Group, who: Who, made: Ino) -> Result<(), EngineError> {
-        let version = self.next_version(group);
-        match chronofs_namespace::reserve_ino(&group.reads, who.index, version, made) {
-            Ok(Some(batch)) => self.commit_system(group, version, batch),
-            Ok(None) => {}
-            // The call itself meets the same row, and is parked.
-            Err(stop) => drop(self.stopped(group, stop, "reading the counters of a volume")?),
+    /// No volume gives a new file the number of one that was lost: clients have that open, know its target, or come
+    /// with it when the window is over.
+    fn skip_lost_inos(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let here = self.volumes.values().filter(|volume| volume.row.deleted.is_none());
+        for index in here.map(|volume| volume.index).collect::<Vec<_>>() {
+            let version = self.next_version(group);
+            match chronofs_namespace::skip_lost_inos(&group.reads, index, version) {
+                Ok(batch) => self.commit_system(group, version, batch),
+                // Creates meet the same row, and are refused.
+                Err(stop) => drop(self.stopped(group, stop, "reading the counters of a volume")?),
+            }
         }
         Ok(())
     }
@@ -424,8 +427,16 @@ impl Machine {
         }
         for (session, id, version, brief) in done.applied {
             if let Some(session) = self.sessions.get_mut(&session) {
+                if let Brief::Grant { end, .. } = brief {
+                    session.granted = session.granted.max(end);
+                }
                 // Its opens are in what the session reclaims.
                 session.replies.keep(id, Kept::Brief { version, brief, counted: true });
+            }
+        }
+        for (session, calls) in done.unheard {
+            if let Some(session) = self.sessions.get_mut(&session) {
+                session.parked = calls;
             }
         }
         let mut parked: BTreeMap<SessionId, Vec<(u64, Errno)>> = BTreeMap::new();
@@ -455,6 +466,23 @@ impl Machine {
     }
 }
 
+/// Whether a mutation takes a name away.
+fn removes(request: &Request) -> bool {
+    matches!(request, Request::Unlink { .. } | Request::Rmdir { .. } | Request::Rename { .. })
+}
+
+/// The inode whose own row a mutation changes, but for those that remove.
+fn changed_ino(request: &Request) -> Option<Ino> {
+    match request {
+        Request::SetAttr { ino, .. }
+        | Request::SetXattr { ino, .. }
+        | Request::RemoveXattr { ino, .. }
+        | Request::Publish { ino, .. }
+        | Request::Link { ino, .. } => Some(*ino),
+        _ => None,
+    }
+}
+
 /// The inodes that a mutation names.
 fn named_inos(request: &Request) -> [Option<Ino>; 2] {
     match request {
@@ -463,10 +491,6 @@ fn named_inos(request: &Request) -> [Option<Ino>; 2] {
         }
         Request::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
         Request::Rename { from, to, .. } => [Some(*from), Some(*to)],
-        Request::SetAttr { ino, .. }
-        | Request::SetXattr { ino, .. }
-        | Request::RemoveXattr { ino, .. }
-        | Request::Publish { ino, .. } => [Some(*ino), None],
-        _ => [None, None],
+        request => [changed_ino(request), None],
     }
 }

@@ -136,8 +136,8 @@ pub(super) struct Session {
     pub(super) replies: Replies,
     /// Its opens, with counts.
     pub(super) opens: BTreeMap<Ino, u32>,
-    /// Its ranges of object counters.
-    pub(super) grants: Vec<(u64, u64)>,
+    /// Object counters `0..granted` are its own, as its row says.
+    pub(super) granted: u64,
     /// How it stands with others.
     pub(super) sharing: Sharing,
     /// Answers to `Shared { true }` that are on their way.
@@ -154,6 +154,8 @@ pub(super) struct Session {
     pub(super) missed: Option<Missed>,
     /// What it has sent of that after the window.
     pub(super) late: Vec<Replayed>,
+    /// Its calls that are lost, until it says that it knows.
+    pub(super) parked: BTreeMap<u64, Errno>,
     /// The durable version it was last told.
     pub(super) told_durable: Version,
     /// Its last commit.
@@ -161,11 +163,6 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Whether its grants hold the object counter `n`.
-    pub(super) fn holds_grant(&self, n: u64) -> bool {
-        self.grants.iter().any(|(first, end)| (*first..*end).contains(&n))
-    }
-
     /// Whether it takes part in sharing: sessions of the past cache for ever and disturb nobody.
     pub(super) fn is_live(&self) -> bool {
         self.at.is_none()

@@ -254,3 +254,179 @@ fn a_client_that_misses_two_windows_is_judged_by_the_older() {
     server.frame(11, ToServer::Replay { calls: vec![late], end: true });
     server.call(11, 20, Request::Lookup { parent: Ino::ROOT, name: name("late") }).1.unwrap();
 }
+
+fn shared_create(file: &str) -> Request {
+    match create(Ino::ROOT, file, false) {
+        Request::Create { parent, name, node, mode, umask, open, .. } => {
+            Request::Create { parent, name, node, mode, umask, open, exclusive: false }
+        }
+        _ => unreachable!(),
+    }
+}
+
+fn parked_by(effects: &[Effect]) -> Vec<u64> {
+    let named = |effect: &Effect| match effect {
+        Effect::Send(_, ToClient::Parked { calls }) => calls.iter().map(|(id, _)| *id).collect(),
+        _ => Vec::new(),
+    };
+    effects.iter().flat_map(named).collect()
+}
+
+#[test]
+fn a_new_file_never_has_the_number_of_one_that_a_late_client_means() {
+    let (mut server, one, [_, b], base) = after_the_window(Arc::new(Memory::default()));
+    let lost = Ino(b.0 + 1);
+    let other = attr(server.call(12, 1, shared_create("d")).1.unwrap()).ino;
+    assert_ne!(other, lost, "client 1 has a file of this number open");
+    server.call(12, 2, grow(other)).1.unwrap();
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request, made| replayed(id, Version(base.0 + id), request, made);
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let calls =
+        vec![late(10, shared_create("d"), Some(lost)), late(11, Request::SetAttr { ino: lost, set }, None)];
+    let effects = server.frame(11, ToServer::Replay { calls, end: true });
+    assert_eq!(parked_by(&effects), [10, 11], "the name is another file's now");
+    assert_eq!(attr(server.call(12, 3, Request::GetAttr { ino: other }).1.unwrap()).size, 7);
+    assert_eq!(server.call(11, 20, Request::GetAttr { ino: lost }).1, Err(Errno::ENOENT));
+}
+
+#[test]
+fn a_late_create_has_the_number_it_had_though_others_made_files_since() {
+    let (mut server, one, [_, b], base) = after_the_window(Arc::new(Memory::default()));
+    for (id, file) in [(1, "x"), (2, "y")] {
+        server.call(12, id, create(Ino::ROOT, file, false)).1.unwrap();
+    }
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let made = Ino(b.0 + 2);
+    let calls = vec![
+        replayed(10, Version(base.0 + 10), create(Ino::ROOT, "late", false), Some(made)),
+        replayed(11, Version(base.0 + 11), grow(made), None),
+    ];
+    assert!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })).is_empty());
+    let look = Request::Lookup { parent: Ino::ROOT, name: name("late") };
+    let found = attr(server.call(11, 20, look).1.unwrap());
+    assert_eq!((found.ino, found.size), (made, 7));
+    let next = attr(server.call(12, 3, create(Ino::ROOT, "z", false)).1.unwrap()).ino;
+    assert!(next > made, "numbers go on above");
+}
+
+#[test]
+fn a_late_create_that_finds_its_file_made_by_another_does_not_make_it_its_own() {
+    let (mut server, one, [_, b], base) = in_the_window(Arc::new(Memory::default()));
+    let made = Ino(b.0 + 1);
+    // Client 2 found the file that client 1 had made, and is back in time.
+    let found = replayed(5, Version(base.0 + 11), shared_create("d"), Some(made));
+    let grown = replayed(6, Version(base.0 + 12), grow(made), None);
+    server.frame(12, ToServer::Replay { calls: vec![found, grown], end: true });
+    end_window(&mut server);
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let set = chronofs_core::SetAttr { size: Some(0), by_handle: true, ..chronofs_core::SetAttr::default() };
+    let calls = vec![
+        replayed(10, Version(base.0 + 10), shared_create("d"), Some(made)),
+        replayed(11, Version(base.0 + 11), Request::SetAttr { ino: made, set }, None),
+    ];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11]);
+    assert_eq!(attr(server.call(12, 7, Request::GetAttr { ino: made }).1.unwrap()).size, 7);
+}
+
+#[test]
+fn a_late_create_or_link_does_not_make_what_others_changed_its_own() {
+    let (mut server, one, [a, _], base) = after_the_window(Arc::new(Memory::default()));
+    let chmod = |ino, mode| {
+        let set = chronofs_core::SetAttr { mode: Some(mode), ..chronofs_core::SetAttr::default() };
+        Request::SetAttr { ino, set }
+    };
+    server.call(12, 1, chmod(Ino::ROOT, 0o711)).1.unwrap();
+    server.call(12, 2, chmod(a, 0o600)).1.unwrap();
+    server.open(11, resume(1, one, Version(base.0 + 40))).unwrap();
+    let late = |id, request| replayed(id, Version(base.0 + id), request, None);
+    let link = Request::Link { ino: a, parent: Ino::ROOT, name: name("again") };
+    let calls = vec![
+        late(10, create(Ino::ROOT, "late", false)),
+        late(11, chmod(Ino::ROOT, 0o777)),
+        late(12, link),
+        late(13, chmod(a, 0o666)),
+    ];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11, 13]);
+}
+
+#[test]
+fn a_client_hears_what_is_lost_on_every_connection_until_it_says_that_it_knows() {
+    let engine = Arc::new(Full::default());
+    let (mut server, one, _, base) = after_the_window(engine.clone());
+    let seen = Version(base.0 + 40);
+    server.open(11, resume(1, one, seen)).unwrap();
+    let late = |id| replayed(id, Version(base.0 + id), create(Ino(77), "f", false), None);
+    let calls = vec![late(10), late(11)];
+    assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [10, 11]);
+    server.durable();
+    // The frame was lost with its connection, and then the server was killed.
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, false);
+    let hear = |server: &mut Server, conn| {
+        let mut effects = server.run(Event::Hello(ConnId(conn), Box::new(resume(1, one, seen))));
+        effects.extend(server.durable());
+        let parked = parked_by(&effects);
+        (welcome(effects).unwrap(), parked)
+    };
+    let (told, parked) = hear(&mut server, 13);
+    assert_eq!(parked, [10, 11]);
+    assert!(
+        told.durable < Version(base.0 + 10),
+        "not before it hears that they are lost: {:?}",
+        told.durable
+    );
+    server.frame(13, ToServer::ParkedAck { calls: vec![10] });
+    assert_eq!(hear(&mut server, 14).1, [11]);
+    engine.1.store(true, Ordering::SeqCst);
+    server.frame(14, ToServer::ParkedAck { calls: vec![11] });
+    engine.1.store(false, Ordering::SeqCst);
+    assert_eq!(hear(&mut server, 15).1, [11], "there was no room to note that it knows");
+    server.frame(15, ToServer::ParkedAck { calls: vec![11] });
+    server.durable();
+    let told = |effect: &Effect| matches!(effect, Effect::Send(ConnId(15), ToClient::Durable { version }) if *version > seen);
+    assert!(server.run(Event::Tick).iter().any(told), "now it need not keep them");
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    let (told, parked) = hear(&mut server, 16);
+    assert!(parked.is_empty() && told.durable > seen, "it knows: {:?}", told.durable);
+}
+
+#[test]
+fn what_was_lost_once_and_is_done_after_all_is_not_told_to_be_lost() {
+    let engine = Arc::new(Memory::default());
+    let (mut server, one, _, base) = in_the_window(engine.clone());
+    let (dir, seen) = (Ino(77), Version(base.0 + 40));
+    server.open(11, resume(1, one, seen)).unwrap();
+    let call = replayed(10, Version(base.0 + 10), create(dir, "f", false), None);
+    server.frame(11, ToServer::Replay { calls: vec![call], end: true });
+    assert_eq!(server.core.machine.figures().parked, 0, "the window is open");
+    end_window(&mut server);
+    assert_eq!(server.core.machine.figures().parked, 1);
+    // One more power cut before it heard of that: this time what it rests on is there.
+    let mut server = Server::start(engine, server.now_ns + SECOND, true);
+    server.open(13, resume(1, one, seen)).unwrap();
+    let call = replayed(10, Version(base.0 + 10), create(Ino::ROOT, "f", false), None);
+    server.frame(13, ToServer::Replay { calls: vec![call], end: true });
+    end_window(&mut server);
+    let effects = server.run(Event::Hello(ConnId(14), Box::new(resume(1, one, seen))));
+    assert!(parked_by(&effects).is_empty());
+}
+
+#[test]
+fn objects_of_a_grant_that_was_lost_and_replayed_may_be_stored() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let welcome = server.open(1, hello(1)).unwrap();
+    let base = engine.applied().0;
+    let mut server = Server::start(engine, START_NS + SECOND, true);
+    server.open(2, resume(1, welcome.session, Version(base + 40))).unwrap();
+    let lost = replayed(5, Version(base + 20), Request::Grant { count: 10 }, None);
+    server.frame(2, ToServer::Replay { calls: vec![lost], end: true });
+    let (session, incarnation) = (welcome.session, welcome.incarnation);
+    let object = |n| chronofs_core::ObjectId { incarnation, session, n };
+    for (n, allowed) in [(welcome.grant.1 + 9, true), (welcome.grant.1 + 10, false)] {
+        let name = chronofs_blocks::object_name(common::VOLUME, object(n));
+        let effects = server.frame(2, ToServer::PutObject { id: 1, name, bytes: Vec::new().into() });
+        let stored = effects.iter().any(|effect| matches!(effect, Effect::Object(_)));
+        assert_eq!(stored, allowed, "{n}: {effects:?}");
+    }
+}

@@ -36,6 +36,9 @@ pub struct SimClient {
     pub outbox: VecDeque<ToServer>,
     /// Mutations answered with success.
     pub acknowledged: BTreeMap<u64, Version>,
+    /// Calls that make an inode, with the one that they were answered with.
+    pub creates: BTreeMap<u64, Option<Ino>>,
+    /// Calls that it was told to be lost.
     pub parked: BTreeSet<u64>,
     /// The highest version it was told to be durable.
     pub durable: Version,
@@ -63,6 +66,7 @@ impl SimClient {
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             acknowledged: BTreeMap::new(),
+            creates: BTreeMap::new(),
             parked: BTreeSet::new(),
             durable: Version::ZERO,
             synced: Version::ZERO,
@@ -87,6 +91,9 @@ impl SimClient {
         let id = self.next_id;
         self.next_id += 1;
         self.outstanding.insert(id, request.clone());
+        if matches!(request, Request::Create { .. }) {
+            self.creates.insert(id, None);
+        }
         let acked = self.acked();
         self.outbox.push_back(ToServer::Call { id, acked, caller: Caller::ROOT, request });
     }
@@ -214,6 +221,8 @@ impl SimClient {
                 let at_peace = self.private && !self.may_be_late;
                 assert!(!at_peace, "client {} lost {lost:?} of {:?}", self.number, self.undurable);
                 self.parked.extend(calls.iter().map(|(id, _)| *id));
+                self.outbox
+                    .push_back(ToServer::ParkedAck { calls: calls.iter().map(|(id, _)| *id).collect() });
             }
             Some(FromServer::Frame(ToClient::Refused { message })) => panic!("refused: {message}"),
             _ => {}
@@ -245,6 +254,7 @@ impl SimClient {
             (Request::Create { node, .. }, Reply::Attr(attr) | Reply::Opened { attr, .. }) => {
                 let list = if *node == NewNode::Dir { &mut self.dirs } else { &mut self.files };
                 list.push(attr.ino);
+                self.creates.insert(id, Some(attr.ino));
                 Some(attr.ino)
             }
             _ => None,

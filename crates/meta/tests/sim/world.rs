@@ -3,13 +3,13 @@
 use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
 use crate::common;
-use chronofs_core::{SessionId, Version};
+use chronofs_core::{Ino, SessionId, Version};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
-use chronofs_meta::machine::tag::{self, Tag};
+use chronofs_meta::machine::tag::{self, Brief, Tag};
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,8 @@ pub struct World {
     /// Calls with the versions they were committed at, lost or not. One that comes again after its commit was lost may
     /// find nothing to do.
     ever: BTreeSet<(SessionId, u64, Version)>,
+    /// Inodes with the call that made each first, lost or not.
+    made: BTreeMap<Ino, (SessionId, u64)>,
     /// How long a server waits for what was lost: in some worlds so short that clients come late.
     window_ms: u32,
     /// The server has written a mark since it started.
@@ -67,6 +69,7 @@ impl World {
             clients,
             durable: Version::ZERO,
             ever: BTreeSet::new(),
+            made: BTreeMap::new(),
             window_ms,
             marked: false,
             late_after_mark: 0,
@@ -101,7 +104,9 @@ impl World {
     fn with_server(&mut self, events: Vec<Event>) {
         let Some(server) = &mut self.server else { return };
         let mut decided = Vec::new();
-        match server.core.run(self.now_ns, events, &mut |group| decided.push(group)) {
+        let result = server.core.run(self.now_ns, events, &mut |group| decided.push(group));
+        let applied = server.engine.applied();
+        match result {
             Ok(()) => {}
             // The process ends, as the real one does. What was given out before is out.
             Err(error) => {
@@ -111,16 +116,32 @@ impl World {
                 self.server = None;
             }
         }
-        for commit in self.record.lock().unwrap().iter().rev().take(300) {
-            if let Tag::Call { session, id, .. } = tag::decode(commit.version, &commit.tag).unwrap() {
-                self.ever.insert((session, id, commit.version));
-            }
-        }
+        self.note_commits(applied);
         for effect in decided.into_iter().flat_map(|group| group.effects) {
             self.carry_out(effect);
         }
         if self.server.is_none() {
             self.server_gone();
+        }
+    }
+
+    /// Looks at what was committed before anybody hears of it. Of what was not applied nobody ever does.
+    fn note_commits(&mut self, applied: Version) {
+        for commit in self.record.lock().unwrap().iter().rev().take(300) {
+            let Tag::Call { session, id, reply } = tag::decode(commit.version, &commit.tag).unwrap() else {
+                continue;
+            };
+            self.ever.insert((session, id, commit.version));
+            let of = |client: &&SimClient| client.session == Some(session);
+            let create = self.clients.iter().find(of).and_then(|client| client.creates.get(&id));
+            if let (Some(known), Brief::Attr(ino) | Brief::Opened(ino)) = (create, reply)
+                && commit.version <= applied
+            {
+                let first = *self.made.entry(ino).or_insert((session, id));
+                // Who found the file before it was lost may make it again, with its number.
+                let again = first == (session, id) || *known == Some(ino);
+                assert!(again, "{ino} of call {first:?} was given to call {id} of {session:?} too");
+            }
         }
     }
 
@@ -132,10 +153,6 @@ impl World {
         match effect {
             Effect::Send(conn, frame) => {
                 if let Some(client) = self.client_of(conn) {
-                    // The server's log names them, whether or not the frame arrives.
-                    if let ToClient::Parked { calls } = &frame {
-                        client.parked.extend(calls.iter().map(|(id, _)| *id));
-                    }
                     client.inbox.push_back(FromServer::Frame(frame));
                 }
             }
@@ -333,6 +350,7 @@ impl World {
     /// What clients were told to be durable is there, at its version.
     fn check_durable(&self) {
         let commits = self.commits();
+        let again = self.made_again();
         for client in &self.clients {
             let Some(session) = client.session else { continue };
             let told = client.durable.max(client.synced);
@@ -342,7 +360,7 @@ impl World {
                     && !client.parked.contains(&id)
                 {
                     assert!(
-                        commits.contains_key(&(session, id)),
+                        commits.contains_key(&(session, id)) || again.contains(&(session, id)),
                         "call {id} of {session:?} was durable and is lost"
                     );
                 }
@@ -359,6 +377,25 @@ impl World {
             }
         }
         commits
+    }
+
+    /// Creates whose files are there by the call of another, who had found them before they were lost and was back first.
+    fn made_again(&self) -> BTreeSet<(SessionId, u64)> {
+        let mut there = BTreeSet::new();
+        for commit in self.record.lock().unwrap().iter() {
+            if let Tag::Call { reply: Brief::Attr(ino) | Brief::Opened(ino), .. } =
+                tag::decode(commit.version, &commit.tag).unwrap()
+            {
+                there.insert(ino);
+            }
+        }
+        let of = |client: &SimClient| {
+            let session = client.session;
+            let here = |ino: &Option<Ino>| ino.is_some_and(|ino| there.contains(&ino));
+            let creates = client.creates.iter().filter(move |(_, ino)| here(ino));
+            creates.filter_map(move |(&id, _)| Some((session?, id))).collect::<Vec<_>>()
+        };
+        self.clients.iter().flat_map(of).collect()
     }
 
     /// Nothing fails any more: everybody comes back, everything is answered, and all is checked.
@@ -397,12 +434,12 @@ impl World {
             assert!(client.outstanding.is_empty(), "not answered: {:?}", client.outstanding);
         }
         self.check_durable();
-        let commits = self.commits();
+        let (commits, again) = (self.commits(), self.made_again());
         for client in &self.clients {
             let Some(session) = client.session else { continue };
             for (&id, &version) in &client.acknowledged {
-                let parked = client.parked.contains(&id);
-                if self.ever.contains(&(session, id, version)) && !parked {
+                let excused = client.parked.contains(&id) || again.contains(&(session, id));
+                if self.ever.contains(&(session, id, version)) && !excused {
                     assert_eq!(commits.get(&(session, id)), Some(&1), "call {id} of {session:?}");
                 }
             }

@@ -5,7 +5,7 @@ use super::link::{self, Link, OpenError, Opening};
 use super::state::{Delivery, State};
 use crate::clock::since_boot;
 use chronofs_core::{Errno, SessionId};
-use chronofs_wire::message::{Refusal, RefusalReason, ToClient, Welcome};
+use chronofs_wire::message::{Refusal, RefusalReason, ToClient, ToServer, Welcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -169,6 +169,9 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
                 "the server lost power, and {} changes that it had not stored yet could not be made again: {calls:?}",
                 calls.len()
             );
+            let calls = calls.into_iter().map(|(id, _)| id).collect();
+            connection.state().send_if_up(ToServer::ParkedAck { calls });
+            connection.wake.notify_one();
         }
         ToClient::Closing | ToClient::Refused { .. } => {}
     }

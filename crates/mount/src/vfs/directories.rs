@@ -13,7 +13,8 @@ use tokio::sync::Mutex;
 const PAGE_ENTRIES: u32 = 1024;
 /// Entries handed out at once: more than the kernel's buffer holds.
 const LISTED_MAX: usize = 512;
-/// An entry whose attributes changed since the page was read is asked for again, this many at once.
+/// An entry whose attributes changed since the page was read is asked for again, this many before what is there is
+/// handed out.
 const REFRESHED_MAX: usize = 32;
 /// The right to read, as access(2) has it.
 const READ: u8 = 4;
@@ -72,23 +73,39 @@ impl Vfs {
 
     /// The entries of an open directory after the cookie `after`, as many as are at hand. None: the end. Whoever
     /// lists it was checked when it was opened, and may go on whatever becomes of its rights.
-    pub(crate) async fn readdir(&self, handle: u64, after: u64, attrs: bool) -> Result<Vec<Listing>, Errno> {
+    pub(crate) async fn readdir(
+        &self,
+        handle: u64,
+        mut after: u64,
+        attrs: bool,
+    ) -> Result<Vec<Listing>, Errno> {
         let dir = self.files.dir(handle)?;
-        let mut kept = dir.page.lock().await;
-        let (page, first) = match kept.as_ref().and_then(|page| Some((page, page.place(after, attrs)?))) {
-            Some((page, first)) => (Arc::clone(page), first),
-            None => {
-                let page = Arc::new(self.read_page(dir.ino, after, attrs).await?);
-                *kept = Some(Arc::clone(&page));
-                (page, 0)
+        loop {
+            let (page, first) = self.page(&dir, after, attrs).await?;
+            let entries = page.entries[first..].iter().take(LISTED_MAX);
+            let last = entries.clone().last().map(|entry| entry.cookie);
+            let entries = entries.cloned();
+            if !attrs {
+                return Ok(entries.map(|entry| Listing { entry, shown: None }).collect());
             }
-        };
-        drop(kept);
-        let entries = page.entries[first..].iter().take(LISTED_MAX).cloned();
-        if !attrs {
-            return Ok(entries.map(|entry| Listing { entry, shown: None }).collect());
+            let listed = self.with_attrs(dir.ino, entries, page.version).await?;
+            match last {
+                // All of these are gone since they were read. None would be taken for the end.
+                Some(last) if listed.is_empty() => after = last,
+                _ => return Ok(listed),
+            }
         }
-        self.with_attrs(dir.ino, entries, page.version).await
+    }
+
+    /// The page that holds the entries after the cookie `after`, and where they begin in it.
+    async fn page(&self, dir: &DirHandle, after: u64, attrs: bool) -> Result<(Arc<Page>, usize), Errno> {
+        let mut kept = dir.page.lock().await;
+        if let Some((page, first)) = kept.as_ref().and_then(|page| Some((page, page.place(after, attrs)?))) {
+            return Ok((Arc::clone(page), first));
+        }
+        let page = Arc::new(self.read_page(dir.ino, after, attrs).await?);
+        *kept = Some(Arc::clone(&page));
+        Ok((page, 0))
     }
 
     async fn read_page(&self, dir: Ino, after: u64, attrs: bool) -> Result<Page, Errno> {
@@ -127,7 +144,7 @@ impl Vfs {
                 None if is_dot(&entry) => None,
                 None => match self.cache.attr(entry.ino).filter(|_| self.ttl().is_some()) {
                     Some(attr) => Some(self.show_in(dir, Some(attr))),
-                    None if refreshed == REFRESHED_MAX => break,
+                    None if refreshed >= REFRESHED_MAX && !listed.is_empty() => break,
                     None => {
                         refreshed += 1;
                         match self.getattr(Caller::ROOT, entry.ino).await {

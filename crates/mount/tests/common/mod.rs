@@ -38,27 +38,37 @@ pub fn serve_if_asked() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let address: SocketAddr = match fs::read_to_string(folder.join("address")) {
-            Ok(before) => before.parse().unwrap(),
-            Err(_) => "127.0.0.1:0".parse().unwrap(),
-        };
-        let config = StartConfig {
-            db_folder: folder.join("meta"),
-            bind_addr: address,
-            advertise: None,
-            http_addr: None,
-            tls: None,
-        };
-        let server = Server::start(&config, false).await.unwrap();
-        let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));
-        server.queue.send(Input::Events(vec![assigned])).await.unwrap();
-        server.queue.send(Input::Events(vec![Event::Tick])).await.unwrap();
-        let new = folder.join("address.new");
-        fs::write(&new, server.address.to_string()).unwrap();
-        fs::rename(new, folder.join("address")).unwrap();
+        let _server = serve(&folder).await;
         fs::write(folder.join("up"), "").unwrap();
         std::future::pending::<()>().await;
     });
+}
+
+/// A server of the volume in `folder`, where its address is written.
+pub async fn serve(folder: &Path) -> Server {
+    let address: SocketAddr = match fs::read_to_string(folder.join("address")) {
+        Ok(before) => before.parse().unwrap(),
+        Err(_) => "127.0.0.1:0".parse().unwrap(),
+    };
+    let config = StartConfig {
+        db_folder: folder.join("meta"),
+        bind_addr: address,
+        advertise: None,
+        http_addr: None,
+        tls: None,
+    };
+    let server = Server::start(&config, false).await.unwrap();
+    let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));
+    server.queue.send(Input::Events(vec![assigned])).await.unwrap();
+    server.queue.send(Input::Events(vec![Event::Tick])).await.unwrap();
+    let new = folder.join("address.new");
+    fs::write(&new, server.address.to_string()).unwrap();
+    fs::rename(new, folder.join("address")).unwrap();
+    server
+}
+
+pub fn create_blocks(folder: &Path) {
+    chronofs_blocks::BlockStore::create(&folder.join("blocks"), STORE).unwrap();
 }
 
 fn assignment(blocks: &Path) -> Assignment {
@@ -100,7 +110,7 @@ pub fn mount_if_asked() {
     options.take(if read_only == "1" { "ro" } else { "rw" });
     let spec = MountSpec {
         source: Source::Fixed(target(Path::new(folder))),
-        credentials: Credentials { id: TOKEN, secret: Secret(SECRET) },
+        credentials: credentials(),
         dir: dir.into(),
         at: (at > 0).then_some(Version(at)),
         options,
@@ -126,7 +136,11 @@ pub fn mount_if_asked() {
     }
 }
 
-fn target(folder: &Path) -> Target {
+pub fn credentials() -> Credentials {
+    Credentials { id: TOKEN, secret: Secret(SECRET) }
+}
+
+pub fn target(folder: &Path) -> Target {
     let address = fs::read_to_string(folder.join("address")).unwrap();
     let pin = ServerIdentity::load_existing(&folder.join("meta")).unwrap().pin();
     Target { volume: VOLUME, address, pin, epoch: 0 }
@@ -144,7 +158,7 @@ pub struct Rig {
 impl Rig {
     pub fn new() -> Rig {
         let folder = tempfile::tempdir().unwrap();
-        chronofs_blocks::BlockStore::create(&folder.path().join("blocks"), STORE).unwrap();
+        create_blocks(folder.path());
         let mut rig = Rig { folder, server: None, next: None, mounts: 0 };
         rig.prepare();
         rig.start_server();

@@ -3,7 +3,7 @@
 use super::*;
 use chronofs_core::slice::{Codec, Place, Seal};
 use chronofs_core::volume::Compression;
-use chronofs_core::{ObjectId, Retention, SessionId};
+use chronofs_core::{Errno, ObjectId, Retention, SessionId};
 use std::fmt::Debug;
 use uuid::Uuid;
 
@@ -143,12 +143,13 @@ fn rows_of_volume_and_store() {
         granted: 1 << 20,
         scope: Scope { token: Uuid::from_u128(9), root: Ino(300) },
         missed: None,
+        parked: Vec::new(),
     };
-    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac0200");
+    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac020000");
     let missed = Some(Missed { recovered: Version(300), mark: Version(7) });
     golden(
-        &Session { missed, ..session },
-        "0101ac020102e80703048080401000000000000000000000000000000009ac0201ac0207",
+        &Session { missed, parked: vec![(300, Errno::ESTALE)], ..session },
+        "0101ac020102e80703048080401000000000000000000000000000000009ac0201ac020701ac02e801",
     );
     golden(&Closed { flags: 0, volume: VolumeIndex(1), granted: 300, ended: Version(2) }, "0001ac0202");
 }

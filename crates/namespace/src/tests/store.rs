@@ -84,6 +84,9 @@ fn what_a_session_is_still_to_replay_stays_in_its_row_until_it_has() {
     fs.ask(&ROOT, Request::Grant { count: 10 }).unwrap();
     let row = session(&fs.state, id).unwrap().unwrap();
     assert_eq!((row.missed, row.renewed > row.opened), (missed, true));
+    let parked = vec![(7, Errno::ESTALE)];
+    fs.system(SystemRequest::NoteParked { session: id, calls: parked.clone() }).unwrap();
+    let row = Session { parked, ..row };
     fs.system(SystemRequest::NoteMissed { session: id, missed: None }).unwrap();
     assert_eq!(session(&fs.state, id).unwrap().unwrap(), Session { missed: None, ..row });
     fs.system(SystemRequest::EndSession { session: id }).unwrap();

@@ -35,7 +35,7 @@ fn inode_row<R: Reads + Copy>(
     let ino = Ino(number_at(key, 0));
     sums.inodes += 1;
     if ino.0 >> 48 == u64::from(check.volume.incarnation) {
-        sums.counter_max = sums.counter_max.max(ino.0 & (Ino::COUNTER_END - 1));
+        sums.counter_max = sums.counter_max.max(ino.counter());
     }
     if inode.mode & !0o7777 != 0 {
         check.fault(INODE, key, format!("mode {:o}", inode.mode), "twelve bits");

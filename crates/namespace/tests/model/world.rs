@@ -329,6 +329,7 @@ impl World {
             is_open: &is_open,
             holds: &is_open,
             freed_max: FREED_MAX,
+            made: None,
         };
         self.with_reads(|reads| chronofs_namespace::query(reads, &ctx, request))
             .map_err(|stop| format!("{request:?} at {at:?}: {stop}"))
@@ -359,6 +360,7 @@ impl World {
             is_open: &is_open,
             holds: &is_open,
             freed_max: FREED_MAX,
+            made: None,
         };
         let outcome = self
             .with_reads(|reads| chronofs_namespace::step(reads, &ctx, request))
