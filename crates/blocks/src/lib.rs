@@ -22,5 +22,5 @@ pub mod store;
 mod testing;
 
 pub use name::object_name;
-pub use port::{ObjectPort, StoreError, Trouble};
+pub use port::{ObjectPort, ShownBy, StoreError, Trouble};
 pub use store::{BlockStore, RemoteStore};

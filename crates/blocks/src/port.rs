@@ -3,10 +3,21 @@
 //! A trait, so that a client works the same on a folder of its own, through the metadata server, and on the
 //! failing stores of the tests.
 
+use crate::signed::Action;
 use bytes::Bytes;
-use chronofs_core::Errno;
+use chronofs_core::{Errno, Ino, SignedRequest};
 use futures::future::BoxFuture;
+use std::time::Duration;
 use thiserror::Error;
+
+/// Which block of which file shows the bytes that are read. Who reads for others lets them see no more than that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShownBy {
+    /// The file.
+    pub ino: Ino,
+    /// Number of the block.
+    pub block: u32,
+}
 
 /// Somewhere objects can be put once and read in ranges.
 pub trait ObjectPort: Send + Sync + 'static {
@@ -16,6 +27,27 @@ pub trait ObjectPort: Send + Sync + 'static {
 
     /// Exactly `len` bytes of the object `name` from `offset`.
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>>;
+
+    /// As [`ObjectPort::get`], for the stored bytes of one whole slice. Stores do not care who shows it.
+    fn get_slice<'a>(
+        &'a self,
+        _shown_by: ShownBy,
+        name: &'a str,
+        offset: u64,
+        len: u32,
+    ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get(name, offset, len)
+    }
+
+    /// A request for the object `name` that whoever holds it may send for as long as `valid`. `None`: it cannot be signed.
+    fn sign<'a>(
+        &'a self,
+        _action: Action,
+        _name: &'a str,
+        _valid: Duration,
+    ) -> BoxFuture<'a, Option<SignedRequest>> {
+        Box::pin(async { None })
+    }
 }
 
 /// What kind of trouble an object is in: decides whether to try again.
@@ -30,6 +62,8 @@ pub enum Trouble {
     /// It is named after a session that is over, so it cannot be stored any more. Its bytes can, under the name that
     /// the next session gives them.
     SessionOver,
+    /// The block that was said to show it does not, or not any more: ask for its slices again.
+    NotShown,
 }
 
 /// Why an object could not be stored or read.
@@ -96,11 +130,23 @@ impl StoreError {
         }
     }
 
+    /// The block that was said to show the bytes shows others.
+    pub fn not_shown(name: &str) -> Self {
+        StoreError {
+            name: name.to_owned(),
+            trouble: Trouble::NotShown,
+            errno: Errno::EIO,
+            reason: "the block does not show these bytes of it".to_owned(),
+            next_step: "ask for the slices of the block again",
+        }
+    }
+
     /// The error that a server answered with for `name` (see [`StoreError::wire_errno`]).
     pub fn from_wire(name: &str, errno: Errno) -> Self {
         match errno {
             Errno::ENOENT => Self::missing(name, "the metadata server does not find it in the block store"),
             Errno::EIO => Self::damaged(name, "the metadata server found it damaged"),
+            Errno::ESTALE => Self::not_shown(name),
             other => Self::unavailable(name, other, format!("the metadata server answered {other}")),
         }
     }
@@ -110,7 +156,7 @@ impl StoreError {
         match self.trouble {
             Trouble::Missing => Errno::ENOENT,
             Trouble::Damaged => Errno::EIO,
-            Trouble::SessionOver => Errno::ESTALE,
+            Trouble::SessionOver | Trouble::NotShown => Errno::ESTALE,
             Trouble::Unavailable if self.errno == Errno::EIO => Errno::EAGAIN,
             Trouble::Unavailable => self.errno,
         }

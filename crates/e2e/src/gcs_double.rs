@@ -1,7 +1,7 @@
 //! A double of Google Cloud Storage's XML API: what the crate `object_store` speaks, in memory, on loopback. There is
 //! no server of it that can be installed from a package registry and keeps preconditions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,12 @@ pub enum Fault {
     ListsAreCut,
     /// Every connection is closed without an answer.
     Away,
+    /// Requests with the signature in their address are refused.
+    SignedRefused,
+    /// Those are refused the first time that they come for an object.
+    SignedRefusedOnce,
+    /// Those get no answer.
+    SignedAway,
 }
 
 type Objects = BTreeMap<String, Vec<u8>>;
@@ -31,6 +37,8 @@ struct State {
     objects: Objects,
     fault: Fault,
     puts: u32,
+    /// What was refused once.
+    refused: BTreeSet<(String, String)>,
 }
 
 /// A running double with any bucket one asks for. It ends with the process.
@@ -88,8 +96,11 @@ impl GcsDouble {
         loop {
             let Some(request) = Request::read(&mut reader)? else { return Ok(()) };
             let head = request.method == "HEAD";
-            if self.with(|state| state.fault == Fault::Away) {
-                return Ok(());
+            let signed = request.query.contains_key("X-Goog-Signature");
+            match self.with(|state| state.fault) {
+                Fault::Away => return Ok(()),
+                Fault::SignedAway if signed => return Ok(()),
+                _ => {}
             }
             let Answer { status, mut headers, body } = self.with(|state| state.answer(&request));
             headers.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -170,6 +181,23 @@ impl State {
             request.headers.contains_key("authorization") || request.query.contains_key("X-Goog-Signature");
         if !signed {
             return answer(401, "<Error><Code>AuthenticationRequired</Code></Error>");
+        }
+        let refused = request.query.contains_key("X-Goog-Signature")
+            && match self.fault {
+                Fault::SignedRefused => true,
+                Fault::SignedRefusedOnce => {
+                    self.refused.insert((request.method.clone(), request.path.clone()))
+                }
+                _ => false,
+            };
+        if refused {
+            return answer(403, "<Error><Code>ExpiredToken</Code></Error>");
+        }
+        // What the signature covers must be there; the signature itself is believed.
+        let covered = request.query.get("X-Goog-SignedHeaders").map(String::as_str).unwrap_or_default();
+        if !covered.split(';').filter(|name| !name.is_empty()).all(|name| request.headers.contains_key(name))
+        {
+            return answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>");
         }
         let name = request.path.clone();
         match request.method.as_str() {

@@ -4,17 +4,18 @@
 use bytes::Bytes;
 use chronofs_blocks::probe::{Check, Report, Verdict, probe};
 use chronofs_blocks::seal::{OpenError, open, seal};
-use chronofs_blocks::signed::{Action, SignedClient, SignedPut};
+use chronofs_blocks::signed::{Action, Setback, SignedClient, SignedPut};
 use chronofs_blocks::store::{MARKER, Patience};
 use chronofs_blocks::{ObjectPort, RemoteStore, Trouble, object_name};
 use chronofs_core::store::{Bucket, Credentials, Secret, StoreKind};
 use chronofs_core::volume::Compression;
-use chronofs_core::{ObjectId, SessionId, SliceId};
+use chronofs_core::{ObjectId, SessionId, SignedRequest, SliceId};
 use chronofs_e2e::gcs_double::{Fault, GcsDouble, service_account};
 use chronofs_e2e::object_server::{
     AZURE_ACCOUNT, AZURE_KEY, BUCKET, KEY_ID, Kind, ObjectServer, SECRET, request,
 };
 use chronofs_e2e::process::free_address;
+use chronofs_wire::tls::{IDENTITY_FILE, ServerIdentity};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -104,7 +105,7 @@ async fn keeps_objects(store: &RemoteStore) {
 }
 
 /// Bytes go both ways without credentials, and only as far as was signed.
-async fn serves_signed_requests(store: &RemoteStore) {
+async fn serves_signed_requests(store: &RemoteStore, ranges: bool) {
     let client = SignedClient::new(None).unwrap();
     let bytes = Bytes::from_static(b"0123456789");
     let put = store.sign(Action::Put, &name(50), MINUTE).await.unwrap();
@@ -114,13 +115,21 @@ async fn serves_signed_requests(store: &RemoteStore) {
     assert_eq!(client.get(&get, &name(50), 3, 4).await.unwrap(), "3456");
     for (offset, len) in [(5, 6), (10, 1)] {
         let cut = client.get(&get, &name(50), offset, len).await.unwrap_err();
-        assert_eq!(cut.trouble, Trouble::Damaged, "{cut}");
+        assert_eq!((cut.error.trouble, cut.setback), (Trouble::Damaged, Setback::Final));
     }
     let again = client.put(&put, &name(50), Bytes::from_static(b"other")).await.unwrap();
     assert_eq!(again, SignedPut::NameTaken);
     assert_eq!(client.get(&get, &name(50), 0, 10).await.unwrap(), bytes);
     let missing = store.sign(Action::Get, &name(51), MINUTE).await.unwrap();
-    assert_eq!(client.get(&missing, &name(51), 0, 1).await.unwrap_err().trouble, Trouble::Missing);
+    let missing = client.get(&missing, &name(51), 0, 1).await.unwrap_err();
+    assert_eq!((missing.error.trouble, missing.setback), (Trouble::Missing, Setback::Final));
+    if ranges {
+        let get = store.sign(Action::GetRange(3, 4), &name(50), MINUTE).await.unwrap();
+        assert_eq!(client.get(&get, &name(50), 3, 4).await.unwrap(), "3456");
+        assert!(client.get(&get, &name(50), 0, 10).await.is_err(), "its header says which bytes");
+        let covered = get.url.to_lowercase().contains("signedheaders=host%3brange");
+        assert!(covered, "the signature covers the range: {}", get.url);
+    }
     let (shown, query) = (format!("{get:?}"), get.url.split_once('?').unwrap().1);
     assert!(shown.contains(&name(50)) && !shown.contains(query), "{shown}");
     assert!(store.sign(Action::Get, MARKER, MINUTE).await.is_err(), "only objects are signed for");
@@ -133,7 +142,7 @@ async fn moto_is_found_honest_and_keeps_objects() {
     for (prefix, create_only) in [("", true), ("weak", false)] {
         keeps_objects(&of_server(&server, prefix, create_only)).await;
     }
-    serves_signed_requests(&of_server(&server, "weak", true)).await;
+    serves_signed_requests(&of_server(&server, "weak", true), true).await;
 }
 
 #[tokio::test]
@@ -147,7 +156,7 @@ async fn azurite_is_found_honest_and_keeps_objects() {
     );
     assert_honest(&report);
     keeps_objects(&of_server(&server, "", true)).await;
-    serves_signed_requests(&of_server(&server, "", true)).await;
+    serves_signed_requests(&of_server(&server, "", true), false).await;
 }
 
 #[tokio::test]
@@ -169,6 +178,7 @@ async fn the_double_of_gcs_is_found_honest_and_keeps_objects() {
     assert_honest(&probe(&of_double(&double, false)).await);
     assert_eq!(double.names(), Vec::<String>::new(), "a probe leaves nothing behind");
     keeps_objects(&of_double(&double, true)).await;
+    serves_signed_requests(&of_double(&double, true), true).await;
     assert!(double.names().contains(&format!("{BUCKET}/a/b/{}", name(1))));
 }
 
@@ -188,6 +198,68 @@ async fn a_put_that_worked_and_was_answered_with_an_error_is_recognised() {
         let other = store.put(&name(1), Bytes::from_static(b"other")).await.unwrap_err();
         assert_eq!(other.trouble, Trouble::Damaged, "{other}");
     }
+}
+
+#[tokio::test]
+async fn what_a_store_says_to_a_signed_request_tells_what_to_do_next() {
+    let double = GcsDouble::start();
+    let store = of_double(&double, true);
+    store.claim().await.unwrap();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    let client = SignedClient::new(None).unwrap();
+    let get = store.sign(Action::Get, &name(1), MINUTE).await.unwrap();
+    let put = store.sign(Action::Put, &name(2), MINUTE).await.unwrap();
+    for (fault, wanted) in [
+        (Fault::SignedRefused, Setback::Refused),
+        (Fault::SignedAway, Setback::Passing),
+        (Fault::ErrorPages, Setback::Final),
+    ] {
+        double.set_fault(fault);
+        let failed = client.get(&get, &name(1), 0, 4).await.unwrap_err();
+        assert_eq!(failed.setback, wanted, "{fault:?}: {failed:?}");
+        assert!(!failed.error.to_string().contains("Signature="), "{failed:?}");
+    }
+    double.set_fault(Fault::PutsAnswerErrors);
+    let failed = client.put(&put, &name(2), Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(failed.setback, Setback::Passing);
+    let again = client.put(&put, &name(2), Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(again, SignedPut::NameTaken, "the first got that far");
+    let nobody =
+        SignedRequest { url: format!("http://{}/x?Signature=1", free_address()), headers: Vec::new() };
+    let failed = client.get(&nobody, &name(1), 0, 4).await.unwrap_err();
+    assert_eq!(failed.setback, Setback::Unreachable);
+    assert!(!failed.error.to_string().contains("Signature="), "{failed:?}");
+}
+
+/// Answers one request for bytes 0 to 3 over TLS, with a certificate of its own.
+async fn serve_once(listener: tokio::net::TcpListener, identity: ServerIdentity) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let acceptor = tokio_rustls::TlsAcceptor::from(identity.server_config().unwrap());
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await;
+        let answer = b"HTTP/1.1 206 .\r\nContent-Range: bytes 0-3/4\r\nContent-Length: 4\r\n\r\n0123";
+        let _ = stream.write_all(answer).await;
+        let _ = stream.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_signed_request_goes_to_a_store_with_a_certificate_that_its_ca_file_names_and_to_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = ServerIdentity::load_or_make(folder.path(), &["localhost".to_owned()]).unwrap();
+    let pem = std::fs::read_to_string(folder.path().join(IDENTITY_FILE)).unwrap();
+    let pem = &pem[pem.find("-----BEGIN CERTIFICATE").unwrap()..];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/o?Signature=1", listener.local_addr().unwrap().port());
+    tokio::spawn(serve_once(listener, identity));
+    let request = SignedRequest { url, headers: Vec::new() };
+    let strange = SignedClient::new(None).unwrap().get(&request, &name(1), 0, 4).await.unwrap_err();
+    assert_eq!(strange.setback, Setback::Unreachable, "{strange:?}");
+    let known = SignedClient::new(Some(pem)).unwrap().get(&request, &name(1), 0, 4).await;
+    assert_eq!(known.unwrap(), "0123");
 }
 
 #[tokio::test]

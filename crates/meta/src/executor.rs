@@ -1,7 +1,9 @@
 //! The threads around the core: one decides, a few read, one makes durable.
 
 use crate::core::{Core, Decided};
-use crate::machine::{ConnId, Effect, Event, Now, ObjectJob, ReadJob, SharedView, kind_of};
+use crate::machine::{
+    ConnId, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, SignedAnswer, kind_of, objects,
+};
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
 use chronofs_core::{Errno, Version};
@@ -44,9 +46,12 @@ pub enum Input {
 }
 
 /// Who carries out what the executor does not.
-pub trait ObjectHandler: Send + 'static {
+pub trait ObjectHandler: Send + Sync + 'static {
     /// Stores or reads an object and puts the answer into the outbox.
     fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>);
+
+    /// Puts an answer into the outbox, and before it requests for the objects that it names.
+    fn send_signed(&self, answer: SignedAnswer, outbox: Arc<Outbox>);
 }
 
 /// What the server's clocks show.
@@ -89,13 +94,15 @@ impl Executor {
                 sync_loop(&state, &*engine, &queue, &metrics).unwrap_or_else(|error| fail(&failure.0, error))
             }
         })?;
-        let readers = (0..READERS).map(|n| spawn_reader(n, metrics.clone())).collect::<Result<_, _>>()?;
+        let objects: Arc<dyn ObjectHandler> = Arc::new(objects);
+        let readers = (0..READERS).map(|n| spawn_reader(n, metrics.clone(), objects.clone()));
+        let readers = readers.collect::<Result<_, _>>()?;
         let worker = Worker {
             core,
             metrics,
             outboxes: HashMap::new(),
             readers,
-            objects: Box::new(objects),
+            objects,
             questions,
             sync: sync_state.clone(),
             full_since: None,
@@ -148,7 +155,7 @@ struct Worker {
     metrics: Arc<Metrics>,
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     readers: Vec<std_mpsc::SyncSender<ReadTask>>,
-    objects: Box<dyn ObjectHandler>,
+    objects: Arc<dyn ObjectHandler>,
     /// The last question to the admin server.
     questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
@@ -271,16 +278,18 @@ impl Worker {
                     outbox.close();
                 }
             }
-            Effect::Read(job) => {
-                let Some(outbox) = self.outboxes.get(&job.conn).cloned() else { return };
-                let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
-                let reader = &self.readers[job.conn.0 as usize % self.readers.len()];
-                let durable = self.core.machine.durable();
-                drop(reader.send(ReadTask { job, view, outbox, durable }));
+            Effect::Read(job) => self.read(job.conn, Job::Call(job), view),
+            Effect::Object(job) if matches!(job.action, ObjectAction::Get { .. }) => {
+                self.read(job.conn, Job::Object(job), view);
             }
             Effect::Object(job) => {
                 if let Some(outbox) = self.outboxes.get(&job.conn).cloned() {
                     self.objects.handle(*job, outbox);
+                }
+            }
+            Effect::SendSigned(conn, answer) => {
+                if let Some(outbox) = self.outboxes.get(&conn).cloned() {
+                    self.objects.send_signed(*answer, outbox);
                 }
             }
             Effect::Hurry => self.sync.change(|inner| {
@@ -296,6 +305,15 @@ impl Worker {
         }
     }
 
+    /// Hands a read to the reader of the connection.
+    fn read(&self, conn: ConnId, job: Job, view: &mut Option<Arc<dyn View>>) {
+        let Some(outbox) = self.outboxes.get(&conn).cloned() else { return };
+        let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
+        let reader = &self.readers[conn.0 as usize % self.readers.len()];
+        let durable = self.core.machine.durable();
+        drop(reader.send(ReadTask { job, view, outbox, durable }));
+    }
+
     fn push<T: serde::Serialize>(&self, conn: ConnId, frame: &T) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
         if let Err(error) = outbox.push(frame) {
@@ -305,28 +323,71 @@ impl Worker {
     }
 }
 
+/// What a reader does.
+enum Job {
+    /// Answers a call.
+    Call(Box<ReadJob>),
+    /// Looks whether the session may read an object, and lets it.
+    Object(Box<ObjectJob>),
+}
+
 struct ReadTask {
-    job: Box<ReadJob>,
+    job: Job,
     view: Arc<dyn View>,
     outbox: Arc<Outbox>,
     durable: Version,
 }
 
-fn spawn_reader(n: usize, metrics: Arc<Metrics>) -> std::io::Result<std_mpsc::SyncSender<ReadTask>> {
+impl ReadTask {
+    fn run(self, metrics: &Metrics, handler: &dyn ObjectHandler) {
+        let answer = match self.job {
+            Job::Call(job) => {
+                let version = self.view.version();
+                let result = run_read_guarded(&job, &self.view);
+                metrics.answered(kind_of(&job.request), result.as_ref().err().map_or(0, |errno| errno.0));
+                let stored: Vec<_> = result.iter().flat_map(objects::stored).collect();
+                let answer = ToClient::Return { id: job.id, version, durable: self.durable, result };
+                match job.sign {
+                    Some(sign) if !stored.is_empty() => {
+                        return handler.send_signed(SignedAnswer { sign, stored, answer }, self.outbox);
+                    }
+                    _ => answer,
+                }
+            }
+            Job::Object(job) => match may_read(&job, &self.view) {
+                Ok(()) => return handler.handle(*job, self.outbox),
+                Err(errno) => ToClient::Object { id: job.id, result: Err(errno) },
+            },
+        };
+        if let Err(error) = self.outbox.push(&answer) {
+            tracing::error!(%error, "an answer could not be encoded; the connection ends");
+            self.outbox.cut();
+        }
+    }
+}
+
+fn spawn_reader(
+    n: usize,
+    metrics: Arc<Metrics>,
+    objects: Arc<dyn ObjectHandler>,
+) -> std::io::Result<std_mpsc::SyncSender<ReadTask>> {
     let (sender, tasks) = std_mpsc::sync_channel::<ReadTask>(1024);
     std::thread::Builder::new().name(format!("meta-read-{n}")).spawn(move || {
         for task in tasks {
-            let version = task.view.version();
-            let result = run_read_guarded(&task.job, &task.view);
-            metrics.answered(kind_of(&task.job.request), result.as_ref().err().map_or(0, |errno| errno.0));
-            let answer = ToClient::Return { id: task.job.id, version, durable: task.durable, result };
-            if let Err(error) = task.outbox.push(&answer) {
-                tracing::error!(%error, "an answer could not be encoded; the connection ends");
-                task.outbox.cut();
-            }
+            task.run(&metrics, &*objects);
         }
     })?;
     Ok(sender)
+}
+
+/// Whether the block that a read names shows what it is to bring. ESTALE if not: who was told so before asks again.
+fn may_read(job: &ObjectJob, view: &Arc<dyn View>) -> Result<(), Errno> {
+    let ObjectAction::Get { shown_by, object, offset, len } = &job.action else { return Err(Errno::EINVAL) };
+    match run_read_guarded(shown_by, view) {
+        Ok(reply) if objects::shows(&reply, *object, *offset, *len) => Ok(()),
+        Err(Errno::EIO) => Err(Errno::EIO),
+        _ => Err(Errno::ESTALE),
+    }
 }
 
 /// A read changes nothing, so one that panics is the trouble of the one who asked: the thread goes on.

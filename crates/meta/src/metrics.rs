@@ -16,6 +16,17 @@ struct RequestLabels {
     errno: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabels {
+    action: &'static str,
+}
+
+impl ActionLabels {
+    fn of(put: bool) -> Self {
+        ActionLabels { action: if put { "put" } else { "get" } }
+    }
+}
+
 /// The figures of one server.
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -37,6 +48,9 @@ pub struct Metrics {
     pub durable_lag: Gauge<f64, AtomicU64>,
     /// Groups that found the disk full.
     pub full: Counter,
+    object_bytes: Family<ActionLabels, Counter>,
+    object_failures: Family<ActionLabels, Counter>,
+    signed: Family<ActionLabels, Counter>,
 }
 
 impl Metrics {
@@ -57,8 +71,16 @@ impl Metrics {
             connections: Gauge::default(),
             durable_lag: Gauge::default(),
             full: Counter::default(),
+            object_bytes: Family::default(),
+            object_failures: Family::default(),
+            signed: Family::default(),
             requests,
         };
+        for put in [true, false] {
+            for family in [&metrics.object_bytes, &metrics.object_failures, &metrics.signed] {
+                family.get_or_create_owned(&ActionLabels::of(put));
+            }
+        }
         let mut registry = Registry::with_prefix("chronofs_meta");
         registry.register("requests", "Requests answered", metrics.requests.clone());
         registry.register("commits", "Commits applied", metrics.commits.clone());
@@ -73,7 +95,33 @@ impl Metrics {
             metrics.durable_lag.clone(),
         );
         registry.register("full", "Groups that found the disk full", metrics.full.clone());
+        metrics.register_objects(&mut registry);
         (metrics, registry)
+    }
+
+    fn register_objects(&self, registry: &mut Registry) {
+        let (bytes, failures, signed) = (&self.object_bytes, &self.object_failures, &self.signed);
+        registry.register("object_bytes", "Bytes of objects that went through this server", bytes.clone());
+        registry.register(
+            "object_failures",
+            "Objects that the block store did not take or give",
+            failures.clone(),
+        );
+        registry.register("signed", "Requests to block stores signed for mounts", signed.clone());
+    }
+
+    /// Counts an object that went through this server, or was to.
+    pub fn object(&self, put: bool, bytes: usize, done: bool) {
+        let label = ActionLabels::of(put);
+        match done {
+            true => self.object_bytes.get_or_create(&label).inc_by(bytes as u64),
+            false => self.object_failures.get_or_create(&label).inc(),
+        };
+    }
+
+    /// Counts signed requests.
+    pub fn signed(&self, put: bool, count: usize) {
+        self.signed.get_or_create(&ActionLabels::of(put)).inc_by(count as u64);
     }
 
     /// Counts an answer.

@@ -109,7 +109,11 @@ impl Server {
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
-        let objects = Objects { stores: stores.clone(), runtime: tokio::runtime::Handle::current() };
+        let objects = Objects {
+            stores: stores.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            metrics: metrics.clone(),
+        };
         let (asked, questions) = watch::channel(0);
         let executor = Executor::start(core, metrics.clone(), objects, asked)?;
         let queue = executor.queue.clone();

@@ -11,6 +11,17 @@ pub(crate) fn since_boot() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
+/// A random time to wait before try `attempt` + 1, from half of `first` on; the longest doubles with each try up to
+/// `max`. Random, so that clients that failed together do not come back together.
+pub(crate) fn jittered(first: Duration, attempt: u32, max: Duration) -> Duration {
+    let longest = first.saturating_mul(1 << attempt.min(16)).min(max);
+    let shortest = (first / 2).min(longest);
+    // Without random numbers it waits the longest.
+    let share = chronofs_wire::identity::random()
+        .map_or(1.0, |drawn| f64::from(u32::from_le_bytes(drawn)) / f64::from(u32::MAX));
+    shortest + (longest - shortest).mul_f64(share)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct ServerClock {
@@ -42,6 +53,16 @@ fn since_boot_ns() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_differ_and_grow_up_to_a_limit() {
+        let wait = |attempt| jittered(Duration::from_millis(100), attempt, Duration::from_secs(2));
+        for attempt in 1..40 {
+            let longest = Duration::from_millis(100 * (1 << attempt.min(10))).min(Duration::from_secs(2));
+            assert!((Duration::from_millis(50)..=longest).contains(&wait(attempt)));
+        }
+        assert!((0..9).map(|_| wait(9)).collect::<std::collections::BTreeSet<_>>().len() > 1);
+    }
 
     #[test]
     fn the_clock_runs_on_from_what_the_server_said() {

@@ -1,13 +1,14 @@
 //! The mount client: the data path of files, the VFS and its FUSE face.
 //!
 //! Follow a request through the modules: `fuse` takes it from the kernel, `vfs` answers it from a cache or asks
-//! the server over the session that [`connection`] keeps, [`data`] carries the bytes of files; `process` starts,
-//! stops and lists mounts. It may depend on `core`, `wire` and `blocks`.
+//! the server over the session that [`connection`] keeps, [`data`] carries the bytes of files, `objects` knows the
+//! ways to the block store; `process` starts, stops and lists mounts. It may depend on `core`, `wire` and `blocks`.
 
 mod clock;
 pub mod connection;
 pub mod data;
 mod fuse;
+mod objects;
 mod process;
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::volume::VolumeSpec;
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
 use serde::{Deserialize, Serialize};
 
 /// The oldest protocol this program speaks.
@@ -110,7 +110,31 @@ pub enum StoreAccess {
     },
     /// Bytes go through the metadata server.
     ThroughServer,
+    /// A bucket, by signed requests: for reads they come with the slices ([`ToClient::Signed`]), for puts they are asked
+    /// for ([`ToServer::SignPuts`]). What has none, or does not go well, goes through the metadata server.
+    Signed {
+        /// A request is used for this long after it came. It is valid for longer.
+        use_ms: u32,
+        /// Certificates that the store's may be signed by, besides those that everybody trusts.
+        ca_pem: Option<String>,
+        /// Puts are signed.
+        puts: bool,
+    },
 }
+
+/// A request that reads stored bytes of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SignedGet {
+    /// The object.
+    pub object: ObjectId,
+    /// The only range that it reads: first byte and length. `None`: any.
+    pub range: Option<(u64, u32)>,
+    /// The request.
+    pub request: SignedRequest,
+}
+
+/// The most requests that one frame brings.
+pub const SIGNED_MAX: u32 = 64;
 
 /// Why a [`Hello`] is refused for good. Sent in place of [`Welcome`]; the connection then closes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -175,10 +199,14 @@ pub enum ToServer {
     Goodbye,
     /// Stores an object through the server. -> [`ToClient::Object`]
     PutObject { id: u64, name: String, bytes: Bytes },
-    /// Reads a range of an object through the server. -> [`ToClient::Object`]
-    GetObject { id: u64, name: String, offset: u64, len: u32 },
+    /// Reads the stored bytes of a slice through the server: the one that `block` of `ino` shows now (in a past: then)
+    /// and that lies in `object` at `offset`. ESTALE if it shows none there. -> [`ToClient::Object`]
+    GetObject { id: u64, ino: Ino, block: u32, object: ObjectId, offset: u64, len: u32 },
     /// The client knows that these calls are lost, in answer to [`ToClient::Parked`].
     ParkedAck { calls: Vec<u64> },
+    /// Asks for requests that put the objects of the counters `first..first + count`, which are the session's; at most
+    /// [`SIGNED_MAX`]. -> [`ToClient::SignedPuts`]
+    SignPuts { id: u64, first: u64, count: u32 },
 }
 
 /// Frames of a server.
@@ -202,6 +230,10 @@ pub enum ToClient {
     /// Replayed calls that could not be applied again after a power cut, by id: their effects are lost. Said again on
     /// every connection until [`ToServer::ParkedAck`].
     Parked { calls: Vec<(u64, Errno)> },
+    /// Requests that read what the answer after this frame names. Not always all of it, and not always there.
+    Signed { gets: Vec<SignedGet> },
+    /// The answer to [`ToServer::SignPuts`], in the order of the counters; none if the store cannot sign now.
+    SignedPuts { id: u64, result: Result<Vec<SignedRequest>, Errno> },
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use chronofs_core::slice::{Codec, NewSlice, Place, PlacedSlice, Seal, Slice, Sli
 use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_core::volume::{Compression, VolumeSpec};
 use chronofs_core::{
-    Attr, Caller, Errno, FileKind, Ino, Name, ObjectId, Retention, SessionId, SetAttr, SetTime, SliceId,
-    Version,
+    Attr, Caller, Errno, FileKind, Ino, Name, ObjectId, Retention, SessionId, SetAttr, SetTime,
+    SignedRequest, SliceId, Version,
 };
 use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Probe, Probed, Problem, Register, Registered,
@@ -20,7 +20,7 @@ use chronofs_wire::admin::{
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
-    Hello, HelloAnswer, Refusal, RefusalReason, StoreAccess, ToClient, ToServer, Welcome,
+    Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -320,6 +320,7 @@ fn accesses() -> Lines<StoreAccess> {
     every!(StoreAccess {
         Folder = StoreAccess::Folder { path: "/srv/blocks".to_owned(), marker: uuid(64) },
         ThroughServer = StoreAccess::ThroughServer,
+        Signed = StoreAccess::Signed { use_ms: 114, ca_pem: Some("PEM".to_owned()), puts: true },
     })
 }
 
@@ -374,13 +375,27 @@ fn to_server() -> Lines<ToServer> {
         SharedAck = ToServer::SharedAck,
         Goodbye = ToServer::Goodbye,
         PutObject = ToServer::PutObject { id: 87, name: "o/1".to_owned(), bytes: Bytes::from("object") },
-        GetObject = ToServer::GetObject { id: 88, name: "o/2".to_owned(), offset: 89, len: 90 },
+        GetObject = ToServer::GetObject {
+            id: 88,
+            ino: Ino(112),
+            block: 113,
+            object: seal(Codec::Raw).id.object,
+            offset: 89,
+            len: 90
+        },
         ParkedAck = ToServer::ParkedAck { calls: vec![112] },
+        SignPuts = ToServer::SignPuts { id: 115, first: 116, count: 117 },
     })
 }
 
 fn to_client() -> Lines<ToClient> {
     let result = Err(Errno::ENOENT);
+    let request = SignedRequest {
+        url: "https://store/o?sig".to_owned(),
+        headers: vec![("range".to_owned(), "bytes=1-2".to_owned())],
+    };
+    let get =
+        SignedGet { object: seal(Codec::Raw).id.object, range: Some((118, 119)), request: request.clone() };
     every!(ToClient {
         Return = ToClient::Return { id: 91, version: Version(92), durable: Version(93), result },
         Durable = ToClient::Durable { version: Version(94) },
@@ -390,6 +405,8 @@ fn to_client() -> Lines<ToClient> {
         Renewed = ToClient::Renewed { now_ns: 96 },
         Refused = ToClient::Refused { message: "why".to_owned() },
         Parked = ToClient::Parked { calls: vec![(97, Errno::ESTALE)] },
+        Signed = ToClient::Signed { gets: vec![get] },
+        SignedPuts = ToClient::SignedPuts { id: 120, result: Ok(vec![request]) },
     })
 }
 

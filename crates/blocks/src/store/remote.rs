@@ -6,9 +6,10 @@
 
 use super::client::{self, Client, Patience};
 use crate::port::{ObjectPort, StoreError, Trouble};
+use crate::signed::Action;
 use bytes::Bytes;
-use chronofs_core::Errno;
 use chronofs_core::store::{Credentials, StoreKind};
+use chronofs_core::{Errno, SignedRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::list::PaginatedListOptions;
@@ -16,6 +17,7 @@ use object_store::path::Path as Location;
 use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -242,6 +244,22 @@ impl ObjectPort for RemoteStore {
 
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.get_range(name, offset, len).boxed()
+    }
+
+    fn sign<'a>(
+        &'a self,
+        action: Action,
+        name: &'a str,
+        valid: Duration,
+    ) -> BoxFuture<'a, Option<SignedRequest>> {
+        let sign = async move {
+            // Nothing is put into a bucket that may be another one.
+            if action == Action::Put && !self.seen.load(Ordering::Relaxed) {
+                self.check_marker().await?;
+            }
+            RemoteStore::sign(self, action, name, valid).await
+        };
+        sign.map(|signed| signed.map_err(|error| tracing::warn!("{error}")).ok()).boxed()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Calls: dedupe, reads on the spot, reads for other threads, mutations, opens, syncs, objects.
 
-use super::group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, Undo, batch_len};
+use super::group::{Effect, Group, ReadJob, Undo, batch_len};
+use super::objects::stored;
 use super::session::{ConnId, Kept, Session};
 use super::tag::{Brief, Tag};
 use super::{COMMIT_BYTES_MAX, Call, Deferred, Machine, Waits};
-use chronofs_blocks::name::parse_object_name;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -159,20 +159,36 @@ impl Machine {
                 let result = self.query(group, who, &call.caller, request)?;
                 self.answer_read(group, conn, call, result);
             }
-            request => group.effects.push(Effect::Read(Box::new(ReadJob {
-                conn,
-                id: call.id,
-                caller: call.caller.clone(),
-                request: request.clone(),
-                volume: who.index,
-                session: who.session,
-                root: who.root,
-                at: who.at,
-                read_only: who.read_only,
-                held: inode_of(request).is_some_and(|ino| self.holds(who.session, ino)),
-            }))),
+            request => {
+                let job = self.read_job(conn, who, call.id, call.caller.clone(), request.clone());
+                group.effects.push(Effect::Read(Box::new(job)));
+            }
         }
         Ok(())
+    }
+
+    /// What a reader thread needs to answer for the session.
+    pub(super) fn read_job(
+        &self,
+        conn: ConnId,
+        who: Who,
+        id: u64,
+        caller: Caller,
+        request: Request,
+    ) -> ReadJob {
+        ReadJob {
+            conn,
+            id,
+            held: inode_of(&request).is_some_and(|ino| self.holds(who.session, ino)),
+            caller,
+            request,
+            volume: who.index,
+            session: who.session,
+            root: who.root,
+            at: who.at,
+            read_only: who.read_only,
+            sign: self.sessions.get(&who.session).and_then(|session| self.sign_for(session)),
+        }
     }
 
     fn answer_read(&self, group: &mut Group, conn: ConnId, call: &Call, result: Result<Reply, Errno>) {
@@ -341,7 +357,13 @@ impl Machine {
             let kept = Kept::Brief { version: self.last, brief: Brief::Opened(attr.ino), counted: true };
             self.keep(group, who.session, call.id, kept);
         }
-        self.answer_read(group, conn, call, result);
+        match result {
+            Ok(reply) if stored(&reply).next().is_some() => {
+                group.answered.push((kind_of(&call.request), 0));
+                self.answer_stored(group, conn, who.session, (call.id, self.last, reply));
+            }
+            result => self.answer_read(group, conn, call, result),
+        }
         Ok(())
     }
 
@@ -456,41 +478,6 @@ impl Machine {
         {
             volume.to_reap.insert(ino);
         }
-    }
-
-    /// Objects through the server: a PUT must lie in the session's own grant, a GET in its volume.
-    pub(super) fn object(
-        &mut self,
-        group: &mut Group,
-        session: SessionId,
-        conn: ConnId,
-        id: u64,
-        name: String,
-        action: ObjectAction,
-    ) {
-        let Some(session) = self.sessions.get(&session) else { return };
-        let Some(volume) = self.volumes.get(&session.index) else { return };
-        let allowed = match (parse_object_name(&name), &action) {
-            (Some((of, object)), ObjectAction::Put(_)) => {
-                of == session.volume
-                    && object.incarnation == volume.row.incarnation
-                    && object.session == session.id
-                    && object.n < session.granted
-                    && !session.read_only
-            }
-            (Some((of, _)), ObjectAction::Get { .. }) => of == session.volume,
-            (None, _) => false,
-        };
-        if !allowed {
-            group.effects.push(Effect::Warn(format!(
-                "session {} of {} asked for object {name}, which is not its to use",
-                session.id.0, session.client_name
-            )));
-            group.send(conn, ToClient::Object { id, result: Err(Errno::EACCES) });
-            return;
-        }
-        let job = ObjectJob { conn, id, volume: session.volume, name, action };
-        group.effects.push(Effect::Object(Box::new(job)));
     }
 }
 

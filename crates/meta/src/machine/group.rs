@@ -7,7 +7,7 @@ use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
 use chronofs_core::ops::{Missed, Reply, Request};
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
 use chronofs_wire::message::{HelloAnswer, ToClient};
@@ -67,6 +67,28 @@ pub struct ReadJob {
     pub read_only: bool,
     /// The session has open what is asked about.
     pub held: bool,
+    /// How the session is given requests that read the objects it is told.
+    pub sign: Option<SignFor>,
+}
+
+/// For whom requests are signed that read objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SignFor {
+    /// The volume.
+    pub volume: Uuid,
+    /// Objects are signed for whole, to one who may read all of them; else just the ranges that are told.
+    pub whole: bool,
+}
+
+/// An answer that names objects; with it go requests that read them.
+#[derive(Debug)]
+pub struct SignedAnswer {
+    /// For whom.
+    pub sign: SignFor,
+    /// The objects and ranges that it names.
+    pub stored: Vec<(ObjectId, u64, u32)>,
+    /// The answer.
+    pub answer: ToClient,
 }
 
 /// An object to be stored or read for a client.
@@ -78,7 +100,7 @@ pub struct ObjectJob {
     pub id: u64,
     /// The volume whose store is meant.
     pub volume: Uuid,
-    /// The object's name, checked to be the session's to use.
+    /// The object's name. To put it is the session's right; to read it only what [`ObjectAction::Get`] says.
     pub name: String,
     /// What to do.
     pub action: ObjectAction,
@@ -89,13 +111,19 @@ pub struct ObjectJob {
 pub enum ObjectAction {
     /// Store these bytes.
     Put(Bytes),
-    /// Read this range.
+    /// Read this range, if the block shows a slice that lies just there.
     Get {
+        /// Asks for the slices of the block with the session's eyes.
+        shown_by: Box<ReadJob>,
+        /// The object.
+        object: ObjectId,
         /// First byte.
         offset: u64,
         /// Bytes.
         len: u32,
     },
+    /// Sign puts of these objects.
+    SignPuts(Vec<String>),
 }
 
 /// What is to be done after a group, in order.
@@ -111,6 +139,8 @@ pub enum Effect {
     Read(Box<ReadJob>),
     /// Store or read an object.
     Object(Box<ObjectJob>),
+    /// Send an answer with requests for what it names.
+    SendSigned(ConnId, Box<SignedAnswer>),
     /// Somebody waits for what was committed to become durable.
     Hurry,
     /// Tags before this version are not needed any more.

@@ -7,11 +7,10 @@ use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::{FileKind, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
 use chronofs_namespace::{SystemError, SystemReply, rows};
-use chronofs_wire::admin::{AssignedToken, StoreKind};
+use chronofs_wire::admin::AssignedToken;
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, StoreAccess, ToClient, Welcome,
-    common_protocol,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, Welcome, common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -337,13 +336,9 @@ impl Machine {
     }
 
     pub(super) fn welcome(&mut self, group: &mut Group, conn: ConnId, id: SessionId, replay: bool) {
+        let Some(store) = self.sessions.get(&id).map(|session| self.store_access(session)) else { return };
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(volume) = self.volumes.get(&session.index) else { return };
-        let store = match volume.store.as_ref().map(|store| (&store.kind, store.id)) {
-            Some((StoreKind::Local { path }, marker)) => StoreAccess::Folder { path: path.clone(), marker },
-            // A bucket, whose credentials no client has.
-            _ => StoreAccess::ThroughServer,
-        };
         // What it is to replay it must still hold, also when it has sent it and that is not done yet.
         session.told_durable = match session.missed {
             Some(missed) => self.durable.min(missed.recovered),

@@ -10,6 +10,7 @@ mod group;
 mod hello;
 mod lifetime;
 mod now;
+pub mod objects;
 mod parked;
 mod recovery;
 mod session;
@@ -19,7 +20,7 @@ mod volumes;
 
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
-pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
+pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer};
 pub use now::Now;
 pub use session::ConnId;
 pub use volumes::VolumeState;
@@ -31,6 +32,7 @@ use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
 use group::{Then, Undo};
+use objects::AskedSlice;
 use recovery::Phase;
 use session::{Kept, Session};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -378,10 +380,14 @@ impl Machine {
             ToServer::Goodbye if self.is_recovering() => {}
             ToServer::Goodbye => self.end_session(group, session)?,
             ToServer::PutObject { id, name, bytes } => {
-                self.object(group, session, conn, id, name, ObjectAction::Put(bytes));
+                self.put_object(group, session, conn, id, name, bytes);
             }
-            ToServer::GetObject { id, name, offset, len } => {
-                self.object(group, session, conn, id, name, ObjectAction::Get { offset, len });
+            ToServer::GetObject { id, ino, block, object, offset, len } => {
+                let asked = AskedSlice { ino, block, object, offset, len };
+                self.get_object(group, session, conn, id, &asked);
+            }
+            ToServer::SignPuts { id, first, count } => {
+                self.sign_puts(group, session, conn, id, (first, count));
             }
         }
         Ok(())

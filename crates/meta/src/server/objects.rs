@@ -1,16 +1,24 @@
-//! Objects for clients that cannot reach a volume's block store: stored and read on their behalf.
+//! Objects for clients that cannot reach a volume's block store: stored and read on their behalf. And signed requests
+//! for those that can, and have no credentials.
 
 use super::outbox::Outbox;
 use crate::executor::ObjectHandler;
-use crate::machine::{ObjectAction, ObjectJob};
+use crate::machine::objects::SIGNED_VALID_MS;
+use crate::machine::{ObjectAction, ObjectJob, SignFor, SignedAnswer};
+use crate::metrics::Metrics;
 use bytes::Bytes;
-use chronofs_blocks::ObjectPort;
-use chronofs_core::Errno;
-use chronofs_wire::message::ToClient;
-use std::collections::HashMap;
+use chronofs_blocks::signed::Action;
+use chronofs_blocks::{ObjectPort, StoreError, object_name};
+use chronofs_core::{Errno, ObjectId, SignedRequest};
+use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use uuid::Uuid;
+
+/// How long what is signed is valid.
+const VALID: Duration = Duration::from_millis(SIGNED_VALID_MS as u64);
 
 /// The block stores of volumes that this server reaches.
 #[derive(Clone, Default)]
@@ -39,32 +47,99 @@ pub struct Objects {
     pub stores: Stores,
     /// Where the work is done.
     pub runtime: Handle,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl ObjectHandler for Objects {
     fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>) {
         let store = self.stores.of(job.volume);
+        let metrics = self.metrics.clone();
         self.runtime.spawn(async move {
             let id = job.id;
-            let result = match store {
-                Some(store) => run(&*store, job).await,
-                None => Err(Errno::EAGAIN),
+            let answer = match (store, job.action) {
+                (store, ObjectAction::SignPuts(names)) => {
+                    let requests = match store {
+                        Some(store) => sign_puts(&*store, &names).await,
+                        None => Vec::new(),
+                    };
+                    metrics.signed(true, requests.len());
+                    ToClient::SignedPuts { id, result: Ok(requests) }
+                }
+                (None, _) => ToClient::Object { id, result: Err(Errno::EAGAIN) },
+                (Some(store), ObjectAction::Put(bytes)) => {
+                    let len = bytes.len();
+                    let result = store.put(&job.name, bytes).await.map(|()| Bytes::new());
+                    metrics.object(true, len, result.is_ok());
+                    ToClient::Object { id, result: result.map_err(|error| told(&error)) }
+                }
+                (Some(store), ObjectAction::Get { offset, len, .. }) => {
+                    let result = store.get(&job.name, offset, len).await;
+                    metrics.object(false, len as usize, result.is_ok());
+                    ToClient::Object { id, result: result.map_err(|error| told(&error)) }
+                }
             };
-            if let Err(error) = outbox.push(&ToClient::Object { id, result }) {
-                tracing::error!(%error, "an object could not be sent; the connection ends");
-                outbox.cut();
+            push(&outbox, &answer);
+        });
+    }
+
+    fn send_signed(&self, answer: SignedAnswer, outbox: Arc<Outbox>) {
+        let store = self.stores.of(answer.sign.volume);
+        let metrics = self.metrics.clone();
+        self.runtime.spawn(async move {
+            if let Some(store) = store {
+                let gets = sign_gets(&*store, answer.sign, answer.stored).await;
+                metrics.signed(false, gets.len());
+                if !gets.is_empty() {
+                    push(&outbox, &ToClient::Signed { gets });
+                }
             }
+            push(&outbox, &answer.answer);
         });
     }
 }
 
-async fn run(store: &dyn ObjectPort, job: ObjectJob) -> Result<Bytes, Errno> {
-    let result = match job.action {
-        ObjectAction::Put(bytes) => store.put(&job.name, bytes).await.map(|()| Bytes::new()),
-        ObjectAction::Get { offset, len } => store.get(&job.name, offset, len).await,
-    };
-    result.map_err(|error| {
-        tracing::error!(%error, "an object could not be served");
-        error.wire_errno()
-    })
+fn push(outbox: &Outbox, answer: &ToClient) {
+    if let Err(error) = outbox.push(answer) {
+        tracing::error!(%error, "an answer could not be sent; the connection ends");
+        outbox.cut();
+    }
+}
+
+fn told(error: &StoreError) -> Errno {
+    tracing::error!(%error, "an object could not be served");
+    error.wire_errno()
+}
+
+async fn sign_puts(store: &dyn ObjectPort, names: &[String]) -> Vec<SignedRequest> {
+    let mut requests = Vec::with_capacity(names.len());
+    for name in names {
+        match store.sign(Action::Put, name, VALID).await {
+            Some(request) => requests.push(request),
+            None => break,
+        }
+    }
+    requests
+}
+
+/// Requests for the first of what is `stored`: a reader begins there, and asks again for the rest.
+async fn sign_gets(
+    store: &dyn ObjectPort,
+    sign: SignFor,
+    mut stored: Vec<(ObjectId, u64, u32)>,
+) -> Vec<SignedGet> {
+    let mut told = HashSet::new();
+    stored.retain(|(object, offset, _)| told.insert((*object, if sign.whole { 0 } else { *offset })));
+    let mut gets = Vec::new();
+    for (object, offset, len) in stored.into_iter().take(SIGNED_MAX as usize) {
+        let (action, range) = match sign.whole {
+            true => (Action::Get, None),
+            false => (Action::GetRange(offset, len), Some((offset, len))),
+        };
+        match store.sign(action, &object_name(sign.volume, object), VALID).await {
+            Some(request) => gets.push(SignedGet { object, range, request }),
+            None => break,
+        }
+    }
+    gets
 }

@@ -7,6 +7,7 @@ mod damaged;
 mod late;
 mod past;
 mod rights;
+mod signing;
 
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};

@@ -175,6 +175,7 @@ impl World {
                 let frame = ToClient::Return { id: job.id, version, durable, result };
                 self.carry_out(Effect::Send(job.conn, frame));
             }
+            Effect::SendSigned(conn, signed) => self.carry_out(Effect::Send(conn, signed.answer)),
             Effect::Mark(version) => {
                 let Some(server) = &self.server else { return };
                 self.marked = true;

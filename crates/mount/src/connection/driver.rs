@@ -2,7 +2,8 @@
 
 use super::Connection;
 use super::link::{self, Link, OpenError, Opening};
-use super::state::State;
+use super::state::{Delivery, State};
+use crate::clock::since_boot;
 use chronofs_core::{Errno, SessionId};
 use chronofs_wire::message::{Refusal, RefusalReason, ToClient, ToServer, Welcome};
 use std::sync::Arc;
@@ -148,7 +149,13 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
             heard(connection, |state| state.returned(id, version, durable, result));
         }
         ToClient::Durable { version } => heard(connection, |state| state.durable(version)),
-        ToClient::Object { id, result } => heard(connection, |state| state.transferred(id, result)),
+        ToClient::Object { id, result } => {
+            heard(connection, |state| state.transferred(id, result.map(Delivery::Bytes)));
+        }
+        ToClient::SignedPuts { id, result } => {
+            heard(connection, |state| state.transferred(id, result.map(Delivery::Puts)));
+        }
+        ToClient::Signed { gets } => connection.requests().add_gets(gets, since_boot()),
         ToClient::Renewed { now_ns } => {
             connection.clock.set(now_ns);
             connection.lease.renewed(ttl);

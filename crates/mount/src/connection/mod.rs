@@ -18,11 +18,13 @@ pub use state::Answer;
 pub use target::{Credentials, Source, Target};
 
 use crate::clock::{ServerClock, since_boot};
+use crate::objects::requests::Requests;
 use bytes::Bytes;
+use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
-use chronofs_core::{Caller, Errno, SessionId, Version};
+use chronofs_core::{Caller, Errno, ObjectId, SessionId, SignedRequest, Version};
 use chronofs_wire::message::{ToServer, Welcome};
-use state::{Phase, State, Transfer};
+use state::{Delivery, Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,6 +76,7 @@ pub struct Connection {
     closing: watch::Sender<bool>,
     clock: ServerClock,
     lease: Lease,
+    requests: Requests,
 }
 
 /// How long what the server said may be believed without asking again.
@@ -108,6 +111,7 @@ impl Connection {
             closing,
             clock: ServerClock::new(),
             lease: Lease::new(),
+            requests: Requests::new(),
         });
         connection.heard_welcome(&welcome, first.asked);
         connection.caches_emptied();
@@ -140,15 +144,37 @@ impl Connection {
         self.transfer(Transfer::Put { name, bytes }).await.map(drop)
     }
 
-    /// Reads a range of an object through the server.
-    pub async fn get_object(&self, name: String, offset: u64, len: u32) -> Result<Bytes, Errno> {
-        self.transfer(Transfer::Get { name, offset, len }).await
+    /// Reads the stored bytes of a slice through the server: the one that `shown_by` shows in `object` at `offset`.
+    pub async fn get_object(
+        &self,
+        shown_by: ShownBy,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, Errno> {
+        match self.transfer(Transfer::Get { shown_by, object, offset, len }).await? {
+            Delivery::Bytes(bytes) => Ok(bytes),
+            Delivery::Puts(_) => Err(Errno::EIO),
+        }
     }
 
-    async fn transfer(&self, transfer: Transfer) -> Result<Bytes, Errno> {
+    /// Requests that put the session's objects from the counter `first` on; none if the store cannot sign.
+    pub async fn sign_puts(&self, first: u64, count: u32) -> Result<Vec<SignedRequest>, Errno> {
+        match self.transfer(Transfer::SignPuts { first, count }).await? {
+            Delivery::Puts(requests) => Ok(requests),
+            Delivery::Bytes(_) => Err(Errno::EIO),
+        }
+    }
+
+    async fn transfer(&self, transfer: Transfer) -> Result<Delivery, Errno> {
         let answer = self.state().transfer(transfer);
         self.wake.notify_one();
         answer.await.unwrap_or(Err(Errno::EIO))
+    }
+
+    /// Signed requests that the server gave.
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     /// Says that nothing is left in the kernel of what it may not cache any more.
@@ -234,6 +260,8 @@ impl Connection {
     /// until [`Connection::caches_emptied`].
     fn heard_welcome(&self, welcome: &Welcome, asked: Duration) {
         self.clock.set(welcome.now_ns);
+        // Another server may know better whether the bucket is still the store's.
+        self.requests.forget_puts();
         self.lease.shared.store(true, Ordering::SeqCst);
         self.lease.told_shared.store(welcome.shared, Ordering::SeqCst);
         self.lease.asked_ms.store(0, Ordering::SeqCst);

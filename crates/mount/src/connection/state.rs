@@ -6,8 +6,9 @@
 use super::flow::{EXPECTED_BYTES_MAX, IDS_MAX, Load, OUT_BYTES_MAX, TRANSFER_BYTES_MAX, UNSAVED_BYTES_MAX};
 use super::replay::ReplayBuffer;
 use bytes::{Bytes, BytesMut};
+use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Replayed, Reply, Request};
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
 use chronofs_wire::frame;
 use chronofs_wire::message::{ToServer, Welcome};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -44,16 +45,26 @@ struct Call {
     waiter: oneshot::Sender<Result<Answer, Errno>>,
 }
 
-/// A transfer of an object's bytes through the server.
+/// A transfer of an object's bytes through the server, or what it takes to do without one.
 #[derive(Clone)]
 pub(crate) enum Transfer {
     Put { name: String, bytes: Bytes },
-    Get { name: String, offset: u64, len: u32 },
+    Get { shown_by: ShownBy, object: ObjectId, offset: u64, len: u32 },
+    SignPuts { first: u64, count: u32 },
+}
+
+/// What a transfer brings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Delivery {
+    /// Bytes; none when an object was stored.
+    Bytes(Bytes),
+    /// Signed puts.
+    Puts(Vec<SignedRequest>),
 }
 
 struct PendingTransfer {
     transfer: Transfer,
-    waiter: oneshot::Sender<Result<Bytes, Errno>>,
+    waiter: oneshot::Sender<Result<Delivery, Errno>>,
 }
 
 /// What is to be sent. Calls and objects are held anyway until they are answered, and encoded only when the network
@@ -214,7 +225,7 @@ impl State {
     }
 
     /// Starts a transfer of an object's bytes.
-    pub(crate) fn transfer(&mut self, transfer: Transfer) -> Waiter<Bytes> {
+    pub(crate) fn transfer(&mut self, transfer: Transfer) -> Waiter<Delivery> {
         let (waiter, answer) = oneshot::channel();
         if let Phase::Refused(errno) = self.phase {
             let _ = waiter.send(Err(errno));
@@ -280,7 +291,7 @@ impl State {
     }
 
     /// The answer to transfer `id` came.
-    pub(crate) fn transferred(&mut self, id: u64, result: Result<Bytes, Errno>) {
+    pub(crate) fn transferred(&mut self, id: u64, result: Result<Delivery, Errno>) {
         if let Some(pending) = self.remove_transfer(id) {
             let _ = pending.waiter.send(result);
         }
@@ -353,7 +364,9 @@ impl State {
             }
         }
         // Objects are named after the session whose grant explains them: the new one may not put those.
-        let is_put = |pending: &PendingTransfer| matches!(pending.transfer, Transfer::Put { .. });
+        let is_put = |pending: &PendingTransfer| {
+            matches!(pending.transfer, Transfer::Put { .. } | Transfer::SignPuts { .. })
+        };
         let puts: Vec<u64> =
             self.transfers.iter().filter(|(_, pending)| is_put(pending)).map(|(id, _)| *id).collect();
         let puts: Vec<PendingTransfer> = puts.into_iter().filter_map(|id| self.remove_transfer(id)).collect();
@@ -453,13 +466,17 @@ impl Transfer {
         match self {
             Transfer::Put { bytes, .. } => bytes.len(),
             Transfer::Get { len, .. } => *len as usize,
+            Transfer::SignPuts { .. } => 0,
         }
     }
 
     fn message(self, id: u64) -> ToServer {
         match self {
             Transfer::Put { name, bytes } => ToServer::PutObject { id, name, bytes },
-            Transfer::Get { name, offset, len } => ToServer::GetObject { id, name, offset, len },
+            Transfer::Get { shown_by: ShownBy { ino, block }, object, offset, len } => {
+                ToServer::GetObject { id, ino, block, object, offset, len }
+            }
+            Transfer::SignPuts { first, count } => ToServer::SignPuts { id, first, count },
         }
     }
 }

@@ -232,8 +232,8 @@ fn objects_through_the_server_wait_for_room() {
     let put = |n: usize| Transfer::Put { name: format!("o{n}"), bytes: vec![0; 8 << 20].into() };
     let mut puts: Vec<_> = (0..12).map(|n| state.transfer(put(n))).collect();
     assert_eq!(all_sent(&mut state).len(), 8);
-    state.transferred(1, Ok(Bytes::new()));
-    assert_eq!(puts[0].try_recv().unwrap(), Ok(Bytes::new()));
+    state.transferred(1, Ok(Delivery::Bytes(Bytes::new())));
+    assert_eq!(puts[0].try_recv().unwrap(), Ok(Delivery::Bytes(Bytes::new())));
     assert_eq!(all_sent(&mut state).len(), 1);
     // Those in the line are as little lost as those under way.
     state.down();
@@ -242,7 +242,7 @@ fn objects_through_the_server_wait_for_room() {
         all_sent(&mut state).iter().filter(|frame| matches!(frame, ToServer::PutObject { .. })).count();
     assert_eq!(puts_sent, 8);
     for id in 2..=12 {
-        state.transferred(id, Ok(Bytes::new()));
+        state.transferred(id, Ok(Delivery::Bytes(Bytes::new())));
     }
     assert!(puts[1..].iter_mut().all(|put| put.try_recv().unwrap().is_ok()));
     assert_eq!(state.transfer_bytes, 0);

@@ -3,6 +3,7 @@
 use super::file::{FileData, State};
 use super::merge;
 use super::meta::Meta;
+use super::slices::NOT_SHOWN;
 use bytes::{Bytes, BytesMut};
 use chronofs_blocks::layout::Shows;
 use chronofs_blocks::plan::Content;
@@ -19,6 +20,8 @@ const ASK_BLOCKS_SEEK: u32 = 1024;
 const LOOK_FARTHER: u32 = 16;
 /// Slices of one read that are fetched at once.
 const FETCHES_MAX: usize = 8;
+/// How often the slices of a read are asked for anew because others have replaced them before they were fetched.
+const NOT_SHOWN_TRIES: u32 = 8;
 /// A read that begins this close to the end of the one before goes on with it: kernels read ahead in parallel.
 const SEQUENTIAL_SLACK: u64 = 1 << 20;
 /// Reads in sequence before anything is read ahead.
@@ -180,19 +183,40 @@ fn fill(
 impl<M: Meta> FileData<M> {
     /// `len` bytes from `offset`, fewer only at the end of the file. EIO if a byte of them is damaged or missing.
     pub async fn read(self: &Arc<Self>, offset: u64, len: u32) -> Result<Bytes, Errno> {
-        let parts = loop {
+        let mut tries = 1;
+        loop {
             let planned = {
                 let mut state = self.state();
                 let Some(end) = read_end(&state, offset, len) else { return Ok(Bytes::new()) };
                 self.read_ahead(&mut state, offset, end);
                 state.parts(offset, end, self.block_size())
             };
-            match planned {
-                Ok(parts) => break parts,
-                Err(unknown) => self.ask(unknown.block, ASK_BLOCKS).await?,
+            let parts = match planned {
+                Ok(parts) => parts,
+                Err(unknown) => {
+                    self.ask(unknown.block, ASK_BLOCKS).await?;
+                    continue;
+                }
+            };
+            match self.assemble(parts).await {
+                Err(NOT_SHOWN) if tries < NOT_SHOWN_TRIES => self.forget_blocks(offset, len),
+                Err(NOT_SHOWN) => {
+                    tracing::error!(ino = %self.ino, offset, len, "the server shows slices and does not let them be read");
+                    return Err(Errno::EIO);
+                }
+                result => return result,
             }
-        };
-        self.assemble(parts).await
+            tries += 1;
+        }
+    }
+
+    /// What is known of the slices of a range has passed.
+    fn forget_blocks(&self, offset: u64, len: u32) {
+        let last = offset.saturating_add(u64::from(len)).saturating_sub(1) / self.block_size();
+        let mut state = self.state();
+        for block in offset / self.block_size()..=last {
+            state.map.forget(u32::try_from(block).unwrap_or(u32::MAX));
+        }
     }
 
     /// As [`FileData::read`], or `None` where that would wait.

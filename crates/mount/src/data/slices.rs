@@ -5,7 +5,7 @@ use super::meta::Meta;
 use super::volume::Data;
 use bytes::Bytes;
 use chronofs_blocks::seal;
-use chronofs_blocks::{Trouble, object_name};
+use chronofs_blocks::{ShownBy, Trouble, object_name};
 use chronofs_core::slice::{Place, PlacedSlice, Seal};
 use chronofs_core::{Errno, Ino, SliceId};
 use quick_cache::Weighter;
@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex};
 const REPORTED_MAX: usize = 10_000;
 /// From this many stored bytes on, opening goes to a thread for such work.
 const OPEN_BLOCKING_MIN: u32 = 256 << 10;
+/// What loading a slice answers that its block does not show any more: its slices are to be asked for again.
+pub(super) const NOT_SHOWN: Errno = Errno::ESTALE;
 
 #[derive(Clone, Debug)]
 struct ByBytes;
@@ -70,7 +72,7 @@ struct Unreadable {
 
 impl<M: Meta> Data<M> {
     /// The opened bytes of a slice, from the cache or from where they lie. A slice in trouble is EIO, and the
-    /// first time a line in the log.
+    /// first time a line in the log; one that its block does not show any more is [`NOT_SHOWN`].
     pub(super) async fn load(self: &Arc<Self>, ino: Ino, placed: &PlacedSlice) -> Result<Bytes, Errno> {
         let Some(seal) = placed.slice.place.seal() else {
             return Ok(Bytes::from(vec![0; (placed.slice.skip + placed.slice.len) as usize]));
@@ -80,7 +82,7 @@ impl<M: Meta> Data<M> {
         }
         let loaded = self.cache.opened.get_or_insert_async(&seal.id, self.fetch(ino, placed, seal)).await;
         loaded.map_err(|trouble| {
-            if trouble.passing || self.cache.is_news(seal.id) {
+            if trouble.errno != NOT_SHOWN && (trouble.passing || self.cache.is_news(seal.id)) {
                 let (block, offset) = (placed.key.block, placed.slice.offset);
                 let object = object_name(self.config.volume, seal.id.object);
                 tracing::error!(
@@ -106,11 +108,12 @@ impl<M: Meta> Data<M> {
             },
             Place::Object(_, at) => {
                 let name = object_name(self.config.volume, seal.id.object);
-                let got = self.port.get(&name, *at, seal.stored_len).await;
+                let shown_by = ShownBy { ino, block: placed.key.block };
+                let got = self.port.get_slice(shown_by, &name, *at, seal.stored_len).await;
                 got.map_err(|error| Unreadable {
                     passing: error.trouble == Trouble::Unavailable,
                     reason: error.to_string(),
-                    errno: Errno::EIO,
+                    errno: if error.trouble == Trouble::NotShown { NOT_SHOWN } else { Errno::EIO },
                 })?
             }
             Place::Hole => Bytes::new(),

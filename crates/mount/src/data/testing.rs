@@ -6,7 +6,7 @@ use crate::testing;
 use bytes::Bytes;
 use chronofs_blocks::layout::{Shows, layout};
 use chronofs_blocks::name::parse_object_name;
-use chronofs_blocks::{ObjectPort, StoreError};
+use chronofs_blocks::{ObjectPort, ShownBy, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
 use futures::FutureExt;
@@ -200,6 +200,13 @@ impl MemoryMeta {
         lock(&self.inner).slices.clone()
     }
 
+    /// Takes away all but the newest slice.
+    pub(super) fn drop_covered(&self) {
+        let mut inner = lock(&self.inner);
+        let newest = inner.slices.iter().map(|placed| placed.key).max();
+        inner.slices.retain(|placed| Some(placed.key) == newest);
+    }
+
     /// From now on there is room for so many bytes more.
     pub(super) fn leave_room(&self, bytes: u64) {
         let mut inner = lock(&self.inner);
@@ -306,15 +313,23 @@ pub(super) struct MemoryPort {
     gets: Mutex<u64>,
     /// The one session whose objects are taken, if only one.
     session: Mutex<Option<SessionId>>,
+    /// Whose blocks must show what is read, if anybody's.
+    shown: Mutex<Option<Arc<MemoryMeta>>>,
     faults: Arc<Faults>,
 }
 
 impl MemoryPort {
+    /// From now on only what blocks show can be read.
+    pub(super) fn read_only_what_shows(&self, meta: &Arc<MemoryMeta>) {
+        *lock(&self.shown) = Some(meta.clone());
+    }
+
     pub(super) fn new(faults: Arc<Faults>) -> Arc<Self> {
         Arc::new(MemoryPort {
             objects: Mutex::default(),
             gets: Mutex::default(),
             session: Mutex::default(),
+            shown: Mutex::default(),
             faults,
         })
     }
@@ -373,5 +388,26 @@ impl ObjectPort for MemoryPort {
             range.map(Bytes::copy_from_slice).ok_or_else(|| StoreError::damaged(name, "it is too short"))
         }
         .boxed()
+    }
+    fn get_slice<'a>(
+        &'a self,
+        shown_by: ShownBy,
+        name: &'a str,
+        offset: u64,
+        len: u32,
+    ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        let shows = |placed: &PlacedSlice| match &placed.slice.place {
+            Place::Object(seal, at) => {
+                placed.key.block == shown_by.block
+                    && parse_object_name(name).is_some_and(|(_, object)| object == seal.id.object)
+                    && (*at, seal.stored_len) == (offset, len)
+            }
+            _ => false,
+        };
+        let shown = lock(&self.shown).as_ref().is_none_or(|meta| meta.all_slices().iter().any(shows));
+        match shown {
+            true => self.get(name, offset, len),
+            false => async move { Err(StoreError::not_shown(name)) }.boxed(),
+        }
     }
 }

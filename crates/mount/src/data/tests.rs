@@ -372,6 +372,39 @@ fn what_is_closed_on_one_mount_is_seen_at_the_next_open_on_another() {
 }
 
 #[test]
+fn what_another_replaces_while_it_is_read_is_read_as_it_is_now() {
+    runtime().block_on(async {
+        let world = calm(128 << 10);
+        world.port.read_only_what_shows(&world.meta);
+        let (one, other) = (world.mount(1, Tuning::default()), world.mount(2, Tuning::default()));
+        let writer = world.open(&one);
+        writer.write(0, &[1; 128 << 10], false).await.unwrap();
+        writer.flush(&writer.error_mark()).await.unwrap();
+        let reader = world.open(&other);
+        // It knows the slices, and has fetched none.
+        assert_eq!(reader.seek(0, Seek::Data).await, Ok(0));
+        writer.write(0, &[2; 128 << 10], false).await.unwrap();
+        writer.flush(&writer.error_mark()).await.unwrap();
+        world.meta.drop_covered();
+        assert_eq!(reader.read(5, 3).await.unwrap(), &[2; 3][..]);
+    });
+}
+
+#[test]
+fn slices_that_are_shown_and_never_readable_are_eio_in_the_end() {
+    runtime().block_on(async {
+        let world = calm(128 << 10);
+        let file = world.open(&world.mount(1, Tuning::default()));
+        file.write(0, &[1; 128 << 10], false).await.unwrap();
+        file.flush(&file.error_mark()).await.unwrap();
+        let nobodys = MemoryMeta::new(world.faults.clone(), false, world.block_size);
+        world.port.read_only_what_shows(&nobodys);
+        let reader = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(reader.read(0, 1).await, Err(Errno::EIO));
+    });
+}
+
+#[test]
 fn data_behind_a_huge_hole_is_found_with_few_requests() {
     const TIB: u64 = 1 << 40;
     runtime().block_on(async {

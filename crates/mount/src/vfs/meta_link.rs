@@ -1,17 +1,12 @@
-//! The data path's view of the server, and the object store that the server names.
+//! The data path's view of the server.
 
 use super::cache::Cache;
 use super::reply;
 use crate::connection::Connection;
 use crate::data::{Meta, Publish, PublishError, SliceList};
 use bytes::Bytes;
-use chronofs_blocks::name::parse_object_name;
-use chronofs_blocks::{BlockStore, ObjectPort, StoreError};
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
-use chronofs_wire::message::StoreAccess;
-use futures::future::BoxFuture;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Asks on behalf of open files: whoever reads or writes was checked when the file was opened.
@@ -74,43 +69,4 @@ impl Meta for MetaLink {
     fn exclusive(&self) -> bool {
         self.connection.exclusive()
     }
-}
-
-/// Objects through the metadata server.
-struct ThroughServer(Arc<Connection>);
-
-impl ObjectPort for ThroughServer {
-    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move {
-            // Between its name and its answer a new session may have begun, which may not store it.
-            let is_ours =
-                || parse_object_name(name).is_some_and(|(_, object)| object.session == self.0.session());
-            if !is_ours() {
-                return Err(StoreError::session_over(name));
-            }
-            let stored = self.0.put_object(name.to_owned(), bytes).await;
-            stored.map_err(|errno| match is_ours() {
-                true => StoreError::from_wire(name, errno),
-                false => StoreError::session_over(name),
-            })
-        })
-    }
-
-    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        Box::pin(async move {
-            let found = self.0.get_object(name.to_owned(), offset, len).await;
-            found.map_err(|errno| StoreError::from_wire(name, errno))
-        })
-    }
-}
-
-/// The way to the volume's objects: the store's own folder where this machine has it, else the server.
-pub(crate) fn object_port(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
-    if let StoreAccess::Folder { path, marker } = access {
-        match BlockStore::open(Path::new(path), *marker) {
-            Ok(store) => return Arc::new(store),
-            Err(error) => tracing::info!("objects go through the metadata server: {error}"),
-        }
-    }
-    Arc::new(ThroughServer(Arc::clone(connection)))
 }

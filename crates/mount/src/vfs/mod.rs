@@ -25,6 +25,7 @@ pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED};
 
 use crate::connection::{Connection, Event};
 use crate::data::{Config, Data};
+use crate::objects;
 use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
 use chronofs_core::ops::{Reply, Request, StatFs};
 use chronofs_core::{Attr, Caller, Errno, Ino, Version};
@@ -84,7 +85,7 @@ impl Vfs {
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
-        let port = meta_link::object_port(&welcome.store, &connection);
+        let port = objects::port(&welcome.store, &connection);
         let config = Config {
             volume: welcome.volume.id,
             incarnation: welcome.incarnation,
