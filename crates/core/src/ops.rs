@@ -258,6 +258,9 @@ pub enum SystemRequest {
     Purge { volume: uuid::Uuid, ino: Ino },
     /// Notes what a session is still to replay, or that it has.
     NoteMissed { session: SessionId, missed: Option<Missed> },
+    /// Looks at up to `limit` rows of the past of a volume, from the engine's key `from` on (empty: from the start), and
+    /// forgets those that no protected instant can see.
+    Expire { volume: uuid::Uuid, from: Bytes, limit: u32 },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -234,6 +234,7 @@ impl Worker {
             self.metrics.commits.inc_by(group.commits as u64);
             self.metrics.group_size.observe(group.commits as f64);
             self.metrics.log_bytes.inc_by(group.bytes as u64);
+            self.metrics.forgotten.inc_by(group.forgotten);
         }
         match (&group.full, self.full_since) {
             (Some(error), None) => {

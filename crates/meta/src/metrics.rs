@@ -37,6 +37,8 @@ pub struct Metrics {
     pub durable_lag: Gauge<f64, AtomicU64>,
     /// Groups that found the disk full.
     pub full: Counter,
+    /// Rows of the past that were forgotten.
+    pub forgotten: Counter,
 }
 
 impl Metrics {
@@ -57,6 +59,7 @@ impl Metrics {
             connections: Gauge::default(),
             durable_lag: Gauge::default(),
             full: Counter::default(),
+            forgotten: Counter::default(),
             requests,
         };
         let mut registry = Registry::with_prefix("chronofs_meta");
@@ -73,6 +76,11 @@ impl Metrics {
             metrics.durable_lag.clone(),
         );
         registry.register("full", "Groups that found the disk full", metrics.full.clone());
+        registry.register(
+            "forgotten_rows",
+            "Rows of the past that were forgotten",
+            metrics.forgotten.clone(),
+        );
         (metrics, registry)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
+use crate::protect::protected_instants;
 use crate::read;
 use crate::rows::{
     self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
@@ -48,6 +49,13 @@ pub enum SystemReply {
     },
     /// The horizon of the volume after the request.
     Horizon(Version),
+    /// Rows of the past were looked at.
+    Expired {
+        /// How many were forgotten.
+        rows: u32,
+        /// The engine's key at which to go on; `None` when all of the past was looked at.
+        next: Option<Bytes>,
+    },
 }
 
 /// Why a system request was refused.
@@ -157,6 +165,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
             SystemRequest::AdvanceHorizon { volume, to } => self.advance_horizon(*volume, *to),
             SystemRequest::NoteMissed { session, missed } => self.note_missed(*session, *missed),
+            SystemRequest::Expire { volume, from, limit } => self.expire(*volume, from, *limit),
         }
     }
 
@@ -357,6 +366,18 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             self.put_volume(index, &volume)?;
         }
         Ok(SystemReply::Horizon(volume.horizon))
+    }
+
+    /// Instants that are protected by the row of the volume and the sessions, as they are at this commit, stay whole;
+    /// so it is never too late to be asked to go on with an old `from`.
+    fn expire(&mut self, id: Uuid, from: &[u8], limit: u32) -> Decided<SystemReply> {
+        let (index, volume) = self.live_volume(id)?;
+        let protected = protected_instants(index, &volume, &list_sessions(self.reads)?);
+        let step =
+            chronofs_history::expire(self.reads, index, &rows::VERSIONED, &protected, from, limit as usize)?;
+        let rows = step.batch.0.len() as u32;
+        self.batch.0.extend(step.batch.0);
+        Ok(SystemReply::Expired { rows, next: step.next })
     }
 
     fn live_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {

@@ -134,6 +134,8 @@ pub(super) enum Then {
     SessionOver(SessionId),
     /// A session's lease on an instant was renewed.
     LeaseRenewed(SessionId),
+    /// A sweep forgot rows and goes on here.
+    Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// An inode was freed.
     Reaped(VolumeIndex, Ino),
     /// The replies are in the state.
@@ -189,6 +191,8 @@ pub struct Group {
     pub answered: Vec<(u8, i32)>,
     /// See [`Group::bytes`].
     pub(super) bytes: usize,
+    /// Rows of the past that the commits forget.
+    pub forgotten: u64,
     /// Every write is answered with ENOSPC.
     pub full: bool,
     pub(super) thens: Vec<Then>,
@@ -209,6 +213,7 @@ impl Group {
             effects: Vec::new(),
             answered: Vec::new(),
             bytes: 0,
+            forgotten: 0,
             full,
             thens: Vec::new(),
             undo: Vec::new(),

@@ -6,6 +6,7 @@
 
 mod asking;
 mod calls;
+mod forget;
 mod group;
 mod hello;
 mod lifetime;
@@ -55,6 +56,8 @@ pub struct Config {
     pub replay_window_ms: u32,
     /// Replies are written, and tags let go, after so many commits.
     pub mark_after_commits: u64,
+    /// The least that a horizon moves by.
+    pub horizon_step_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
     pub asks_admin: bool,
 }
@@ -68,6 +71,7 @@ impl Default for Config {
             life_ms: 60_000,
             replay_window_ms: 10_000,
             mark_after_commits: 50_000,
+            horizon_step_ms: 60_000,
             asks_admin: false,
         }
     }
@@ -159,6 +163,8 @@ pub struct Figures {
     pub recovering: bool,
     /// The revision of the assignment in force.
     pub revision: u64,
+    /// Rows of the past that were forgotten, since the start.
+    pub forgotten: u64,
 }
 
 /// The machine.
@@ -196,6 +202,8 @@ pub struct Machine {
     marked_ns: u64,
     commits_since_mark: u64,
     parked: u64,
+    /// Which volume's past comes first at the next tick.
+    forget_turn: usize,
 }
 
 impl Machine {
@@ -230,6 +238,7 @@ impl Machine {
             marked_ns: now.steady_ns,
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
+            forget_turn: 0,
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
@@ -290,6 +299,7 @@ impl Machine {
             parked: self.parked,
             recovering: matches!(self.phase, Phase::Recovering(_)),
             revision: self.assignment.as_ref().map_or(0, |assignment| assignment.revision),
+            forgotten: self.volumes.values().map(|volume| volume.forgetting.rows).sum(),
         }
     }
 
@@ -498,6 +508,7 @@ impl Machine {
             Then::HorizonMoved(index, horizon) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.row.horizon = horizon;
+                    volume.forgetting.shrunk(self.last);
                 }
             }
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
@@ -505,6 +516,11 @@ impl Machine {
             Then::LeaseRenewed(session) => {
                 if let Some(session) = self.sessions.get_mut(&session) {
                     session.leased_ns = group.steady_ns;
+                }
+            }
+            Then::Forgot { index, rows, next } => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.forgetting.stepped(next, rows);
                 }
             }
             Then::Reaped(index, ino) => {

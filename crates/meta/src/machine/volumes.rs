@@ -1,6 +1,7 @@
 //! Volumes and tokens: what the admin server assigns, brought into the state through the log.
 
 use super::Machine;
+use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
@@ -57,6 +58,8 @@ pub struct VolumeState {
     pub(super) changed_by: ChangedBy,
     /// Rows of files that are gone are not removed any more, because some are damaged.
     pub(super) purge_damaged: bool,
+    /// How far what nobody can ask for any more is forgotten.
+    pub(super) forgetting: Forgetting,
 }
 
 impl VolumeState {
@@ -70,6 +73,7 @@ impl VolumeState {
             to_reap: BTreeSet::new(),
             changed_by: ChangedBy::Nobody,
             purge_damaged: false,
+            forgetting: Forgetting::default(),
         }
     }
 
@@ -231,7 +235,11 @@ impl Machine {
 
     pub(super) fn volume_changed(&mut self, _group: &mut Group, index: VolumeIndex, row: rows::Volume) {
         match self.volumes.get_mut(&index) {
-            Some(volume) => volume.row = row,
+            Some(volume) => {
+                volume.row = row;
+                // Its horizon may be another one.
+                volume.forgetting.shrunk(self.last);
+            }
             None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
         }
     }

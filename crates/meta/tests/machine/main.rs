@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod damaged;
+mod forget;
 mod late;
 mod past;
 mod rights;

@@ -1,9 +1,11 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
+mod past;
+
 use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
 use crate::common;
-use chronofs_core::{SessionId, Version};
+use chronofs_core::{Retention, SessionId, Version};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
@@ -12,6 +14,7 @@ use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Tag};
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
+use past::Lease;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -45,6 +48,10 @@ pub struct World {
     marked: bool,
     /// Calls that were replayed after the window, and after a mark.
     pub late_after_mark: usize,
+    /// For what has to do with the past alone.
+    past_random: Random,
+    retention: Retention,
+    leases: Vec<Lease>,
 }
 
 impl World {
@@ -70,10 +77,14 @@ impl World {
             window_ms,
             marked: false,
             late_after_mark: 0,
+            past_random: Random::new(!seed),
+            retention: Retention::Forever,
+            leases: Vec::new(),
         }
     }
 
     pub fn run(&mut self) {
+        self.draw_retention();
         self.restart();
         let steps = 60 + self.random.below(200);
         for _ in 0..steps {
@@ -86,6 +97,7 @@ impl World {
                 85..=88 => self.connect(n),
                 89 => self.drop_connection(n),
                 90..=93 => self.sync(),
+                95 if self.looks_back() => self.past(),
                 94 | 95 => self.tick(),
                 96 => self.maintain(),
                 97 => self.fault(),
@@ -140,6 +152,7 @@ impl World {
                 }
             }
             Effect::Answer(conn, answer) => {
+                self.past_answered(conn, &answer);
                 if let Some(client) = self.client_of(conn) {
                     client.inbox.push_back(FromServer::Answer(answer));
                 }
@@ -242,8 +255,17 @@ impl World {
     }
 
     fn tick(&mut self) {
-        self.now_ns += self.random.below(300 * MS);
+        let most_ms = if self.looks_back() && self.past_random.one_in(4) { 2000 } else { 300 };
+        self.now_ns += self.random.below(most_ms * MS);
         self.with_server(vec![Event::Tick]);
+    }
+
+    fn past(&mut self) {
+        match self.past_random.below(4) {
+            0 | 1 => self.mount_past(),
+            2 => self.unmount_past(),
+            _ => self.check_past(),
+        }
     }
 
     fn maintain(&mut self) {
@@ -284,6 +306,7 @@ impl World {
             }
             client.disconnected();
         }
+        self.past_server_gone();
         self.medium.crash();
         if self.disk.is_off() {
             self.disk.power_on();
@@ -317,6 +340,7 @@ impl World {
             boot: self.boots,
             mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
             replay_window_ms: self.window_ms,
+            horizon_step_ms: 300,
             ..Config::default()
         };
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
@@ -326,7 +350,9 @@ impl World {
         self.server = Some(Server { core, engine });
         let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
         assignment.revision = 1;
+        assignment.volumes[0].spec.retention = self.retention;
         self.with_server(vec![Event::Assignment(Box::new(assignment)), Event::Tick]);
+        self.check_past();
     }
 
     /// What clients were told to be durable is there, at its version.
@@ -407,6 +433,7 @@ impl World {
             }
         }
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
+        self.finish_past();
         let Some(server) = &self.server else { panic!("no server in the end") };
         let view = server.engine.view();
         assert_is_model(&*view, &self.record.lock().unwrap());

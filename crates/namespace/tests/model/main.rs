@@ -16,6 +16,7 @@
 mod acl;
 mod client;
 mod compare;
+mod forget;
 mod generate;
 mod mutate;
 mod query;
