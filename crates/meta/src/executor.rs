@@ -1,7 +1,7 @@
 //! The threads around the core: one decides, a few read, one makes durable.
 
 use crate::core::{Core, Decided};
-use crate::machine::{ConnId, Effect, Event, Now, ObjectJob, ReadJob, SharedView, kind_of};
+use crate::machine::{ConnId, DeleteJob, Effect, Event, Now, ObjectJob, ReadJob, SharedView, kind_of};
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
 use chronofs_core::{Errno, Version};
@@ -47,6 +47,9 @@ pub enum Input {
 pub trait ObjectHandler: Send + 'static {
     /// Stores or reads an object and puts the answer into the outbox.
     fn handle(&self, job: ObjectJob, outbox: Arc<Outbox>);
+
+    /// Deletes objects and tells what became of them.
+    fn delete(&self, job: DeleteJob, tell: mpsc::WeakSender<Input>);
 }
 
 /// What the server's clocks show.
@@ -96,6 +99,7 @@ impl Executor {
             outboxes: HashMap::new(),
             readers,
             objects: Box::new(objects),
+            queue: queue.downgrade(),
             questions,
             sync: sync_state.clone(),
             full_since: None,
@@ -149,6 +153,8 @@ struct Worker {
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     readers: Vec<std_mpsc::SyncSender<ReadTask>>,
     objects: Box<dyn ObjectHandler>,
+    /// Weak, because the executor ends when nobody else can hand it anything.
+    queue: mpsc::WeakSender<Input>,
     /// The last question to the admin server.
     questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
@@ -284,6 +290,7 @@ impl Worker {
                     self.objects.handle(*job, outbox);
                 }
             }
+            Effect::Delete(job) => self.objects.delete(job, self.queue.clone()),
             Effect::Hurry => self.sync.change(|inner| {
                 inner.hurry = true;
                 inner.dirty();

@@ -1,5 +1,6 @@
 //! Figures for Prometheus.
 
+use crate::collect::GcStatus;
 use crate::machine::KINDS;
 use chronofs_core::Errno;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,6 +15,12 @@ use std::sync::atomic::AtomicU64;
 struct RequestLabels {
     kind: &'static str,
     errno: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectLabels {
+    volume: String,
+    state: &'static str,
 }
 
 /// The figures of one server.
@@ -39,6 +46,13 @@ pub struct Metrics {
     pub full: Counter,
     /// Rows of the past that were forgotten.
     pub forgotten: Counter,
+    /// Objects and staged slices, and their bytes.
+    objects: Family<ObjectLabels, Gauge>,
+    object_bytes: Family<ObjectLabels, Gauge>,
+    /// Objects in block stores that nothing explains.
+    quarantined: Gauge,
+    /// Volumes whose collection waits for a word or for an operator.
+    collection_stopped: Gauge,
 }
 
 impl Metrics {
@@ -60,6 +74,10 @@ impl Metrics {
             durable_lag: Gauge::default(),
             full: Counter::default(),
             forgotten: Counter::default(),
+            objects: Family::default(),
+            object_bytes: Family::default(),
+            quarantined: Gauge::default(),
+            collection_stopped: Gauge::default(),
             requests,
         };
         let mut registry = Registry::with_prefix("chronofs_meta");
@@ -81,7 +99,36 @@ impl Metrics {
             "Rows of the past that were forgotten",
             metrics.forgotten.clone(),
         );
+        metrics.register_collection(&mut registry);
         (metrics, registry)
+    }
+
+    fn register_collection(&self, registry: &mut Registry) {
+        let help = "Objects and staged slices, by what they wait for";
+        registry.register("objects", help, self.objects.clone());
+        let help = "Stored bytes of objects and staged slices, by what they wait for";
+        registry.register("object_bytes", help, self.object_bytes.clone());
+        let help = "Objects in block stores that nothing explains";
+        registry.register("quarantined_objects", help, self.quarantined.clone());
+        let help = "Volumes whose collection waits for an operator";
+        registry.register("collection_stopped", help, self.collection_stopped.clone());
+    }
+
+    /// Shows how collection stands.
+    pub fn show_collection(&self, status: &GcStatus) {
+        for volume in &status.volumes {
+            for (state, sum) in
+                [("held", volume.held), ("retired", volume.retired), ("condemned", volume.condemned)]
+            {
+                let labels = ObjectLabels { volume: volume.name.clone(), state };
+                self.objects.get_or_create(&labels).set(sum.count.try_into().unwrap_or(i64::MAX));
+                self.object_bytes.get_or_create(&labels).set(sum.bytes.try_into().unwrap_or(i64::MAX));
+            }
+        }
+        let stopped = status.volumes.iter().filter(|volume| volume.shown.braked || volume.shown.stopped);
+        self.collection_stopped.set(stopped.count().try_into().unwrap_or(i64::MAX));
+        let quarantined: u64 = status.stores.iter().map(|store| store.quarantined.count).sum();
+        self.quarantined.set(quarantined.try_into().unwrap_or(i64::MAX));
     }
 
     /// Counts an answer.

@@ -78,7 +78,10 @@ impl Machine {
     /// Takes a few steps of the sweeps that are under way, and begins those that are due.
     pub(super) fn forget(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let shrinks = |then: &Then| {
-            matches!(then, Then::SessionOver(_) | Then::HorizonMoved(..) | Then::VolumeChanged(..))
+            matches!(
+                then,
+                Then::SessionOver(_) | Then::HorizonMoved(..) | Then::VolumeChanged(..) | Then::Released(_)
+            )
         };
         if group.thens.iter().any(shrinks) {
             // The group sees already what is not durable.

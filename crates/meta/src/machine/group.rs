@@ -7,7 +7,7 @@ use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
 use chronofs_core::ops::{Missed, Reply, Request};
-use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::Volume;
 use chronofs_wire::message::{HelloAnswer, ToClient};
@@ -97,6 +97,15 @@ pub enum ObjectAction {
     },
 }
 
+/// Objects that are to be deleted: nothing can name them again, and that is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeleteJob {
+    /// Their volume.
+    pub volume: Uuid,
+    /// They.
+    pub objects: Vec<ObjectId>,
+}
+
 /// What is to be done after a group, in order.
 #[derive(Debug)]
 pub enum Effect {
@@ -110,6 +119,8 @@ pub enum Effect {
     Read(Box<ReadJob>),
     /// Store or read an object.
     Object(Box<ObjectJob>),
+    /// Delete objects from a volume's store, then tell with [`super::Event::Deleted`].
+    Delete(DeleteJob),
     /// Somebody waits for what was committed to become durable.
     Hurry,
     /// Tags before this version are not needed any more.
@@ -136,6 +147,14 @@ pub(super) enum Then {
     LeaseRenewed(SessionId),
     /// A sweep forgot rows and goes on here.
     Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
+    /// What was retired is condemned.
+    Condemned { index: VolumeIndex, staged: u32, braked: bool },
+    /// Condemned objects are handed out for deletion.
+    HandedOut(VolumeIndex, Vec<ObjectId>),
+    /// So many objects are gone.
+    ObjectsGone(VolumeIndex, u64),
+    /// An instant is no longer kept.
+    Released(VolumeIndex),
     /// An inode was freed.
     Reaped(VolumeIndex, Ino),
     /// The replies are in the state.

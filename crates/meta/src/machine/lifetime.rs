@@ -47,7 +47,9 @@ impl Machine {
         self.reap(group)?;
         self.purge(group)?;
         self.advance_horizons(group)?;
+        self.end_holds(group)?;
         self.forget(group)?;
+        self.collect(group)?;
         self.mark(group)
     }
 

@@ -6,6 +6,7 @@
 
 mod asking;
 mod calls;
+mod collect;
 mod forget;
 mod group;
 mod hello;
@@ -19,17 +20,19 @@ mod volumes;
 
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
-pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
+pub use collect::{CollectionShown, DeletedObjects};
+pub use group::{DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView};
 pub use now::Now;
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
 use asking::Asking;
 use chronofs_core::ops::Request;
-use chronofs_core::{Caller, Errno, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
+use collect::Ages;
 use group::{Then, Undo};
 use recovery::Phase;
 use session::{Kept, Session};
@@ -56,6 +59,10 @@ pub struct Config {
     pub replay_window_ms: u32,
     /// Replies are written, and tags let go, after so many commits.
     pub mark_after_commits: u64,
+    /// What no row names any more stays for so long: readers hold where it lies.
+    pub slice_life_ms: u32,
+    /// So much has to be retired at once for the brake to look at it.
+    pub brake_from: u64,
     /// The least that a horizon moves by.
     pub horizon_step_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
@@ -71,6 +78,8 @@ impl Default for Config {
             life_ms: 60_000,
             replay_window_ms: 10_000,
             mark_after_commits: 50_000,
+            slice_life_ms: 600_000,
+            brake_from: 10_000,
             horizon_step_ms: 60_000,
             asks_admin: false,
         }
@@ -122,6 +131,11 @@ pub enum Event {
     /// The admin server was asked, as [`Effect::AskAdmin`] wants, after this question and all before it; what it said
     /// came in an [`Event::Assignment`] before. Or it could not be asked, because of this.
     AdminAsked(u64, Option<String>),
+    /// What became of objects that were handed out with [`Effect::Delete`]. Without any handed out: these objects,
+    /// condemned before, are not in the store.
+    Deleted(Box<DeletedObjects>),
+    /// Objects of a volume were found in its store that look like garbage.
+    Garbage(Uuid, Vec<ObjectId>),
 }
 
 /// Someone waits until a version is durable.
@@ -204,6 +218,7 @@ pub struct Machine {
     parked: u64,
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
+    ages: Ages,
 }
 
 impl Machine {
@@ -239,6 +254,7 @@ impl Machine {
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
             forget_turn: 0,
+            ages: Ages::default(),
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
@@ -327,6 +343,8 @@ impl Machine {
                 self.assign(group)?;
                 self.look_again(group);
             }
+            Event::Deleted(done) => self.objects_deleted(group, &done)?,
+            Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -521,6 +539,14 @@ impl Machine {
             Then::Forgot { index, rows, next } => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.stepped(next, rows);
+                }
+            }
+            Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
+            Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
+            Then::ObjectsGone(index, count) => self.objects_gone(index, count),
+            Then::Released(index) => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.forgetting.lease_ended(self.last);
                 }
             }
             Then::Reaped(index, ino) => {

@@ -1,6 +1,7 @@
 //! Volumes and tokens: what the admin server assigns, brought into the state through the log.
 
 use super::Machine;
+use super::collect::{Collecting, CollectionShown};
 use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
@@ -60,6 +61,8 @@ pub struct VolumeState {
     pub(super) purge_damaged: bool,
     /// How far what nobody can ask for any more is forgotten.
     pub(super) forgetting: Forgetting,
+    /// How the collection of its objects stands.
+    pub(super) collecting: Collecting,
 }
 
 impl VolumeState {
@@ -74,12 +77,18 @@ impl VolumeState {
             changed_by: ChangedBy::Nobody,
             purge_damaged: false,
             forgetting: Forgetting::default(),
+            collecting: Collecting::default(),
         }
     }
 
     /// Its id.
     pub fn id(&self) -> Uuid {
         self.row.spec.id
+    }
+
+    /// How the collection of its objects stands.
+    pub fn collection(&self) -> &CollectionShown {
+        &self.collecting.shown
     }
 
     /// Ends `count` opens of `ino`; whether none is left.

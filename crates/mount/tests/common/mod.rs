@@ -48,6 +48,7 @@ pub fn serve_if_asked() {
             advertise: None,
             http_addr: None,
             tls: None,
+            timing: Default::default(),
         };
         let server = Server::start(&config, false).await.unwrap();
         let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));

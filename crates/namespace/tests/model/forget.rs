@@ -82,7 +82,8 @@ impl World {
         let view = self.engine.view();
         let failed = |stop| format!("{stop}");
         let row = volume(&*view, self.index).map_err(failed)?.ok_or("no volume")?;
-        let protected = protected_instants(self.index, &row, &list_sessions(&*view).map_err(failed)?);
+        let sessions = list_sessions(&*view).map_err(failed)?;
+        let protected = protected_instants(self.index, &row, &sessions, &[]);
         for table in VERSIONED {
             let rows =
                 Snapshot::new(&*view, self.index, None).history(table, &[], usize::MAX).map_err(failed)?;

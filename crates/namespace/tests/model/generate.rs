@@ -92,7 +92,7 @@ pub fn case(seed: u64) -> Case {
         pick: maker.rng.next(),
     };
     actions.extend([Action::Apply, Action::CheckNow, Action::Verify, all]);
-    actions.extend([Action::Verify, Action::Expire { picks, limit }]);
+    actions.extend([Action::Verify, Action::CollectAll, Action::Verify, Action::Expire { picks, limit }]);
     Case { retention, actions }
 }
 
@@ -214,6 +214,11 @@ impl Maker {
             95 => self.rng.pick(&[Action::Crash, Action::Verify]),
             96 => self.rng.pick(&[Action::Apply, Action::Apply, Action::Lease { tick: 7 }, Action::EndLease]),
             97 if self.rng.one_in(2) => Action::Purge { tick: self.tick() },
+            98 => match self.rng.below(3) {
+                0 => Action::CheckPast { pick: self.rng.next() },
+                1 => Action::Condemn { limit: 1 + self.rng.below(8) as u32 },
+                _ => Action::Delete { limit: 1 + self.rng.below(8) as usize },
+            },
             97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }
@@ -438,7 +443,15 @@ impl Maker {
             0 => (Place::Hole, None),
             1 => (Place::Inline(seal, bytes), None),
             2 => (Place::Staged(seal), Some(bytes)),
-            _ => (Place::Object(seal, 64), None),
+            _ => {
+                let mut seal = seal;
+                if self.rng.one_in(2) {
+                    // Of an object that was published before, or is still to be.
+                    seal.id = SliceId { index: self.next_object as u32, ..self.slice_id() };
+                    seal.id.object.n = 1 + self.rng.below(self.next_object);
+                }
+                (Place::Object(seal, 64), None)
+            }
         };
         let skip = if place == Place::Hole { 0 } else { skip };
         NewSlice { block, slice: Slice { offset, len, skip, place }, staged }

@@ -15,6 +15,7 @@
 
 mod acl;
 mod client;
+mod collect;
 mod compare;
 mod forget;
 mod generate;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request, SystemRequest};
 use chronofs_core::slice::NewSlice;
 use chronofs_core::volume::{Compression, VolumeSpec};
-use chronofs_core::{Caller, Errno, Ino, Retention, SessionId, SliceId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, Retention, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Commit, Engine, Overlay, View};
 use chronofs_namespace::{Ctx, SystemCtx, SystemReply};
@@ -111,6 +111,16 @@ pub enum Action {
         limit: u32,
         pick: u64,
     },
+    /// Objects that no row names are condemned, staged slices go.
+    Condemn {
+        limit: u32,
+    },
+    /// The store deletes condemned objects.
+    Delete {
+        limit: usize,
+    },
+    /// All that no row names goes, and nothing else.
+    CollectAll,
     /// All of the past is forgotten but for these instants, which show what they did. Comes last.
     Expire {
         picks: Vec<u64>,
@@ -147,6 +157,8 @@ pub struct World {
     pub horizon: Version,
     /// Where the sweep goes on.
     pub sweep: Bytes,
+    /// Objects that the store has deleted.
+    pub deleted: BTreeSet<ObjectId>,
 }
 
 pub type Check = Result<(), String>;
@@ -207,6 +219,7 @@ impl World {
             leases: Vec::new(),
             horizon: start,
             sweep: Bytes::new(),
+            deleted: BTreeSet::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
             SystemReply::Volume { index, .. } => world.index = index,
@@ -239,6 +252,9 @@ impl World {
             Action::Ask { caller, scope, read_only, tick, keep, request } => {
                 let scope = self.slots[*scope];
                 let request = self.resolved(request);
+                if self.names_condemned(&request)? {
+                    return Ok(());
+                }
                 let caller = callers()[*caller].clone();
                 match request.mutates() {
                     true => self.mutate(&caller, scope, *read_only, *tick, *keep, &request, None),
@@ -288,6 +304,9 @@ impl World {
             Action::Horizon { tick } => self.move_horizon(*tick),
             Action::Forget { limit } => self.forget(*limit),
             Action::ForgetAll { tick, limit, pick } => self.forget_all(*tick, *limit, *pick),
+            Action::Condemn { limit } => self.condemn(*limit).map(drop),
+            Action::Delete { limit } => self.delete(*limit).map(drop),
+            Action::CollectAll => self.collect_all(),
             Action::Expire { picks, limit } => self.expire(picks, *limit),
         }
     }

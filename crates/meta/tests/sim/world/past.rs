@@ -30,9 +30,12 @@ impl World {
     }
 
     pub fn draw_retention(&mut self) {
-        let seconds =
-            if self.looks_back() { [1, 1, 2, 3600][self.past_random.below(4) as usize] } else { 3600 };
-        self.retention = Retention::Seconds(seconds);
+        let seconds = [1, 1, 2, 3600][self.past_random.below(4) as usize];
+        self.retention = match self.looks_back() {
+            true if self.store_random.one_in(4) => Retention::None,
+            true => Retention::Seconds(seconds),
+            false => Retention::Seconds(3600),
+        };
     }
 
     /// Somebody mounts an instant of the last two seconds.
