@@ -50,7 +50,7 @@ require_packages() {
 }
 
 # Sets CHRONOFS to the path of the executable: CHRONOFS_EXECUTABLE, or one built in profile CHRONOFS_PROFILE (release,
-# or dev).
+# or dev). Arguments go to cargo: what else is to be built.
 build_chronofs() {
     if [ -n "${CHRONOFS_EXECUTABLE:-}" ]; then
         CHRONOFS=$CHRONOFS_EXECUTABLE
@@ -63,7 +63,7 @@ build_chronofs() {
         *) folder=$profile ;;
     esac
     target=${CARGO_TARGET_DIR:-$REPO/target}
-    (cd "$REPO" && cargo build --locked --profile "$profile" -p chronofs) || fail "chronofs does not build" "see the errors above"
+    (cd "$REPO" && cargo build --locked --profile "$profile" -p chronofs "$@") || fail "chronofs does not build" "see the errors above"
     CHRONOFS=$target/$folder/chronofs
     [ -x "$CHRONOFS" ] || fail "cargo built no $CHRONOFS"
 }

@@ -92,6 +92,9 @@ pub enum Request {
     Sync,
     /// A further range of object counters for the session. -> [`Reply::Grant`]
     Grant { count: u64 },
+    /// In the past: whether some caller may do less with the directory now than at the instant, so that the modes of
+    /// then do not say enough. -> [`Reply::Narrowed`]
+    Narrowed { dir: Ino },
 }
 
 /// The condition of a merge.
@@ -180,6 +183,8 @@ pub enum Reply {
     Instant(Version),
     /// Object counters `first..end` are the session's.
     Grant { first: u64, end: u64 },
+    /// Whether rights became fewer.
+    Narrowed(bool),
 }
 
 /// An entry of a directory.
@@ -310,7 +315,8 @@ impl Request {
             | Request::Access { .. }
             | Request::Open { .. }
             | Request::Close { .. }
-            | Request::Sync => false,
+            | Request::Sync
+            | Request::Narrowed { .. } => false,
             Request::Create { .. }
             | Request::Link { .. }
             | Request::Unlink { .. }

@@ -65,6 +65,12 @@ pub fn text_of(output: &Output) -> String {
 /// Runs `command` to its end. A command that hangs is killed and fails the test.
 #[track_caller]
 pub fn run(command: &mut Command) -> Output {
+    run_within(PATIENCE, command)
+}
+
+/// As [`run`], for a command that may take longer.
+#[track_caller]
+pub fn run_within(limit: Duration, command: &mut Command) -> Output {
     let shown = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())
@@ -75,9 +81,9 @@ pub fn run(command: &mut Command) -> Output {
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let read_err = std::thread::spawn(move || read_all(&mut err));
     let read_out = std::thread::spawn(move || read_all(&mut out));
-    let status = wait_at_most(&mut child, PATIENCE).unwrap_or_else(|| {
+    let status = wait_at_most(&mut child, limit).unwrap_or_else(|| {
         let _ = child.kill();
-        panic!("{shown}: still running after {PATIENCE:?}")
+        panic!("{shown}: still running after {limit:?}")
     });
     Output { status, stdout: read_out.join().unwrap(), stderr: read_err.join().unwrap() }
 }

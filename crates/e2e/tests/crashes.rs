@@ -1,6 +1,6 @@
 //! kill -9 of meta, admin and mount at random moments under load: nothing acknowledged is lost.
 //!
-//! Long variant: `CHRONOFS_ROUNDS=1000 cargo test -p chronofs-e2e --test crashes`.
+//! Long variant: `CHRONOFS_ROUNDS=1000 cargo test --workspace --test crashes`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Test suites that others wrote, on a mount: pjdfstest and fsx.
 //!
 //! scripts/test installs both into target/tools and puts them into PATH.
-//! Long variant: `CHRONOFS_FSX_OPS=1000000 cargo test -p chronofs-e2e --test judges`.
+//! Long variant: `CHRONOFS_FSX_OPS=1000000 cargo test --workspace --test judges`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::collections::BTreeSet;

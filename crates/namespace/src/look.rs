@@ -106,6 +106,16 @@ impl<R: Reads + Copy> Look<'_, R> {
         Ok(())
     }
 
+    /// Whether some caller may do less with the inode now than at the instant. It says yes where that would take
+    /// more than a look at the modes.
+    pub(crate) fn narrowed(&self, ino: Ino, then: &Inode) -> Done<bool> {
+        let Some(present) = &self.present else { return Ok(false) };
+        let Some(now) = inode_in(present, ino)? else { return Ok(false) };
+        let same_classes =
+            (now.uid, now.gid) == (then.uid, then.gid) && (now.flags | then.flags) & Inode::HAS_ACL == 0;
+        Ok(!same_classes || then.mode & !now.mode & 0o777 != 0)
+    }
+
     /// Whether the inode is the scope's root or below it. One without links is if the session has it open:
     /// what others have open may never have been in its scope.
     pub(crate) fn in_scope(&self, ino: Ino, inode: &Inode) -> Done<bool> {

@@ -33,6 +33,7 @@ pub(crate) fn read<R: Reads + Copy>(look: &Look<'_, R>, request: &Request) -> Do
         Request::Staged { ino, ids } => staged(look, *ino, ids),
         Request::StatFs => stat_fs(look),
         Request::Access { ino, mask } => access(look, *ino, *mask),
+        Request::Narrowed { dir } => Ok(Reply::Narrowed(look.narrowed(*dir, &look.named_dir(*dir)?)?)),
         Request::Open { ino, read, write } => open(look, *ino, *read, *write),
         Request::Close { .. } => Ok(Reply::Done),
         Request::Sync => Ok(Reply::Instant(look.ctx.version)),

@@ -258,6 +258,7 @@ fn requests() -> Lines<Request> {
         Publish = publish(),
         Sync = Request::Sync,
         Grant = Request::Grant { count: 43 },
+        Narrowed = Request::Narrowed { dir: ino },
     })
 }
 
@@ -282,6 +283,7 @@ fn replies() -> Lines<Reply> {
         Opened = Reply::Opened { attr: attr(FileKind::File), slices: Some(placed_slices()) },
         Instant = Reply::Instant(Version(50)),
         Grant = Reply::Grant { first: 51, end: 52 },
+        Narrowed = Reply::Narrowed(true),
     })
 }
 

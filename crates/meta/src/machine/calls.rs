@@ -13,7 +13,7 @@ use chronofs_wire::message::{REPLIES_KEPT_MAX, ToClient};
 use std::collections::BTreeMap;
 
 /// Names of the kinds of requests, by [`kind_of`].
-pub const KINDS: [&str; 24] = [
+pub const KINDS: [&str; 25] = [
     "lookup",
     "parent",
     "getattr",
@@ -38,6 +38,7 @@ pub const KINDS: [&str; 24] = [
     "publish",
     "sync",
     "grant",
+    "narrowed",
 ];
 /// The kind of [`Request::Sync`].
 pub(super) const SYNC: u8 = 22;
@@ -69,6 +70,7 @@ pub fn kind_of(request: &Request) -> u8 {
         Request::Publish { .. } => 21,
         Request::Sync => SYNC,
         Request::Grant { .. } => 23,
+        Request::Narrowed { .. } => 24,
     }
 }
 
@@ -83,6 +85,7 @@ fn is_quick(request: &Request) -> bool {
             | Request::GetXattr { .. }
             | Request::StatFs
             | Request::Access { .. }
+            | Request::Narrowed { .. }
     )
 }
 

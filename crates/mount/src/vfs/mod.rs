@@ -57,7 +57,7 @@ pub(crate) struct Shown {
     pub(crate) attr: Option<Attr>,
     /// How long the attributes may be believed.
     pub(crate) ttl: Duration,
-    /// How long the name may be: in the past not at all, since the kernel would let everybody use it.
+    /// How long the name may be: nothing, where only the server knows who may use it (`rights`).
     pub(crate) name_ttl: Duration,
 }
 
@@ -207,9 +207,32 @@ impl Vfs {
         self.shown(Some(attr))
     }
 
+    /// What a name in `dir` stands for.
+    fn show_in(&self, dir: Ino, attr: Option<Attr>) -> Shown {
+        let shown = match attr {
+            Some(attr) => self.show(attr),
+            None => self.shown(None),
+        };
+        if self.at.is_some() { Shown { name_ttl: self.rights.as_then(dir), ..shown } } else { shown }
+    }
+
     fn shown(&self, attr: Option<Attr>) -> Shown {
         let ttl = self.ttl().unwrap_or(Duration::ZERO);
-        Shown { attr, ttl, name_ttl: if self.at.is_some() { Duration::ZERO } else { ttl } }
+        Shown { attr, ttl, name_ttl: ttl }
+    }
+
+    /// Asks whether the rights of a directory of the past are narrower now, unless that is known. Where there is no
+    /// answer, each caller's right is asked for.
+    async fn learn_rights(&self, dir: Ino) {
+        if self.at.is_none() || self.rights.known(dir) {
+            return;
+        }
+        let asked = Instant::now();
+        if let Ok((_, Reply::Narrowed(narrowed))) =
+            self.connection.call(Caller::ROOT, Request::Narrowed { dir }).await
+        {
+            self.rights.learned(dir, narrowed, asked);
+        }
     }
 
     fn writable(&self) -> Result<(), Errno> {

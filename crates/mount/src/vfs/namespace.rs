@@ -24,12 +24,18 @@ impl Vfs {
         name: &Name,
     ) -> Option<Shown> {
         self.ttl()?;
-        if self.at.is_some() && !self.rights.has(&caller(), parent, Right::Search) {
+        if self.at.is_some()
+            && !(self.rights.known(parent) && self.rights.has(&caller(), parent, Right::Search))
+        {
             return None;
         }
+        self.cached(parent, name)
+    }
+
+    fn cached(&self, parent: Ino, name: &Name) -> Option<Shown> {
         match self.cache.entry(parent, name)? {
-            CachedEntry::Missing => Some(self.shown(None)),
-            CachedEntry::Names(ino) => Some(self.show(self.cache.attr(ino)?)),
+            CachedEntry::Missing => Some(self.show_in(parent, None)),
+            CachedEntry::Names(ino) => Some(self.show_in(parent, Some(self.cache.attr(ino)?))),
         }
     }
 
@@ -37,7 +43,18 @@ impl Vfs {
     pub(crate) async fn lookup(&self, caller: Caller, parent: Ino, name: Name) -> Result<Shown, Errno> {
         let request = Request::Lookup { parent, name: name.clone() };
         let asked = Instant::now();
-        let answer = self.connection.ask(caller.clone(), request).await?;
+        let answer = if self.at.is_some() {
+            if self.cached(parent, &name).is_some() {
+                self.learn_rights(parent).await;
+                if let Some(shown) = self.try_lookup(|| caller.clone(), parent, &name) {
+                    return Ok(shown);
+                }
+            }
+            // Both questions travel together.
+            tokio::join!(self.connection.ask(caller.clone(), request), self.learn_rights(parent)).0?
+        } else {
+            self.connection.ask(caller.clone(), request).await?
+        };
         let believed = self.ttl().is_some();
         if self.at.is_some() && matches!(answer.result, Ok(_) | Err(Errno::ENOENT)) {
             self.rights.granted(caller, parent, Right::Search, asked);
@@ -48,13 +65,13 @@ impl Vfs {
                     self.cache.put_entry(parent, &name, CachedEntry::Names(attr.ino), answer.version);
                     self.cache.put_attr(&attr, answer.version);
                 }
-                Ok(self.show(attr))
+                Ok(self.show_in(parent, Some(attr)))
             }
             Err(Errno::ENOENT) => {
                 if believed {
                     self.cache.put_entry(parent, &name, CachedEntry::Missing, answer.version);
                 }
-                Ok(self.shown(None))
+                Ok(self.show_in(parent, None))
             }
             Ok(other) => Err(reply::unexpected(&other)),
             Err(errno) => Err(errno),

@@ -236,7 +236,7 @@ impl Maker {
 
     fn read(&mut self) -> Request {
         let ino = self.ino();
-        match self.rng.below(12) {
+        match self.rng.below(13) {
             0 | 1 => Request::Lookup { parent: self.dir(), name: self.name() },
             2 => Request::Parent { dir: self.dir() },
             3 => Request::GetAttr { ino },
@@ -247,6 +247,7 @@ impl Maker {
             8 => Request::Slices { ino: self.file(), first: 0, count: 4, staged: true },
             9 => Request::StatFs,
             10 => Request::Access { ino, mask: self.rng.below(8) as u8 },
+            11 => Request::Narrowed { dir: self.dir() },
             _ => Request::Open {
                 ino: if self.rng.one_in(3) { ino } else { self.file() },
                 read: self.rng.one_in(2),

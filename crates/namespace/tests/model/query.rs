@@ -24,6 +24,7 @@ impl Reader<'_> {
         match request {
             Request::Lookup { parent: ino, .. }
             | Request::Parent { dir: ino }
+            | Request::Narrowed { dir: ino }
             | Request::GetAttr { ino }
             | Request::ReadDir { dir: ino, .. }
             | Request::ReadLink { ino }
@@ -80,6 +81,11 @@ impl Reader<'_> {
                 }
                 self.allow(*ino, u16::from(*mask))?;
                 Ok(Reply::Done)
+            }
+            Request::Narrowed { dir } => {
+                let then = state.dir(*dir)?;
+                let now = self.present.and_then(|present| present.nodes.get(dir));
+                Ok(Reply::Narrowed(now.is_some_and(|now| narrowed(then, now))))
             }
             Request::Open { ino, read, write } => self.open(*ino, *read, *write),
             _ => panic!("the generator makes no {request:?}"),
@@ -143,4 +149,21 @@ impl Reader<'_> {
 /// Kinds whose bytes lie in the volume: a read-only one cannot be opened for writing.
 fn in_volume(kind: FileKind) -> bool {
     matches!(kind, FileKind::File | FileKind::Dir | FileKind::Symlink)
+}
+
+/// Whether somebody may do less with the directory now than then, by a look at modes alone. If nobody does, every
+/// caller who was allowed something still is.
+fn narrowed(then: &Node, now: &Node) -> bool {
+    let by_modes = (then.uid, then.gid) == (now.uid, now.gid) && then.acl.is_none() && now.acl.is_none();
+    let narrowed = !by_modes || then.mode & !now.mode & 0o777 != 0;
+    for (uid, gid) in (0..5).flat_map(|uid| (0..5).map(move |gid| (uid, gid))) {
+        let caller = Caller { uid, gid, groups: Vec::new() };
+        for want in [R, W, X] {
+            assert!(
+                narrowed || !then.may(&caller, want) || now.may(&caller, want),
+                "{then:?} {now:?} {caller:?}"
+            );
+        }
+    }
+    narrowed
 }

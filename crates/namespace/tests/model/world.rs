@@ -576,6 +576,7 @@ impl World {
         match &mut request {
             Request::Lookup { parent: ino, .. }
             | Request::Parent { dir: ino }
+            | Request::Narrowed { dir: ino }
             | Request::GetAttr { ino }
             | Request::ReadDir { dir: ino, .. }
             | Request::ReadLink { ino }
