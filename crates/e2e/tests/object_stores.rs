@@ -189,7 +189,7 @@ async fn the_double_of_gcs_is_found_honest_and_keeps_objects() {
     assert_honest(&probe(&of_double(&double, false)).await);
     assert_eq!(double.names(), Vec::<String>::new(), "a probe leaves nothing behind");
     keeps_objects(&of_double(&double, true)).await;
-    assert!(double.names().contains(&format!("{BUCKET}/a/b/{}", name(1))));
+    assert!(double.names().contains(&format!("{BUCKET}/a/b/{}", name(3))));
 }
 
 #[tokio::test]
