@@ -21,6 +21,6 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
-pub use name::object_name;
-pub use port::{ObjectPort, ShownBy, StoreError, Trouble};
+pub use name::{object_name, parse_object_name};
+pub use port::{ListPage, ObjectPort, ShownBy, StoreError, StorePort, Trouble};
 pub use store::{BlockStore, RemoteStore};

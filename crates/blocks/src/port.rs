@@ -50,6 +50,25 @@ pub trait ObjectPort: Send + Sync + 'static {
     }
 }
 
+/// A store that its owner can also look through and delete from. Clients never have one.
+pub trait StorePort: ObjectPort {
+    /// Has the object `name` gone. One that is not there is no error; a place that is not the store's is.
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// A page of what lies where objects lie, from `from` on (`None`: from the start). Any trouble is an error: what is
+    /// left out without one is not there.
+    fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>>;
+}
+
+/// A page of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ListPage {
+    /// Names, with the bytes under them, in no order. Some may be of strangers.
+    pub names: Vec<(String, u64)>,
+    /// Where the next page begins; `None`: there is none.
+    pub next: Option<String>,
+}
+
 /// What kind of trouble an object is in: decides whether to try again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trouble {

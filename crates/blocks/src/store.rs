@@ -6,7 +6,7 @@
 //! In a folder objects are files that are written once, synced, and never replaced. The crate `object_store` does the
 //! writing: a temporary name, sync of the file, a hard link that fails if the name is taken, sync of the folder.
 
-use crate::port::{ObjectPort, StoreError};
+use crate::port::{ListPage, ObjectPort, StoreError, StorePort};
 use bytes::Bytes;
 use chronofs_core::Errno;
 use futures::FutureExt;
@@ -170,6 +170,37 @@ impl BlockStore {
         }
     }
 
+    async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        self.check_marker(name)?;
+        // Not synced: one that a power cut brings back is found in the listing, and goes then.
+        match self.files.delete(&location).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.unavailable(name, "it cannot be deleted", &error)),
+        }
+    }
+
+    /// A page is one of the 256 folders that objects are spread over.
+    async fn list_folder(&self, from: Option<String>) -> Result<ListPage, StoreError> {
+        let _permit = self.permits.acquire().await;
+        let part = from.as_deref().map_or(Ok(0), |from| u8::from_str_radix(from, 16));
+        let part = part.map_err(|_| StoreError::missing(OBJECTS, "no page of a listing begins there"))?;
+        self.check_marker(OBJECTS)?;
+        let root = self.folder.clone();
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut names = Vec::new();
+            list_below(&root, &format!("{OBJECTS}/{part:02x}"), &mut names)?;
+            io::Result::Ok(names)
+        });
+        let names = match listed.await {
+            Ok(Ok(names)) => names,
+            Ok(Err(error)) => return Err(self.unavailable(OBJECTS, "it cannot be listed", &error)),
+            Err(error) => return Err(self.unavailable(OBJECTS, "it cannot be listed", &error)),
+        };
+        Ok(ListPage { names, next: part.checked_add(1).map(|next| format!("{next:02x}")) })
+    }
+
     async fn too_short(&self, name: &str, location: &Location, end: u64) -> StoreError {
         match self.files.head(location).await {
             Ok(meta) if meta.size < end => StoreError::damaged(
@@ -209,6 +240,16 @@ impl ObjectPort for BlockStore {
     }
 }
 
+impl StorePort for BlockStore {
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.delete_object(name).boxed()
+    }
+
+    fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+        self.list_folder(from).boxed()
+    }
+}
+
 fn location(name: &str) -> Result<Location, StoreError> {
     check_name(name)?;
     Ok(Location::from(name))
@@ -220,6 +261,32 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
         Some(_) => Ok(()),
         None => Err(StoreError::missing(name, "that is not the name of an object")),
     }
+}
+
+/// Where objects lie.
+const OBJECTS: &str = "objects";
+
+/// Every file below `folder` of `root`, with its length. A folder that is not there has none.
+fn list_below(root: &Path, folder: &str, names: &mut Vec<(String, u64)>) -> io::Result<()> {
+    let entries = match fs::read_dir(root.join(folder)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            list_below(root, &name, names)?;
+            continue;
+        }
+        match entry.metadata() {
+            Ok(metadata) => names.push((name, metadata.len())),
+            // Deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The error number of the operating system at the bottom of an error, if there is one.

@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use chronofs_blocks::store::MARKER;
-use chronofs_blocks::{BlockStore, ObjectPort, StoreError, Trouble, object_name};
+use chronofs_blocks::{BlockStore, ObjectPort, StoreError, StorePort, Trouble, object_name};
 use chronofs_core::{Errno, ObjectId, SessionId};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -64,6 +65,48 @@ async fn missing_and_cut_objects_are_told_apart() {
         assert_eq!(cut.trouble, Trouble::Damaged, "{cut}");
         assert!(cut.to_string().contains("ends at byte 4"), "{cut}");
     }
+}
+
+async fn listed(store: &BlockStore) -> Result<BTreeMap<String, u64>, StoreError> {
+    let (mut found, mut from) = (BTreeMap::new(), None);
+    loop {
+        let page = store.list(from).await?;
+        found.extend(page.names);
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return Ok(found),
+        }
+    }
+}
+
+#[tokio::test]
+async fn objects_are_listed_and_deleted_and_nothing_else_is() {
+    let (_folder, path, store) = made();
+    assert_eq!(listed(&store).await.unwrap(), BTreeMap::new());
+    for n in 0..300 {
+        store.put(&name(n), Bytes::from(vec![0; n as usize])).await.unwrap();
+    }
+    fs::create_dir_all(path.join("objects/00")).unwrap();
+    fs::write(path.join("objects/00/letter"), "dear").unwrap();
+    let mut all: BTreeMap<String, u64> = (0..300).map(|n| (name(n), n)).collect();
+    all.insert("objects/00/letter".to_owned(), 4);
+    assert_eq!(listed(&store).await.unwrap(), all);
+    for _ in 0..2 {
+        store.delete(&name(7)).await.unwrap();
+    }
+    all.remove(&name(7));
+    assert_eq!(listed(&store).await.unwrap(), all);
+    assert_eq!(store.get(&name(7), 0, 1).await.unwrap_err().trouble, Trouble::Missing);
+    for stranger in ["objects/00/letter", MARKER, "../x", ""] {
+        assert!(store.delete(stranger).await.is_err(), "{stranger}");
+    }
+    assert!(store.list(Some("further".to_owned())).await.is_err());
+
+    // Without its marker it is an empty mount point, or another disk: nothing is concluded.
+    fs::remove_file(path.join(MARKER)).unwrap();
+    let refused = [store.delete(&name(8)).await.unwrap_err(), listed(&store).await.unwrap_err()];
+    assert!(refused.iter().all(|error| error.trouble == Trouble::Unavailable), "{refused:?}");
+    assert!(path.join(name(8)).exists());
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
-use chronofs_meta::{Checked, StartConfig};
+use chronofs_meta::collect::{GcStatus, StoreListing, VolumeCollection};
+use chronofs_meta::machine::CollectionShown;
+use chronofs_meta::{Checked, StartConfig, Timing};
 use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
@@ -20,6 +22,27 @@ pub(crate) struct Folder {
     /// Folder of the metadata store
     #[arg(long, value_name = "DIR", default_value = "/var/lib/chronofs/meta")]
     db_folder: PathBuf,
+}
+
+/// For tests that cannot wait.
+#[derive(Args, Debug)]
+pub(crate) struct TimingArgs {
+    /// Seconds that what nothing names any more stays
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    slice_life: Option<u64>,
+    /// Seconds that the past horizon moves by at least
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    horizon_step: Option<u64>,
+}
+
+impl TimingArgs {
+    fn timing(&self) -> Timing {
+        let usual = Timing::default();
+        Timing {
+            slice_life: self.slice_life.map_or(usual.slice_life, Duration::from_secs),
+            horizon_step: self.horizon_step.map_or(usual.horizon_step, Duration::from_secs),
+        }
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -47,12 +70,37 @@ pub(crate) enum Command {
         tls: Tls,
         #[command(flatten)]
         log: LogArgs,
+        #[command(flatten)]
+        timing: TimingArgs,
     },
     /// Say whether the server runs and what it serves
     Status {
         /// Where it serves metrics and health
         #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
         http_addr: SocketAddr,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what nothing needs any more, and have a running server find and delete it
+    #[command(
+        after_help = "Without options it only shows. What lost its last name is deleted by itself after 10 minutes; \
+                      --full also finds what clients stored and never used. What nothing explains is shown and never \
+                      deleted"
+    )]
+    Gc {
+        /// Where the server serves metrics and health
+        #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
+        http_addr: SocketAddr,
+        /// Read all rows to say what the past costs and what could go now, and delete nothing for it
+        #[arg(long, conflicts_with_all = ["full", "release_brake"])]
+        dry_run: bool,
+        /// Look through the block stores, and wait until all that can go is gone
+        #[arg(long)]
+        full: bool,
+        /// Let go what was held back because it is much at once
+        #[arg(long)]
+        release_brake: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -107,13 +155,17 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, tls, log } => {
+        Command::Start { folder, bind_addr, advertise, http_addr, tls, log, timing } => {
             log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
-            let config = StartConfig { db_folder, bind_addr, advertise, http_addr: Some(http_addr), tls };
+            let (http_addr, timing) = (Some(http_addr), timing.timing());
+            let config = StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing };
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
+        Command::Gc { http_addr, dry_run, full, release_brake, json } => {
+            gc(http_addr, dry_run, full, release_brake, json).context("meta gc")
+        }
         Command::Verify { folder, blocks } => verify(&folder.db_folder, blocks).context("meta verify"),
     }
 }
@@ -128,8 +180,105 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
         output::warn("no list of volumes was received yet; is the admin server running?");
     }
     let volumes = serde_json::to_value(&status.volumes)?;
+    status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.collection));
     let columns = [("VOLUME", "name"), ("MOUNTS", "sessions"), ("PROBLEM", "problem")];
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))
+}
+
+fn gc(http_addr: SocketAddr, dry_run: bool, full: bool, release_brake: bool, json: bool) -> Result<()> {
+    let status = serve(async {
+        if !full && !release_brake {
+            return chronofs_meta::gc_status(http_addr, dry_run).await;
+        }
+        let begun = chronofs_meta::gc(http_addr, full, release_brake).await?;
+        if full { until_collected(http_addr, begun.asked).await } else { Ok(begun) }
+    })??;
+    if json {
+        return output::line(serde_json::to_string_pretty(&status)?);
+    }
+    show_gc(&status)
+}
+
+/// Waits until the stores were looked through and what was found to go is gone.
+async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
+    let mut told = Instant::now();
+    loop {
+        let status = chronofs_meta::gc_status(http_addr, false).await?;
+        let waits = |volume: &VolumeCollection| {
+            let stuck = volume.shown.problem.is_some() || volume.shown.stopped;
+            let due = if volume.shown.braked { 0 } else { volume.due.count };
+            if stuck { 0 } else { volume.condemned.count + due }
+        };
+        let waiting: u64 = status.volumes.iter().map(waits).sum();
+        if status.looks >= look && waiting == 0 {
+            return Ok(status);
+        }
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            output::note(format!("{waiting} objects are to be deleted; looking through the block stores"));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn show_gc(status: &GcStatus) -> Result<()> {
+    let mut columns = vec![
+        ("VOLUME", "name"),
+        ("OBJECTS", "/held/count"),
+        ("SIZE", "/held/bytes"),
+        ("WAITING", "/retired/count"),
+        ("SIZE", "/retired/bytes"),
+        ("COULD GO", "/due/count"),
+        ("SIZE", "/due/bytes"),
+        ("BEING DELETED", "/condemned/count"),
+        ("DELETED", "deleted"),
+    ];
+    if status.volumes.iter().any(|volume| volume.live_bytes.is_some()) {
+        columns.push(("NEEDED NOW", "live_bytes"));
+    }
+    let volumes = serde_json::to_value(&status.volumes)?;
+    output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))?;
+    status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.shown));
+    status.stores.iter().try_for_each(show_store)
+}
+
+fn warn_of(name: &str, shown: &CollectionShown) {
+    if shown.braked {
+        output::warn(format!(
+            "volume {name}: more than half of its objects lost their last name in a short time; they stay. If that is \
+                 meant: chronofs meta gc --release-brake"
+        ));
+    }
+    if shown.stopped {
+        output::warn(format!(
+            "volume {name}: its metadata is damaged, so nothing is collected; stop the server and run chronofs meta \
+                 verify"
+        ));
+    }
+    if let Some(problem) = &shown.problem {
+        output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));
+    }
+}
+
+fn show_store(store: &StoreListing) -> Result<()> {
+    let volumes = store.volumes.join(", ");
+    if let Some(error) = &store.error {
+        output::warn(format!("the block store of {volumes} could not be looked through: {error}"));
+        return Ok(());
+    }
+    let sized = |sum: &chronofs_meta::Sum| format!("{} ({})", sum.count, output::show_size(sum.bytes));
+    output::line(format!(
+        "block store of {volumes} at {}: {} objects, of them never used: {}, not used yet: {}, unexplained: {}",
+        store.at,
+        sized(&store.found),
+        sized(&store.garbage),
+        sized(&store.open),
+        sized(&store.quarantined)
+    ))?;
+    store
+        .examples
+        .iter()
+        .try_for_each(|(name, reason)| output::line(format!("  {name}: {reason}; it is left alone")))
 }
 
 fn verify(db_folder: &Path, blocks: bool) -> Result<()> {

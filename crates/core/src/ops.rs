@@ -8,7 +8,7 @@
 
 use crate::slice::{NewSlice, PlacedSlice, SliceKey};
 use crate::volume::VolumeSpec;
-use crate::{Attr, Caller, Errno, FileKind, Ino, Name, SessionId, SetAttr, SliceId, Version};
+use crate::{Attr, Caller, Errno, FileKind, Ino, Name, ObjectId, SessionId, SetAttr, SliceId, Version};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -265,6 +265,23 @@ pub enum SystemRequest {
     NoteMissed { session: SessionId, missed: Option<Missed> },
     /// Notes the replayed calls that are lost and of which a session has not said that it knows.
     NoteParked { session: SessionId, calls: Vec<(u64, Errno)> },
+    /// Looks at up to `limit` rows of the past of a volume, from the engine's key `from` on (empty: from the start), and
+    /// forgets those that no protected instant can see.
+    Expire { volume: uuid::Uuid, from: Bytes, limit: u32 },
+    /// Condemns up to `limit` objects, and removes staged slices, that no row names since `before` or longer. If at
+    /// least `brake` of them, and more than half of all, are retired, only those go that were released.
+    Condemn { volume: uuid::Uuid, before: Version, limit: u32, brake: u64 },
+    /// Condemns those of these objects of the store that a session was granted and no row names, if it is over since
+    /// `over_since` or longer.
+    CondemnGarbage { volume: uuid::Uuid, objects: Vec<ObjectId>, over_since: Version },
+    /// The store has deleted these condemned objects.
+    Deleted { volume: uuid::Uuid, objects: Vec<ObjectId> },
+    /// What no row names by now may go, however much it is.
+    ReleaseBrake { volume: uuid::Uuid },
+    /// Keeps an instant readable under an id of the caller's choice: with an end it is a hold, without one a pin.
+    Keep { volume: uuid::Uuid, id: uuid::Uuid, at: Version, ends: Option<Version>, note: String },
+    /// Ends a hold or a pin.
+    Release { volume: uuid::Uuid, id: uuid::Uuid },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

@@ -50,11 +50,17 @@ impl Installation {
         Installation::start_in(dir, &meta_folder, admin, meta)
     }
 
+    /// The same with further arguments of `chronofs meta start`.
+    pub fn start_with_meta_arguments(arguments: &[&str]) -> Installation {
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Installation::start_with_tls(&[], &arguments)
+    }
+
     fn start_in(
         dir: tempfile::TempDir,
         meta_folder: &Path,
-        admin_tls: &[String],
-        meta_tls: &[String],
+        admin_more: &[String],
+        meta_more: &[String],
     ) -> Installation {
         crate::require_root_and_fuse();
         let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
@@ -64,7 +70,7 @@ impl Installation {
         let meta_folder = text(meta_folder);
         let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
         let mut admin_arguments = vec!["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a];
-        admin_arguments.extend(admin_tls.iter().map(String::as_str));
+        admin_arguments.extend(admin_more.iter().map(String::as_str));
         let admin = Process::new("admin", &admin_arguments, &[], &path("admin.log"));
         let mut meta_arguments = vec![
             "meta",
@@ -78,7 +84,7 @@ impl Installation {
             "--http-addr",
             &h,
         ];
-        meta_arguments.extend(meta_tls.iter().map(String::as_str));
+        meta_arguments.extend(meta_more.iter().map(String::as_str));
         let meta = Process::new("meta", &meta_arguments, &[], &path("meta.log"));
         std::fs::create_dir(path("blocks")).expect("folder of the block store");
         let mut it = Installation {
@@ -91,7 +97,7 @@ impl Installation {
             mounts_made: RefCell::new(0),
         };
         let mut init = vec!["admin", "init", "creds", "--db-folder", &admin_folder, "--address", &a];
-        init.extend(admin_tls.iter().map(String::as_str));
+        init.extend(admin_more.iter().map(String::as_str));
         let root = token_in(&it.ok(&init));
         it.start_admin();
         it.ok(&["configure", "init", "creds", "--token", &root]);

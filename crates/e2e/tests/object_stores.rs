@@ -6,7 +6,7 @@ use chronofs_blocks::probe::{Check, Report, Verdict, probe};
 use chronofs_blocks::seal::{OpenError, open, seal};
 use chronofs_blocks::signed::{Action, Setback, SignedClient, SignedPut};
 use chronofs_blocks::store::{MARKER, Patience};
-use chronofs_blocks::{ObjectPort, RemoteStore, Trouble, object_name};
+use chronofs_blocks::{ObjectPort, RemoteStore, StorePort, Trouble, object_name};
 use chronofs_core::store::{Bucket, Credentials, Secret, StoreKind};
 use chronofs_core::volume::Compression;
 use chronofs_core::{ObjectId, SessionId, SignedRequest, SliceId};
@@ -16,6 +16,7 @@ use chronofs_e2e::object_server::{
 };
 use chronofs_e2e::process::free_address;
 use chronofs_wire::tls::{IDENTITY_FILE, ServerIdentity};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -102,6 +103,25 @@ async fn keeps_objects(store: &RemoteStore) {
     store.put(&name(3), large.clone()).await.unwrap();
     let middle = 3 << 20;
     assert_eq!(store.get(&name(3), middle, 1 << 20).await.unwrap(), large[middle as usize..][..1 << 20]);
+    assert_eq!(listed(store).await, [(name(1), 10), (name(3), 5 << 20)].into());
+    for _ in 0..2 {
+        store.delete(&name(1)).await.unwrap();
+    }
+    assert!(store.delete(MARKER).await.is_err(), "only objects are deleted");
+    assert_eq!(listed(store).await, [(name(3), 5 << 20)].into());
+    assert_eq!(store.get(&name(1), 0, 1).await.unwrap_err().trouble, Trouble::Missing);
+}
+
+async fn listed(store: &RemoteStore) -> BTreeMap<String, u64> {
+    let (mut found, mut from) = (BTreeMap::new(), None);
+    loop {
+        let page = store.list(from).await.unwrap();
+        found.extend(page.names);
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return found,
+        }
+    }
 }
 
 /// Bytes go both ways without credentials, and only as far as was signed.
@@ -179,7 +199,7 @@ async fn the_double_of_gcs_is_found_honest_and_keeps_objects() {
     assert_eq!(double.names(), Vec::<String>::new(), "a probe leaves nothing behind");
     keeps_objects(&of_double(&double, true)).await;
     serves_signed_requests(&of_double(&double, true), true).await;
-    assert!(double.names().contains(&format!("{BUCKET}/a/b/{}", name(1))));
+    assert!(double.names().contains(&format!("{BUCKET}/a/b/{}", name(3))));
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use chronofs_engine::{Batch, Change, ReadStop, Reads};
 pub struct Expired {
     /// Deletes the rows that may go.
     pub batch: Batch,
+    /// What the engine holds under the keys of these rows, in the order of the keys.
+    pub dropped: Vec<(Bytes, Bytes)>,
     /// The engine's key at which to go on; `None` when the scan is through.
     pub next: Option<Bytes>,
 }
@@ -32,7 +34,7 @@ pub fn expire<R: Reads + ?Sized>(
     let mut tables = tables.to_vec();
     tables.sort_by_key(|table| table.number);
     let mut left = limit.max(1);
-    let mut batch = Batch::default();
+    let (mut batch, mut dropped) = (Batch::default(), Vec::new());
     for table in tables {
         let prefix = table.history_prefix(volume, &[]);
         let end = successor(&prefix);
@@ -43,15 +45,16 @@ pub fn expire<R: Reads + ?Sized>(
         for (key, stored) in rows {
             let since = decode_versioned(&key, &stored)?.since;
             if !protected.intersects(since, until_of(&key)) {
-                batch.0.push(Change::Delete(key));
+                batch.0.push(Change::Delete(key.clone()));
+                dropped.push((key, stored));
             }
         }
         if left == 0 {
             let next = last.map(|key| [&key[..], &[0]].concat().into());
-            return Ok(Expired { batch, next: next.or(Some(end)) });
+            return Ok(Expired { batch, dropped, next: next.or(Some(end)) });
         }
     }
-    Ok(Expired { batch, next: None })
+    Ok(Expired { batch, dropped, next: None })
 }
 
 /// The end of the life of a history row, from its key.

@@ -66,7 +66,24 @@ impl Table {
         out.freeze()
     }
 
-    fn history_key(self, volume: VolumeIndex, key: &[u8], until: Version) -> Bytes {
+    /// Which row of this table in `volume` the engine's key stands for: its key and, if it is one of the past, until
+    /// when it held. `None`: it is none of the table.
+    pub fn parse(self, volume: VolumeIndex, engine_key: &[u8]) -> Option<(&[u8], Option<Version>)> {
+        let past = engine_key.strip_prefix(&[HISTORY]);
+        let (number, place) = past.unwrap_or(engine_key).split_first()?;
+        let (index, key) = place.split_first_chunk::<4>()?;
+        if *number != self.number || u32::from_be_bytes(*index) != volume.0 {
+            return None;
+        }
+        if past.is_none() {
+            return Some((key, None));
+        }
+        let (key, until) = key.split_last_chunk::<8>()?;
+        Some((key, Some(Version(u64::from_be_bytes(*until)))))
+    }
+
+    /// The engine's key of the row of `key` that held until `until`.
+    pub fn history_key(self, volume: VolumeIndex, key: &[u8], until: Version) -> Bytes {
         assert_eq!(key.len(), self.key_len, "key of table {}", self.name);
         let mut out = BytesMut::with_capacity(14 + key.len());
         out.put_u8(HISTORY);
@@ -85,6 +102,11 @@ pub struct Row {
     pub since: Version,
     /// Its bytes, without format and since.
     pub value: Bytes,
+}
+
+/// Reads what the engine holds under the key of a versioned row.
+pub fn stored_row(engine_key: &[u8], stored: &Bytes) -> Result<Row, ReadStop> {
+    decode_versioned(engine_key, stored)
 }
 
 fn encode_versioned(since: Version, row: &[u8]) -> Bytes {

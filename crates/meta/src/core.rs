@@ -24,6 +24,8 @@ pub struct Decided {
     pub commits: usize,
     /// Bytes of keys, values and tags in them.
     pub bytes: usize,
+    /// Rows of the past that they forget.
+    pub forgotten: u64,
     /// The engine had no room; writes were answered with ENOSPC.
     pub full: Option<String>,
 }
@@ -119,7 +121,7 @@ impl Core {
         }
         self.machine.applied(group, commits as u64);
         let (effects, answered) = (std::mem::take(&mut group.effects), std::mem::take(&mut group.answered));
-        Ok(Decided { effects, answered, commits, bytes, full: None })
+        Ok(Decided { effects, answered, commits, bytes, forgotten: group.forgotten, full: None })
     }
 
     /// A clean stop: what only tags say is written into the state, and all is made durable.

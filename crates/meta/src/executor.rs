@@ -2,7 +2,8 @@
 
 use crate::core::{Core, Decided};
 use crate::machine::{
-    ConnId, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, SignedAnswer, kind_of, objects,
+    ConnId, DeleteJob, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, SignedAnswer,
+    kind_of, objects,
 };
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
@@ -52,6 +53,9 @@ pub trait ObjectHandler: Send + Sync + 'static {
 
     /// Puts an answer into the outbox, and before it requests for the objects that it names.
     fn send_signed(&self, answer: SignedAnswer, outbox: Arc<Outbox>);
+
+    /// Deletes objects and tells what became of them.
+    fn delete(&self, job: DeleteJob, tell: mpsc::WeakSender<Input>);
 }
 
 /// What the server's clocks show.
@@ -103,6 +107,7 @@ impl Executor {
             outboxes: HashMap::new(),
             readers,
             objects,
+            queue: queue.downgrade(),
             questions,
             sync: sync_state.clone(),
             full_since: None,
@@ -156,6 +161,8 @@ struct Worker {
     outboxes: HashMap<ConnId, Arc<Outbox>>,
     readers: Vec<std_mpsc::SyncSender<ReadTask>>,
     objects: Arc<dyn ObjectHandler>,
+    /// Weak, because the executor ends when nobody else can hand it anything.
+    queue: mpsc::WeakSender<Input>,
     /// The last question to the admin server.
     questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
@@ -241,6 +248,7 @@ impl Worker {
             self.metrics.commits.inc_by(group.commits as u64);
             self.metrics.group_size.observe(group.commits as f64);
             self.metrics.log_bytes.inc_by(group.bytes as u64);
+            self.metrics.forgotten.inc_by(group.forgotten);
         }
         match (&group.full, self.full_since) {
             (Some(error), None) => {
@@ -292,6 +300,7 @@ impl Worker {
                     self.objects.send_signed(*answer, outbox);
                 }
             }
+            Effect::Delete(job) => self.objects.delete(job, self.queue.clone()),
             Effect::Hurry => self.sync.change(|inner| {
                 inner.hurry = true;
                 inner.dirty();

@@ -1,15 +1,19 @@
 //! Figures and health over plain HTTP, for the machine itself unless told otherwise.
 
+use crate::collect::{Collector, GcStatus};
 use crate::executor::{Ask, Input};
-use crate::machine::Figures;
+use crate::machine::{CollectionShown, Figures, SharedView};
+use crate::metrics::Metrics;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Json};
+use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use chronofs_core::Version;
+use chronofs_namespace::rows::Tally;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +53,10 @@ pub struct VolumeStatus {
     pub sessions: u32,
     /// Why it cannot be served, if it cannot.
     pub problem: Option<String>,
+    /// What objects and staged slices there are; `None` if that cannot be read.
+    pub tally: Option<Tally>,
+    /// How the collection of those that nothing names goes.
+    pub collection: CollectionShown,
 }
 
 /// What the pages are made of.
@@ -58,6 +66,25 @@ pub struct Pages {
     pub queue: mpsc::Sender<Input>,
     /// Figures.
     pub registry: Arc<Registry>,
+    /// Of them those that are set when somebody asks.
+    pub metrics: Arc<Metrics>,
+    /// Collects.
+    pub collector: Collector,
+}
+
+/// What `POST /gc` is asked.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct GcRequest {
+    /// Look through the block stores.
+    pub full: bool,
+    /// Let go what the brake holds.
+    pub release_brake: bool,
+}
+
+#[derive(Deserialize)]
+struct GcQuery {
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Serves the pages until it is dropped.
@@ -67,11 +94,15 @@ pub async fn serve(listener: tokio::net::TcpListener, pages: Pages) -> std::io::
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/status", get(status))
+        .route("/gc", get(gc_status).post(gc))
         .with_state(pages);
-    axum::serve(listener, router).await
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
+    if let Ok(status) = pages.collector.status(false).await {
+        pages.metrics.show_collection(&status);
+    }
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &pages.registry) {
         Ok(()) => {
@@ -107,16 +138,50 @@ async fn status(State(pages): State<Pages>) -> impl IntoResponse {
     }
 }
 
+async fn gc_status(State(pages): State<Pages>, Query(query): Query<GcQuery>) -> Response {
+    told(pages.collector.status(query.dry_run).await)
+}
+
+/// Changes something, so only who is on this machine may ask.
+async fn gc(
+    State(pages): State<Pages>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Json(request): Json<GcRequest>,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        let told = "only who is on the server's own machine may ask for this\n";
+        return (StatusCode::FORBIDDEN, told).into_response();
+    }
+    if request.release_brake
+        && let Err(error) = pages.collector.release_brakes().await
+    {
+        return told(Err(error));
+    }
+    if request.full {
+        pages.collector.look_soon();
+    }
+    told(pages.collector.status(false).await)
+}
+
+fn told(status: Result<GcStatus, String>) -> Response {
+    match status {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
 async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
     let (sender, answer) = oneshot::channel();
     let ask: Ask = Box::new(move |core, _| {
-        let machine = &core.machine;
+        let (machine, reads) = (&core.machine, SharedView(core.engine.view()));
         let volumes =
             machine.volumes().filter(|volume| volume.row.deleted.is_none()).map(|volume| VolumeStatus {
                 name: volume.row.spec.name.clone(),
                 id: volume.id(),
                 sessions: machine.sessions_of(volume.index),
                 problem: volume.problem.clone(),
+                tally: chronofs_namespace::tally(&reads, volume.index).ok(),
+                collection: volume.collection().clone(),
             });
         let status = Status {
             program: env!("CARGO_PKG_VERSION").to_owned(),

@@ -5,6 +5,8 @@
 //! only then the answers go into the connections' buffers. It may depend on every crate below `mount`.
 
 pub mod admin_link;
+mod ask;
+pub mod collect;
 pub mod core;
 pub mod executor;
 pub mod files;
@@ -16,5 +18,7 @@ mod start;
 mod stores;
 mod verify;
 
-pub use start::{Server, StartConfig, init_creds, start, status};
+pub use ask::{gc, gc_status, status};
+pub use chronofs_namespace::rows::Sum;
+pub use start::{Server, StartConfig, Timing, init_creds, start};
 pub use verify::{Checked, Verified, verify};

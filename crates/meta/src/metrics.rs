@@ -1,5 +1,6 @@
 //! Figures for Prometheus.
 
+use crate::collect::GcStatus;
 use crate::machine::KINDS;
 use chronofs_core::Errno;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -27,6 +28,12 @@ impl ActionLabels {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoredLabels {
+    volume: String,
+    state: &'static str,
+}
+
 /// The figures of one server.
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -51,6 +58,15 @@ pub struct Metrics {
     object_bytes: Family<ActionLabels, Counter>,
     object_failures: Family<ActionLabels, Counter>,
     signed: Family<ActionLabels, Counter>,
+    /// Rows of the past that were forgotten.
+    pub forgotten: Counter,
+    /// Objects and staged slices, and their bytes.
+    stored_objects: Family<StoredLabels, Gauge>,
+    stored_bytes: Family<StoredLabels, Gauge>,
+    /// Objects in block stores that nothing explains.
+    quarantined: Gauge,
+    /// Volumes whose collection waits for a word or for an operator.
+    collection_stopped: Gauge,
 }
 
 impl Metrics {
@@ -74,6 +90,11 @@ impl Metrics {
             object_bytes: Family::default(),
             object_failures: Family::default(),
             signed: Family::default(),
+            forgotten: Counter::default(),
+            stored_objects: Family::default(),
+            stored_bytes: Family::default(),
+            quarantined: Gauge::default(),
+            collection_stopped: Gauge::default(),
             requests,
         };
         for put in [true, false] {
@@ -95,7 +116,13 @@ impl Metrics {
             metrics.durable_lag.clone(),
         );
         registry.register("full", "Groups that found the disk full", metrics.full.clone());
+        registry.register(
+            "forgotten_rows",
+            "Rows of the past that were forgotten",
+            metrics.forgotten.clone(),
+        );
         metrics.register_objects(&mut registry);
+        metrics.register_collection(&mut registry);
         (metrics, registry)
     }
 
@@ -122,6 +149,34 @@ impl Metrics {
     /// Counts signed requests.
     pub fn signed(&self, put: bool, count: usize) {
         self.signed.get_or_create(&ActionLabels::of(put)).inc_by(count as u64);
+    }
+
+    fn register_collection(&self, registry: &mut Registry) {
+        let help = "Objects and staged slices, by what they wait for";
+        registry.register("stored_objects", help, self.stored_objects.clone());
+        let help = "Stored bytes of objects and staged slices, by what they wait for";
+        registry.register("stored_bytes", help, self.stored_bytes.clone());
+        let help = "Objects in block stores that nothing explains";
+        registry.register("quarantined_objects", help, self.quarantined.clone());
+        let help = "Volumes whose collection waits for an operator";
+        registry.register("collection_stopped", help, self.collection_stopped.clone());
+    }
+
+    /// Shows how collection stands.
+    pub fn show_collection(&self, status: &GcStatus) {
+        for volume in &status.volumes {
+            for (state, sum) in
+                [("held", volume.held), ("retired", volume.retired), ("condemned", volume.condemned)]
+            {
+                let labels = StoredLabels { volume: volume.name.clone(), state };
+                self.stored_objects.get_or_create(&labels).set(sum.count.try_into().unwrap_or(i64::MAX));
+                self.stored_bytes.get_or_create(&labels).set(sum.bytes.try_into().unwrap_or(i64::MAX));
+            }
+        }
+        let stopped = status.volumes.iter().filter(|volume| volume.shown.braked || volume.shown.stopped);
+        self.collection_stopped.set(stopped.count().try_into().unwrap_or(i64::MAX));
+        let quarantined: u64 = status.stores.iter().map(|store| store.quarantined.count).sum();
+        self.quarantined.set(quarantined.try_into().unwrap_or(i64::MAX));
     }
 
     /// Counts an answer.

@@ -1,10 +1,11 @@
 //! What the command line calls: start, init creds, status.
 
 use crate::admin_link::{AdminLink, Questions};
+use crate::collect::Collector;
 use crate::core::Core;
 use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
-use crate::http::{Pages, Status};
+use crate::http::Pages;
 use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
 use crate::server::objects::{Objects, Stores};
@@ -18,7 +19,6 @@ use chronofs_wire::identity::random;
 use chronofs_wire::message::ToClient;
 use chronofs_wire::tls::ServerIdentity;
 use chronofs_wire::token::{Token, TokenKind};
-use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +42,27 @@ pub struct StartConfig {
     pub http_addr: Option<SocketAddr>,
     /// Certificate and key of its own, in PEM files.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// How long things take.
+    pub timing: Timing,
+}
+
+/// How long what is forgotten takes to go. Shorter only in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// What no row names any more stays for so long: readers hold where it lies.
+    pub slice_life: Duration,
+    /// The least that a horizon moves by.
+    pub horizon_step: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let Config { slice_life_ms, horizon_step_ms, .. } = Config::default();
+        Timing {
+            slice_life: Duration::from_millis(u64::from(slice_life_ms)),
+            horizon_step: Duration::from_millis(u64::from(horizon_step_ms)),
+        }
+    }
 }
 
 /// Saves the token of a metadata store, with another address of the admin server if one is given.
@@ -103,7 +124,7 @@ impl Server {
             None => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let core = open_core(&locked, with_admin).await?;
+        let core = open_core(&locked, with_admin, config.timing).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
         let (metrics, registry) = Metrics::new();
@@ -117,12 +138,16 @@ impl Server {
         let (asked, questions) = watch::channel(0);
         let executor = Executor::start(core, metrics.clone(), objects, asked)?;
         let queue = executor.queue.clone();
-        let shared = Shared::new(queue.clone(), metrics, life);
+        let shared = Shared::new(queue.clone(), metrics.clone(), life);
         let mut tasks = vec![tokio::spawn(ticks(queue.clone()))];
         tasks.push(tokio::spawn(note_run(queue.clone(), locked.clone())));
         tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
+        let collector = Collector::new(queue.clone(), stores.clone());
+        tasks.push(tokio::spawn(collector.clone().run()));
         if let Some(http_listener) = http_listener {
-            tasks.push(spawn_http(http_listener, queue.clone(), registry));
+            let (queue, registry) = (queue.clone(), Arc::new(registry));
+            let pages = Pages { queue, registry, metrics: metrics.clone(), collector };
+            tasks.push(spawn_http(http_listener, pages));
         }
         if let Some(token) = token {
             let register = Register {
@@ -183,7 +208,7 @@ pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
-async fn open_core(locked: &LockedFolder, asks_admin: bool) -> Result<Core> {
+async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> Result<Core> {
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -201,7 +226,15 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool) -> Result<Core> {
         tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
-        let config = Config { boot: u64::from_le_bytes(random()?), epoch, asks_admin, ..Config::default() };
+        let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let config = Config {
+            boot: u64::from_le_bytes(random()?),
+            epoch,
+            asks_admin,
+            slice_life_ms: ms(timing.slice_life),
+            horizon_step_ms: ms(timing.horizon_step),
+            ..Config::default()
+        };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, now())?;
         anyhow::Ok(Core { machine, engine })
@@ -252,12 +285,7 @@ async fn ticks(queue: mpsc::Sender<Input>) {
     }
 }
 
-fn spawn_http(
-    listener: TcpListener,
-    queue: mpsc::Sender<Input>,
-    registry: Registry,
-) -> tokio::task::JoinHandle<()> {
-    let pages = Pages { queue, registry: Arc::new(registry) };
+fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         if let Err(error) = crate::http::serve(listener, pages).await {
             tracing::error!(%error, "figures and health are not served any more");
@@ -291,22 +319,4 @@ fn spawn_link(
         }
     });
     Ok([tokio::spawn(link.run(kept)), follow])
-}
-
-/// The status of a running server, asked over its HTTP address.
-pub async fn status(http_addr: SocketAddr) -> Result<Status> {
-    let answer = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(5))
-        .tls_backend_preconfigured(
-            (*chronofs_wire::tls::client_config(chronofs_wire::identity::Sha256([0; 32]))?).clone(),
-        )
-        .build()?
-        .get(format!("http://{http_addr}/status"))
-        .send()
-        .await
-        .with_context(|| {
-            format!("no metadata server answers on {http_addr}; is it running? name it with --http-addr")
-        })?;
-    answer.error_for_status()?.json().await.context("the answer is no status; are the versions the same?")
 }

@@ -5,7 +5,7 @@
 
 use crate::files::Folder;
 use chronofs_blocks::store::Patience;
-use chronofs_blocks::{BlockStore, ObjectPort, RemoteStore, Trouble};
+use chronofs_blocks::{BlockStore, RemoteStore, StorePort, Trouble};
 use chronofs_wire::admin::{AssignedStore, StoreKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -19,7 +19,7 @@ const CLAIM_WITHIN: Duration = Duration::from_secs(15);
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
 /// The stores of volumes, and why the rest cannot be served.
-pub(crate) type Opened = (HashMap<Uuid, Arc<dyn ObjectPort>>, BTreeMap<Uuid, String>);
+pub(crate) type Opened = (HashMap<Uuid, Arc<dyn StorePort>>, BTreeMap<Uuid, String>);
 
 /// Opens the block stores of volumes, all at once.
 pub(crate) async fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
@@ -52,7 +52,7 @@ pub(crate) async fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStor
 }
 
 /// Opens a store that must carry its marker, and be there.
-pub(crate) async fn open_marked(store: &AssignedStore) -> Result<Arc<dyn ObjectPort>, String> {
+pub(crate) async fn open_marked(store: &AssignedStore) -> Result<Arc<dyn StorePort>, String> {
     if let StoreKind::Local { path } = &store.kind {
         return open_folder(Path::new(path), store.id, false).map(|store| store as _);
     }
@@ -61,10 +61,10 @@ pub(crate) async fn open_marked(store: &AssignedStore) -> Result<Arc<dyn ObjectP
     Ok(opened)
 }
 
-async fn open(store: AssignedStore, marked: &BTreeSet<Uuid>) -> (Uuid, Result<Arc<dyn ObjectPort>, String>) {
+async fn open(store: AssignedStore, marked: &BTreeSet<Uuid>) -> (Uuid, Result<Arc<dyn StorePort>, String>) {
     let first_time = !marked.contains(&store.id);
     let id = store.id;
-    let opened: Result<Arc<dyn ObjectPort>, String> = match store.kind {
+    let opened: Result<Arc<dyn StorePort>, String> = match store.kind {
         StoreKind::Local { path } => {
             let opened =
                 tokio::task::spawn_blocking(move || open_folder(Path::new(&path), id, first_time)).await;

@@ -5,7 +5,7 @@ use crate::machine::SharedView;
 use crate::start::open_engine;
 use crate::stores::open_marked;
 use anyhow::{Context, Result, bail};
-use chronofs_blocks::{ObjectPort, object_name, seal};
+use chronofs_blocks::{StorePort, object_name, seal};
 use chronofs_core::slice::Place;
 use chronofs_engine::Engine;
 use chronofs_namespace::{HeldFrom, HeldSlice, held_slices, rows};
@@ -98,7 +98,7 @@ fn assigned_stores(folder: &Folder) -> Result<HashMap<Uuid, AssignedStore>> {
 struct VolumeBlocks {
     id: Uuid,
     name: String,
-    store: Arc<dyn ObjectPort>,
+    store: Arc<dyn StorePort>,
 }
 
 impl VolumeBlocks {
@@ -150,7 +150,7 @@ impl VolumeBlocks {
 }
 
 /// Opens a slice, or says why it cannot be.
-async fn open(volume: Uuid, store: &dyn ObjectPort, held: &HeldSlice) -> Result<(), String> {
+async fn open(volume: Uuid, store: &dyn StorePort, held: &HeldSlice) -> Result<(), String> {
     let (seal, stored, whose) = match &held.slice.place {
         Place::Hole => return Ok(()),
         Place::Inline(seal, stored) => (seal, stored.clone(), "its row".to_owned()),

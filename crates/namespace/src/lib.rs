@@ -7,6 +7,8 @@
 
 mod acl;
 mod attrs;
+mod collect;
+mod counted;
 mod create;
 mod ctx;
 mod held;
@@ -29,12 +31,15 @@ mod tests;
 mod verify;
 mod xattr;
 
+pub use collect::{
+    Judged, gone_objects, judge, list_condemned, list_objects, live_stored_bytes, retired_since, tally,
+};
 pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};
 pub use held::{HeldFrom, HeldSlice, held_slices};
 pub use op::LINKS_MAX;
 pub use paths::{first_purge, list_orphans, resolve, usage};
-pub use protect::protected_instants;
+pub use protect::{KeptInstant, list_kept, protected_instants};
 pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;

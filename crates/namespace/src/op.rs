@@ -1,5 +1,6 @@
 //! One mutation in the making: the transaction, the counters, and the changes that several requests share.
 
+use crate::counted::count;
 use crate::ctx::{Ctx, Done};
 use crate::look::{Look, inode_in, missing};
 use crate::rows::{
@@ -34,12 +35,13 @@ impl<'a, R: Reads + ?Sized> Op<'a, R> {
         Op { ctx, volume, txn, counters: None, store_wide: Batch::default(), reads }
     }
 
-    /// All that changed.
-    pub(crate) fn into_batch(mut self) -> Result<Batch, ReadStop> {
+    /// All that changed, and what that changes in the counts of objects. Errors: EINVAL for one that is condemned.
+    pub(crate) fn into_batch(mut self) -> Done<Batch> {
         if let Some(counters) = self.counters {
             self.txn.put_plain(COUNTERS, &[], &counters.encode()?);
         }
         let mut batch = self.txn.into_batch();
+        count(self.reads, self.ctx.volume, self.volume, self.ctx.version, &[], &mut batch)?;
         batch.0.extend(self.store_wide.0);
         Ok(batch)
     }

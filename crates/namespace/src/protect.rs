@@ -1,17 +1,82 @@
 //! What may not be forgotten: the instants of a volume that somebody can still ask for.
 
-use crate::rows::{Session, Volume};
+use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, Volume};
+use crate::system::{Decided, Steward, SystemError, SystemReply, check_instant, number_of, scan_plain};
 use chronofs_core::{SessionId, Version, VolumeIndex};
+use chronofs_engine::{ReadStop, Reads};
 use chronofs_history::Protected;
+use uuid::Uuid;
 
-/// The protected instants of a volume: all from its horizon on, and each instant that a session leases. A session
-/// counts until it is ended, not until its time runs out.
+/// A hold or a pin: its volume, its id, and its row.
+pub type KeptInstant = (VolumeIndex, Uuid, Kept);
+
+/// The protected instants of a volume: all from its horizon on, and each that a session leases or that is held or
+/// pinned. A session counts until it is ended and a hold until it is released, not until their time runs out.
 pub fn protected_instants(
     index: VolumeIndex,
     volume: &Volume,
     sessions: &[(SessionId, Session)],
+    kept: &[KeptInstant],
 ) -> Protected {
     let leases = sessions.iter().filter(|(_, session)| session.volume == index);
-    let leases = leases.filter_map(|(_, session)| session.at).map(|at| (at, at));
-    leases.chain([(volume.horizon, Version::MAX)]).collect()
+    let leases = leases.filter_map(|(_, session)| session.at);
+    let kept = kept.iter().filter(|(of, ..)| *of == index).map(|(_, _, row)| row.at);
+    leases.chain(kept).map(|at| (at, at)).chain([(volume.horizon, Version::MAX)]).collect()
+}
+
+/// Every hold and pin of the store.
+pub fn list_kept<R: Reads + ?Sized>(reads: &R) -> Result<Vec<KeptInstant>, ReadStop> {
+    let mut kept = Vec::new();
+    for table in [PIN, HOLD] {
+        for (key, row) in scan_plain::<Kept, R>(reads, table, STORE_WIDE)? {
+            let (volume, id) = key.split_at(4);
+            kept.push((VolumeIndex(number_of(volume) as u32), Uuid::from_slice(id).unwrap_or_default(), row));
+        }
+    }
+    Ok(kept)
+}
+
+fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
+    [&index.0.to_be_bytes()[..], id.as_bytes()].concat()
+}
+
+impl<R: Reads + ?Sized> Steward<'_, R> {
+    /// Keeps an instant readable: with an end as a hold, without as a pin. Doing it again is no error.
+    pub(crate) fn keep(
+        &mut self,
+        volume: Uuid,
+        id: Uuid,
+        at: Version,
+        ends: Option<Version>,
+        note: &str,
+    ) -> Decided<SystemReply> {
+        let (index, mut row) = self.live_volume(volume)?;
+        let known = list_kept(self.reads)?.into_iter().find(|(of, known, _)| (*of, *known) == (index, id));
+        if let Some((_, _, kept)) = known {
+            let same = kept.at == at;
+            let taken = SystemError::BadSpec(format!("{id} keeps the instant {} already", kept.at));
+            return if same { Ok(SystemReply::Done) } else { Err(taken.into()) };
+        }
+        check_instant(&row, at, self.ctx.version)?;
+        row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
+        self.put_volume(index, &row)?;
+        let kept = Kept { flags: 0, at, made: self.ctx.version, ends, note: note.to_owned() };
+        let table = if ends.is_some() { HOLD } else { PIN };
+        self.store.put_plain(table, &kept_key(index, id), &kept.encode()?);
+        Ok(SystemReply::Done)
+    }
+
+    /// The instant need not be kept for this any more. Doing it again is no error.
+    pub(crate) fn release(&mut self, volume: Uuid, id: Uuid) -> Decided<SystemReply> {
+        let (index, mut row) = self.live_volume(volume)?;
+        let key = kept_key(index, id);
+        for table in [PIN, HOLD] {
+            if self.store.get_plain(table, &key)?.is_some() {
+                self.store.delete_plain(table, &key);
+                row.leases = row.leases.saturating_sub(1);
+                self.put_volume(index, &row)?;
+            }
+        }
+        Ok(SystemReply::Done)
+    }
 }

@@ -10,7 +10,7 @@ use chronofs_core::name::Position;
 use chronofs_core::ops::{Missed, Scope};
 use chronofs_core::slice::{Slice, SliceKey};
 use chronofs_core::volume::VolumeSpec;
-use chronofs_core::{Attr, Errno, FileKind, Ino, SliceId, Version, VolumeIndex};
+use chronofs_core::{Attr, Errno, FileKind, Ino, ObjectId, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop};
 use chronofs_history::Table;
 use serde::de::DeserializeOwned;
@@ -35,9 +35,19 @@ pub const STAGED: Table = Table { number: 0x20, key_len: 22, name: "staged" };
 pub const ORPHAN: Table = Table { number: 0x21, key_len: 8, name: "orphan" };
 /// The volume's counters, one row. Key: none.
 pub const COUNTERS: Table = Table { number: 0x22, key_len: 0, name: "counters" };
-// 0x23 moved slices, 0x24 counts of shared slices, 0x25 locks, 0x26 leases on objects: taken for later.
+/// How many rows, live and past, name a staged slice; where there is none, one row does. Key: as of [`STAGED`].
+pub const SHARED: Table = Table { number: 0x24, key_len: 22, name: "shared" };
+// 0x23 moved slices, 0x25 locks, 0x26 leases on objects: taken for later.
 /// Inodes that are gone and whose other rows are still being removed. Key: ino u64.
 pub const PURGE: Table = Table { number: 0x27, key_len: 8, name: "purge" };
+/// How many rows, live and past, name slices of an object. Key: incarnation u16, session u64, n u64.
+pub const OBJECT: Table = Table { number: 0x28, key_len: 18, name: "object" };
+/// What no row names any more, by time. Key: since when u64, kind u8 (1 object, 2 staged), key as of [`STAGED`].
+pub const RETIRED: Table = Table { number: 0x29, key_len: 31, name: "retired" };
+/// Objects that are to be deleted in their store: nothing can name them again. Key: as of [`OBJECT`].
+pub const CONDEMNED: Table = Table { number: 0x2a, key_len: 18, name: "condemned" };
+/// What objects and staged slices there are in sum, one row. Key: none.
+pub const TALLY: Table = Table { number: 0x2b, key_len: 0, name: "tally" };
 
 /// The store's own counters, one row, in [`STORE_WIDE`]. Key: none.
 pub const STORE: Table = Table { number: 0x30, key_len: 0, name: "store" };
@@ -47,7 +57,10 @@ pub const VOLUME: Table = Table { number: 0x31, key_len: 4, name: "volume" };
 pub const SESSION: Table = Table { number: 0x32, key_len: 8, name: "session" };
 /// Grants of sessions that are over, in [`STORE_WIDE`]. Key: session u64.
 pub const CLOSED: Table = Table { number: 0x33, key_len: 8, name: "closed" };
-// 0x34 pins, 0x35 holds: taken for later.
+/// Instants that are kept until they are released, in [`STORE_WIDE`]. Key: volume u32, id (16 bytes).
+pub const PIN: Table = Table { number: 0x34, key_len: 20, name: "pin" };
+/// Instants that are kept for a time, in [`STORE_WIDE`]. Key: volume u32, id (16 bytes).
+pub const HOLD: Table = Table { number: 0x35, key_len: 20, name: "hold" };
 
 /// The pseudo volume of rows that belong to the whole store. Volumes count from 1.
 pub const STORE_WIDE: VolumeIndex = VolumeIndex(0);
@@ -88,6 +101,10 @@ macro_rules! row_format {
         }
     };
 }
+
+mod collected;
+
+pub use collected::{Condemned, Kept, Refs, Retired, Sum, Tally};
 
 /// An inode.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -350,7 +367,7 @@ pub struct Store {
 /// A volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Volume {
-    /// None known.
+    /// [`Volume::COUNTED`].
     pub flags: u16,
     /// Its definition.
     pub spec: VolumeSpec,
@@ -364,10 +381,15 @@ pub struct Volume {
     pub history_since: Option<Version>,
     /// Instants between these pairs, both excluded, cannot be had.
     pub gaps: Vec<(Version, Version)>,
-    /// Sessions that lease an instant. While there are any, history is kept whatever the retention.
+    /// Sessions that lease an instant, holds and pins. While there are any, history is kept whatever the retention.
     pub leases: u32,
     /// The commit that deleted it.
     pub deleted: Option<Version>,
+}
+
+impl Volume {
+    /// All its objects and staged slices are counted, from its birth on: only then are they collected.
+    pub const COUNTED: u16 = 1;
 }
 
 /// A live session.
@@ -426,7 +448,7 @@ row_format!(Orphan, 0);
 row_format!(Purge, 0);
 row_format!(Counters, 0);
 row_format!(Store, 0);
-row_format!(Volume, 0);
+row_format!(Volume, Volume::COUNTED);
 row_format!(Session, Session::READ_ONLY);
 row_format!(Closed, 0);
 
@@ -473,6 +495,17 @@ pub fn block_key(ino: Ino, block: u32) -> [u8; 12] {
 /// Key of a staged slice's bytes.
 pub fn staged_key(id: SliceId) -> [u8; 22] {
     key!(22; id.object.incarnation, id.object.session.0, id.object.n, id.index)
+}
+
+/// Key of an object.
+pub fn object_key(id: ObjectId) -> [u8; 18] {
+    key!(18; id.incarnation, id.session.0, id.n)
+}
+
+/// The object of a key of [`OBJECT`], or of the start of one of [`STAGED`].
+pub(crate) fn parse_object_key(key: &[u8]) -> ObjectId {
+    let incarnation = key.first_chunk().map_or(0, |part| u16::from_be_bytes(*part));
+    ObjectId { incarnation, session: SessionId(number_at(key, 2)), n: number_at(key, 10) }
 }
 
 /// The big-endian number at `from` of a key.

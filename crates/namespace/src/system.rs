@@ -1,7 +1,9 @@
 //! What the server asks of its own store: volumes come, change and go; sessions open and end; the horizon moves.
 
+use crate::counted::count;
 use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
+use crate::protect::{list_kept, protected_instants};
 use crate::read;
 use crate::rows::{
     self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
@@ -48,6 +50,22 @@ pub enum SystemReply {
     },
     /// The horizon of the volume after the request.
     Horizon(Version),
+    /// Rows of the past were looked at.
+    Expired {
+        /// How many were forgotten.
+        rows: u32,
+        /// The engine's key at which to go on; `None` when all of the past was looked at.
+        next: Option<Bytes>,
+    },
+    /// What was retired is on its way out.
+    Condemned {
+        /// Objects that are to be deleted in their store once this is durable.
+        objects: u32,
+        /// Staged slices that are gone.
+        staged: u32,
+        /// So much is retired at once that it stays until somebody says that it may go.
+        braked: bool,
+    },
 }
 
 /// Why a system request was refused.
@@ -90,7 +108,7 @@ pub enum SystemError {
     Exhausted(String),
 }
 
-enum Refused {
+pub(crate) enum Refused {
     Error(SystemError),
     Stop(ReadStop),
 }
@@ -107,7 +125,7 @@ impl From<ReadStop> for Refused {
     }
 }
 
-type Decided<T> = Result<T, Refused>;
+pub(crate) type Decided<T> = Result<T, Refused>;
 
 /// Object counters a session starts with.
 pub(crate) const FIRST_GRANT: u64 = 1 << 20;
@@ -134,12 +152,12 @@ pub(crate) fn system<R: Reads + ?Sized>(
     }
 }
 
-struct Steward<'a, R: Reads + ?Sized> {
-    reads: &'a R,
-    ctx: &'a SystemCtx<'a>,
-    store: Txn<&'a R>,
+pub(crate) struct Steward<'a, R: Reads + ?Sized> {
+    pub(crate) reads: &'a R,
+    pub(crate) ctx: &'a SystemCtx<'a>,
+    pub(crate) store: Txn<&'a R>,
     /// Changes outside the store-wide tables.
-    batch: Batch,
+    pub(crate) batch: Batch,
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
@@ -165,6 +183,17 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::NoteParked { session, calls } => {
                 self.change_session(*session, |row| row.parked.clone_from(calls))
             }
+            SystemRequest::Expire { volume, from, limit } => self.expire(*volume, from, *limit),
+            SystemRequest::Condemn { volume, before, limit, brake } => {
+                self.condemn(*volume, *before, *limit, *brake)
+            }
+            SystemRequest::CondemnGarbage { volume, objects, over_since } => {
+                self.condemn_garbage(*volume, objects, *over_since)
+            }
+            SystemRequest::Deleted { volume, objects } => self.deleted(*volume, objects),
+            SystemRequest::ReleaseBrake { volume } => self.release_brake(*volume),
+            SystemRequest::Keep { volume, id, at, ends, note } => self.keep(*volume, *id, *at, *ends, note),
+            SystemRequest::Release { volume, id } => self.release(*volume, *id),
         }
     }
 
@@ -182,7 +211,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         self.store.put_plain(STORE, &[], &store.encode()?);
         let version = self.ctx.version;
         let volume = Volume {
-            flags: 0,
+            flags: Volume::COUNTED,
             spec: spec.clone(),
             incarnation: 0,
             born: version,
@@ -336,18 +365,10 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             made: None,
         };
         let mut op = Op::new(self.reads, &ctx, &volume);
-        match if gone { op.purge(ino) } else { op.reap(ino) } {
-            Ok(()) => {}
-            Err(Fail::Stop(stop)) => return Err(stop.into()),
-            // Freeing only gives back: nothing can refuse it.
-            Err(Fail::Errno(errno)) => {
-                let detail = format!("it could not be freed: {errno}; run `chronofs meta verify`");
-                return Err(
-                    ReadStop::Failed(EngineError::Damaged { what: format!("inode {ino}"), detail }).into()
-                );
-            }
-        }
-        self.batch.0.extend(op.into_batch()?.0);
+        let freed = if gone { op.purge(ino) } else { op.reap(ino) };
+        freed.map_err(|fail| nothing_refuses(fail, &format!("inode {ino}")))?;
+        let batch = op.into_batch().map_err(|fail| nothing_refuses(fail, &format!("inode {ino}")))?;
+        self.batch.0.extend(batch.0);
         Ok(SystemReply::Done)
     }
 
@@ -362,7 +383,22 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         Ok(SystemReply::Horizon(volume.horizon))
     }
 
-    fn live_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
+    /// Instants that are protected by the row of the volume and the sessions, as they are at this commit, stay whole;
+    /// so it is never too late to be asked to go on with an old `from`.
+    fn expire(&mut self, id: Uuid, from: &[u8], limit: u32) -> Decided<SystemReply> {
+        let (index, volume) = self.live_volume(id)?;
+        let (sessions, kept) = (list_sessions(self.reads)?, list_kept(self.reads)?);
+        let protected = protected_instants(index, &volume, &sessions, &kept);
+        let mut step =
+            chronofs_history::expire(self.reads, index, &rows::VERSIONED, &protected, from, limit as usize)?;
+        let rows = step.batch.0.len() as u32;
+        count(self.reads, index, &volume, self.ctx.version, &step.dropped, &mut step.batch)
+            .map_err(|fail| nothing_refuses(fail, "the past"))?;
+        self.batch.0.extend(step.batch.0);
+        Ok(SystemReply::Expired { rows, next: step.next })
+    }
+
+    pub(crate) fn live_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
         match list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id) {
             Some((_, Volume { deleted: Some(_), .. })) => Err(SystemError::DeletedVolume(id).into()),
             Some(found) => Ok(found),
@@ -370,7 +406,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
     }
 
-    fn put_volume(&mut self, index: VolumeIndex, volume: &Volume) -> Decided<()> {
+    pub(crate) fn put_volume(&mut self, index: VolumeIndex, volume: &Volume) -> Decided<()> {
         self.store.put_plain(VOLUME, &index.0.to_be_bytes(), &volume.encode()?);
         Ok(())
     }
@@ -381,6 +417,17 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             None => Ok(Store { flags: 0, next_volume: 1, next_session: 1 }),
         }
     }
+}
+
+/// What only gives back cannot be refused: if it is, rows are damaged.
+fn nothing_refuses(fail: Fail, what: &str) -> Refused {
+    Refused::Stop(match fail {
+        Fail::Stop(stop) => stop,
+        Fail::Errno(errno) => {
+            let detail = format!("it could not be freed: {errno}; run `chronofs meta verify`");
+            ReadStop::Failed(EngineError::Damaged { what: what.to_owned(), detail })
+        }
+    })
 }
 
 fn check_spec(spec: &VolumeSpec) -> Decided<()> {

@@ -1,6 +1,7 @@
 //! Behaviours, one test each. After every mutation all invariants are checked.
 
 mod access;
+mod collect;
 mod content;
 mod large;
 mod names;
@@ -96,7 +97,7 @@ impl Fs {
         Version(self.version)
     }
 
-    fn commit(&mut self, batch: chronofs_engine::Batch) {
+    pub(crate) fn commit(&mut self, batch: chronofs_engine::Batch) {
         self.state.apply(&Commit { version: self.now(), tag: Bytes::new(), batch });
         let faults = verify(&self.state).unwrap();
         assert!(faults.is_empty(), "{}", faults.iter().map(|f| format!("{f}\n")).collect::<String>());

@@ -1,9 +1,11 @@
 //! Checks every invariant of the rows, a page at a time, and is exact about what is wrong.
 
 mod content;
+mod counts;
 mod history;
 mod tree;
 
+use crate::protect::list_kept;
 use crate::rows::{COUNTERS, Counters, Format, PURGE, STORE, STORE_WIDE, Store, Volume, ino_key};
 use crate::system::{list_sessions, list_volumes};
 use bytes::Bytes;
@@ -50,6 +52,7 @@ pub fn verify<R: Reads + ?Sized>(reads: &R) -> Result<Vec<Fault>, ReadStop> {
         let sums = tree::check(&mut check)?;
         content::check(&mut check)?;
         history::check(&mut check)?;
+        counts::check(&mut check)?;
         check_counters(&mut check, sums)?;
     }
     Ok(faults)
@@ -195,13 +198,14 @@ fn verify_store<R: Reads + ?Sized>(
         check.fault(STORE, &[], "no row", "one");
         return Ok(());
     };
-    let sessions = list_sessions(reads)?;
+    let (sessions, kept) = (list_sessions(reads)?, list_kept(reads)?);
     for (index, volume) in volumes {
         let key = index.0.to_be_bytes();
         if index.0 >= store.next_volume {
             check.fault(crate::rows::VOLUME, &key, "volume", format!("below {}", store.next_volume));
         }
-        let leases = sessions.iter().filter(|(_, s)| s.volume == *index && s.at.is_some()).count();
+        let leases = sessions.iter().filter(|(_, s)| s.volume == *index && s.at.is_some()).count()
+            + kept.iter().filter(|(of, ..)| of == index).count();
         check.equal(crate::rows::VOLUME, &key, "leases", volume.leases as usize, leases);
     }
     for (id, session) in &sessions {

@@ -5,7 +5,7 @@
 //! first. Both find a put that worked although its answer got lost: the same bytes again are no error.
 
 use super::client::{self, Client, Patience};
-use crate::port::{ObjectPort, StoreError, Trouble};
+use crate::port::{ListPage, ObjectPort, StoreError, StorePort, Trouble};
 use crate::signed::Action;
 use bytes::Bytes;
 use chronofs_core::store::{Credentials, StoreKind};
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::MARKER;
+use super::{MARKER, OBJECTS};
 
 /// How many requests are under way at once: more only wait at the store or in its network.
 const REQUESTS_MAX: usize = 64;
@@ -203,6 +203,33 @@ impl RemoteStore {
         }
     }
 
+    async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
+        super::check_name(name)?;
+        let _permit = self.permits.acquire().await;
+        if !self.seen.load(Ordering::Relaxed) {
+            self.marked(name, "nothing is deleted").await?;
+        }
+        match self.client.objects.delete(&self.at(name)).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.unavailable(name, "it cannot be deleted", &error)),
+        }
+    }
+
+    async fn list_page(&self, from: Option<String>) -> Result<ListPage, StoreError> {
+        let _permit = self.permits.acquire().await;
+        self.marked(OBJECTS, "nothing is listed").await?;
+        let prefix = format!("{}/", self.at(OBJECTS));
+        let page = PaginatedListOptions { page_token: from, ..PaginatedListOptions::default() };
+        let listed = self.client.pages.list_paginated(Some(&prefix), page).await;
+        let listed = listed.map_err(|e| self.unavailable(OBJECTS, "they cannot be listed", &e))?;
+        let below = prefix.len() - OBJECTS.len() - 1;
+        let names = listed.result.objects.into_iter().map(|object| {
+            let name = object.location.as_ref();
+            (name.get(below..).unwrap_or(name).to_owned(), object.size)
+        });
+        Ok(ListPage { names: names.collect(), next: listed.page_token })
+    }
+
     async fn marked(&self, name: &str, what: &str) -> Result<(), StoreError> {
         let marked = self.check_marker().await;
         marked.map_err(|e| StoreError::unavailable(name, Errno::EIO, format!("{what}, and {}", e.reason)))
@@ -260,6 +287,16 @@ impl ObjectPort for RemoteStore {
             RemoteStore::sign(self, action, name, valid).await
         };
         sign.map(|signed| signed.map_err(|error| tracing::warn!("{error}")).ok()).boxed()
+    }
+}
+
+impl StorePort for RemoteStore {
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.delete_object(name).boxed()
+    }
+
+    fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+        self.list_page(from).boxed()
     }
 }
 

@@ -430,7 +430,8 @@ impl Machine {
         }
     }
 
-    /// The reply behind its short form: attributes as they are now or, if the inode is gone, as they were.
+    /// The reply behind its short form: attributes as they are now or, if the inode is gone, as they were. If that is
+    /// before the horizon, what is left of it is no whole: then the inode is just gone.
     fn read_brief(
         &self,
         group: &mut Group,
@@ -446,7 +447,8 @@ impl Machine {
         };
         let request = Request::GetAttr { ino };
         let mut result = self.query_at(group, who, &Caller::ROOT, &request, None)?;
-        if result.is_err() {
+        let horizon = self.volumes.get(&who.index).map_or(Version::MAX, |volume| volume.row.horizon);
+        if result.is_err() && version >= horizon {
             result = self.query_at(group, who, &Caller::ROOT, &request, Some(version))?;
         }
         Ok(result.map(|reply| match reply {

@@ -126,6 +126,15 @@ pub enum ObjectAction {
     SignPuts(Vec<String>),
 }
 
+/// Objects that are to be deleted: nothing can name them again, and that is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeleteJob {
+    /// Their volume.
+    pub volume: Uuid,
+    /// They.
+    pub objects: Vec<ObjectId>,
+}
+
 /// What is to be done after a group, in order.
 #[derive(Debug)]
 pub enum Effect {
@@ -141,6 +150,8 @@ pub enum Effect {
     Object(Box<ObjectJob>),
     /// Send an answer with requests for what it names.
     SendSigned(ConnId, Box<SignedAnswer>),
+    /// Delete objects from a volume's store, then tell with [`super::Event::Deleted`].
+    Delete(DeleteJob),
     /// Somebody waits for what was committed to become durable.
     Hurry,
     /// Tags before this version are not needed any more.
@@ -165,6 +176,16 @@ pub(super) enum Then {
     SessionOver(SessionId),
     /// A session's lease on an instant was renewed.
     LeaseRenewed(SessionId),
+    /// A sweep forgot rows and goes on here.
+    Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
+    /// What was retired is condemned.
+    Condemned { index: VolumeIndex, staged: u32, braked: bool },
+    /// Condemned objects are handed out for deletion.
+    HandedOut(VolumeIndex, Vec<ObjectId>),
+    /// So many objects are gone.
+    ObjectsGone(VolumeIndex, u64),
+    /// An instant is no longer kept.
+    Released(VolumeIndex),
     /// An inode was freed.
     Reaped(VolumeIndex, Ino),
     /// The replies are in the state.
@@ -225,6 +246,8 @@ pub struct Group {
     pub answered: Vec<(u8, i32)>,
     /// See [`Group::bytes`].
     pub(super) bytes: usize,
+    /// Rows of the past that the commits forget.
+    pub forgotten: u64,
     /// Every write is answered with ENOSPC.
     pub full: bool,
     pub(super) thens: Vec<Then>,
@@ -245,6 +268,7 @@ impl Group {
             effects: Vec::new(),
             answered: Vec::new(),
             bytes: 0,
+            forgotten: 0,
             full,
             thens: Vec::new(),
             undo: Vec::new(),

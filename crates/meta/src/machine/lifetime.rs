@@ -24,9 +24,6 @@ const PURGE_STEPS: usize = 4;
 /// thousands a second.
 const REAP_LOOKS_MAX: usize = 8192;
 
-/// The least that a horizon moves by.
-const HORIZON_STEP_NS: u64 = 60_000_000_000;
-
 /// A busy server writes replies down at the latest after this time.
 const MARK_AFTER_NS: u64 = 30_000_000_000;
 
@@ -50,6 +47,9 @@ impl Machine {
         self.reap(group)?;
         self.purge(group)?;
         self.advance_horizons(group)?;
+        self.end_holds(group)?;
+        self.forget(group)?;
+        self.collect(group)?;
         self.mark(group)
     }
 
@@ -110,6 +110,12 @@ impl Machine {
             self.count_closed(id, ino, count);
         }
         let Some(session) = self.sessions.remove(&id) else { return };
+        if session.at.is_some()
+            && let Some(volume) = self.volumes.get_mut(&session.index)
+        {
+            // The commit that ended it is this one or an earlier one of the group.
+            volume.forgetting.lease_ended(self.last);
+        }
         if let Some(conn) = session.conn {
             self.conns.remove(&conn);
             self.deferred.retain(|deferred| deferred.conn != conn);
@@ -251,12 +257,13 @@ impl Machine {
     /// the window, but at least a minute: each is a commit.
     fn advance_horizons(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let now = self.next_version(group);
+        let step_ns_min = u64::from(self.config.horizon_step_ms) * 1_000_000;
         let due: Vec<(VolumeIndex, SystemRequest)> = self
             .volumes
             .values()
             .filter_map(|volume| {
                 let to = volume.row.spec.retention.window_start(now);
-                let step_ns = (now.0.saturating_sub(to.0) / 100).max(HORIZON_STEP_NS);
+                let step_ns = (now.0.saturating_sub(to.0) / 100).max(step_ns_min);
                 let far = to.0.saturating_sub(volume.row.horizon.0) >= step_ns;
                 let request = SystemRequest::AdvanceHorizon { volume: volume.id(), to };
                 (far && volume.row.deleted.is_none()).then_some((volume.index, request))

@@ -6,6 +6,8 @@
 
 mod asking;
 mod calls;
+mod collect;
+mod forget;
 mod group;
 mod hello;
 mod lifetime;
@@ -20,17 +22,21 @@ mod volumes;
 
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
-pub use group::{Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer};
+pub use collect::{CollectionShown, DeletedObjects};
+pub use group::{
+    DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
+};
 pub use now::Now;
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
 use asking::Asking;
 use chronofs_core::ops::Request;
-use chronofs_core::{Caller, Errno, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
+use collect::Ages;
 use group::{Then, Undo};
 use objects::AskedSlice;
 use recovery::Phase;
@@ -58,6 +64,12 @@ pub struct Config {
     pub replay_window_ms: u32,
     /// Replies are written, and tags let go, after so many commits.
     pub mark_after_commits: u64,
+    /// What no row names any more stays for so long: readers hold where it lies.
+    pub slice_life_ms: u32,
+    /// So much has to be retired at once for the brake to look at it.
+    pub brake_from: u64,
+    /// The least that a horizon moves by.
+    pub horizon_step_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
     pub asks_admin: bool,
 }
@@ -71,6 +83,9 @@ impl Default for Config {
             life_ms: 60_000,
             replay_window_ms: 10_000,
             mark_after_commits: 50_000,
+            slice_life_ms: 600_000,
+            brake_from: 10_000,
+            horizon_step_ms: 60_000,
             asks_admin: false,
         }
     }
@@ -121,6 +136,11 @@ pub enum Event {
     /// The admin server was asked, as [`Effect::AskAdmin`] wants, after this question and all before it; what it said
     /// came in an [`Event::Assignment`] before. Or it could not be asked, because of this.
     AdminAsked(u64, Option<String>),
+    /// What became of objects that were handed out with [`Effect::Delete`]. Without any handed out: these objects,
+    /// condemned before, are not in the store.
+    Deleted(Box<DeletedObjects>),
+    /// Objects of a volume were found in its store that look like garbage.
+    Garbage(Uuid, Vec<ObjectId>),
 }
 
 /// Someone waits until a version is durable.
@@ -162,6 +182,8 @@ pub struct Figures {
     pub recovering: bool,
     /// The revision of the assignment in force.
     pub revision: u64,
+    /// Rows of the past that were forgotten, since the start.
+    pub forgotten: u64,
 }
 
 /// The machine.
@@ -199,6 +221,9 @@ pub struct Machine {
     marked_ns: u64,
     commits_since_mark: u64,
     parked: u64,
+    /// Which volume's past comes first at the next tick.
+    forget_turn: usize,
+    ages: Ages,
 }
 
 impl Machine {
@@ -233,6 +258,8 @@ impl Machine {
             marked_ns: now.steady_ns,
             commits_since_mark: found.recovered.len() as u64,
             parked: 0,
+            forget_turn: 0,
+            ages: Ages::default(),
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
@@ -293,6 +320,7 @@ impl Machine {
             parked: self.parked,
             recovering: matches!(self.phase, Phase::Recovering(_)),
             revision: self.assignment.as_ref().map_or(0, |assignment| assignment.revision),
+            forgotten: self.volumes.values().map(|volume| volume.forgetting.rows).sum(),
         }
     }
 
@@ -320,6 +348,8 @@ impl Machine {
                 self.assign(group)?;
                 self.look_again(group);
             }
+            Event::Deleted(done) => self.objects_deleted(group, &done)?,
+            Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -506,6 +536,7 @@ impl Machine {
             Then::HorizonMoved(index, horizon) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.row.horizon = horizon;
+                    volume.forgetting.shrunk(self.last);
                 }
             }
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
@@ -513,6 +544,19 @@ impl Machine {
             Then::LeaseRenewed(session) => {
                 if let Some(session) = self.sessions.get_mut(&session) {
                     session.leased_ns = group.steady_ns;
+                }
+            }
+            Then::Forgot { index, rows, next } => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.forgetting.stepped(next, rows);
+                }
+            }
+            Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
+            Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
+            Then::ObjectsGone(index, count) => self.objects_gone(index, count),
+            Then::Released(index) => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.forgetting.lease_ended(self.last);
                 }
             }
             Then::Reaped(index, ino) => {

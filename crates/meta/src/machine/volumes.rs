@@ -1,6 +1,8 @@
 //! Volumes and tokens: what the admin server assigns, brought into the state through the log.
 
 use super::Machine;
+use super::collect::{Collecting, CollectionShown};
+use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
@@ -57,6 +59,10 @@ pub struct VolumeState {
     pub(super) changed_by: ChangedBy,
     /// Rows of files that are gone are not removed any more, because some are damaged.
     pub(super) purge_damaged: bool,
+    /// How far what nobody can ask for any more is forgotten.
+    pub(super) forgetting: Forgetting,
+    /// How the collection of its objects stands.
+    pub(super) collecting: Collecting,
 }
 
 impl VolumeState {
@@ -70,12 +76,19 @@ impl VolumeState {
             to_reap: BTreeSet::new(),
             changed_by: ChangedBy::Nobody,
             purge_damaged: false,
+            forgetting: Forgetting::default(),
+            collecting: Collecting::default(),
         }
     }
 
     /// Its id.
     pub fn id(&self) -> Uuid {
         self.row.spec.id
+    }
+
+    /// How the collection of its objects stands.
+    pub fn collection(&self) -> &CollectionShown {
+        &self.collecting.shown
     }
 
     /// Ends `count` opens of `ino`; whether none is left.
@@ -231,7 +244,11 @@ impl Machine {
 
     pub(super) fn volume_changed(&mut self, _group: &mut Group, index: VolumeIndex, row: rows::Volume) {
         match self.volumes.get_mut(&index) {
-            Some(volume) => volume.row = row,
+            Some(volume) => {
+                volume.row = row;
+                // Its horizon may be another one.
+                volume.forgetting.shrunk(self.last);
+            }
             None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
         }
     }

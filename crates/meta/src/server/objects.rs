@@ -2,32 +2,48 @@
 //! for those that can, and have no credentials.
 
 use super::outbox::Outbox;
-use crate::executor::ObjectHandler;
+use crate::executor::{Input, ObjectHandler};
 use crate::machine::objects::SIGNED_VALID_MS;
-use crate::machine::{ObjectAction, ObjectJob, SignFor, SignedAnswer};
+use crate::machine::{DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, SignFor, SignedAnswer};
 use crate::metrics::Metrics;
 use bytes::Bytes;
 use chronofs_blocks::signed::Action;
-use chronofs_blocks::{ObjectPort, StoreError, object_name};
+use chronofs_blocks::{ObjectPort, StoreError, StorePort, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
 use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
+use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 /// How long what is signed is valid.
 const VALID: Duration = Duration::from_millis(SIGNED_VALID_MS as u64);
+/// How many objects of one job are deleted at once: what clients wait for goes first.
+const DELETES_AT_ONCE: usize = 8;
 
 /// The block stores of volumes that this server reaches.
 #[derive(Clone, Default)]
-pub struct Stores(Arc<RwLock<HashMap<Uuid, Arc<dyn ObjectPort>>>>);
+pub struct Stores(Arc<RwLock<HashMap<Uuid, Arc<dyn StorePort>>>>);
 
 impl Stores {
     /// The store of a volume.
-    pub fn of(&self, volume: Uuid) -> Option<Arc<dyn ObjectPort>> {
+    pub fn of(&self, volume: Uuid) -> Option<Arc<dyn StorePort>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
+    }
+
+    /// Each store with the volumes that lie in it.
+    pub fn each(&self) -> Vec<(Arc<dyn StorePort>, Vec<Uuid>)> {
+        let mut each: Vec<(Arc<dyn StorePort>, Vec<Uuid>)> = Vec::new();
+        for (&volume, store) in self.0.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            match each.iter_mut().find(|(known, _)| Arc::ptr_eq(known, store)) {
+                Some((_, volumes)) => volumes.push(volume),
+                None => each.push((store.clone(), vec![volume])),
+            }
+        }
+        each
     }
 
     /// Whether none is in reach.
@@ -36,7 +52,7 @@ impl Stores {
     }
 
     /// Sets all stores.
-    pub fn set(&self, stores: HashMap<Uuid, Arc<dyn ObjectPort>>) {
+    pub fn set(&self, stores: HashMap<Uuid, Arc<dyn StorePort>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = stores;
     }
 }
@@ -97,6 +113,16 @@ impl ObjectHandler for Objects {
             push(&outbox, &answer.answer);
         });
     }
+
+    fn delete(&self, job: DeleteJob, tell: mpsc::WeakSender<Input>) {
+        let store = self.stores.of(job.volume);
+        self.runtime.spawn(async move {
+            let done = delete_all(store, job).await;
+            if let Some(queue) = tell.upgrade() {
+                drop(queue.send(Input::Events(vec![Event::Deleted(Box::new(done))])).await);
+            }
+        });
+    }
 }
 
 fn push(outbox: &Outbox, answer: &ToClient) {
@@ -142,4 +168,26 @@ async fn sign_gets(
         }
     }
     gets
+}
+
+/// Deletes objects, a few at once. A store that is not there, or fails, leaves the rest for later.
+async fn delete_all(store: Option<Arc<dyn StorePort>>, job: DeleteJob) -> DeletedObjects {
+    let DeleteJob { volume, objects: asked } = job;
+    let Some(store) = store else {
+        let failure = Some("its block store is not in reach".to_owned());
+        return DeletedObjects { volume, asked, deleted: Vec::new(), failure };
+    };
+    let (mut deleted, mut failure) = (Vec::new(), None);
+    let deletes = asked.clone().into_iter().map(move |id| {
+        let store = store.clone();
+        async move { (id, store.delete(&object_name(volume, id)).await) }
+    });
+    let mut deletes = futures::stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
+    while let Some((id, result)) = deletes.next().await {
+        match result {
+            Ok(()) => deleted.push(id),
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    DeletedObjects { volume, asked, deleted, failure }
 }

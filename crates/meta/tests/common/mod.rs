@@ -81,6 +81,7 @@ pub fn config(folder: &Path) -> StartConfig {
         advertise: None,
         http_addr: Some(local),
         tls: None,
+        timing: Default::default(),
     }
 }
 

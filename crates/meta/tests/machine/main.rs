@@ -1,9 +1,11 @@
 //! The machine by behaviour, on the engine in memory: recovery, opens, sharing, life times.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod collect;
 #[path = "../common/mod.rs"]
 mod common;
 mod damaged;
+mod forget;
 mod late;
 mod past;
 mod rights;

@@ -92,6 +92,7 @@ fn whole_objects_are_signed_for_sessions_only_that_may_read_all_of_them() {
 
 #[test]
 fn what_cannot_be_signed_on_the_spot_goes_through_the_server() {
+    #[allow(clippy::type_complexity, reason = "it is said once")]
     let kinds: [(fn(Bucket) -> StoreKind, Credentials); 3] = [
         (StoreKind::S3, Credentials::Anonymous),
         (StoreKind::Gcs, Credentials::Ambient),

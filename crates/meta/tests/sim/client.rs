@@ -1,9 +1,11 @@
 //! A simulated client: random requests, and the protocol's duties around them.
 
+use super::store::SharedStore;
 use crate::common;
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, Replayed, Reply, Request, XattrMode};
-use chronofs_core::{Caller, Errno, Ino, SessionId, SetAttr, Version};
+use chronofs_core::slice::{Codec, NewSlice, Place, Seal, Slice};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SetAttr, SliceId, Version};
 use chronofs_engine::sim::Random;
 use chronofs_meta::machine::ConnId;
 use chronofs_wire::message::{Hello, HelloAnswer, RefusalReason, ToClient, ToServer};
@@ -26,6 +28,7 @@ pub struct SimClient {
     pub welcomed: bool,
     pub seen: Version,
     next_id: u64,
+    next_object: u64,
     pub outstanding: BTreeMap<u64, Request>,
     pub undurable: Vec<Replayed>,
     opens: BTreeMap<Ino, u32>,
@@ -44,10 +47,15 @@ pub struct SimClient {
     pub durable: Version,
     /// Syncs: (version of the answer).
     pub synced: Version,
+    /// It writes much.
+    busy: bool,
+    store: SharedStore,
+    /// Objects it put, of its session.
+    put: Vec<ObjectId>,
 }
 
 impl SimClient {
-    pub fn new(number: u128, private: bool, may_be_late: bool) -> Self {
+    pub fn new(number: u128, private: bool, may_be_late: bool, busy: bool, store: SharedStore) -> Self {
         SimClient {
             number,
             private,
@@ -57,6 +65,7 @@ impl SimClient {
             welcomed: false,
             seen: Version::ZERO,
             next_id: 1,
+            next_object: 0,
             outstanding: BTreeMap::new(),
             undurable: Vec::new(),
             opens: BTreeMap::new(),
@@ -70,6 +79,9 @@ impl SimClient {
             parked: BTreeSet::new(),
             durable: Version::ZERO,
             synced: Version::ZERO,
+            busy,
+            store,
+            put: Vec::new(),
         }
     }
 
@@ -128,7 +140,18 @@ impl SimClient {
         let letter =
             |random: &mut Random| common::name(["a", "b", "c", "d", "e", "f"][random.below(6) as usize]);
         let name = letter(random);
-        match random.below(20) {
+        match random.below(if self.busy { 32 } else { 22 }) {
+            20..=31 if !self.files.is_empty() => {
+                // Of few files, so that slices are covered and cut.
+                let few = self.files.len().min(3) as u64;
+                let file = self.files[self.files.len() - 1 - random.below(few) as usize];
+                if random.one_in(4) {
+                    let set =
+                        SetAttr { size: Some(random.below(200)), by_handle: true, ..SetAttr::default() };
+                    return Request::SetAttr { ino: file, set };
+                }
+                self.write(file, random)
+            }
             0..=4 => {
                 let mut request = common::create(parent, "x", random.one_in(3));
                 if let Request::Create { name: slot, exclusive, .. } = &mut request {
@@ -179,6 +202,40 @@ impl SimClient {
             18 => Request::Grant { count: 10 },
             _ => Request::GetAttr { ino: file },
         }
+    }
+
+    /// Puts an object, or takes one that it put before, and publishes slices of it; sometimes it forgets to.
+    fn write(&mut self, ino: Ino, random: &mut Random) -> Request {
+        let session = self.session.expect("it is welcomed");
+        self.put.retain(|id| id.session == session);
+        if self.put.is_empty() || !random.one_in(8) {
+            let id = ObjectId { incarnation: 0, session, n: self.next_object };
+            self.next_object += 1;
+            self.put.push(id);
+            self.store.lock().unwrap().put(id);
+            if random.one_in(8) {
+                return Request::StatFs;
+            }
+        }
+        let object = self.put[self.put.len() - 1 - random.below(self.put.len().min(3) as u64) as usize];
+        let slices = (0..1 + random.below(3)).map(|n| {
+            let id = SliceId { object, index: n as u32 };
+            let seal = Seal { id, codec: Codec::Raw, stored_len: 64, full_len: 64, crc32c: 0 };
+            let offset = random.below(4) as u32 * 32;
+            let staged = random.one_in(4).then(|| {
+                self.next_object += 1;
+                let object = ObjectId { n: self.next_object, ..object };
+                (Seal { id: SliceId { object, index: 0 }, ..seal }, Bytes::from(vec![7; 64]))
+            });
+            let (place, staged) = match staged {
+                Some((seal, bytes)) => (Place::Staged(seal), Some(bytes)),
+                None => (Place::Object(seal, 64 * n), None),
+            };
+            let slice = Slice { offset, len: 64, skip: 0, place };
+            NewSlice { block: random.below(2) as u32, slice, staged }
+        });
+        let slices = slices.collect();
+        Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge: None }
     }
 
     /// Takes one message. Answers what the protocol wants answered.

@@ -1,9 +1,13 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
+mod past;
+mod store;
+
 use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
+use super::store::SharedStore;
 use crate::common;
-use chronofs_core::{Ino, SessionId, Version};
+use chronofs_core::{Ino, Retention, SessionId, Version};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
@@ -12,6 +16,7 @@ use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
+use past::Lease;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -47,6 +52,16 @@ pub struct World {
     marked: bool,
     /// Calls that were replayed after the window, and after a mark.
     pub late_after_mark: usize,
+    /// For what has to do with the past alone.
+    past_random: Random,
+    retention: Retention,
+    leases: Vec<Lease>,
+    pub store: SharedStore,
+    /// Clients write a lot, and what nobody names goes soon.
+    busy: bool,
+    /// Objects that were deleted while things failed.
+    pub deleted_meanwhile: usize,
+    store_random: Random,
 }
 
 impl World {
@@ -54,9 +69,15 @@ impl World {
         let mut random = Random::new(seed);
         let private = random.one_in(2);
         let window_ms = if random.one_in(3) { 50 } else { 10_000 };
-        let new = |n| SimClient::new(u128::from(n) + 1, private, window_ms < 1000);
+        let (store, mut store_random) = (SharedStore::default(), Random::new(seed.rotate_left(17) ^ 0x5704e));
+        let busy = window_ms >= 1000 && store_random.one_in(2);
+        let new = |n| SimClient::new(u128::from(n) + 1, private, window_ms < 1000, busy, store.clone());
         let clients = (0..1 + random.below(3)).map(new).collect();
         World {
+            store,
+            deleted_meanwhile: 0,
+            busy,
+            store_random,
             disk: SimDisk::new(random.number()),
             random,
             now_ns: START_NS,
@@ -73,12 +94,16 @@ impl World {
             window_ms,
             marked: false,
             late_after_mark: 0,
+            past_random: Random::new(!seed),
+            retention: Retention::Forever,
+            leases: Vec::new(),
         }
     }
 
     pub fn run(&mut self) {
+        self.draw_retention();
         self.restart();
-        let steps = 60 + self.random.below(200);
+        let steps = (60 + self.random.below(200)) * if self.busy { 4 } else { 1 };
         for _ in 0..steps {
             self.now_ns += self.random.below(5 * MS);
             let n = self.random.below(self.clients.len() as u64) as usize;
@@ -89,11 +114,20 @@ impl World {
                 85..=88 => self.connect(n),
                 89 => self.drop_connection(n),
                 90..=93 => self.sync(),
+                95 if self.looks_back() => self.past(),
                 94 | 95 => self.tick(),
                 96 => self.maintain(),
                 97 => self.fault(),
                 98 => self.kill(),
                 _ => self.cut_power(),
+            }
+            if self.busy && self.store_random.one_in(6) {
+                self.now_ns += self.store_random.below(60 * MS);
+                self.with_server(vec![Event::Tick]);
+                self.sync();
+            }
+            if self.store_random.one_in(if self.busy { 3 } else { 8 }) {
+                self.store_works();
             }
             if self.server.is_none() && self.random.one_in(3) {
                 self.restart();
@@ -157,6 +191,7 @@ impl World {
                 }
             }
             Effect::Answer(conn, answer) => {
+                self.past_answered(conn, &answer);
                 if let Some(client) = self.client_of(conn) {
                     client.inbox.push_back(FromServer::Answer(answer));
                 }
@@ -184,6 +219,7 @@ impl World {
                     self.server = None;
                 }
             }
+            Effect::Delete(job) => self.store.lock().unwrap().asked(job),
             Effect::Object(_) | Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
     }
@@ -260,8 +296,17 @@ impl World {
     }
 
     fn tick(&mut self) {
-        self.now_ns += self.random.below(300 * MS);
+        let most_ms = if self.looks_back() && self.past_random.one_in(4) { 2000 } else { 300 };
+        self.now_ns += self.random.below(most_ms * MS);
         self.with_server(vec![Event::Tick]);
+    }
+
+    fn past(&mut self) {
+        match self.past_random.below(4) {
+            0 | 1 => self.mount_past(),
+            2 => self.unmount_past(),
+            _ => self.check_past(),
+        }
     }
 
     fn maintain(&mut self) {
@@ -302,6 +347,8 @@ impl World {
             }
             client.disconnected();
         }
+        self.past_server_gone();
+        self.store.lock().unwrap().server_gone(&mut self.store_random);
         self.medium.crash();
         if self.disk.is_off() {
             self.disk.power_on();
@@ -334,7 +381,9 @@ impl World {
         let config = Config {
             boot: self.boots,
             mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
-            replay_window_ms: self.window_ms,
+            replay_window_ms: if self.busy { 40_000 } else { self.window_ms },
+            horizon_step_ms: 300,
+            slice_life_ms: if self.busy { 20 } else { 200 },
             ..Config::default()
         };
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };
@@ -344,7 +393,10 @@ impl World {
         self.server = Some(Server { core, engine });
         let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
         assignment.revision = 1;
+        assignment.volumes[0].spec.retention = self.retention;
         self.with_server(vec![Event::Assignment(Box::new(assignment)), Event::Tick]);
+        self.check_past();
+        self.check_store();
     }
 
     /// What clients were told to be durable is there, at its version.
@@ -400,6 +452,7 @@ impl World {
 
     /// Nothing fails any more: everybody comes back, everything is answered, and all is checked.
     pub fn finish(&mut self) {
+        self.deleted_meanwhile = self.store.lock().unwrap().deleted;
         self.disk.clear_faults();
         for _ in 0..400 {
             if self.server.is_none() {
@@ -445,6 +498,8 @@ impl World {
             }
         }
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
+        self.finish_past();
+        self.finish_store();
         let Some(server) = &self.server else { panic!("no server in the end") };
         let view = server.engine.view();
         assert_is_model(&*view, &self.record.lock().unwrap());

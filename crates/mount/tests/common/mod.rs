@@ -56,6 +56,7 @@ pub async fn serve(folder: &Path) -> Server {
         advertise: None,
         http_addr: None,
         tls: None,
+        timing: Default::default(),
     };
     let server = Server::start(&config, false).await.unwrap();
     let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));

@@ -104,6 +104,25 @@ fn rows_of_content() {
 }
 
 #[test]
+fn rows_of_what_is_counted_and_kept() {
+    let object = ObjectId { incarnation: 1, session: SessionId(2), n: 300 };
+    assert_eq!(hex(&object_key(object)), "00010000000000000002000000000000012c");
+    assert_eq!(parse_object_key(&object_key(object)), object);
+    let refs = Refs { flags: 0, rows: 2, bytes: 300, retired: None, condemned: None };
+    golden(&refs, "0002ac020000");
+    let gone = Refs { rows: 0, retired: Some(Version(4)), condemned: Some(Version(5)), ..refs };
+    golden(&gone, "0000ac0201040105");
+    golden(&Retired { flags: 0, bytes: 300 }, "00ac02");
+    golden(&Condemned { flags: 0, since: Version(5), bytes: 300 }, "0005ac02");
+    let sum = |count| Sum { count, bytes: 300 };
+    let tally = Tally { flags: 0, held: sum(1), retired: sum(2), condemned: sum(3), released: Version(4) };
+    golden(&tally, "0001ac0202ac0203ac0204");
+    let kept = |ends| Kept { flags: 0, at: Version(300), made: Version(4), ends, note: "n".to_owned() };
+    golden(&kept(None), "00ac020400016e");
+    golden(&kept(Some(Version(5))), "00ac02040105016e");
+}
+
+#[test]
 fn rows_of_volume_and_store() {
     golden(&Counters { flags: 0, next_ino: 300, used_bytes: 5, used_inodes: 6 }, "00ac020506");
     golden(&Store { flags: 0, next_volume: 2, next_session: 300 }, "0002ac02");
@@ -118,7 +137,7 @@ fn rows_of_volume_and_store() {
         hash_key: [7; 16],
     };
     let volume = Volume {
-        flags: 0,
+        flags: Volume::COUNTED,
         spec,
         incarnation: 3,
         born: Version(1),
@@ -130,7 +149,7 @@ fn rows_of_volume_and_store() {
     };
     golden(
         &volume,
-        "0010000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050100",
+        "0110000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050100",
     );
     let session = Session {
         flags: Session::READ_ONLY,

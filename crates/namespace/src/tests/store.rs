@@ -1,6 +1,6 @@
 use super::*;
 use crate::rows::Session;
-use crate::{instants, list_sessions, list_volumes, protected_instants, session, volume};
+use crate::{instants, list_kept, list_sessions, list_volumes, protected_instants, session, volume};
 use chronofs_core::ops::Missed;
 
 const SECOND: u64 = 1_000_000_000;
@@ -190,7 +190,9 @@ fn the_horizon_moves_forward_only_and_spares_window_and_leases() {
     let row = volume(&fs.state, VOLUME).unwrap().unwrap();
     let protected = |fs: &Fs| {
         let sessions = list_sessions(&fs.state).unwrap();
-        protected_instants(VOLUME, &row, &sessions).intervals().collect::<Vec<_>>()
+        protected_instants(VOLUME, &row, &sessions, &list_kept(&fs.state).unwrap())
+            .intervals()
+            .collect::<Vec<_>>()
     };
     let window = (horizon, Version::MAX);
     assert_eq!(protected(&fs), [(born, born), window]);

@@ -131,7 +131,10 @@ impl World {
             Place::Hole => return vec![0; slice.len as usize],
             Place::Inline(_, bytes) => bytes.to_vec(),
             Place::Staged(_) => staged.map(|bytes| bytes.to_vec()).unwrap_or_default(),
-            Place::Object(seal, _) => object_bytes(seal.id, seal.full_len),
+            Place::Object(seal, _) => {
+                assert!(!self.deleted.contains(&seal.id.object), "{seal:?} is named and was deleted");
+                object_bytes(seal.id, seal.full_len)
+            }
         };
         let range = slice.skip as usize..(slice.skip + slice.len) as usize;
         full.get(range).map(<[u8]>::to_vec).unwrap_or_default()

@@ -67,7 +67,11 @@ struct Maker {
 
 pub fn case(seed: u64) -> Case {
     let mut rng = Rng::new(seed);
-    let retention = if rng.one_in(10) { Retention::None } else { Retention::Forever };
+    let retention = match rng.below(10) {
+        0 => Retention::None,
+        1..=4 => Retention::Seconds(1),
+        _ => Retention::Forever,
+    };
     let names = some_names(&mut rng);
     let (quotas, scopes) = (rng.one_in(4), rng.one_in(4));
     let dirs = 1 + rng.below(SLOTS as u64 / 2);
@@ -82,7 +86,13 @@ pub fn case(seed: u64) -> Case {
     actions.extend((0..len).map(|_| maker.action()));
     let picks = (0..maker.rng.below(4)).map(|_| maker.rng.next()).collect();
     let limit = 1 + maker.rng.below(20) as usize;
-    actions.extend([Action::Apply, Action::CheckNow, Action::Verify, Action::Expire { picks, limit }]);
+    let all = Action::ForgetAll {
+        tick: maker.time(),
+        limit: 1 + maker.rng.below(20) as u32,
+        pick: maker.rng.next(),
+    };
+    actions.extend([Action::Apply, Action::CheckNow, Action::Verify, all]);
+    actions.extend([Action::Verify, Action::CollectAll, Action::Verify, Action::Expire { picks, limit }]);
     Case { retention, actions }
 }
 
@@ -162,6 +172,11 @@ impl Maker {
         if self.rng.one_in(2) { 1 } else { 1 + self.rng.below(1000) }
     }
 
+    /// A good part of the retention of a second.
+    fn time(&mut self) -> u64 {
+        self.rng.below(700_000_000) + 1
+    }
+
     fn caller(&mut self) -> usize {
         let others = callers().len() as u64;
         if self.rng.one_in(3) { 0 } else { self.rng.below(others) as usize }
@@ -169,7 +184,9 @@ impl Maker {
 
     fn action(&mut self) -> Action {
         match self.rng.below(100) {
-            0..70 => self.ask(),
+            0..65 => self.ask(),
+            65..67 => Action::Horizon { tick: self.time() },
+            67..70 => Action::Forget { limit: 1 + self.rng.below(20) as u32 },
             70..76 => {
                 let request = self.read();
                 Action::AskPast { caller: self.caller(), pick: self.rng.next(), request }
@@ -197,6 +214,11 @@ impl Maker {
             95 => self.rng.pick(&[Action::Crash, Action::Verify]),
             96 => self.rng.pick(&[Action::Apply, Action::Apply, Action::Lease { tick: 7 }, Action::EndLease]),
             97 if self.rng.one_in(2) => Action::Purge { tick: self.tick() },
+            98 => match self.rng.below(3) {
+                0 => Action::CheckPast { pick: self.rng.next() },
+                1 => Action::Condemn { limit: 1 + self.rng.below(8) as u32 },
+                _ => Action::Delete { limit: 1 + self.rng.below(8) as usize },
+            },
             97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }
@@ -422,7 +444,15 @@ impl Maker {
             0 => (Place::Hole, None),
             1 => (Place::Inline(seal, bytes), None),
             2 => (Place::Staged(seal), Some(bytes)),
-            _ => (Place::Object(seal, 64), None),
+            _ => {
+                let mut seal = seal;
+                if self.rng.one_in(2) {
+                    // Of an object that was published before, or is still to be.
+                    seal.id = SliceId { index: self.next_object as u32, ..self.slice_id() };
+                    seal.id.object.n = 1 + self.rng.below(self.next_object);
+                }
+                (Place::Object(seal, 64), None)
+            }
         };
         let skip = if place == Place::Hole { 0 } else { skip };
         NewSlice { block, slice: Slice { offset, len, skip, place }, staged }

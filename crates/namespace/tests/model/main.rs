@@ -15,7 +15,9 @@
 
 mod acl;
 mod client;
+mod collect;
 mod compare;
+mod forget;
 mod generate;
 mod mutate;
 mod query;

@@ -8,10 +8,9 @@ use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request, SystemRequest};
 use chronofs_core::slice::NewSlice;
 use chronofs_core::volume::{Compression, VolumeSpec};
-use chronofs_core::{Caller, Errno, Ino, Retention, SessionId, SliceId, Version, VolumeIndex};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, Retention, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Commit, Engine, Overlay, View};
-use chronofs_history::Protected;
 use chronofs_namespace::{Ctx, SystemCtx, SystemReply};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -98,6 +97,30 @@ pub enum Action {
     },
     /// The checker finds nothing wrong.
     Verify,
+    /// The horizon moves forward as far as it can.
+    Horizon {
+        tick: u64,
+    },
+    /// A step of a sweep through the past.
+    Forget {
+        limit: u32,
+    },
+    /// Time goes on, and a sweep through the whole past leaves what is protected.
+    ForgetAll {
+        tick: u64,
+        limit: u32,
+        pick: u64,
+    },
+    /// Objects that no row names are condemned, staged slices go.
+    Condemn {
+        limit: u32,
+    },
+    /// The store deletes condemned objects.
+    Delete {
+        limit: usize,
+    },
+    /// All that no row names goes, and nothing else.
+    CollectAll,
     /// All of the past is forgotten but for these instants, which show what they did. Comes last.
     Expire {
         picks: Vec<u64>,
@@ -109,17 +132,18 @@ pub enum Action {
 #[derive(Clone)]
 struct Applied {
     past: usize,
+    horizon: Version,
     used: BTreeSet<Ino>,
     open: BTreeMap<Ino, u32>,
 }
 
 pub struct World {
-    engine: Memory,
-    pending: Vec<Commit>,
+    pub engine: Memory,
+    pub pending: Vec<Commit>,
     applied: Applied,
-    index: VolumeIndex,
+    pub index: VolumeIndex,
     session: SessionId,
-    spec: VolumeSpec,
+    pub spec: VolumeSpec,
     /// Every version, oldest first; the last is the present.
     past: Vec<Arc<State>>,
     used: BTreeSet<Ino>,
@@ -128,7 +152,13 @@ pub struct World {
     pub cursors: [Option<Cursor>; 2],
     pub notes: [Option<Note>; 2],
     pub cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
-    leases: Vec<(SessionId, Version)>,
+    pub leases: Vec<(SessionId, Version)>,
+    /// What lies before it may be forgotten.
+    pub horizon: Version,
+    /// Where the sweep goes on.
+    pub sweep: Bytes,
+    /// Objects that the store has deleted.
+    pub deleted: BTreeSet<ObjectId>,
 }
 
 pub type Check = Result<(), String>;
@@ -175,7 +205,7 @@ impl World {
         let mut world = World {
             engine: Memory::default(),
             pending: Vec::new(),
-            applied: Applied { past: 1, used: used.clone(), open: BTreeMap::new() },
+            applied: Applied { past: 1, horizon: start, used: used.clone(), open: BTreeMap::new() },
             index: VolumeIndex(0),
             session: SessionId(0),
             spec: spec.clone(),
@@ -187,6 +217,9 @@ impl World {
             notes: [None, None],
             cookies: BTreeMap::new(),
             leases: Vec::new(),
+            horizon: start,
+            sweep: Bytes::new(),
+            deleted: BTreeSet::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
             SystemReply::Volume { index, .. } => world.index = index,
@@ -219,6 +252,9 @@ impl World {
             Action::Ask { caller, scope, read_only, tick, keep, request } => {
                 let scope = self.slots[*scope];
                 let request = self.resolved(request);
+                if self.names_condemned(&request)? {
+                    return Ok(());
+                }
                 let caller = callers()[*caller].clone();
                 match request.mutates() {
                     true => self.mutate(&caller, scope, *read_only, *tick, *keep, &request, None),
@@ -265,6 +301,12 @@ impl World {
                 ensure!(faults.is_empty(), "verify finds {faults:?}");
                 Ok(())
             }
+            Action::Horizon { tick } => self.move_horizon(*tick),
+            Action::Forget { limit } => self.forget(*limit),
+            Action::ForgetAll { tick, limit, pick } => self.forget_all(*tick, *limit, *pick),
+            Action::Condemn { limit } => self.condemn(*limit).map(drop),
+            Action::Delete { limit } => self.delete(*limit).map(drop),
+            Action::CollectAll => self.collect_all(),
             Action::Expire { picks, limit } => self.expire(picks, *limit),
         }
     }
@@ -277,10 +319,15 @@ impl World {
             let at = leased.map_or(self.now().version, |(_, at)| *at);
             return (at, self.state_at(Some(at)));
         }
-        let n = (pick / 4) as usize % (last + 1);
+        let leased = self.leases.get((pick / 8) as usize % (self.leases.len() + 1));
+        if let Some((_, at)) = leased.filter(|_| pick.is_multiple_of(8)) {
+            return (*at, self.state_at(Some(*at)));
+        }
+        let first = self.past.partition_point(|state| state.version <= self.horizon) - 1;
+        let n = first + (pick / 4) as usize % (last + 1 - first);
         // An instant between two commits shows the earlier one.
         let until = self.past.get(n + 1).map_or(u64::MAX, |next| next.version.0);
-        let at = Version((self.past[n].version.0 + pick % 4).min(until - 1));
+        let at = Version((self.past[n].version.0 + pick % 4).min(until - 1)).max(self.horizon);
         (at, self.past[n].clone())
     }
 
@@ -298,7 +345,7 @@ impl World {
         read(&overlay)
     }
 
-    fn system(&mut self, version: Version, request: &SystemRequest) -> Result<SystemReply, String> {
+    pub fn system(&mut self, version: Version, request: &SystemRequest) -> Result<SystemReply, String> {
         let is_open = |ino| self.open.contains_key(&ino);
         let ctx = SystemCtx { version, is_open: &is_open, freed_max: FREED_MAX };
         let outcome = self
@@ -485,41 +532,15 @@ impl World {
         self.spec.max_bytes = bytes;
         self.spec.max_inodes = inodes;
         self.system(version, &SystemRequest::UpdateVolume(self.spec.clone()))?;
+        self.pass_window(version);
         let mut next = State::clone(self.now());
         (next.version, next.max_bytes, next.max_inodes) = (version, bytes, inodes);
         self.past.push(Arc::new(next));
         Ok(())
     }
 
-    fn lease(&mut self, tick: u64) -> Check {
-        let version = Version(self.now().version.0 + tick);
-        let request = SystemRequest::OpenSession {
-            volume: self.spec.id,
-            client: u128::from(version.0),
-            at: Some(version),
-            read_only: true,
-            ttl_ms: 60_000,
-            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
-        };
-        match self.system(version, &request)? {
-            SystemReply::Session { id, .. } => self.leases.push((id, version)),
-            other => return Err(format!("{request:?}: {other:?}")),
-        }
-        self.unchanged(version);
-        Ok(())
-    }
-
-    fn end_lease(&mut self) -> Check {
-        let version = Version(self.now().version.0 + 1);
-        if let Some((session, _)) = self.leases.pop() {
-            self.system(version, &SystemRequest::EndSession { session })?;
-            self.unchanged(version);
-        }
-        Ok(())
-    }
-
     /// A commit that changes nothing that the model knows.
-    fn unchanged(&mut self, version: Version) {
+    pub fn unchanged(&mut self, version: Version) {
         let mut next = State::clone(self.now());
         next.version = version;
         self.past.push(Arc::new(next));
@@ -527,12 +548,18 @@ impl World {
 
     pub fn apply(&mut self) {
         self.engine.apply(std::mem::take(&mut self.pending)).expect("memory takes all");
-        self.applied = Applied { past: self.past.len(), used: self.used.clone(), open: self.open.clone() };
+        self.applied = Applied {
+            past: self.past.len(),
+            horizon: self.horizon,
+            used: self.used.clone(),
+            open: self.open.clone(),
+        };
     }
 
     fn crash(&mut self) {
         self.pending.clear();
         self.past.truncate(self.applied.past);
+        self.horizon = self.applied.horizon;
         self.used = self.applied.used.clone();
         self.open = self.applied.open.clone();
         self.spec.max_bytes = self.now().max_bytes;
@@ -543,28 +570,6 @@ impl World {
         // A lease that came or went since then did not; the ones that went are not asked for again.
         let last = self.now().version;
         self.leases.retain(|(_, at)| *at <= last);
-    }
-
-    fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
-        self.apply();
-        let kept: Vec<Version> = picks.iter().map(|pick| self.instant(*pick).0).collect();
-        let protected: Protected = kept.iter().map(|at| (*at, *at)).collect();
-        let (mut from, mut version) = (Bytes::new(), self.now().version);
-        loop {
-            let tables = &chronofs_namespace::rows::VERSIONED;
-            let step =
-                chronofs_history::expire(&*self.engine.view(), self.index, tables, &protected, &from, limit);
-            let step = step.map_err(|stop| format!("expire: {stop}"))?;
-            version.0 += 1;
-            self.pending.push(Commit { version, tag: Bytes::new(), batch: step.batch });
-            self.apply();
-            match step.next {
-                Some(next) => from = next,
-                None => break,
-            }
-        }
-        self.check_tree(None)?;
-        kept.into_iter().try_for_each(|at| self.check_tree(Some(at)))
     }
 
     fn resolved(&self, request: &Request) -> Request {

@@ -1,0 +1,340 @@
+//! Collecting: objects and staged slices that no row names any more go, a bounded step at a tick.
+//!
+//! What the state machine condemned is handed out for deletion once that commit is durable. The list of condemned
+//! objects is in the state, so nothing of this is lost in a crash: what was handed out is handed out again, and
+//! deleting an object twice is harmless.
+
+use super::Machine;
+use super::group::{DeleteJob, Effect, Group, Then};
+use chronofs_core::ops::SystemRequest;
+use chronofs_core::{ObjectId, Version, VolumeIndex};
+use chronofs_engine::EngineError;
+use chronofs_namespace::{SystemError, SystemReply, list_condemned, list_kept};
+use std::collections::{BTreeSet, VecDeque};
+use uuid::Uuid;
+
+/// How much is condemned in one commit, of one volume at a tick: 2,560 a second.
+const CONDEMN_MAX: u32 = 256;
+/// How many objects are handed out for deletion and not reported back, of one volume.
+const IN_FLIGHT_MAX: usize = 512;
+/// How many of them at a tick.
+const HAND_OUT_MAX: usize = 128;
+/// A volume where nothing was to be done is looked at again after so long.
+const IDLE_NS: u64 = 1_000_000_000;
+/// After a failure of the store nothing is deleted for so long; twice as long after the next, up to a limit.
+const RETRY_NS: u64 = 2_000_000_000;
+const RETRY_DOUBLINGS_MAX: u32 = 7;
+
+/// What became of objects that were handed out for deletion.
+#[derive(Clone, Debug)]
+pub struct DeletedObjects {
+    /// Their volume.
+    pub volume: Uuid,
+    /// All that were handed out together.
+    pub asked: Vec<ObjectId>,
+    /// Those that are not in the store any more.
+    pub deleted: Vec<ObjectId>,
+    /// Why the others are.
+    pub failure: Option<String>,
+}
+
+/// How the collection of one volume stands. Not in the state: a restart begins anew.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Collecting {
+    /// Handed out for deletion.
+    in_flight: BTreeSet<ObjectId>,
+    /// Failures of the store in a row, and until when they make it wait.
+    failures: u32,
+    retry_ns: u64,
+    /// Until then there is nothing to look for.
+    next_ns: u64,
+    /// For people.
+    pub(super) shown: CollectionShown,
+}
+
+/// What the server says of a volume's collection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CollectionShown {
+    /// Objects deleted since the start.
+    pub deleted: u64,
+    /// Staged slices removed since the start.
+    pub staged: u64,
+    /// So much was retired at once that it waits for a word: `chronofs meta gc --release-brake`.
+    pub braked: bool,
+    /// Why the store does not delete at the moment.
+    pub problem: Option<String>,
+    /// The metadata cannot be read where it has to be: nothing is collected until the next start.
+    pub stopped: bool,
+}
+
+/// Which version was the last one how long ago, by the steady clock: what was unnamed before a version that is old
+/// enough is unnamed for so long, whatever became of the wall clock. Begins anew at every start.
+#[derive(Debug, Default)]
+pub(super) struct Ages {
+    samples: VecDeque<(u64, Version)>,
+}
+
+impl Ages {
+    fn note(&mut self, steady_ns: u64, last: Version, life_ns: u64) {
+        if self.samples.back().is_none_or(|&(at, _)| steady_ns >= at + life_ns / 32) {
+            self.samples.push_back((steady_ns, last));
+        }
+        while self.samples.get(1).is_some_and(|&(at, _)| at + life_ns <= steady_ns) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// The newest version that is known to be `life_ns` old.
+    fn before(&self, steady_ns: u64, life_ns: u64) -> Option<Version> {
+        self.samples.front().filter(|&&(at, _)| at + life_ns <= steady_ns).map(|&(_, version)| version)
+    }
+}
+
+impl Machine {
+    fn life_ns(&self) -> u64 {
+        u64::from(self.config.slice_life_ms) * 1_000_000
+    }
+
+    /// What was retired, or which session was over, up to here may be collected. `None` before the server has run for
+    /// that long.
+    pub fn collects_before(&self, steady_ns: u64) -> Option<Version> {
+        self.ages.before(steady_ns, self.life_ns())
+    }
+
+    /// Condemns what is retired for long enough, and hands out what is condemned for good.
+    pub(super) fn collect(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let life_ns = self.life_ns();
+        self.ages.note(group.steady_ns, self.last, life_ns);
+        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        for index in indexes {
+            let Some(volume) = self.volumes.get(&index) else { continue };
+            let Collecting { next_ns, shown, .. } = &volume.collecting;
+            if volume.row.deleted.is_some() || shown.stopped || group.steady_ns < *next_ns {
+                continue;
+            }
+            match self.collect_volume(group, index) {
+                Ok(()) => {}
+                // It was warned of. What is kept for too long takes nothing but room.
+                Err(EngineError::Damaged { .. }) => {
+                    if let Some(volume) = self.volumes.get_mut(&index) {
+                        volume.collecting.shown.stopped = true;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_volume(&mut self, group: &mut Group, index: VolumeIndex) -> Result<(), EngineError> {
+        let Some(id) = self.volumes.get(&index).map(|volume| volume.id()) else { return Ok(()) };
+        let mut busy = false;
+        if let Some(before) = self.collects_before(group.steady_ns) {
+            let brake = self.config.brake_from;
+            let request = SystemRequest::Condemn { volume: id, before, limit: CONDEMN_MAX, brake };
+            if let Ok(SystemReply::Condemned { objects, staged, braked }) = self.system(group, &request)? {
+                busy = objects + staged > 0;
+                group.thens.push(Then::Condemned { index, staged, braked });
+            }
+        }
+        busy |= self.hand_out(group, index)?;
+        let wait_ns = if busy { 0 } else { IDLE_NS.min(self.life_ns() / 8) };
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.collecting.next_ns = group.steady_ns + wait_ns;
+        }
+        Ok(())
+    }
+
+    /// Whether any were.
+    fn hand_out(&mut self, group: &mut Group, index: VolumeIndex) -> Result<bool, EngineError> {
+        let durable = self.durable;
+        let Some(volume) = self.volumes.get(&index) else { return Ok(false) };
+        let Collecting { in_flight, retry_ns, .. } = &volume.collecting;
+        let room = IN_FLIGHT_MAX.saturating_sub(in_flight.len()).min(HAND_OUT_MAX);
+        if room == 0 || group.steady_ns < *retry_ns {
+            return Ok(false);
+        }
+        let condemned = match list_condemned(&group.reads, index, None, room + in_flight.len()) {
+            Ok(condemned) => condemned,
+            Err(stop) => {
+                let what = "looking for condemned objects";
+                self.stopped(group, stop, what)?;
+                return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
+            }
+        };
+        let ready = condemned.into_iter().filter(|(id, row)| row.since <= durable && !in_flight.contains(id));
+        let objects: Vec<ObjectId> = ready.map(|(id, _)| id).take(room).collect();
+        let any = !objects.is_empty();
+        if any {
+            group.thens.push(Then::HandedOut(index, objects));
+        }
+        Ok(any)
+    }
+
+    /// Objects are handed out for deletion, now that nothing of the group can fail.
+    pub(super) fn handed_out(&mut self, group: &mut Group, index: VolumeIndex, objects: Vec<ObjectId>) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.collecting.in_flight.extend(&objects);
+            group.effects.push(Effect::Delete(DeleteJob { volume: volume.id(), objects }));
+        }
+    }
+
+    pub(super) fn condemned(&mut self, group: &mut Group, index: VolumeIndex, staged: u32, braked: bool) {
+        let Some(volume) = self.volumes.get_mut(&index) else { return };
+        let shown = &mut volume.collecting.shown;
+        shown.staged += u64::from(staged);
+        if braked && !shown.braked {
+            group.effects.push(Effect::Warn(format!(
+                "volume {}: more than half of its objects and staged slices lost their last name in a short time; they \
+                 are not deleted. If that is meant: chronofs meta gc --release-brake",
+                volume.row.spec.name
+            )));
+        }
+        shown.braked = braked;
+    }
+
+    /// The store has deleted objects, or not. What cannot be committed now is handed out again.
+    pub(super) fn objects_deleted(
+        &mut self,
+        group: &mut Group,
+        done: &DeletedObjects,
+    ) -> Result<(), EngineError> {
+        let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == done.volume) else {
+            return Ok(());
+        };
+        let index = volume.index;
+        let collecting = &mut volume.collecting;
+        for object in &done.asked {
+            collecting.in_flight.remove(object);
+        }
+        match &done.failure {
+            Some(failure) => {
+                let wait_ns = RETRY_NS << collecting.failures.min(RETRY_DOUBLINGS_MAX);
+                collecting.failures += 1;
+                collecting.retry_ns = group.steady_ns + wait_ns;
+                if collecting.shown.problem.is_none() {
+                    let name = &volume.row.spec.name;
+                    group.effects.push(Effect::Warn(format!(
+                        "volume {name}: objects that nothing needs any more cannot be deleted: {failure}; it is tried \
+                         again"
+                    )));
+                }
+                collecting.shown.problem = Some(failure.clone());
+            }
+            None if !done.asked.is_empty() => {
+                (collecting.failures, collecting.shown.problem) = (0, None);
+            }
+            None => {}
+        }
+        if group.full || self.is_recovering() || done.deleted.is_empty() {
+            return Ok(());
+        }
+        let request = SystemRequest::Deleted { volume: done.volume, objects: done.deleted.clone() };
+        match self.system(group, &request) {
+            Ok(Ok(_)) => group.thens.push(Then::ObjectsGone(index, done.deleted.len() as u64)),
+            Ok(Err(_)) => {}
+            Err(EngineError::Damaged { .. }) => self.stop_collecting(index),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub(super) fn objects_gone(&mut self, index: VolumeIndex, count: u64) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.collecting.shown.deleted += count;
+        }
+    }
+
+    /// Objects were found in a store that no row names and that sessions which are over were granted.
+    pub(super) fn garbage_found(
+        &mut self,
+        group: &mut Group,
+        volume: Uuid,
+        objects: &[ObjectId],
+    ) -> Result<(), EngineError> {
+        let Some(over_since) = self.collects_before(group.steady_ns) else { return Ok(()) };
+        let Some(index) = self.volume_by_id(volume).map(|volume| volume.index) else { return Ok(()) };
+        if group.full || self.is_recovering() {
+            return Ok(());
+        }
+        let request = SystemRequest::CondemnGarbage { volume, objects: objects.to_vec(), over_since };
+        match self.system(group, &request) {
+            Ok(_) => Ok(()),
+            Err(EngineError::Damaged { .. }) => {
+                self.stop_collecting(index);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stop_collecting(&mut self, index: VolumeIndex) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.collecting.shown.stopped = true;
+        }
+    }
+
+    /// All that is retired by now may go, in every volume, however much it is.
+    pub fn release_brakes(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        group.last_before = self.last;
+        let live = self.volumes.values().filter(|volume| volume.row.deleted.is_none());
+        let ids: Vec<Uuid> = live.map(|volume| volume.id()).collect();
+        if self.is_recovering() || group.full {
+            return Ok(());
+        }
+        for volume in ids {
+            drop(self.system(group, &SystemRequest::ReleaseBrake { volume })?);
+        }
+        Ok(())
+    }
+
+    /// Keeps an instant of a volume readable until it is released, or, as a hold, until `ends`.
+    pub fn keep_instant(
+        &mut self,
+        group: &mut Group,
+        volume: Uuid,
+        id: Uuid,
+        at: Version,
+        ends: Option<Version>,
+        note: &str,
+    ) -> Result<Result<(), SystemError>, EngineError> {
+        group.last_before = self.last;
+        let request = SystemRequest::Keep { volume, id, at, ends, note: note.to_owned() };
+        Ok(self.system(group, &request)?.map(drop))
+    }
+
+    /// An instant need not be kept for this any more.
+    pub fn release_instant(
+        &mut self,
+        group: &mut Group,
+        volume: Uuid,
+        id: Uuid,
+    ) -> Result<Result<(), SystemError>, EngineError> {
+        group.last_before = self.last;
+        let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
+        if let (Ok(()), Some(volume)) = (&released, self.volume_by_id(volume)) {
+            group.thens.push(Then::Released(volume.index));
+        }
+        Ok(released)
+    }
+
+    /// Releases holds whose time is over.
+    pub(super) fn end_holds(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let now = self.next_version(group);
+        let kept = match list_kept(&group.reads) {
+            Ok(kept) => kept,
+            // They go on being kept, and whoever needs the list to forget stops there.
+            Err(stop) => return self.stopped(group, stop, "looking for holds that are over").map(drop),
+        };
+        for (index, id, row) in kept {
+            let over = row.ends.is_some_and(|ends| ends <= now);
+            let Some(volume) = self.volumes.get(&index).filter(|volume| volume.row.deleted.is_none()) else {
+                continue;
+            };
+            if over && self.system(group, &SystemRequest::Release { volume: volume.id(), id })?.is_ok() {
+                group.thens.push(Then::Released(index));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! What no row names any more goes: late enough, in steps that a crash cannot turn into loss, and nothing else.
+
+use super::*;
+use chronofs_core::slice::{Codec, Seal};
+use chronofs_core::{ObjectId, SliceId, VolumeIndex};
+use chronofs_meta::machine::{DeleteJob, DeletedObjects};
+use chronofs_namespace::rows::{RETIRED, Tally};
+use uuid::Uuid;
+
+const INDEX: VolumeIndex = VolumeIndex(1);
+
+impl Server {
+    fn publish(&mut self, id: u64, ino: Ino, object: ObjectId) {
+        let id_of = SliceId { object, index: 0 };
+        let seal = Seal { id: id_of, codec: Codec::Raw, stored_len: 100, full_len: 100, crc32c: 1 };
+        let slice = Slice { offset: 0, len: 100, skip: 0, place: Place::Object(seal, 0) };
+        let slices = vec![NewSlice { block: 0, slice, staged: None }];
+        let request =
+            Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge: None };
+        self.call(1, id, request).1.unwrap();
+    }
+
+    /// Time passes, everything becomes durable, and the store deletes what it is handed out, if it can.
+    fn pass(&mut self, seconds: u64, store_works: bool) -> Vec<ObjectId> {
+        let mut deleted = Vec::new();
+        for _ in 0..seconds.div_ceil(20) {
+            self.now_ns += 20 * SECOND;
+            self.durable();
+            for job in jobs(self.run(Event::Tick)) {
+                deleted.extend(&job.objects);
+                self.run(Event::Deleted(Box::new(done(&job, store_works))));
+            }
+        }
+        deleted
+    }
+
+    fn tick_later(&mut self) -> Vec<Effect> {
+        self.now_ns += 2 * SECOND;
+        self.run(Event::Tick)
+    }
+
+    fn tally(&self) -> Tally {
+        chronofs_namespace::tally(&SharedView(self.core.engine.view()), INDEX).unwrap()
+    }
+
+    fn verify(&self) {
+        let faults = chronofs_namespace::verify(&SharedView(self.core.engine.view())).unwrap();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    fn collection(&self) -> chronofs_meta::machine::CollectionShown {
+        self.core.machine.volume(INDEX).unwrap().collection().clone()
+    }
+}
+
+fn jobs(effects: Vec<Effect>) -> Vec<DeleteJob> {
+    let job = |effect| if let Effect::Delete(job) = effect { Some(job) } else { None };
+    effects.into_iter().filter_map(job).collect()
+}
+
+fn done(job: &DeleteJob, works: bool) -> DeletedObjects {
+    let deleted = if works { job.objects.clone() } else { Vec::new() };
+    let failure = (!works).then(|| "the bucket is away".to_owned());
+    DeletedObjects { volume: job.volume, asked: job.objects.clone(), deleted, failure }
+}
+
+/// A server with a file whose object was written over: gives the object that is unnamed once an hour has passed.
+fn with_an_object_over() -> (Server, ObjectId) {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    let object = |n| ObjectId { incarnation: 0, session, n };
+    server.publish(2, ino, object(5));
+    server.publish(3, ino, object(6));
+    (server, object(5))
+}
+
+#[test]
+fn an_object_goes_ten_minutes_after_its_last_row_went() {
+    let (mut server, object) = with_an_object_over();
+    assert_eq!(server.pass(3500, true), [], "all of it is in the window");
+    assert_eq!(server.tally().held.count, 2);
+    let mut waited = 0;
+    while server.tally().retired.count == 0 {
+        assert_eq!(server.pass(20, true), []);
+        waited += 1;
+        assert!(waited < 20, "the window has passed");
+    }
+    assert_eq!(server.pass(560, true), [], "readers may know where it lies");
+    assert_eq!(server.pass(100, true), [object]);
+    server.durable();
+    assert_eq!(server.pass(3600, true), [], "once");
+    let tally = server.tally();
+    assert_eq!((tally.held.count, tally.retired.count, tally.condemned.count), (1, 0, 0));
+    assert_eq!(server.collection().deleted, 1);
+    server.verify();
+}
+
+#[test]
+fn nothing_is_deleted_before_it_is_durable_that_nothing_can_name_it() {
+    let (mut server, object) = with_an_object_over();
+    while server.tally().retired.count == 0 {
+        server.pass(20, true);
+    }
+    for _ in 0..60 {
+        server.now_ns += 20 * SECOND;
+        assert_eq!(jobs(server.run(Event::Tick)), [], "nothing became durable");
+    }
+    assert_eq!(server.tally().condemned.count, 1);
+    server.durable();
+    let job = jobs(server.tick_later());
+    assert_eq!(job, [DeleteJob { volume: common::VOLUME, objects: vec![object] }]);
+    assert_eq!(jobs(server.tick_later()), [], "it is handed out already");
+
+    // The server dies before it hears what became of it: it is handed out again, after no further ten minutes.
+    let engine = server.core.engine.clone();
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    assert_eq!(server.pass(40, true), [], "the first tick has handed it out");
+    server.run(Event::Deleted(Box::new(done(&job[0], false))));
+    assert_eq!(server.pass(40, true), [object]);
+    assert_eq!(server.tally().condemned.count, 0);
+    server.verify();
+}
+
+#[test]
+fn a_restart_gives_readers_their_ten_minutes_anew() {
+    let (mut server, object) = with_an_object_over();
+    while server.tally().retired.count == 0 {
+        server.pass(20, true);
+    }
+    let mut server = Server::start(server.core.engine.clone(), server.now_ns + 7200 * SECOND, false);
+    assert_eq!(server.pass(580, true), []);
+    assert_eq!(server.pass(80, true), [object]);
+}
+
+#[test]
+fn a_store_that_fails_is_asked_again_less_and_less() {
+    let (mut server, _) = with_an_object_over();
+    while server.collection().problem.is_none() {
+        server.pass(20, false);
+    }
+    assert_eq!(server.collection().problem.as_deref(), Some("the bucket is away"));
+    let asked = server.pass(3600, false).len();
+    assert!((12..30).contains(&asked), "{asked}");
+    assert_eq!((server.tally().condemned.count, server.collection().deleted), (1, 0));
+    while server.tally().condemned.count > 0 {
+        server.pass(20, true);
+    }
+    assert_eq!((server.collection().problem, server.collection().deleted), (None, 1));
+}
+
+#[test]
+fn a_hold_keeps_what_it_names_until_it_ends_and_a_pin_until_it_is_released() {
+    let (mut server, object) = with_an_object_over();
+    // Between the two writes: the first object shows.
+    let at = server.core.machine.last();
+    let ino =
+        chronofs_namespace::resolve(&SharedView(server.core.engine.view()), INDEX, None, Ino::ROOT, b"a");
+    let (ino, _) = ino.unwrap().unwrap();
+    let keep = |server: &mut Server, id, ends| {
+        let now_ns = server.now_ns;
+        let kept = server.core.decide(now_ns, |machine, group| {
+            machine
+                .keep_instant(group, common::VOLUME, Uuid::from_u128(id), at, ends, "a snapshot")?
+                .unwrap();
+            Ok(())
+        });
+        kept.unwrap();
+    };
+    let ends = Version(server.now_ns + 20_000 * SECOND);
+    keep(&mut server, 1, Some(ends));
+    keep(&mut server, 2, None);
+    let third = ObjectId { n: 7, ..object };
+    server.publish(4, ino, third);
+    let held = ObjectId { n: 6, ..object };
+    assert_eq!(server.pass(19_000, true), [object], "only what the instant does not show");
+    assert_eq!(server.pass(10_000, true), [], "the hold is over, the pin is not");
+    let now_ns = server.now_ns;
+    let released = server.core.decide(now_ns, |machine, group| {
+        machine.release_instant(group, common::VOLUME, Uuid::from_u128(2))?.unwrap();
+        Ok(())
+    });
+    released.unwrap();
+    assert_eq!(server.pass(1_000, true), [held]);
+    assert_eq!(chronofs_namespace::list_kept(&SharedView(server.core.engine.view())).unwrap(), []);
+    server.verify();
+}
+
+#[test]
+fn a_row_that_cannot_be_read_stops_the_collection_and_nothing_else() {
+    let (mut server, _) = with_an_object_over();
+    while server.tally().retired.count == 0 {
+        server.pass(20, true);
+    }
+    let view = server.core.engine.view();
+    let first = RETIRED.live_key(INDEX, &[0; 31]);
+    let last = RETIRED.live_key(INDEX, &[0xff; 31]);
+    let (key, _) = view.scan(&first, &last, 1).unwrap().pop().unwrap();
+    let batch = Batch(vec![Change::Put(key, bytes::Bytes::from_static(b"rubbish"))]);
+    let engine = server.core.engine.clone();
+    let version = Version(engine.applied().0 + 1);
+    engine.apply(vec![Commit { version, tag: bytes::Bytes::new(), batch }]).unwrap();
+    let mut server = Server::start(engine, server.now_ns + SECOND, false);
+    assert_eq!(server.pass(1200, true), []);
+    assert!(server.collection().stopped);
+    server.open(9, hello(1)).expect("the server serves");
+}
+
+#[test]
+fn garbage_that_a_listing_finds_is_condemned_and_deleted() {
+    let (mut server, object) = with_an_object_over();
+    let never = ObjectId { n: 9, ..object };
+    let found = |server: &mut Server| server.run(Event::Garbage(common::VOLUME, vec![never, object]));
+    found(&mut server);
+    server.frame(1, ToServer::Goodbye);
+    found(&mut server);
+    assert_eq!(server.tally().condemned.count, 0, "its session is not over for ten minutes");
+    assert_eq!(server.pass(700, true), []);
+    found(&mut server);
+    assert_eq!(server.tally().condemned.count, 1, "the other is named by a row");
+    assert_eq!(server.pass(40, true), [never]);
+    server.verify();
+}

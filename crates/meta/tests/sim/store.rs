@@ -1,0 +1,74 @@
+//! The block store of the simulation: it loses deletes, fails them, carries them out late, and lists what is gone.
+
+use chronofs_core::ObjectId;
+use chronofs_engine::sim::Random;
+use chronofs_meta::machine::{DeleteJob, DeletedObjects};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+pub type SharedStore = Arc<Mutex<SimStore>>;
+
+#[derive(Default)]
+pub struct SimStore {
+    pub objects: BTreeSet<ObjectId>,
+    /// Deletes that are on their way, and whether somebody waits for the answer.
+    jobs: Vec<(DeleteJob, bool)>,
+    /// What was there at some time: a stale listing shows it.
+    ever: BTreeSet<ObjectId>,
+    /// It does what it is asked.
+    pub honest: bool,
+    pub deleted: usize,
+}
+
+impl SimStore {
+    pub fn put(&mut self, id: ObjectId) {
+        self.objects.insert(id);
+        self.ever.insert(id);
+    }
+
+    pub fn asked(&mut self, job: DeleteJob) {
+        self.jobs.push((job, true));
+    }
+
+    /// Nobody waits any more, but what is on its way arrives, as a rule.
+    pub fn server_gone(&mut self, random: &mut Random) {
+        self.jobs.retain(|_| !random.one_in(3));
+        self.jobs.iter_mut().for_each(|(_, waits)| *waits = false);
+    }
+
+    /// Carries out one of the deletes.
+    pub fn work(&mut self, random: &mut Random) -> Option<DeletedObjects> {
+        if self.jobs.is_empty() {
+            return None;
+        }
+        let (job, waits) = self.jobs.remove(random.below(self.jobs.len() as u64) as usize);
+        let (mut deleted, mut failure) = (Vec::new(), None);
+        for &id in &job.objects {
+            let (gone, told) = match if self.honest { 99 } else { random.below(10) } {
+                // It says that it did, and did not.
+                0 => (false, true),
+                1 => (false, false),
+                // It did, and says that it could not.
+                2 => (true, false),
+                _ => (true, true),
+            };
+            if gone {
+                self.deleted += usize::from(self.objects.remove(&id));
+            }
+            match told {
+                true => deleted.push(id),
+                false => failure = Some("503".to_owned()),
+            }
+        }
+        waits.then_some(DeletedObjects { volume: job.volume, asked: job.objects, deleted, failure })
+    }
+
+    /// A page of a listing: it may leave out what is there and show what is gone.
+    pub fn list(&mut self, random: &mut Random) -> Vec<ObjectId> {
+        if self.honest {
+            return self.objects.iter().copied().collect();
+        }
+        let from = if random.one_in(2) { &self.ever } else { &self.objects };
+        from.iter().copied().filter(|_| !random.one_in(4)).collect()
+    }
+}

@@ -1,0 +1,97 @@
+//! Rows of what is counted, kept, and on its way out.
+
+use super::Format;
+use chronofs_core::Version;
+use serde::{Deserialize, Serialize};
+
+/// How often an object or a staged slice is named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refs {
+    /// None known.
+    pub flags: u16,
+    /// Rows, live and past, that name it.
+    pub rows: u32,
+    /// Stored bytes, as far as rows ever told.
+    pub bytes: u64,
+    /// The commit since which no row names it.
+    pub retired: Option<Version>,
+    /// The commit since which none can any more. The row of a deleted object stays while its session could name it.
+    pub condemned: Option<Version>,
+}
+
+/// What no row names any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Retired {
+    /// None known.
+    pub flags: u16,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+/// An object that is to be deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Condemned {
+    /// None known.
+    pub flags: u16,
+    /// The commit that condemned it.
+    pub since: Version,
+    /// Stored bytes; 0 where no row ever named it.
+    pub bytes: u64,
+}
+
+/// A number of objects and staged slices, and their stored bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sum {
+    /// How many.
+    pub count: u64,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.count = self.count.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    pub(crate) fn take(&mut self, bytes: u64) {
+        self.count = self.count.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What objects and staged slices there are in a volume.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tally {
+    /// None known.
+    pub flags: u16,
+    /// Named by rows, live or past.
+    pub held: Sum,
+    /// Named by none, and not condemned yet.
+    pub retired: Sum,
+    /// Condemned, and not known to be deleted.
+    pub condemned: Sum,
+    /// What was retired up to here goes, however much it is.
+    pub released: Version,
+}
+
+/// An instant that is kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// None known.
+    pub flags: u16,
+    /// The instant.
+    pub at: Version,
+    /// The commit that made it.
+    pub made: Version,
+    /// When a hold ends by itself; a pin does not.
+    pub ends: Option<Version>,
+    /// What for, in words.
+    pub note: String,
+}
+
+row_format!(Refs, 0);
+row_format!(Retired, 0);
+row_format!(Condemned, 0);
+row_format!(Tally, 0);
+row_format!(Kept, 0);

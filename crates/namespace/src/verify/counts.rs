@@ -1,0 +1,137 @@
+//! Counts of objects and staged slices: rows name each as often as its count says, and what none names is entered as
+//! retired.
+
+use super::{Check, PAGE};
+use crate::counted::Named;
+use crate::rows::{
+    CONDEMNED, Condemned, Format, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED, SliceRow, Staged,
+    Sum, TALLY, Tally, Volume, number_at, parse_object_key,
+};
+use chronofs_core::{SliceId, Version};
+use chronofs_engine::{ReadStop, Reads};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the rows come to.
+#[derive(Default)]
+struct Sums {
+    held: Sum,
+    retired: Sum,
+    condemned: Sum,
+}
+
+/// How many rows name a thing, and how many bytes it has at least.
+type Names = BTreeMap<Named, (u32, u64)>;
+
+pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), ReadStop> {
+    if check.volume.flags & Volume::COUNTED == 0 {
+        return Ok(());
+    }
+    let mut names = names(check)?;
+    let mut sums = Sums::default();
+    let mut retired: BTreeSet<Vec<u8>> = BTreeSet::new();
+    check.each_plain::<Refs>(OBJECT, |check, key, refs| {
+        let named = Named::Object(parse_object_key(key));
+        let (rows, bytes) = names.remove(&named).unwrap_or_default();
+        one(check, named, key, &refs, (rows, bytes), (&mut sums, &mut retired));
+        Ok(())
+    })?;
+    check.each_plain::<Staged>(STAGED, |check, key, staged| {
+        let index = key.last_chunk().map_or(0, |part| u32::from_be_bytes(*part));
+        let named = Named::Staged(SliceId { object: parse_object_key(key), index });
+        let row = check.tables.get_plain(SHARED, key)?;
+        let bytes = staged.bytes.len() as u64;
+        let unshared = Refs { flags: 0, rows: 1, bytes, retired: None, condemned: None };
+        let refs = match row {
+            Some(row) => check.decode::<Refs>(SHARED, key, &row).unwrap_or(unshared),
+            None => unshared,
+        };
+        let (rows, _) = names.remove(&named).unwrap_or_default();
+        one(check, named, key, &refs, (rows, bytes), (&mut sums, &mut retired));
+        Ok(())
+    })?;
+    for (named, (rows, _)) in names {
+        let (table, key) = named.count();
+        check.fault(table, &key, "no count", format!("{rows}: so many rows name it"));
+    }
+    check_tables(check, sums, retired)
+}
+
+/// Everything that slices name, live and past.
+fn names<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<Names, ReadStop> {
+    let mut names = Names::new();
+    let mut note = |row: &SliceRow| {
+        if let Some((named, bytes)) = Named::by(&row.slice.place) {
+            let of = names.entry(named).or_default();
+            *of = (of.0 + 1, of.1.max(bytes));
+        }
+    };
+    check.each::<SliceRow>(SLICE, &[], |_, _, row| {
+        note(&row);
+        Ok(())
+    })?;
+    let mut start = Vec::new();
+    loop {
+        let page = check.tables.history(SLICE, &start, PAGE)?;
+        for past in &page {
+            // One that cannot be read is named where the past is checked.
+            if let Ok(row) = SliceRow::decode(SLICE, past.key(), &past.row.value) {
+                note(&row);
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => start = [last.place.as_ref(), &[0]].concat(),
+            _ => return Ok(names),
+        }
+    }
+}
+
+fn one<R: Reads + Copy>(
+    check: &mut Check<'_, R>,
+    named: Named,
+    key: &[u8],
+    refs: &Refs,
+    (rows, bytes): (u32, u64),
+    (sums, retired): (&mut Sums, &mut BTreeSet<Vec<u8>>),
+) {
+    let (table, _) = named.count();
+    check.equal(table, key, "rows that name it", refs.rows, rows);
+    check.equal(table, key, "retired", refs.retired.is_some(), refs.rows == 0);
+    if refs.bytes < bytes {
+        check.fault(table, key, format!("{} bytes", refs.bytes), format!("at least {bytes}"));
+    }
+    match (refs.retired, refs.condemned) {
+        (_, Some(_)) => {}
+        (Some(since), None) => {
+            sums.retired.add(refs.bytes);
+            retired.insert(named.retired_key(since));
+        }
+        (None, None) => sums.held.add(refs.bytes),
+    }
+}
+
+fn check_tables<R: Reads + Copy>(
+    check: &mut Check<'_, R>,
+    mut sums: Sums,
+    mut retired: BTreeSet<Vec<u8>>,
+) -> Result<(), ReadStop> {
+    check.each_plain::<Retired>(RETIRED, |check, key, _| {
+        if !retired.remove(key) {
+            check.fault(RETIRED, key, "entered as retired", "no row: its count says otherwise");
+        }
+        Ok(())
+    })?;
+    for key in retired {
+        let since = Version(number_at(&key, 0));
+        check.fault(RETIRED, &key, "no row", format!("one: it is retired since {since:?}"));
+    }
+    check.each_plain::<Condemned>(CONDEMNED, |_, _, row| {
+        sums.condemned.add(row.bytes);
+        Ok(())
+    })?;
+    let row = check.tables.get_plain(TALLY, &[])?;
+    let tally = row.and_then(|row| check.decode::<Tally>(TALLY, &[], &row)).unwrap_or_default();
+    check.equal(TALLY, &[], "held", tally.held, sums.held);
+    check.equal(TALLY, &[], "retired", tally.retired, sums.retired);
+    check.equal(TALLY, &[], "condemned", tally.condemned, sums.condemned);
+    Ok(())
+}

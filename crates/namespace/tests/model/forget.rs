@@ -1,0 +1,120 @@
+//! Leases on the past, and forgetting what nobody can ask for.
+
+use crate::world::{Check, World, ensure};
+use bytes::Bytes;
+use chronofs_core::ops::SystemRequest;
+use chronofs_core::{Ino, Retention, Version};
+use chronofs_engine::{Commit, Engine};
+use chronofs_history::{Protected, Snapshot};
+use chronofs_namespace::rows::VERSIONED;
+use chronofs_namespace::{SystemReply, list_sessions, protected_instants, volume};
+
+impl World {
+    pub fn lease(&mut self, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        let request = SystemRequest::OpenSession {
+            volume: self.spec.id,
+            client: u128::from(version.0),
+            at: Some(version),
+            read_only: true,
+            ttl_ms: 60_000,
+            scope: chronofs_core::ops::Scope { token: uuid::Uuid::nil(), root: Ino::ROOT },
+        };
+        match self.system(version, &request)? {
+            SystemReply::Session { id, .. } => self.leases.push((id, version)),
+            other => return Err(format!("{request:?}: {other:?}")),
+        }
+        self.unchanged(version);
+        Ok(())
+    }
+
+    pub fn end_lease(&mut self) -> Check {
+        let version = Version(self.now().version.0 + 1);
+        if let Some((session, _)) = self.leases.pop() {
+            self.system(version, &SystemRequest::EndSession { session })?;
+            self.unchanged(version);
+        }
+        Ok(())
+    }
+
+    pub fn move_horizon(&mut self, tick: u64) -> Check {
+        let version = Version(self.now().version.0 + tick);
+        let request = SystemRequest::AdvanceHorizon { volume: self.spec.id, to: Version::MAX };
+        let reply = self.system(version, &request)?;
+        self.pass_window(version);
+        ensure!(reply == SystemReply::Horizon(self.horizon), "{reply:?}; the model says {:?}", self.horizon);
+        self.unchanged(version);
+        Ok(())
+    }
+
+    /// The horizon is where the window begins, if it was not further already.
+    pub fn pass_window(&mut self, version: Version) {
+        let window_ns = match self.spec.retention {
+            Retention::None => 0,
+            Retention::Seconds(seconds) => seconds * 1_000_000_000,
+            Retention::Forever => return,
+        };
+        self.horizon = self.horizon.max(Version(version.0.saturating_sub(window_ns)));
+    }
+
+    /// A step of a sweep. It may rest on a horizon that a crash takes back: then the step goes, too.
+    pub fn forget(&mut self, limit: u32) -> Check {
+        let version = Version(self.now().version.0 + 1);
+        let from = std::mem::take(&mut self.sweep);
+        match self.system(version, &SystemRequest::Expire { volume: self.spec.id, from, limit })? {
+            SystemReply::Expired { next, .. } => self.sweep = next.unwrap_or_default(),
+            other => return Err(format!("Expire: {other:?}")),
+        }
+        self.unchanged(version);
+        Ok(())
+    }
+
+    pub fn forget_all(&mut self, tick: u64, limit: u32, pick: u64) -> Check {
+        self.move_horizon(tick)?;
+        self.sweep = Bytes::new();
+        loop {
+            self.forget(limit)?;
+            self.apply();
+            if self.sweep.is_empty() {
+                break;
+            }
+        }
+        let view = self.engine.view();
+        let failed = |stop| format!("{stop}");
+        let row = volume(&*view, self.index).map_err(failed)?.ok_or("no volume")?;
+        let sessions = list_sessions(&*view).map_err(failed)?;
+        let protected = protected_instants(self.index, &row, &sessions, &[]);
+        for table in VERSIONED {
+            let rows =
+                Snapshot::new(&*view, self.index, None).history(table, &[], usize::MAX).map_err(failed)?;
+            let left = rows.iter().find(|past| !protected.intersects(past.row.since, past.until()));
+            ensure!(left.is_none(), "{} still has {left:?}", table.name);
+        }
+        self.check_tree(None)?;
+        let picked = [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0);
+        let leased: Vec<Version> = self.leases.iter().map(|(_, at)| *at).collect();
+        leased.into_iter().chain(picked).try_for_each(|at| self.check_tree(Some(at)))
+    }
+
+    pub fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
+        self.apply();
+        let kept: Vec<Version> = picks.iter().map(|pick| self.instant(*pick).0).collect();
+        let protected: Protected = kept.iter().map(|at| (*at, *at)).collect();
+        let (mut from, mut version) = (Bytes::new(), self.now().version);
+        loop {
+            let tables = &chronofs_namespace::rows::VERSIONED;
+            let step =
+                chronofs_history::expire(&*self.engine.view(), self.index, tables, &protected, &from, limit);
+            let step = step.map_err(|stop| format!("expire: {stop}"))?;
+            version.0 += 1;
+            self.pending.push(Commit { version, tag: Bytes::new(), batch: step.batch });
+            self.apply();
+            match step.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        self.check_tree(None)?;
+        kept.into_iter().try_for_each(|at| self.check_tree(Some(at)))
+    }
+}
