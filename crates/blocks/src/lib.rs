@@ -5,9 +5,12 @@
 //! keeps that object under a name of [`name`] that is never used twice. A read goes through [`layout`], which
 //! says what each byte of a block shows, and back through [`store`] and [`seal`].
 //!
-//! The crate depends on `core` alone. Everything but [`store`], [`probe`] and [`signed`] is pure: no I/O, no clock,
-//! no random numbers. Nothing in here overwrites or deletes an object; [`probe`] does so with its own.
+//! A client with a disk to spare keeps sealed slices in a [`cache`].
+//!
+//! The crate depends on `core` alone. Everything but [`store`], [`probe`], [`signed`] and [`cache`] is pure: no I/O, no
+//! clock, no random numbers. Nothing in here overwrites or deletes an object; [`probe`] does so with its own.
 
+pub mod cache;
 pub mod grant;
 pub mod layout;
 pub mod name;
@@ -21,6 +24,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
+pub use cache::{CacheFigures, DiskCache};
 pub use name::{object_name, parse_object_name};
 pub use port::{ListPage, ObjectPort, ShownBy, StoreError, StorePort, Trouble};
 pub use store::{BlockStore, RemoteStore};

@@ -2,10 +2,11 @@
 
 use crate::logs::LogArgs;
 use crate::options::Words;
+use crate::output::parse_size;
 use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
 use anyhow::{Context, Result, anyhow};
-use chronofs_mount::StartConfig;
+use chronofs_mount::{DiskCacheSpec, StartConfig};
 use chronofs_wire::http::parse_address;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
@@ -19,6 +20,7 @@ pub(crate) enum Command {
     /// Mount a volume
     #[command(after_help = "Examples:\n  chronofs mount start data /mnt/data\n  \
                             chronofs mount start data /mnt/data -o nosuid,nodev,noexec\n  \
+                            chronofs mount start data /mnt/data --cache-dir /var/cache/chronofs --cache-size 50G\n  \
                             chronofs mount start data /mnt/past --at-time 'yesterday 17:00'")]
     Start(Start),
     /// Unmount, and wait until everything that was written is stored
@@ -84,9 +86,18 @@ pub(crate) struct Start {
     /// Reach the admin server here instead of where the token says
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
+    /// Keep what is read and written in this folder; mounts may share it
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Most that the folder of the cache takes of its disk (default 10GiB)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    cache_size: Option<u64>,
     #[command(flatten)]
     log: LogArgs,
 }
+
+/// Quota of a disk cache for which none is given.
+const CACHE_SIZE_DEFAULT: u64 = 10 << 30;
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
@@ -117,6 +128,7 @@ fn start_mount(start: Start) -> Result<()> {
         log_level: words.log_level.or(start.log.log_level),
     }
     .start();
+    let disk_cache = disk_cache(words.cache_dir.or(start.cache_dir), words.cache_size.or(start.cache_size))?;
     // What stands in the list of mounts names a past so.
     let (volume, at) = match start.volume.split_once('@') {
         Some((volume, at)) => (volume.to_owned(), Some(at.to_owned())),
@@ -133,11 +145,22 @@ fn start_mount(start: Start) -> Result<()> {
         dir: start.dir,
         at: words.at_time.or(start.at_time).or(at),
         options: words.kernel,
+        disk_cache,
         foreground: start.foreground,
         token,
         ready: None,
     };
     Ok(chronofs_mount::start(config)?)
+}
+
+fn disk_cache(dir: Option<PathBuf>, bytes_max: Option<u64>) -> Result<Option<DiskCacheSpec>> {
+    match (dir, bytes_max) {
+        (Some(dir), bytes_max) => {
+            Ok(Some(DiskCacheSpec { dir, bytes_max: bytes_max.unwrap_or(CACHE_SIZE_DEFAULT) }))
+        }
+        (None, Some(_)) => Err(anyhow!("a cache size needs a folder: add --cache-dir DIR")),
+        (None, None) => Ok(None),
+    }
 }
 
 fn list(json: bool) -> Result<()> {

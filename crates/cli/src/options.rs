@@ -2,6 +2,7 @@
 //! without their dashes.
 
 use crate::logs::{LogFormat, LogLevel};
+use crate::output::parse_size;
 use chronofs_mount::MountOptions;
 use chronofs_wire::http::parse_address;
 use clap::ValueEnum;
@@ -16,6 +17,8 @@ pub(crate) struct Words {
     pub(crate) token: Option<String>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) admin: Option<String>,
+    pub(crate) cache_dir: Option<PathBuf>,
+    pub(crate) cache_size: Option<u64>,
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) log_level: Option<LogLevel>,
 }
@@ -44,6 +47,8 @@ impl Words {
             "token" => self.token = Some(value.to_owned()),
             "token-file" | "tokenFile" => self.token_file = Some(value.into()),
             "admin" => self.admin = Some(parse_address(value)?),
+            "cache-dir" | "cacheDir" => self.cache_dir = Some(value.into()),
+            "cache-size" | "cacheSize" => self.cache_size = Some(parse_size(value)?),
             "log-format" | "logFormat" => self.log_format = Some(one_of(name, value)?),
             "log-level" | "logLevel" => self.log_level = Some(one_of(name, value)?),
             _ => return Ok(false),
@@ -65,8 +70,8 @@ fn unknown(word: &str) -> String {
         "remount" => "a mount cannot be changed; unmount it and mount it again",
         "dirsync" | "mand" => "the kernel does not do this for file systems of this kind; leave it away",
         _ => {
-            "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, log-format=F and log-level=L, and \
-             knows ro, nosuid, nodev, noexec, noatime, sync and their like"
+            "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cache-dir=DIR, cache-size=SIZE, \
+             log-format=F and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, sync and their like"
         }
     };
     format!("mount option '{word}' is not known: {why}")
@@ -92,7 +97,7 @@ mod tests {
     #[test]
     fn every_option_of_mount_start_can_be_said_in_fstab() {
         let list = "rw,noauto,x-systemd.automount,_netdev,nofail,atTime=yesterday 17:00,token-file=\"/etc/a,b\",\
-                    token=t,admin=h:1,log-format=json,logLevel=debug,ro,noexec";
+                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,log-format=json,logLevel=debug,ro,noexec";
         let mut kernel = MountOptions::default();
         assert!(kernel.take("ro") && kernel.take("noexec"));
         let expected = Words {
@@ -101,6 +106,8 @@ mod tests {
             token: Some("t".to_owned()),
             token_file: Some("/etc/a,b".into()),
             admin: Some("h:1".to_owned()),
+            cache_dir: Some("/c".into()),
+            cache_size: Some(2 << 30),
             log_format: Some(LogFormat::Json),
             log_level: Some(LogLevel::Debug),
         };
@@ -118,6 +125,7 @@ mod tests {
             ("at-time", "'at-time' is not known"),
             ("token-file=", "needs a value"),
             ("admin=a b", "'a b' is not an address"),
+            ("cache-size=much", "'much' is not a size"),
             ("log-format=xml", "write one of text, json"),
             ("log-level=loud", "error, warn, info, debug, trace"),
         ] {

@@ -15,6 +15,7 @@ mod testing;
 mod vfs;
 
 pub use process::{
-    Listed, MountError, MountOptions, MountSpec, Mounted, StartConfig, State, instant, list, start, stop,
+    DiskCacheSpec, Listed, MountError, MountOptions, MountSpec, Mounted, StartConfig, State, instant, list,
+    start, stop,
 };
 pub use vfs::Status;

@@ -26,7 +26,7 @@
 //!
 //! ```text
 //! Config { volume: Uuid, incarnation: u16, session: SessionId, grant: (u64, u64), block_size: u32,
-//!          compression: Compression, read_only: bool, tuning: Tuning (Default) }
+//!          compression: Compression, read_only: bool, disk: Option<Arc<DiskCache>>, tuning: Tuning (Default) }
 //! Data::start(config, meta: Arc<M>, port: Arc<dyn ObjectPort>) -> Arc<Data<M>>      within a tokio runtime
 //! Data::file(&self, &Attr) -> Arc<FileData<M>>        Data::existing(&self, Ino) -> Option<Arc<FileData<M>>>
 //! Data::flush_all(&self) async -> Result<(), Errno>   Data::set_grant(&self, incarnation, session, (first, end))
@@ -69,9 +69,10 @@ pub use meta::{Meta, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;
 
+use chronofs_blocks::DiskCache;
 use chronofs_core::SessionId;
 use chronofs_core::volume::Compression;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -92,6 +93,8 @@ pub struct Config {
     pub compression: Compression,
     /// Writing is refused, and nothing is merged.
     pub read_only: bool,
+    /// Where slices of objects are kept beyond memory.
+    pub disk: Option<Arc<DiskCache>>,
     /// Memory and times.
     pub tuning: Tuning,
 }
@@ -109,8 +112,8 @@ pub struct Tuning {
     pub uploads_max: usize,
     /// Read-aheads at once.
     pub read_aheads_max: usize,
-    /// Blocks fetched ahead of a sequential reader.
-    pub read_ahead_blocks: u32,
+    /// Bytes fetched ahead of a sequential reader, if the read-aheads suffice; at least a block.
+    pub read_ahead_bytes: u64,
     /// Slices of a block beyond which they are merged.
     pub slices_per_block_max: usize,
 }
@@ -123,7 +126,7 @@ impl Default for Tuning {
             dirty_age_max: Duration::from_secs(2),
             uploads_max: 8,
             read_aheads_max: 8,
-            read_ahead_blocks: 4,
+            read_ahead_bytes: 16 << 20,
             slices_per_block_max: chronofs_core::ops::SLICES_PER_BLOCK_MAX,
         }
     }

@@ -246,18 +246,7 @@ impl<M: Meta> FileData<M> {
 
     /// Fetches the parts and puts them together.
     pub(super) async fn assemble(self: &Arc<Self>, parts: Vec<Part>) -> Result<Bytes, Errno> {
-        let staged: Vec<PlacedSlice> = parts
-            .iter()
-            .filter_map(|part| match &part.source {
-                Source::Slice { placed, .. } if matches!(placed.slice.place, Place::Staged(_)) => {
-                    Some(placed.clone())
-                }
-                _ => None,
-            })
-            .collect();
-        if staged.len() > 1 {
-            self.data.prefetch_staged(self.ino, &staged).await;
-        }
+        self.prefetch_staged(&parts).await;
         let fetch = |part: Part| async move {
             match part.source {
                 Source::Bytes(bytes) => Ok(bytes),
@@ -325,30 +314,34 @@ impl<M: Meta> FileData<M> {
             ahead.in_sequence = ahead.in_sequence.saturating_add(1);
         }
         ahead.expected = ahead.expected.max(end);
-        let depth = self.data.config.tuning.read_ahead_blocks;
-        if ahead.in_sequence < SEQUENTIAL_MIN || depth == 0 {
+        if ahead.in_sequence < SEQUENTIAL_MIN {
             return;
         }
+        let depth = (self.data.config.tuning.read_ahead_bytes / self.block_size()).max(1);
         let last = state.published_size.div_ceil(self.block_size());
-        let next = end.div_ceil(self.block_size());
-        let first = next.max(u64::from(ahead.asked));
+        // With the rest of the block that is being read, which may have slices of its own.
+        let first = (end / self.block_size()).max(u64::from(ahead.asked));
         // One more block for each block read, up to the depth.
-        let until = (next + u64::from(depth.min(ahead.in_sequence))).min(last).min(u64::from(u32::MAX));
+        let until = (end.div_ceil(self.block_size()) + depth.min(u64::from(ahead.in_sequence)))
+            .min(last)
+            .min(u64::from(u32::MAX));
         for block in first..until {
             let Ok(permit) = self.data.read_aheads.clone().try_acquire_owned() else { return };
             let block = block as u32;
             state.ahead.asked = block + 1;
             let file = self.clone();
             self.data.runtime.spawn(async move {
-                file.fetch_block(block).await;
+                file.fetch_ahead(block, end).await;
                 drop(permit);
             });
         }
     }
 
-    /// Brings the slices of a block into the cache. What goes wrong shows when somebody reads it.
-    async fn fetch_block(self: &Arc<Self>, block: u32) {
+    /// Brings the slices of a block into the cache, as far as it lies behind `end`. What goes wrong shows when somebody
+    /// reads it.
+    async fn fetch_ahead(self: &Arc<Self>, block: u32, end: u64) {
         let (from, to) = (u64::from(block) * self.block_size(), (u64::from(block) + 1) * self.block_size());
+        let from = from.max(end);
         let mut planned = self.state().parts(from, to, self.block_size());
         if planned.is_err() {
             if self.ask(block, ASK_BLOCKS).await.is_err() {
@@ -356,12 +349,27 @@ impl<M: Meta> FileData<M> {
             }
             planned = self.state().parts(from, to, self.block_size());
         }
-        for part in planned.unwrap_or_default() {
-            if let Source::Slice { placed, .. } = part.source
-                && self.data.load(self.ino, &placed).await.is_err()
-            {
-                return;
+        let parts = planned.unwrap_or_default();
+        self.prefetch_staged(&parts).await;
+        let slices = parts.into_iter().filter_map(|part| match part.source {
+            Source::Slice { placed, .. } => Some(Ok(placed)),
+            _ => None,
+        });
+        let fetch = |placed| async move { self.data.load(self.ino, &placed).await.map(drop) };
+        let _ = futures::stream::iter(slices).try_for_each_concurrent(FETCHES_MAX, fetch).await;
+    }
+
+    /// Staged slices that are not here come with few requests.
+    async fn prefetch_staged(&self, parts: &[Part]) {
+        let staged = parts.iter().filter_map(|part| match &part.source {
+            Source::Slice { placed, .. } if matches!(placed.slice.place, Place::Staged(_)) => {
+                Some(placed.clone())
             }
+            _ => None,
+        });
+        let staged: Vec<PlacedSlice> = staged.collect();
+        if staged.len() > 1 {
+            self.data.prefetch_staged(self.ino, &staged).await;
         }
     }
 

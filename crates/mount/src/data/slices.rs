@@ -1,4 +1,5 @@
-//! Opened slices: fetched, verified, decompressed, and kept in bounded memory under their ids.
+//! Opened slices: fetched from the disk cache or from where they lie, verified, decompressed, and kept in bounded memory
+//! under their ids.
 
 use super::lock;
 use super::meta::Meta;
@@ -107,25 +108,40 @@ impl<M: Meta> Data<M> {
                 None => self.fetch_staged(ino, seal.id).await?,
             },
             Place::Object(_, at) => {
-                let name = object_name(self.config.volume, seal.id.object);
                 let shown_by = ShownBy { ino, block: placed.key.block };
-                let got = self.port.get_slice(shown_by, &name, *at, seal.stored_len).await;
-                got.map_err(|error| Unreadable {
-                    passing: error.trouble == Trouble::Unavailable,
-                    reason: error.to_string(),
-                    errno: if error.trouble == Trouble::NotShown { NOT_SHOWN } else { Errno::EIO },
-                })?
+                return self.fetch_from_object(shown_by, seal, *at).await;
             }
             Place::Hole => Bytes::new(),
         };
-        let seal = *seal;
-        let opened = if seal.stored_len < OPEN_BLOCKING_MIN {
-            seal::open(&seal, stored)
-        } else {
-            let opening = tokio::task::spawn_blocking(move || seal::open(&seal, stored)).await;
-            opening.map_err(|error| damaged(format!("opening it was given up: {error}")))?
-        };
-        opened.map_err(|error| damaged(error.to_string()))
+        open(seal, stored).await
+    }
+
+    /// From the disk cache, or from the store and then into the cache: what it is given was verified.
+    async fn fetch_from_object(
+        self: &Arc<Self>,
+        shown_by: ShownBy,
+        seal: &Seal,
+        at: u64,
+    ) -> Result<Bytes, Unreadable> {
+        let volume = self.config.volume;
+        if let Some(disk) = self.config.disk.clone()
+            && let Some(found) = disk.find(volume, seal)
+            && let Ok(Some(opened)) = tokio::task::spawn_blocking(move || disk.read(&found)).await
+        {
+            return Ok(opened);
+        }
+        let name = object_name(volume, seal.id.object);
+        let got = self.port.get_slice(shown_by, &name, at, seal.stored_len).await;
+        let stored = got.map_err(|error| Unreadable {
+            passing: error.trouble == Trouble::Unavailable,
+            reason: error.to_string(),
+            errno: if error.trouble == Trouble::NotShown { NOT_SHOWN } else { Errno::EIO },
+        })?;
+        let opened = open(seal, stored.clone()).await?;
+        if let Some(disk) = &self.config.disk {
+            disk.put(volume, seal, stored);
+        }
+        Ok(opened)
     }
 
     async fn fetch_staged(&self, ino: Ino, id: SliceId) -> Result<Bytes, Unreadable> {
@@ -177,6 +193,17 @@ impl<M: Meta> Data<M> {
             }
         }
     }
+}
+
+async fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, Unreadable> {
+    let seal = *seal;
+    let opened = if seal.stored_len < OPEN_BLOCKING_MIN {
+        seal::open(&seal, stored)
+    } else {
+        let opening = tokio::task::spawn_blocking(move || seal::open(&seal, stored)).await;
+        opening.map_err(|error| damaged(format!("opening it was given up: {error}")))?
+    };
+    opened.map_err(|error| damaged(error.to_string()))
 }
 
 fn damaged(reason: String) -> Unreadable {

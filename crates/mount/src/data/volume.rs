@@ -5,8 +5,8 @@ use super::file::FileData;
 use super::meta::Meta;
 use super::slices::SliceCache;
 use super::{Config, lock};
-use chronofs_blocks::ObjectPort;
 use chronofs_blocks::grant::Grant;
+use chronofs_blocks::{DiskCache, ObjectPort};
 use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId};
 use futures::StreamExt;
 use std::collections::{HashMap, VecDeque};
@@ -121,6 +121,11 @@ impl<M: Meta> Data<M> {
     pub fn is_unclean(&self) -> bool {
         let files: Vec<_> = lock(&self.files).values().filter_map(Weak::upgrade).collect();
         files.iter().any(|file| file.is_unclean())
+    }
+
+    /// The disk cache, if there is one.
+    pub fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.config.disk.as_ref()
     }
 
     /// Refuses whatever is written from here on. What was taken before is taken whole: the next [`Data::flush_all`]

@@ -104,7 +104,10 @@ impl Batch {
         };
         while let Some((id, bytes)) = sealed.objects.get(*put) {
             match put_object(file, *id, bytes.clone()).await {
-                Ok(()) => *put += 1,
+                Ok(()) => {
+                    keep_on_disk(file, sealed, *id, bytes);
+                    *put += 1;
+                }
                 Err(error) if error.trouble == Trouble::SessionOver => {
                     progress.sealed = None;
                     return Err(Failure::SessionOver);
@@ -167,6 +170,18 @@ impl Batch {
 fn is_own<M: Meta>(file: &FileData<M>, sealed: &Sealed) -> bool {
     let mut seals = sealed.slices.iter().filter_map(|new| new.slice.place.seal());
     seals.all(|seal| file.data.is_own(seal.id.object))
+}
+
+/// Keeps the slices of an object that is stored, so that reading them needs no request.
+fn keep_on_disk<M: Meta>(file: &FileData<M>, sealed: &Sealed, id: ObjectId, object: &Bytes) {
+    let Some(disk) = &file.data.config.disk else { return };
+    for new in &sealed.slices {
+        let Place::Object(seal, at) = &new.slice.place else { continue };
+        let range = *at as usize..*at as usize + seal.stored_len as usize;
+        if seal.id.object == id && range.end <= object.len() {
+            disk.put(file.data.config.volume, seal, object.slice(range));
+        }
+    }
 }
 
 async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> Result<(), StoreError> {

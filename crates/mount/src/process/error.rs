@@ -19,6 +19,14 @@ pub enum MountError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The folder of the disk cache cannot be used.
+    #[error("the disk cache in {}: {reason}", dir.display())]
+    DiskCache {
+        /// The folder.
+        dir: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// There is no chronofs mount.
     #[error("{} is not a chronofs mount; `chronofs mount list` shows those there are", .0.display())]
     NotMounted(PathBuf),

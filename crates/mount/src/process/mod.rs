@@ -11,6 +11,6 @@ mod start;
 
 pub use control::{Listed, State, instant, list, stop};
 pub use error::MountError;
-pub use mounted::{MountSpec, Mounted};
+pub use mounted::{DiskCacheSpec, MountSpec, Mounted};
 pub use options::MountOptions;
 pub use start::{StartConfig, start};

@@ -7,6 +7,7 @@ use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
 use crate::fuse::pages::{self, Pages};
 use crate::vfs::{Labels, Vfs};
+use chronofs_blocks::DiskCache;
 use chronofs_core::Version;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::mount::{UnmountFlags, mount_remount, unmount};
@@ -33,8 +34,19 @@ pub struct MountSpec {
     pub at: Option<Version>,
     /// What the kernel is told of it.
     pub options: MountOptions,
+    /// A disk cache.
+    pub disk_cache: Option<DiskCacheSpec>,
     /// How people call the volume.
     pub volume: String,
+}
+
+/// Where and how large a disk cache is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskCacheSpec {
+    /// Its folder, by absolute path.
+    pub dir: PathBuf,
+    /// The most bytes of the disk that it takes.
+    pub bytes_max: u64,
 }
 
 /// A mount served by this process.
@@ -67,9 +79,10 @@ impl Mounted {
         let (connection, welcome, events) = opened
             .map_err(|source| MountError::Open { volume: spec.volume.clone(), source: Box::new(source) })?;
         let labels = Labels { volume: welcome.volume.name.clone(), dir: spec.dir.clone() };
+        let disk = spec.disk_cache.map(|disk| DiskCache::start(&disk.dir, disk.bytes_max));
         let vfs = {
             let _within = runtime.enter();
-            Vfs::new(connection, &welcome, events, labels)
+            Vfs::new(connection, &welcome, events, labels, disk)
         };
         let volume = welcome.volume.name.clone();
         let (session, pages) = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;

@@ -2,10 +2,11 @@
 
 use super::daemon;
 use super::error::MountError;
-use super::mounted::{MountSpec, Mounted};
+use super::mounted::{DiskCacheSpec, MountSpec, Mounted};
 use super::mountinfo;
 use super::options::MountOptions;
 use crate::connection::{Credentials, Source};
+use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::token::{Token, TokenKind};
@@ -27,6 +28,8 @@ pub struct StartConfig {
     pub at: Option<String>,
     /// What the kernel is told of the mount.
     pub options: MountOptions,
+    /// A disk cache.
+    pub disk_cache: Option<DiskCacheSpec>,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -71,6 +74,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         None => None,
     };
     let dir = usable_dir(&config.dir)?;
+    let disk_cache = config.disk_cache.as_ref().map(|wanted| usable_cache(wanted, &dir)).transpose()?;
     let admin = AdminClient::new(&token)?;
     Ok(MountSpec {
         source: Source::Admin { admin, volume: config.volume.clone() },
@@ -78,8 +82,25 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         dir,
         at,
         options: config.options,
+        disk_cache,
         volume: config.volume.clone(),
     })
+}
+
+/// A disk cache that can be used while a volume is mounted on `mount_dir`. Whether its disk works shows later, and is no
+/// reason not to mount.
+fn usable_cache(wanted: &DiskCacheSpec, mount_dir: &Path) -> Result<DiskCacheSpec, MountError> {
+    let refuse = |reason: String| MountError::DiskCache { dir: wanted.dir.clone(), reason };
+    if wanted.bytes_max < CACHE_BYTES_MIN {
+        return Err(refuse(format!("its size must be at least {} MiB", CACHE_BYTES_MIN >> 20)));
+    }
+    // It need not exist yet.
+    let plain = std::path::absolute(&wanted.dir).map_err(|error| refuse(error.to_string()))?;
+    let dir = plain.canonicalize().unwrap_or(plain);
+    if dir.starts_with(mount_dir) {
+        return Err(refuse("it lies in the mount itself; name a folder on another disk".to_owned()));
+    }
+    Ok(DiskCacheSpec { dir, bytes_max: wanted.bytes_max })
 }
 
 /// The absolute path of a directory that can be mounted on. A dead mount on it is taken away.
@@ -155,6 +176,23 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_cache_lies_outside_of_the_mount_and_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mount, place) = (folder.path().canonicalize().unwrap(), Path::new("/var/cache/not-there-yet"));
+        let cache =
+            |dir: &Path, bytes_max| usable_cache(&DiskCacheSpec { dir: dir.to_owned(), bytes_max }, &mount);
+        let fine = DiskCacheSpec { dir: place.to_owned(), bytes_max: CACHE_BYTES_MIN };
+        assert_eq!(cache(place, CACHE_BYTES_MIN).unwrap(), fine);
+        assert!(cache(Path::new("cache"), CACHE_BYTES_MIN).unwrap().dir.is_absolute());
+        let small = cache(place, CACHE_BYTES_MIN - 1).unwrap_err().to_string();
+        assert!(small.contains("at least 64 MiB"), "{small}");
+        for inside in [mount.clone(), mount.join("cache")] {
+            let refused = cache(&inside, CACHE_BYTES_MIN).unwrap_err().to_string();
+            assert!(refused.contains("in the mount itself"), "{refused}");
+        }
+    }
+
+    #[test]
     fn what_does_not_read_is_refused_before_anything_is_asked() {
         let folder = tempfile::tempdir().unwrap();
         let config = |token: &str, at: Option<&str>| StartConfig {
@@ -162,6 +200,7 @@ mod tests {
             dir: folder.path().to_owned(),
             at: at.map(str::to_owned),
             options: MountOptions::default(),
+            disk_cache: None,
             foreground: true,
             token: token.into(),
             ready: None,

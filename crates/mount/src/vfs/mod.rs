@@ -27,6 +27,7 @@ use crate::connection::{Connection, Event};
 use crate::data::{Config, Data};
 use crate::objects;
 use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
+use chronofs_blocks::DiskCache;
 use chronofs_core::ops::{Reply, Request, StatFs};
 use chronofs_core::{Attr, Caller, Errno, Ino, Version};
 use chronofs_wire::message::Welcome;
@@ -82,6 +83,7 @@ impl Vfs {
         welcome: &Welcome,
         events: UnboundedReceiver<Event>,
         labels: Labels,
+        disk: Option<Arc<DiskCache>>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
@@ -94,6 +96,7 @@ impl Vfs {
             block_size: welcome.volume.block_size,
             compression: welcome.volume.compression,
             read_only: welcome.read_only,
+            disk,
             tuning: Default::default(),
         };
         let data = Data::start(config, Arc::new(link), port);
@@ -169,8 +172,29 @@ impl Vfs {
         } else {
             Ok(())
         };
+        self.close_disk_cache().await;
         self.connection.close().await;
         flushed.and(synced)
+    }
+
+    async fn close_disk_cache(&self) {
+        let Some(disk) = self.data.disk().cloned() else { return };
+        let closing = Arc::clone(&disk);
+        // It waits for the disk.
+        if tokio::task::spawn_blocking(move || closing.close()).await.is_ok() {
+            let figures = disk.figures();
+            tracing::info!(
+                hits = figures.hits,
+                misses = figures.misses,
+                kept = figures.kept,
+                skipped = figures.skipped,
+                evicted = figures.evicted,
+                damaged = figures.damaged,
+                slices = figures.slices,
+                "the disk cache in {} is closed",
+                figures.dir.display()
+            );
+        }
     }
 
     /// Publishes everything for the last time: what is not stored now is lost, so passing trouble is waited out.

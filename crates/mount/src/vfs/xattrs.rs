@@ -2,6 +2,7 @@
 
 use super::{Vfs, reply};
 use bytes::Bytes;
+use chronofs_blocks::CacheFigures;
 use chronofs_core::ops::{Reply, Request, XattrMode};
 use chronofs_core::{Caller, Errno, Ino};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct Status {
     pub waiting: usize,
     /// The process.
     pub pid: u32,
+    /// The disk cache, if there is one.
+    #[serde(default)]
+    pub disk_cache: Option<CacheFigures>,
 }
 
 impl Vfs {
@@ -110,6 +114,7 @@ impl Vfs {
             shared: self.ttl().is_none(),
             waiting: connection.waiting,
             pid: std::process::id(),
+            disk_cache: self.data.disk().map(|disk| disk.figures()),
         }
     }
 }

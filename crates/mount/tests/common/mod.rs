@@ -115,6 +115,7 @@ pub fn mount_if_asked() {
         dir: dir.into(),
         at: (at > 0).then_some(Version(at)),
         options,
+        disk_cache: None,
         volume: "docs".to_owned(),
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
