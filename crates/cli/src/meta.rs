@@ -275,6 +275,13 @@ fn show_store(store: &StoreListing) -> Result<()> {
         sized(&store.open),
         sized(&store.quarantined)
     ))?;
+    if store.unexplained > 0 {
+        output::warn(format!(
+            "{} objects of these volumes are of sessions that the metadata never had: is it an old copy? What was never \
+             used is not deleted until they are gone",
+            store.unexplained
+        ));
+    }
     store
         .examples
         .iter()

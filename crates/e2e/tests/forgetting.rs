@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use chronofs_blocks::{object_name, parse_object_name};
+use chronofs_core::{ObjectId, SessionId};
 use chronofs_e2e::model::now_ns;
 use chronofs_e2e::process::{run, wait_for};
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, seed};
@@ -164,6 +166,62 @@ fn wait_for_long<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Optio
         assert!(begun.elapsed() < limit, "{what} took longer than {limit:?}");
         std::thread::sleep(Duration::from_secs(2));
     }
+}
+
+/// Paths of all objects below `path`.
+fn objects(path: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        match entry.metadata().unwrap().is_dir() {
+            true => objects(&entry.path(), found),
+            false => found.push(entry.path()),
+        }
+    }
+}
+
+#[test]
+fn while_a_store_has_objects_of_a_newer_copy_of_the_metadata_nothing_that_was_found_there_goes() {
+    let mut installation =
+        Installation::start_with_meta_arguments(&["--slice-life", "1", "--horizon-step", "1"]);
+    installation.create_volume("v", &[]);
+    let mut live = installation.mount("v", &[]);
+    fs::write(live.path("file"), Rng::new(1).bytes(300_000)).unwrap();
+    live.instant();
+    live.unmount();
+    let blocks = installation.path("blocks");
+    let mut found = Vec::new();
+    objects(&blocks.join("objects"), &mut found);
+    let named: Vec<_> = found
+        .iter()
+        .filter_map(|path| parse_object_name(path.strip_prefix(&blocks).unwrap().to_str().unwrap()))
+        .collect();
+    let &[(volume, object)] = &named[..] else { panic!("{found:?}") };
+    let plant = |id| {
+        let path = blocks.join(object_name(volume, id));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "bytes").unwrap();
+        path
+    };
+    // The session of the mount was granted this name, is over, and has published nothing under it. That looks like
+    // garbage also to metadata that was put back from before it did.
+    let garbage = plant(ObjectId { n: object.n + 5000, ..object });
+    let newer = plant(ObjectId { session: SessionId(object.session.0 + 5000), ..object });
+    let judged = wait_for_long("the garbage to be known as such", Duration::from_secs(30), || {
+        let store = gc(&installation, &["--full"])["stores"][0].clone();
+        (store["garbage"]["count"] == 1).then_some(store)
+    });
+    assert_eq!(judged["unexplained"], 1, "{judged}");
+    for _ in 0..3 {
+        gc(&installation, &["--full"]);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(garbage.exists() && newer.exists());
+    }
+    fs::remove_file(newer).unwrap();
+    wait_for_long("the garbage to go", Duration::from_secs(30), || {
+        gc(&installation, &["--full"]);
+        (!garbage.exists()).then_some(())
+    });
+    assert!(found[0].exists());
+    installation.stop_meta_and_verify();
 }
 
 #[test]

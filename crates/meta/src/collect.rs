@@ -4,6 +4,8 @@
 //! deletions that a store swallowed - is found only by listing the store, now and then and when somebody asks. Each
 //! object found is judged by the rows as they are after the page came; what no session explains is reported and never
 //! deleted. An error ends the look through that store: nothing is concluded from what was not listed.
+//! And while a store holds a single object of these volumes that no grant explains, nothing that was found by listing is
+//! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, DeletedObjects, Event, SharedView};
@@ -27,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 const CHUNK: usize = 256;
 /// How many quarantined names are shown.
 const EXAMPLES_MAX: usize = 20;
+/// How many objects one look has deleted; the next one finds the rest.
+const GARBAGE_MAX: usize = 1 << 18;
 
 /// What `/gc` says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -77,6 +81,9 @@ pub struct StoreListing {
     pub open: Sum,
     /// Of it: explained by nothing, and names that are no object's. It stays.
     pub quarantined: Sum,
+    /// How many of the quarantined are objects of these volumes. While there are any, no garbage goes.
+    #[serde(default)]
+    pub unexplained: u64,
     /// Some of the quarantined, with the reason.
     pub examples: Vec<(String, String)>,
     /// Objects of other volumes.
@@ -174,6 +181,7 @@ impl Collector {
         listing: &mut StoreListing,
     ) -> Result<(), String> {
         let mut from = None;
+        let mut garbage: Vec<(Uuid, ObjectId)> = Vec::new();
         loop {
             let page = store.list(from).await.map_err(|error| error.to_string())?;
             // Sessions are opened before they store anything: these rows explain all that is on the page.
@@ -183,22 +191,34 @@ impl Collector {
             let names = page.names;
             let mut judged = std::mem::take(listing);
             let judging = tokio::task::spawn_blocking(move || {
-                let garbage = judge_page(&rows, &names, &mut judged);
-                (judged, garbage)
+                let found = judge_page(&rows, &names, &mut judged);
+                (judged, found)
             });
-            let garbage;
-            (*listing, garbage) = judging.await.map_err(|error| error.to_string())?;
-            for (volume, objects) in garbage.map_err(|stop| stop.to_string())? {
-                for chunk in objects.chunks(CHUNK) {
-                    self.send(Event::Garbage(volume, chunk.to_vec())).await;
-                }
-            }
+            let found;
+            (*listing, found) = judging.await.map_err(|error| error.to_string())?;
+            garbage.extend(found.map_err(|stop| stop.to_string())?);
+            garbage.truncate(GARBAGE_MAX);
             match page.next {
                 Some(next) => from = Some(next),
                 None => break,
             }
         }
+        if listing.unexplained == 0 {
+            self.send_garbage(garbage).await;
+        }
         self.forget_deleted(volumes).await
+    }
+
+    async fn send_garbage(&self, garbage: Vec<(Uuid, ObjectId)>) {
+        let mut by_volume: BTreeMap<Uuid, Vec<ObjectId>> = BTreeMap::new();
+        for (volume, object) in garbage {
+            by_volume.entry(volume).or_default().push(object);
+        }
+        for (volume, objects) in by_volume {
+            for chunk in objects.chunks(CHUNK) {
+                self.send(Event::Garbage(volume, chunk.to_vec())).await;
+            }
+        }
     }
 
     /// Rows of deleted objects stay while the session could name the object again; now it may be over.
@@ -298,12 +318,14 @@ impl Collector {
     }
 }
 
-type Garbage = BTreeMap<Uuid, Vec<ObjectId>>;
-
-/// Judges what is on a page of a listing.
-fn judge_page(rows: &Rows, names: &[(String, u64)], listing: &mut StoreListing) -> Result<Garbage, ReadStop> {
+/// Judges what is on a page of a listing. Gives the garbage.
+fn judge_page(
+    rows: &Rows,
+    names: &[(String, u64)],
+    listing: &mut StoreListing,
+) -> Result<Vec<(Uuid, ObjectId)>, ReadStop> {
     let reads = SharedView(rows.view.clone());
-    let mut garbage = Garbage::new();
+    let mut garbage = Vec::new();
     for (name, bytes) in names {
         let Some((volume, object)) = parse_object_name(name) else {
             quarantine(listing, name, *bytes, "it is not the name of an object");
@@ -319,9 +341,12 @@ fn judge_page(rows: &Rows, names: &[(String, u64)], listing: &mut StoreListing) 
             Judged::Open => add(&mut listing.open, *bytes),
             Judged::Garbage => {
                 add(&mut listing.garbage, *bytes);
-                garbage.entry(volume).or_default().push(object);
+                garbage.push((volume, object));
             }
-            Judged::Quarantined(reason) => quarantine(listing, name, *bytes, reason),
+            Judged::Quarantined(reason) => {
+                listing.unexplained += 1;
+                quarantine(listing, name, *bytes, reason);
+            }
         }
     }
     Ok(garbage)
