@@ -121,10 +121,20 @@ impl BlockStore {
         self.check_marker(name)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.files.put_opts(&location, PutPayload::from(bytes.clone()), options).await {
-            Ok(_) => Ok(()),
-            Err(object_store::Error::AlreadyExists { .. }) => self.compare(name, &location, bytes).await,
-            Err(error) => Err(self.unavailable(name, "it cannot be written", &error)),
+            Ok(_) => {}
+            Err(object_store::Error::AlreadyExists { .. }) => self.compare(name, &location, bytes).await?,
+            Err(error) => return Err(self.unavailable(name, "it cannot be written", &error)),
         }
+        self.check_put(name)
+    }
+
+    /// An object that was written lies in the store: its folder may have gone meanwhile, and folders are made on the
+    /// way to an object.
+    fn check_put(&self, name: &str) -> Result<(), StoreError> {
+        self.check_marker(name)?;
+        fs::metadata(self.folder.join(name))
+            .map_err(|error| self.unavailable(name, "it was written and is not there", &error))?;
+        self.check_marker(name)
     }
 
     /// A put that found the name taken: right if an earlier try of the same put got that far.

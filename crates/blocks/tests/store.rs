@@ -8,6 +8,9 @@ use chronofs_core::{Errno, ObjectId, SessionId};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -117,6 +120,43 @@ async fn a_folder_that_lost_its_marker_is_unavailable_and_not_written_to() {
     assert_eq!(error.trouble, Trouble::Unavailable);
     assert!(!path.join("objects").exists());
     assert_eq!(store.get(&name(1), 0, 1).await.unwrap_err().trouble, Trouble::Unavailable);
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_lies_in_the_store_however_often_its_folder_goes_away_meanwhile() {
+    let (folder, path, store) = made();
+    let away = folder.path().join("away");
+    let stop = Arc::new(AtomicBool::new(false));
+    let swapping = std::thread::spawn({
+        let (path, stop) = (path.clone(), Arc::clone(&stop));
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                fs::rename(&path, &away).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+                // A put that had just seen the folder makes another on its way.
+                while fs::rename(&away, &path).is_err() {
+                    drop(fs::remove_dir_all(&path));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    let (mut stored, mut refused) = (Vec::new(), 0);
+    let begun = Instant::now();
+    for n in 0.. {
+        match store.put(&name(n), Bytes::from_static(b"bytes")).await {
+            Ok(()) => stored.push(n),
+            Err(_) => refused += 1,
+        }
+        if stored.len() >= 100 && refused >= 100 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} stored, {refused} refused", stored.len());
+    }
+    stop.store(true, Ordering::Relaxed);
+    swapping.join().unwrap();
+    let lost: Vec<_> = stored.iter().filter(|n| !path.join(name(**n)).exists()).collect();
+    assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
 }
 
 #[tokio::test]
