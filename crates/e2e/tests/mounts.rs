@@ -272,10 +272,15 @@ fn sigterm_makes_a_mount_flush_and_go() {
     assert!(fs::read(mount.path("file")).unwrap() == bytes, "what was written is not there");
 }
 
-/// `ls DIR` in the background.
+/// `ls DIR` in the background. It hears SIGINT also where whoever runs the tests does not, as in a shell's background.
 fn list_in_background(dir: &Path) -> Child {
-    let mut command = Command::new("ls");
-    command.arg("-f").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal=INT", "ls", "-f"])
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
