@@ -69,6 +69,8 @@ struct Unreadable {
     errno: Errno,
     /// Looked for again without a word, since it may be there next time.
     passing: bool,
+    /// It is not there: it may have been replaced since its block was listed, and collected.
+    missing: bool,
 }
 
 impl<M: Meta> Data<M> {
@@ -82,17 +84,29 @@ impl<M: Meta> Data<M> {
             return Ok(opened);
         }
         let loaded = self.cache.opened.get_or_insert_async(&seal.id, self.fetch(ino, placed, seal)).await;
-        loaded.map_err(|trouble| {
-            if trouble.errno != NOT_SHOWN && (trouble.passing || self.cache.is_news(seal.id)) {
-                let (block, offset) = (placed.key.block, placed.slice.offset);
-                let object = object_name(self.config.volume, seal.id.object);
-                tracing::error!(
-                    %ino, block, offset, len = placed.slice.len, slice = %seal.id, object,
-                    "part of a file cannot be read: {}", trouble.reason
-                );
-            }
-            trouble.errno
-        })
+        let trouble = match loaded {
+            Ok(opened) => return Ok(opened),
+            Err(trouble) if trouble.missing && self.is_replaced(ino, placed).await => return Err(NOT_SHOWN),
+            Err(trouble) => trouble,
+        };
+        if trouble.errno != NOT_SHOWN && (trouble.passing || self.cache.is_news(seal.id)) {
+            let (block, offset) = (placed.key.block, placed.slice.offset);
+            let object = object_name(self.config.volume, seal.id.object);
+            tracing::error!(
+                %ino, block, offset, len = placed.slice.len, slice = %seal.id, object,
+                "part of a file cannot be read: {}", trouble.reason
+            );
+        }
+        Err(trouble.errno)
+    }
+
+    /// Whether the slice's block does not show it any more.
+    async fn is_replaced(&self, ino: Ino, placed: &PlacedSlice) -> bool {
+        let id = |placed: &PlacedSlice| placed.slice.place.seal().map(|seal| seal.id);
+        match self.meta.slices(ino, placed.key.block, 1).await {
+            Ok(list) => !list.slices.iter().any(|shown| id(shown) == id(placed)),
+            Err(_) => false,
+        }
     }
 
     async fn fetch(
@@ -134,6 +148,7 @@ impl<M: Meta> Data<M> {
         let got = self.port.get_slice(shown_by, &name, at, seal.stored_len).await;
         let stored = got.map_err(|error| Unreadable {
             passing: error.trouble == Trouble::Unavailable,
+            missing: error.trouble == Trouble::Missing,
             reason: error.to_string(),
             errno: if error.trouble == Trouble::NotShown { NOT_SHOWN } else { Errno::EIO },
         })?;
@@ -154,6 +169,7 @@ impl<M: Meta> Data<M> {
                 reason: format!("the metadata server answered {errno}"),
                 errno,
                 passing: true,
+                missing: errno == Errno::EINVAL,
             }),
         }
     }
@@ -207,5 +223,5 @@ async fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, Unreadable> {
 }
 
 fn damaged(reason: String) -> Unreadable {
-    Unreadable { reason, errno: Errno::EIO, passing: false }
+    Unreadable { reason, errno: Errno::EIO, passing: false, missing: false }
 }

@@ -394,6 +394,25 @@ fn what_another_replaces_while_it_is_read_is_read_as_it_is_now() {
 }
 
 #[test]
+fn slices_that_were_replaced_and_collected_since_they_were_listed_are_asked_for_anew() {
+    runtime().block_on(async {
+        let world = calm(128 << 10);
+        let write = async |session, byte: u8| {
+            let writer = world.open(&world.mount(session, Tuning::default()));
+            writer.write(0, &vec![byte; 256 << 10], false).await.unwrap();
+            writer.flush(&writer.error_mark()).await.unwrap();
+        };
+        write(1, 1).await;
+        let reader = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(&reader.read(0, 1).await.unwrap()[..], &[1], "both blocks are listed");
+        world.meta.truncate(0).await.unwrap();
+        world.port.harm(true);
+        write(3, 2).await;
+        assert_eq!(&reader.read(128 << 10, 9).await.unwrap()[..], &[2; 9]);
+    });
+}
+
+#[test]
 fn slices_that_are_shown_and_never_readable_are_eio_in_the_end() {
     runtime().block_on(async {
         let world = calm(128 << 10);
