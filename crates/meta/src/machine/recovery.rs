@@ -314,7 +314,6 @@ impl Machine {
         replays: Vec<(SessionId, Replayed)>,
     ) -> Result<ReplayDone, EngineError> {
         let mut done = ReplayDone::default();
-        let mut lost_inos: BTreeSet<Ino> = BTreeSet::new();
         let mut own: BTreeSet<(SessionId, Ino)> = BTreeSet::new();
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
         for (id, call) in replays {
@@ -336,7 +335,7 @@ impl Machine {
                 continue;
             }
             let before = group.commits.len();
-            match self.apply_replay(group, who, &call, &lost_inos)? {
+            match self.apply_replay(group, who, &call)? {
                 Ok((version, brief)) => {
                     // A create that found its file was beaten to it.
                     if !foreign && group.commits.len() > before {
@@ -345,10 +344,7 @@ impl Machine {
                     }
                     done.applied.push((id, call.id, version, brief));
                 }
-                Err(errno) => {
-                    lost_inos.extend(call.made);
-                    done.parked.push((id, call.id, errno));
-                }
+                Err(errno) => done.parked.push((id, call.id, errno)),
             }
         }
         self.note_parked(group, &mut done)?;
@@ -360,13 +356,9 @@ impl Machine {
         group: &mut Group,
         who: Who,
         call: &Replayed,
-        lost_inos: &BTreeSet<Ino>,
     ) -> Result<Result<(Version, Brief), Errno>, EngineError> {
         if group.full {
             return Ok(Err(Errno::ENOSPC));
-        }
-        if named_inos(&call.request).iter().flatten().any(|ino| lost_inos.contains(ino)) {
-            return Ok(Err(Errno::ESTALE));
         }
         let version = self.next_version(group);
         // It gets the number it had: creates that nobody was answered for are not among the replays, and took numbers too.
@@ -380,7 +372,8 @@ impl Machine {
             Reply::Attr(attr) | Reply::Opened { attr, .. } => Some(attr.ino),
             _ => None,
         };
-        // Another inode than the client knows: what follows would go to the wrong file.
+        // Another inode than the client knows: what follows would go to the wrong file. As nothing is made under another
+        // number, what names an inode that stays lost finds none, and is parked by itself.
         if call.made.is_some() && call.made != made {
             return Ok(Err(Errno::ESTALE));
         }
@@ -480,17 +473,5 @@ fn changed_ino(request: &Request) -> Option<Ino> {
         | Request::Publish { ino, .. }
         | Request::Link { ino, .. } => Some(*ino),
         _ => None,
-    }
-}
-
-/// The inodes that a mutation names.
-fn named_inos(request: &Request) -> [Option<Ino>; 2] {
-    match request {
-        Request::Create { parent, .. } | Request::Unlink { parent, .. } | Request::Rmdir { parent, .. } => {
-            [Some(*parent), None]
-        }
-        Request::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
-        Request::Rename { from, to, .. } => [Some(*from), Some(*to)],
-        request => [changed_ino(request), None],
     }
 }

@@ -330,6 +330,33 @@ fn a_late_create_that_finds_its_file_made_by_another_does_not_make_it_its_own() 
 }
 
 #[test]
+fn a_create_that_cannot_be_done_again_costs_no_other_call_of_the_file_that_it_had_found() {
+    let (mut server, _, [a, b], base) = in_the_window(Arc::new(Memory::default()));
+    // Client 1 had renamed "a" to "d" and does not come back.
+    let again = |id, request, made| replayed(id, Version(base.0 + id), request, made);
+    let in_it = Request::Link { ino: b, parent: a, name: name("x") };
+    let calls = vec![
+        again(11, shared_create("d"), Some(a)),
+        again(12, grow(a), None),
+        again(13, create(Ino(77), "e", false), Some(Ino(b.0 + 1))),
+        again(14, grow(Ino(b.0 + 1)), None),
+        again(15, in_it, None),
+    ];
+    server.frame(12, ToServer::Replay { calls, end: true });
+    server.now_ns += 11 * SECOND;
+    let effects = server.run(Event::Tick);
+    let parked = effects.iter().find_map(|effect| match effect {
+        Effect::Send(ConnId(12), ToClient::Parked { calls }) => Some(calls.clone()),
+        _ => None,
+    });
+    let expected = vec![(11, Errno::ESTALE), (13, Errno::ENOENT), (14, Errno::ENOENT), (15, Errno::ENOTDIR)];
+    assert_eq!(parked, Some(expected));
+    assert_eq!(attr(server.call(12, 20, Request::GetAttr { ino: a }).1.unwrap()).size, 7);
+    let look = Request::Lookup { parent: Ino::ROOT, name: name("d") };
+    assert_eq!(server.call(12, 21, look).1, Err(Errno::ENOENT), "what was refused left nothing");
+}
+
+#[test]
 fn a_late_create_or_link_does_not_make_what_others_changed_its_own() {
     let (mut server, one, [a, _], base) = after_the_window(Arc::new(Memory::default()));
     let chmod = |ino, mode| {
