@@ -189,7 +189,8 @@ pub enum ToServer {
     Call { id: u64, acked: u64, caller: Caller, request: Request },
     /// The session lives. Sent at least every third of its time to live.
     Renew,
-    /// First after every reconnect: what the session has open, with counts. Counts once for each start of the server.
+    /// First after every reconnect: what the session has open, with counts. Counts once for each session and start of the
+    /// server, and not behind a call: what that opens is counted by itself.
     Reclaim { opens: Vec<(Ino, u32)> },
     /// After a restart that lost mutations: those answered but not durable, by version; `end` with the last.
     Replay { calls: Vec<Replayed>, end: bool },

@@ -134,6 +134,8 @@ impl Machine {
         }
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         session.called = true;
+        // What is open is told before any call of a connection; what is opened from here on is counted as it comes.
+        session.reclaimed = true;
         session.replies.acknowledge(call.acked);
         if session.replies.is_acknowledged(call.id) {
             return Ok(());

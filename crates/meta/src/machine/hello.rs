@@ -246,7 +246,8 @@ impl Machine {
                 session.protocol = checked.protocol;
                 session.read_only = read_only;
                 session.client_name.clone_from(&hello.client_name);
-                (session.reclaimed, session.called) = (true, true);
+                // It may come from a mount whose old session is over, with files open: those it tells before it calls.
+                session.called = true;
                 group.thens.push(Then::SessionOpened(Box::new(session), conn));
             }
             Ok(_) => {

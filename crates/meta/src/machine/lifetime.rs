@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::group::{Group, Then, Undo};
+use super::session::Session;
 use super::tag::KeptReplies;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, VolumeIndex};
@@ -147,7 +148,9 @@ impl Machine {
     /// and has no link goes.
     fn end_reclaim_window(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let Some(until_ns) = self.reclaim_until_ns else { return Ok(()) };
-        let all_told = self.sessions.values().all(|session| session.reclaimed || session.at.is_some());
+        // A session that was opened since had nothing open when the server went down.
+        let told = |session: &Session| session.reclaimed || session.called || !session.is_live();
+        let all_told = self.sessions.values().all(told);
         if !all_told && group.steady_ns < until_ns {
             return Ok(());
         }

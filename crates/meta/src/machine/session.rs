@@ -142,7 +142,8 @@ pub(super) struct Session {
     pub(super) sharing: Sharing,
     /// Answers to `Shared { true }` that are on their way.
     pub(super) acks_due: u32,
-    /// It has told its opens since the server started.
+    /// It has told its opens since the server started, or since it was opened if that was later; or it has called, which
+    /// it does only behind them.
     pub(super) reclaimed: bool,
     /// It was opened, or has called, since the server started: it has nothing to replay.
     pub(super) called: bool,

@@ -8,6 +8,7 @@ mod damaged;
 mod forget;
 mod late;
 mod past;
+mod reclaim;
 mod rights;
 mod signing;
 
@@ -159,24 +160,6 @@ fn what_rests_on_a_session_that_does_not_come_back_is_parked_and_reported() {
     });
     assert_eq!(parked, Some(vec![5, 6]));
     assert_eq!(server.core.machine.figures().parked, 2);
-}
-
-#[test]
-fn a_file_that_is_reclaimed_after_a_restart_outlives_its_unlink() {
-    let engine = Arc::new(Memory::default());
-    let mut server = Server::start(engine.clone(), START_NS, false);
-    let session = server.open(1, hello(1)).unwrap().session;
-    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
-    let mut server = Server::start(engine, START_NS + SECOND, false);
-    server.open(2, resume(1, session, Version::ZERO)).unwrap();
-    server.call(2, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
-    server.frame(2, ToServer::Reclaim { opens: vec![(file, 1)] });
-    server.run(Event::Tick);
-    server.run(Event::Tick);
-    assert_eq!(attr(server.call(2, 3, Request::GetAttr { ino: file }).1.unwrap()).nlink, 0);
-    server.call(2, 4, Request::Close { ino: file, count: 1 }).1.unwrap();
-    server.run(Event::Tick);
-    assert!(server.call(2, 5, Request::GetAttr { ino: file }).1.is_err());
 }
 
 #[test]
@@ -428,29 +411,6 @@ fn a_volume_made_a_moment_ago_is_brought_into_the_state_before_its_client_is_ref
     effects.extend(server.run(Event::Tick));
     effects.extend(server.durable());
     assert!(welcome(effects).is_some());
-}
-
-#[test]
-fn a_close_that_comes_again_after_a_restart_closes_the_file() {
-    let engine = Arc::new(Memory::default());
-    let mut server = Server::start(engine.clone(), START_NS, false);
-    let session = server.open(1, hello(1)).unwrap().session;
-    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
-    // The answer is lost on its way, so the client still counts the file as open.
-    let close = Request::Close { ino: file, count: 1 };
-    server.call(1, 2, close.clone()).1.unwrap();
-    assert_eq!(server.call(1, 2, close.clone()).1, Ok(Reply::Done));
-    let now_ns = server.now_ns;
-    server.core.stop(now_ns).unwrap();
-    let mut server = Server::start(engine, START_NS + SECOND, false);
-    server.open(2, resume(1, session, Version::ZERO)).unwrap();
-    server.frame(2, ToServer::Reclaim { opens: vec![(file, 1)] });
-    assert_eq!(server.call(2, 2, close).1, Ok(Reply::Done));
-    server.call(2, 3, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
-    server.run(Event::Tick);
-    server.run(Event::Tick);
-    assert_eq!(server.call(2, 4, Request::GetAttr { ino: file }).1, Err(Errno::ENOENT));
-    assert_eq!(server.core.machine.figures().opens, 0);
 }
 
 #[test]
