@@ -34,7 +34,6 @@ impl Machine {
         if self.is_recovering() {
             return Ok(());
         }
-        self.end_reclaim_window(group)?;
         self.tell_durable(group);
         self.lapse_caches(group);
         self.cut_off_revoked(group);
@@ -43,6 +42,7 @@ impl Machine {
         }
         self.assign(group)?;
         self.expire_sessions(group)?;
+        self.end_reclaim_window(group)?;
         self.admit_waiting(group)?;
         self.renew_leases(group)?;
         self.reap(group)?;
@@ -144,14 +144,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Every session has told what it has open, or had the time to: who did not come ends, and what nobody has open
-    /// and has no link goes.
+    /// Every session has told what it has open, or is over, and what nobody has open and has no link goes. Who comes at
+    /// the last moment may have told it in a frame that is not read yet; one that never does is not waited for any longer
+    /// than another life of a session.
     fn end_reclaim_window(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let Some(until_ns) = self.reclaim_until_ns else { return Ok(()) };
         // A session that was opened since had nothing open when the server went down.
         let told = |session: &Session| session.reclaimed || session.called || !session.is_live();
-        let all_told = self.sessions.values().all(told);
-        if !all_told && group.steady_ns < until_ns {
+        if !self.sessions.values().all(told) && group.steady_ns < until_ns {
             return Ok(());
         }
         let mut orphans: Vec<(VolumeIndex, Ino)> = Vec::new();

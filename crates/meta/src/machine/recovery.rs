@@ -98,7 +98,7 @@ impl Machine {
 
     pub(super) fn begin_recovery(&mut self, maybe_lost: bool, now_ns: u64) {
         if self.sessions.values().any(Session::is_live) {
-            self.reclaim_until_ns = Some(now_ns + u64::from(self.config.life_ms) * 1_000_000);
+            self.reclaim_until_ns = Some(now_ns + 2 * u64::from(self.config.life_ms) * 1_000_000);
         }
         // Who only reads has nothing to replay, but may know inodes that were lost.
         if !maybe_lost || !self.sessions.values().any(Session::is_live) {

@@ -81,3 +81,59 @@ fn opens_that_a_session_has_made_already_are_not_counted_twice() {
     server.call(2, 2, Request::Close { ino: file, count: 1 }).1.unwrap();
     assert_eq!(server.core.machine.figures().opens, 0);
 }
+
+/// A server that was restarted with an unlinked file that session 1 has open.
+fn with_an_open_orphan() -> (Server, SessionId, Ino) {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    server.call(1, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    (Server::start(engine, START_NS + SECOND, false), session, file)
+}
+
+#[test]
+fn a_session_that_is_back_at_the_last_moment_can_still_say_what_it_has_open() {
+    let (mut server, session, file) = with_an_open_orphan();
+    server.now_ns = START_NS + 60 * SECOND;
+    server.open(2, resume(1, session, Version::ZERO)).unwrap();
+    // What it sent waits behind ticks.
+    server.now_ns += 2 * SECOND;
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    server.frame(2, ToServer::Reclaim { opens: vec![(file, 1)] });
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    assert_eq!(attr(server.call(2, 3, Request::GetAttr { ino: file }).1.unwrap()).nlink, 0);
+}
+
+#[test]
+fn a_session_that_never_says_what_it_has_open_does_not_keep_files_for_ever() {
+    let (mut server, session, file) = with_an_open_orphan();
+    server.open(2, resume(1, session, Version::ZERO)).unwrap();
+    let exists = |server: &Server| {
+        let index = server.core.machine.volumes().next().unwrap().index;
+        let key = chronofs_namespace::rows::INODE.live_key(index, &file.0.to_be_bytes());
+        server.core.engine.view().get(&key).unwrap().is_some()
+    };
+    server.now_ns = START_NS + 120 * SECOND;
+    server.run(Event::Tick);
+    assert!(exists(&server));
+    server.now_ns += 2 * SECOND;
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    assert!(!exists(&server));
+}
+
+#[test]
+fn files_of_a_session_that_does_not_come_back_go_after_it() {
+    let (mut server, session, file) = with_an_open_orphan();
+    server.now_ns = START_NS + 62 * SECOND;
+    server.run(Event::Tick);
+    let effects = server.run(Event::Hello(ConnId(2), Box::new(resume(1, session, Version::ZERO))));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Answer(_, Err(_)))), "{effects:?}");
+    server.run(Event::Tick);
+    server.run(Event::Tick);
+    server.open(3, hello(3)).unwrap();
+    assert_eq!(server.call(3, 1, Request::GetAttr { ino: file }).1, Err(Errno::ENOENT));
+}
