@@ -298,6 +298,9 @@ pub struct Replayed {
     /// The inode its reply gave, if it was a create: a replay that would make another one is parked, because what
     /// follows names this one.
     pub made: Option<Ino>,
+    /// It was a create that found its file, and was answered with the version of the call before it, perhaps that of the
+    /// call that made the file: it comes behind it.
+    pub found: bool,
 }
 
 impl Request {

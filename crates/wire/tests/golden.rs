@@ -366,6 +366,7 @@ fn to_server() -> Lines<ToServer> {
         caller: caller(),
         request: Request::Unlink { parent: Ino::ROOT, name: name("gone") },
         made: Some(Ino(82)),
+        found: true,
     };
     every!(ToServer {
         Call = ToServer::Call { id: 83, acked: 84, caller: caller(), request: Request::Sync },

@@ -326,7 +326,11 @@ impl Machine {
         };
         match chronofs_namespace::step(&group.reads, &ctx, request) {
             Ok(outcome) => Ok(match outcome.reply {
-                Ok(reply) if outcome.batch.0.is_empty() => (Ok(reply), None),
+                // Files that are there are opened by the thousand. Anything else has a version of its own, though it
+                // changes nothing: it tells its place in the order when it is replayed.
+                Ok(reply) if outcome.batch.0.is_empty() && matches!(request, Request::Create { .. }) => {
+                    (Ok(reply), None)
+                }
                 Ok(_) if batch_len(&outcome.batch) > COMMIT_BYTES_MAX => {
                     let kind = KINDS[usize::from(kind_of(request))];
                     group.effects.push(Effect::Warn(format!(

@@ -216,7 +216,7 @@ impl Machine {
         }
         let mut late: Vec<(SessionId, Replayed)> =
             session.late.iter().cloned().chain(calls).map(|call| (id, call)).collect();
-        late.sort_by_key(|(_, call)| (call.version, call.id));
+        late.sort_by_key(|(_, call)| (call.version, call.found, call.id));
         let owes = session.missed.is_some();
         let mut done = self.apply_replays(group, late)?;
         done.late = Some(id);
@@ -273,7 +273,8 @@ impl Machine {
         };
         let missed = self.sessions.values().filter_map(changes).collect();
         let mut replays = recovery.replays.clone();
-        replays.sort_by_key(|(session, call)| (call.version, *session, call.id));
+        // A create that found its file has the version of whoever was before it: it comes behind that.
+        replays.sort_by_key(|(session, call)| (call.version, call.found, *session, call.id));
         let mut done = self.apply_replays(group, replays)?;
         done.window = true;
         done.missed = self.note_missed(group, missed)?;

@@ -240,5 +240,5 @@ pub fn attr(reply: Reply) -> Attr {
 }
 
 pub fn replayed(id: u64, version: Version, request: Request, made: Option<Ino>) -> Replayed {
-    Replayed { id, version, caller: Caller::ROOT, request, made }
+    Replayed { id, version, caller: Caller::ROOT, request, made, found: false }
 }

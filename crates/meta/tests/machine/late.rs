@@ -1,6 +1,7 @@
-//! Calls that are replayed when the window for it is over.
+//! Calls that are replayed in the window for it, and when it is over.
 
 use super::*;
+use chronofs_core::ops::Replayed;
 
 /// A server that lost power while sessions 1 and 2 were there, with files "a" and "b" in it. Session 2 is back on
 /// connection 12, and the window in which replays have their place is open.
@@ -327,6 +328,58 @@ fn a_late_create_that_finds_its_file_made_by_another_does_not_make_it_its_own() 
     ];
     assert_eq!(parked_by(&server.frame(11, ToServer::Replay { calls, end: true })), [11]);
     assert_eq!(attr(server.call(12, 7, Request::GetAttr { ino: made }).1.unwrap()).size, 7);
+}
+
+/// What client 1 and then client 2 replay in time, each all that it has; the calls that are parked.
+fn replay_both(server: &mut Server, one: SessionId, calls: [Vec<Replayed>; 2]) -> Vec<u64> {
+    server.open(11, resume(1, one, Version(START_NS))).unwrap();
+    let [first, second] = calls;
+    let mut parked = parked_by(&server.frame(11, ToServer::Replay { calls: first, end: true }));
+    parked.extend(parked_by(&server.frame(12, ToServer::Replay { calls: second, end: true })));
+    assert!(!server.core.machine.figures().recovering);
+    parked
+}
+
+#[test]
+fn a_file_comes_back_as_it_was_made_and_not_as_another_found_it() {
+    for exclusive in [false, true] {
+        let (mut server, one, [_, b], base) = in_the_window(Arc::new(Memory::default()));
+        let file = Ino(b.0 + 1);
+        let with_mode = |mode, exclusive| Request::Create {
+            parent: Ino::ROOT,
+            name: name("d"),
+            node: chronofs_core::ops::NewNode::File,
+            mode,
+            umask: 0,
+            open: true,
+            exclusive,
+        };
+        // Client 2 made it; client 1 found it, and was answered with the version of that.
+        let version = Version(base.0 + 10);
+        let found = Replayed { found: true, ..replayed(10, version, with_mode(0o600, false), Some(file)) };
+        let made = replayed(10, version, with_mode(0o640, exclusive), Some(file));
+        assert_eq!(replay_both(&mut server, one, [vec![found], vec![made]]), [0; 0]);
+        let mode = attr(server.call(12, 20, Request::GetAttr { ino: file }).1.unwrap()).mode;
+        assert_eq!(mode & 0o7777, 0o640);
+    }
+}
+
+#[test]
+fn a_call_that_changes_nothing_has_its_own_place_in_the_order() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let file = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    let (linked, _) = server.call(1, 2, Request::Link { ino: file, parent: Ino::ROOT, name: name("b") });
+    // Two names of one file: replayed ahead of the link this would take the first name away.
+    let mode = chronofs_core::ops::RenameMode::Replace;
+    let rename =
+        Request::Rename { from: Ino::ROOT, name: name("a"), to: Ino::ROOT, new_name: name("b"), mode };
+    let (renamed, result) = server.call(1, 3, rename);
+    assert_eq!(result, Ok(Reply::Done));
+    assert!(renamed > linked, "{renamed:?} {linked:?}");
+    for name in ["a", "b"] {
+        server.call(1, 4, Request::Lookup { parent: Ino::ROOT, name: common::name(name) }).1.unwrap();
+    }
 }
 
 #[test]

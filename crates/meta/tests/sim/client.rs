@@ -321,7 +321,9 @@ impl SimClient {
         }
         if request.mutates() {
             self.acknowledged.insert(id, version);
-            self.undurable.push(Replayed { id, version, caller: Caller::ROOT, request, made });
+            let found = matches!(&request, Request::Create { exclusive: false, .. })
+                && matches!(&reply, Reply::Opened { slices: None, .. });
+            self.undurable.push(Replayed { id, version, caller: Caller::ROOT, request, made, found });
         }
     }
 }

@@ -106,6 +106,7 @@ mod tests {
             caller: Caller::ROOT,
             request: Request::Grant { count: version },
             made: None,
+            found: false,
         }
     }
 

@@ -281,8 +281,9 @@ impl State {
         if let Ok(reply) = &result {
             self.note_opens(&call.request, reply);
             if call.request.mutates() {
-                let made = made_by(&call.request, reply);
-                self.replay.keep(Replayed { id, version, caller: call.caller, request: call.request, made });
+                let (made, found) = (made_by(&call.request, reply), only_found(&call.request, reply));
+                let Call { caller, request, .. } = call;
+                self.replay.keep(Replayed { id, version, caller, request, made, found });
             }
         }
         self.replay.durable(durable);
@@ -452,6 +453,12 @@ fn made_by(request: &Request, reply: &Reply) -> Option<Ino> {
         (Request::Create { .. }, Reply::Attr(attr) | Reply::Opened { attr, .. }) => Some(attr.ino),
         _ => None,
     }
+}
+
+/// Whether a create opened a file that was there: of one that it makes the reply lists the slices, none.
+fn only_found(request: &Request, reply: &Reply) -> bool {
+    matches!(request, Request::Create { exclusive: false, .. })
+        && matches!(reply, Reply::Opened { slices: None, .. })
 }
 
 fn encode(message: &ToServer, out: &mut BytesMut) {
