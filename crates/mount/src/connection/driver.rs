@@ -24,6 +24,8 @@ pub enum Event {
         welcome: Box<Welcome>,
         /// The session is a new one.
         replaced: bool,
+        /// The server was started anew: what it answered before may be lost.
+        restarted: bool,
     },
 }
 
@@ -169,8 +171,11 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
                 "the server lost power, and {} changes that it had not stored yet could not be made again: {calls:?}",
                 calls.len()
             );
-            let calls = calls.into_iter().map(|(id, _)| id).collect();
-            connection.state().send_if_up(ToServer::ParkedAck { calls });
+            let calls: Vec<u64> = calls.into_iter().map(|(id, _)| id).collect();
+            let mut state = connection.state();
+            state.parked(calls.iter().copied());
+            state.send_if_up(ToServer::ParkedAck { calls });
+            drop(state);
             connection.wake.notify_one();
         }
         ToClient::Closing | ToClient::Refused { .. } => {}
@@ -255,19 +260,18 @@ impl Attempt {
         connection.heard_welcome(&link.welcome, link.asked);
         connection.set_client(link.client);
         let replaced = self.resume.is_none();
-        let lost = if replaced {
+        let (restarted, lost) = if replaced {
             connection.state().replaced(&link.welcome)
         } else {
-            connection.state().resumed(&link.welcome);
-            0
+            (connection.state().resumed(&link.welcome), 0)
         };
         if lost > 0 {
             tracing::error!(
                 "the session was over: {lost} changes that were answered but not durable may be lost if the server \
-                 lost power"
+                 lost power; fsync and close of their files say so once"
             );
         }
-        let _ = events.send(Event::Reconnected { welcome: link.welcome.clone(), replaced });
+        let _ = events.send(Event::Reconnected { welcome: link.welcome.clone(), replaced, restarted });
         connection.wake.notify_one();
         tracing::info!("the metadata server at {} is back", link.target.address);
     }

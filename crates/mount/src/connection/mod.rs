@@ -22,7 +22,7 @@ use crate::objects::requests::Requests;
 use bytes::Bytes;
 use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
-use chronofs_core::{Caller, Errno, ObjectId, SessionId, SignedRequest, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
 use chronofs_wire::message::{ToServer, Welcome};
 use state::{Delivery, Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,6 +77,8 @@ pub struct Connection {
     clock: ServerClock,
     lease: Lease,
     requests: Requests,
+    /// The run of the server that was heard last.
+    boot: AtomicU64,
 }
 
 /// How long what the server said may be believed without asking again.
@@ -112,6 +114,7 @@ impl Connection {
             clock: ServerClock::new(),
             lease: Lease::new(),
             requests: Requests::new(),
+            boot: AtomicU64::new(0),
         });
         connection.heard_welcome(&welcome, first.asked);
         connection.caches_emptied();
@@ -208,6 +211,17 @@ impl Connection {
         self.clock.now_ns()
     }
 
+    /// Another number after each start of the server, before any answer of that run: what an earlier one answered may
+    /// be lost. The past is never lost.
+    pub fn boot(&self) -> u64 {
+        if self.wanted.at.is_some() { 0 } else { self.boot.load(Ordering::SeqCst) }
+    }
+
+    /// How often answered changes of `ino` were lost with the server's power.
+    pub fn lost(&self, ino: Ino) -> u64 {
+        self.state().lost(ino)
+    }
+
     /// How the connection is.
     pub fn status(&self) -> ConnectionStatus {
         let address = self.target().address.clone();
@@ -260,6 +274,7 @@ impl Connection {
     /// until [`Connection::caches_emptied`].
     fn heard_welcome(&self, welcome: &Welcome, asked: Duration) {
         self.clock.set(welcome.now_ns);
+        self.boot.store(welcome.boot, Ordering::SeqCst);
         // Another server may know better whether the bucket is still the store's.
         self.requests.forget_puts();
         self.lease.shared.store(true, Ordering::SeqCst);

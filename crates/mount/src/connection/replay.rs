@@ -5,7 +5,7 @@
 
 use chronofs_core::Version;
 use chronofs_core::ops::{Replayed, Request};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Answered mutations by version, and by id for those that changed nothing and were answered with the version before.
 #[derive(Debug, Default)]
@@ -56,10 +56,18 @@ impl ReplayBuffer {
         chunks
     }
 
-    /// Forgets everything (the session that it belongs to is over) and tells how much it was.
-    pub(crate) fn clear(&mut self) -> usize {
+    /// Takes out everything: the session that it belongs to is over.
+    pub(crate) fn take_all(&mut self) -> Vec<Replayed> {
         self.bytes = 0;
-        std::mem::take(&mut self.kept).len()
+        std::mem::take(&mut self.kept).into_values().collect()
+    }
+
+    /// Takes out the calls `ids`, as far as they are kept.
+    pub(crate) fn take(&mut self, ids: &BTreeSet<u64>) -> Vec<Replayed> {
+        let taken: Vec<Replayed> =
+            self.kept.extract_if(.., |(_, id), _| ids.contains(id)).map(|(_, call)| call).collect();
+        self.bytes -= taken.iter().map(|call| weight(&call.request)).sum::<usize>();
+        taken
     }
 
     /// How many calls are kept.

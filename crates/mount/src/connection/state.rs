@@ -80,6 +80,10 @@ pub(crate) struct State {
     phase: Phase,
     session: SessionId,
     epoch: u64,
+    /// The run of the server that was heard last.
+    boot: u64,
+    /// How often answered changes of an inode were lost.
+    lost: BTreeMap<Ino, u64>,
     /// Highest version any answer named.
     seen: Version,
     next_id: u64,
@@ -105,6 +109,8 @@ impl State {
             phase: Phase::Up,
             session: welcome.session,
             epoch: welcome.epoch,
+            boot: welcome.boot,
+            lost: BTreeMap::new(),
             seen: welcome.applied,
             next_id: 1,
             calls: BTreeMap::new(),
@@ -328,9 +334,35 @@ impl State {
         }
     }
 
+    /// The server says that calls are lost, which it had answered: they are not sent again. From here on whoever asks is
+    /// told so, before any answer that comes behind this.
+    pub(crate) fn parked(&mut self, calls: impl IntoIterator<Item = u64>) {
+        let ids = calls.into_iter().collect();
+        let lost = self.replay.take(&ids);
+        self.note_lost(&lost);
+        self.admit_waiting();
+    }
+
+    fn note_lost(&mut self, calls: &[Replayed]) {
+        for ino in calls.iter().filter_map(changed) {
+            *self.lost.entry(ino).or_default() += 1;
+        }
+    }
+
+    /// How often answered changes of `ino` were lost.
+    pub(crate) fn lost(&self, ino: Ino) -> u64 {
+        self.lost.get(&ino).copied().unwrap_or(0)
+    }
+
+    /// Whether this welcome is the first of a run of the server.
+    fn is_new_run(&mut self, welcome: &Welcome) -> bool {
+        std::mem::replace(&mut self.boot, welcome.boot) != welcome.boot
+    }
+
     /// The same session goes on over a new connection: what the server needs to be told, then every call that has
-    /// no answer, in order and with its id.
-    pub(crate) fn resumed(&mut self, welcome: &Welcome) {
+    /// no answer, in order and with its id. Tells whether the server was started anew.
+    pub(crate) fn resumed(&mut self, welcome: &Welcome) -> bool {
+        let restarted = self.is_new_run(welcome);
         self.epoch = welcome.epoch;
         self.phase = Phase::Up;
         self.sending.clear();
@@ -342,12 +374,17 @@ impl State {
             self.send_replay();
         }
         self.resend();
+        restarted
     }
 
     /// The old session is over and `welcome` opened a new one. What the old one may have done without an answer
-    /// fails; what was never sent goes on; files stay open. Tells how many answered calls may be lost.
-    pub(crate) fn replaced(&mut self, welcome: &Welcome) -> usize {
-        let lost = self.replay.clear();
+    /// fails; what was never sent goes on; files stay open. Tells whether the server was started anew, and how many answered
+    /// calls may be lost then: a welcome to a new session is durable, and with it what that run of the server had done.
+    pub(crate) fn replaced(&mut self, welcome: &Welcome) -> (bool, usize) {
+        let restarted = self.is_new_run(welcome);
+        let mut lost = self.replay.take_all();
+        lost.retain(|_| restarted);
+        self.note_lost(&lost);
         self.session = welcome.session;
         self.epoch = welcome.epoch;
         self.phase = Phase::Up;
@@ -378,7 +415,7 @@ impl State {
         }
         self.send_reclaim();
         self.resend();
-        lost
+        (restarted, lost.len())
     }
 
     fn send_reclaim(&mut self) {
@@ -452,6 +489,18 @@ fn made_by(request: &Request, reply: &Reply) -> Option<Ino> {
     match (request, reply) {
         (Request::Create { .. }, Reply::Attr(attr) | Reply::Opened { attr, .. }) => Some(attr.ino),
         _ => None,
+    }
+}
+
+/// The inode that a call changed or made.
+fn changed(call: &Replayed) -> Option<Ino> {
+    match &call.request {
+        Request::SetAttr { ino, .. }
+        | Request::SetXattr { ino, .. }
+        | Request::RemoveXattr { ino, .. }
+        | Request::Publish { ino, .. }
+        | Request::Link { ino, .. } => Some(*ino),
+        _ => call.made.filter(|_| !call.found),
     }
 }
 

@@ -297,3 +297,65 @@ fn opens_are_reclaimed_again_when_the_connection_on_which_they_were_is_lost() {
     state.resumed(&welcome(2, false));
     assert_eq!(sent(&mut state), [ToServer::Reclaim { opens: vec![(Ino(7), 1)] }]);
 }
+
+/// A mount that has written to file 7 and made file 8, and heard so, and nothing of it is durable.
+fn with_undurable() -> State {
+    let mut state = State::new(&welcome(1, false));
+    let create = Request::Create {
+        parent: Ino::ROOT,
+        name: Name::new("f").unwrap(),
+        node: chronofs_core::ops::NewNode::File,
+        mode: 0,
+        umask: 0,
+        open: true,
+        exclusive: false,
+    };
+    let opened = |ino, slices| Ok(Reply::Opened { attr: attr(ino), slices });
+    for request in [publish(10), create.clone(), create, unlink("a")] {
+        drop(state.call(Caller::ROOT, request));
+    }
+    sent(&mut state);
+    state.returned(1, Version(11), Version(10), Ok(Reply::Attr(attr(7))));
+    state.returned(2, Version(12), Version(10), opened(8, Some(Vec::new())));
+    state.returned(3, Version(12), Version(10), opened(9, None));
+    state.returned(4, Version(13), Version(10), Ok(Reply::Done));
+    state.down();
+    state
+}
+
+#[test]
+fn what_the_server_lost_is_known_of_its_files_and_not_sent_again() {
+    let mut state = with_undurable();
+    assert!(state.resumed(&welcome(2, false)), "it was started anew");
+    for _ in 0..2 {
+        // It is said until the server has heard that it was.
+        state.parked([1, 2, 3]);
+        assert_eq!([7, 8, 9].map(|ino| state.lost(Ino(ino))), [1, 1, 0], "file 9 was only opened");
+    }
+    state.down();
+    assert!(!state.resumed(&welcome(2, true)));
+    let replayed = sent(&mut state).into_iter().find_map(|frame| match frame {
+        ToServer::Replay { calls, .. } => Some(calls.iter().map(|call| call.id).collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(replayed, Some(vec![4]));
+}
+
+#[test]
+fn when_the_session_is_over_answered_changes_may_be_lost_if_the_server_was_started_anew() {
+    for (boot, lost) in [(1, 0), (2, 1)] {
+        let mut state = with_undurable();
+        assert_eq!(state.replaced(&welcome(boot, false)).0, boot == 2);
+        assert_eq!([7, 8].map(|ino| state.lost(Ino(ino))), [lost; 2]);
+    }
+}
+
+#[test]
+fn of_a_call_that_opened_a_file_that_was_there_the_server_is_told_so_when_it_is_replayed() {
+    let mut state = with_undurable();
+    state.resumed(&welcome(2, true));
+    let frames = sent(&mut state);
+    let ToServer::Replay { calls, .. } = &frames[1] else { panic!("{frames:?}") };
+    let of = |n: usize| (calls[n].made, calls[n].found);
+    assert_eq!((of(1), of(2)), ((Some(Ino(8)), false), (Some(Ino(9)), true)));
+}

@@ -6,6 +6,7 @@
 
 use super::dirty::Dirty;
 use super::lock;
+use super::lost::ErrorMark;
 use super::meta::Meta;
 use super::read::ReadAhead;
 use super::slice_map::SliceMap;
@@ -17,7 +18,6 @@ use chronofs_core::{Attr, Errno, Ino, SetAttr, Version};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -29,10 +29,6 @@ const BATCH_PIECES_MAX: usize = 1024;
 const BATCHES_WAITING_MAX: usize = 64;
 /// How often a writer that waits for memory looks again, whatever was released.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
-
-/// What an open handle has seen of the errors of its file, so that each is returned once.
-#[derive(Debug)]
-pub struct ErrorMark(AtomicU64);
 
 /// The content of one inode.
 pub struct FileData<M: Meta> {
@@ -60,6 +56,10 @@ pub(super) struct Frozen {
 
 #[derive(Debug)]
 pub(super) struct State {
+    /// The run of the server that said what follows.
+    pub(super) boot: u64,
+    /// It was said by an earlier run: what it says may have been lost since, and is asked for again.
+    pub(super) stale: bool,
     /// The newest change of content that this mount knows of, and the size it left.
     pub(super) version: Version,
     pub(super) published_size: u64,
@@ -92,6 +92,19 @@ impl State {
 
     pub(super) fn dirty(&self) -> &Dirty {
         &self.dirty
+    }
+
+    /// The server runs anew. What is written and not published is as before.
+    fn restarted(&mut self, boot: u64) {
+        (self.boot, self.stale) = (boot, true);
+        self.forget_published(Version::ZERO);
+    }
+
+    pub(super) fn forget_published(&mut self, version: Version) {
+        self.version = version;
+        self.map.clear();
+        self.exact = None;
+        self.ahead = ReadAhead::default();
     }
 
     fn is_unclean(&self) -> bool {
@@ -166,6 +179,11 @@ impl State {
 
     /// Takes in what a reply says of the inode, unless something newer is known.
     pub(super) fn observe(&mut self, attr: &Attr) {
+        if self.stale {
+            // It may be an answer from before. Whoever reads asks.
+            self.published_size = attr.size;
+            return;
+        }
         if attr.data_version >= self.version {
             if attr.data_version > self.version {
                 self.map.clear();
@@ -188,6 +206,8 @@ impl<M: Meta> FileData<M> {
     pub(super) fn new(data: Arc<Data<M>>, attr: &Attr) -> Self {
         let block_size = data.config.block_size;
         let state = State {
+            boot: data.meta.boot(),
+            stale: false,
             version: attr.data_version,
             published_size: attr.size,
             map: SliceMap::new(block_size),
@@ -215,7 +235,12 @@ impl<M: Meta> FileData<M> {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        let boot = self.data.meta.boot();
+        let mut state = lock(&self.state);
+        if state.boot != boot {
+            state.restarted(boot);
+        }
+        state
     }
 
     /// Takes in the reply of an open: what other mounts closed or synced before is seen from now on. `slices` are
@@ -228,7 +253,7 @@ impl<M: Meta> FileData<M> {
             return;
         }
         state.observe(attr);
-        if state.exact == Some(attr.data_version) {
+        if state.stale || state.exact == Some(attr.data_version) {
             return;
         }
         state.map.clear();
@@ -265,11 +290,6 @@ impl<M: Meta> FileData<M> {
         self.state().size()
     }
 
-    /// Where a new handle starts to be told of errors.
-    pub fn error_mark(&self) -> ErrorMark {
-        ErrorMark(AtomicU64::new(self.state().errors))
-    }
-
     /// Whether something written is not yet published.
     pub fn is_unclean(&self) -> bool {
         self.state().is_unclean()
@@ -298,6 +318,7 @@ impl<M: Meta> FileData<M> {
 
     /// Writes at the end of the file as this mount sees it; gives where that was.
     pub async fn append(self: &Arc<Self>, bytes: &[u8], kill_priv: bool) -> Result<u64, Errno> {
+        self.refresh_if_stale().await?;
         self.take_room(bytes.len() as u64).await?;
         let end = |state: &State| {
             let offset = state.size();
@@ -417,6 +438,7 @@ impl<M: Meta> FileData<M> {
         kill_priv: bool,
     ) -> Result<(), Errno> {
         self.check_range(offset, len)?;
+        self.refresh_if_stale().await?;
         let _admitted = self.data.admit()?;
         let mut state = self.state();
         let end = if extend { offset + len } else { (offset + len).min(state.size()) };
@@ -505,12 +527,7 @@ impl<M: Meta> FileData<M> {
     /// then it is told once to each handle), or kept and tried again.
     pub async fn flush(self: &Arc<Self>, mark: &ErrorMark) -> Result<(), Errno> {
         let written = self.write_back().await;
-        let (errors, last_error) = {
-            let state = self.state();
-            (state.errors, state.last_error)
-        };
-        let seen = mark.0.swap(errors, Ordering::Relaxed);
-        if seen < errors { Err(last_error) } else { written }
+        self.check(mark).and(written)
     }
 
     /// Forgets what is not published: nobody can ever read it.

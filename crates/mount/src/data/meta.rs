@@ -48,6 +48,9 @@ pub enum PublishError {
 /// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
 /// answer. Publishes of one inode are called one after the other.
 pub trait Meta: Send + Sync + 'static {
+    /// The attributes of `ino`.
+    fn attributes(&self, ino: Ino) -> impl Future<Output = Result<Attr, Errno>> + Send;
+
     /// The slices of blocks `first..first + count`, with as many staged bytes as fit.
     fn slices(
         &self,
@@ -64,6 +67,13 @@ pub trait Meta: Send + Sync + 'static {
 
     /// A further range `first..end` of object counters of the session.
     fn grant(&self, count: u64) -> impl Future<Output = Result<(u64, u64), Errno>> + Send;
+
+    /// Another one after each start of the server, before anything of it is heard: what an earlier one answered may have
+    /// been lost with its power.
+    fn boot(&self) -> u64;
+
+    /// How often answered changes of `ino` were lost that way since the volume was mounted.
+    fn lost(&self, ino: Ino) -> u64;
 
     /// The server's clock, nanoseconds since the epoch.
     fn now_ns(&self) -> i64;

@@ -13,7 +13,7 @@
 //! | read | `file.try_read(offset, len)` on the FUSE thread; when that is `None`, `file.read(offset, len).await` |
 //! | write | `file.try_write(..)` on the FUSE thread; when that is `None`, `file.write(..).await` |
 //! | flush (close) | `file.flush(&mark).await` |
-//! | fsync | `file.flush(&mark).await`, then `Sync` to the server |
+//! | fsync | `file.flush(&mark).await`, then `Sync` to the server, then `file.check(&mark)` |
 //! | setattr of more than the atime | `file.set_attr(&set, async { SetAttr to the server }).await` |
 //! | getattr, lookup, readdirplus | `file.overlay(attr)` if `data.existing(ino)` has one: shows unflushed size and mtime |
 //! | fallocate without flags | `file.extend(end, kill_priv)` |
@@ -38,7 +38,7 @@
 //! FileData::write(&self, offset: u64, &[u8], kill_priv: bool) async -> Result<(), Errno>
 //! FileData::try_write(&self, offset: u64, &[u8], kill_priv: bool) -> Option<Result<(), Errno>>
 //! FileData::append(&self, &[u8], kill_priv: bool) async -> Result<u64, Errno>    at the end of file; gives the offset
-//! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>
+//! FileData::flush(&self, &ErrorMark) async -> Result<(), Errno>    FileData::check(&self, &ErrorMark) -> Result<(), Errno>
 //! FileData::set_attr(&self, &SetAttr, impl Future<Output = Result<Attr, Errno>>) async -> Result<Attr, Errno>
 //! FileData::extend(&self, end: u64, kill_priv: bool) -> Result<(), Errno>
 //! FileData::zero(&self, offset: u64, len: u64, extend: bool, kill_priv: bool) async -> Result<(), Errno>
@@ -52,6 +52,7 @@
 mod budget;
 mod dirty;
 mod file;
+mod lost;
 mod merge;
 mod meta;
 mod read;
@@ -64,7 +65,8 @@ mod tests;
 mod volume;
 mod write_back;
 
-pub use file::{ErrorMark, FileData};
+pub use file::FileData;
+pub use lost::ErrorMark;
 pub use meta::{Meta, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;

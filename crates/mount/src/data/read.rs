@@ -185,6 +185,7 @@ impl<M: Meta> FileData<M> {
     pub async fn read(self: &Arc<Self>, offset: u64, len: u32) -> Result<Bytes, Errno> {
         let mut tries = 1;
         loop {
+            self.refresh_if_stale().await?;
             let planned = {
                 let mut state = self.state();
                 let Some(end) = read_end(&state, offset, len) else { return Ok(Bytes::new()) };
@@ -223,6 +224,9 @@ impl<M: Meta> FileData<M> {
     pub fn try_read(self: &Arc<Self>, offset: u64, len: u32) -> Option<Result<Bytes, Errno>> {
         let parts = {
             let mut state = self.state();
+            if state.stale {
+                return None;
+            }
             let Some(end) = read_end(&state, offset, len) else { return Some(Ok(Bytes::new())) };
             let parts = state.parts(offset, end, self.block_size()).ok()?;
             self.read_ahead(&mut state, offset, end);
@@ -380,6 +384,7 @@ impl<M: Meta> FileData<M> {
         // How many blocks a search for data looks at next, once it has found a hole.
         let mut look = 0;
         loop {
+            self.refresh_if_stale().await?;
             let planned = {
                 let state = self.state();
                 let size = state.size();

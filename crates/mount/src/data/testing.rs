@@ -102,6 +102,9 @@ struct Inner {
     max_bytes: Option<u64>,
     /// The answer to every publish, if not what is right.
     refuse: Option<PublishError>,
+    boot: u64,
+    /// How often something was lost.
+    lost: u64,
 }
 
 impl Inner {
@@ -170,6 +173,9 @@ impl Inner {
     }
 }
 
+/// What a metadata server has on its disk.
+pub(super) struct Survives(Inner);
+
 /// A metadata server with one file.
 #[derive(Debug)]
 pub(super) struct MemoryMeta {
@@ -217,6 +223,19 @@ impl MemoryMeta {
         lock(&self.inner).refuse = error;
     }
 
+    /// What would be lost with the power from now on.
+    pub(super) fn durable(&self) -> Survives {
+        Survives(lock(&self.inner).clone())
+    }
+
+    /// The power is cut and the server starts anew; it gives no version twice. Whether the mount is told that answered
+    /// calls are lost.
+    pub(super) fn restart(&self, survives: &Survives, told: bool) {
+        let mut inner = lock(&self.inner);
+        let (version, boot, lost) = (inner.version + 1, inner.boot + 1, inner.lost + u64::from(told));
+        *inner = Inner { version, boot, lost, granted: inner.granted, ..survives.0.clone() };
+    }
+
     pub(super) fn take_only(&self, session: SessionId) {
         lock(&self.inner).session = Some(session);
     }
@@ -243,6 +262,19 @@ impl MemoryMeta {
 }
 
 impl Meta for MemoryMeta {
+    async fn attributes(&self, _: Ino) -> Result<Attr, Errno> {
+        self.faults.delay().await;
+        Ok(self.attr())
+    }
+
+    fn boot(&self) -> u64 {
+        lock(&self.inner).boot
+    }
+
+    fn lost(&self, _: Ino) -> u64 {
+        lock(&self.inner).lost
+    }
+
     async fn slices(&self, _: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         self.faults.delay().await;
         let list = {

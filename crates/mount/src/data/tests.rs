@@ -1,6 +1,7 @@
 //! Behaviours of the data path as a whole, over a server and a store in memory.
 
 mod disk;
+mod lost;
 mod model;
 mod order;
 

@@ -43,6 +43,8 @@ impl Face {
     /// A face of `vfs` whose tasks run on `runtime`.
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, pages: Pages) -> Self {
         let numbers = Numbers { root: vfs.root(), past: vfs.at().is_some() };
+        let lost = pages.clone();
+        vfs.on_wrong_pages(move |ino| lost.forget(INodeNo(ino.0)));
         Face { vfs, runtime, callers: Callers::default(), numbers, pages }
     }
 

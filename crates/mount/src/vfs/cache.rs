@@ -166,6 +166,11 @@ impl Cache {
         }
     }
 
+    /// The kernel's pages of any file may show what is lost.
+    pub(crate) fn forget_pages(&self) {
+        self.pages.clear();
+    }
+
     /// Forgets everything, and believes nothing read before `version`.
     pub(crate) fn clear(&self, version: Version) {
         self.floor.fetch_max(version.0, Ordering::SeqCst);

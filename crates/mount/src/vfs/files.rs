@@ -95,6 +95,11 @@ impl Files {
         files.get(&handle).cloned().ok_or(Errno::EBADF)
     }
 
+    /// What is open.
+    fn open(&self) -> Vec<Ino> {
+        self.inodes().keys().copied().collect()
+    }
+
     /// What is open for writing.
     fn written(&self) -> BTreeSet<Ino> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
@@ -197,6 +202,11 @@ impl Vfs {
         Opened { handle, keep_cache }
     }
 
+    /// Files that programs have open.
+    pub(super) fn open_files(&self) -> Vec<Ino> {
+        self.files.open()
+    }
+
     /// Files that programs may be changing, also through mappings.
     pub(crate) fn open_for_writing(&self) -> BTreeSet<Ino> {
         self.files.written()
@@ -241,7 +251,8 @@ impl Vfs {
             // In a task of its own: this call may be dropped while it waits, and a publish must not be.
             let synced = tokio::spawn(async move {
                 open.file.flush(&open.mark).await?;
-                connection.call(Caller::ROOT, Request::Sync).await
+                connection.call(Caller::ROOT, Request::Sync).await?;
+                open.file.check(&open.mark)
             });
             synced.await.map_err(|_| Errno::EIO)??;
         }
@@ -261,7 +272,9 @@ impl Vfs {
     pub(crate) async fn fsync(&self, handle: u64) -> Result<(), Errno> {
         let open = self.files.file(handle)?;
         open.file.flush(&open.mark).await?;
-        self.sync().await.map(drop)
+        self.sync().await?;
+        // The server may have lost power in between, and with it what it had answered.
+        open.file.check(&open.mark)
     }
 
     /// The last descriptor of a handle is gone.

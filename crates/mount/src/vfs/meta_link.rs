@@ -16,6 +16,19 @@ pub(crate) struct MetaLink {
 }
 
 impl Meta for MetaLink {
+    async fn attributes(&self, ino: Ino) -> Result<Attr, Errno> {
+        let (_, attr) = reply::attr(self.connection.call(Caller::ROOT, Request::GetAttr { ino }).await?)?;
+        Ok(attr)
+    }
+
+    fn boot(&self) -> u64 {
+        self.connection.boot()
+    }
+
+    fn lost(&self, ino: Ino) -> u64 {
+        self.connection.lost(ino)
+    }
+
     async fn slices(&self, ino: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         let request = Request::Slices { ino, first, count, staged: true };
         match self.connection.call(Caller::ROOT, request).await? {

@@ -35,7 +35,7 @@ use files::Files;
 use meta_link::MetaLink;
 use rights::Rights;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -74,6 +74,8 @@ pub(crate) struct Vfs {
     root: Ino,
     read_only: bool,
     at: Option<Version>,
+    /// Has the kernel forget what it has of a file.
+    wrong_pages: OnceLock<Box<dyn Fn(Ino) + Send + Sync>>,
 }
 
 impl Vfs {
@@ -110,9 +112,15 @@ impl Vfs {
             root: welcome.root,
             read_only: welcome.read_only,
             at: welcome.at,
+            wrong_pages: OnceLock::new(),
         });
         tokio::spawn(upkeep::run(Arc::downgrade(&vfs), events));
         vfs
+    }
+
+    /// `forget` is called, from a task, when what the kernel has of a file may be wrong.
+    pub(crate) fn on_wrong_pages(&self, forget: impl Fn(Ino) + Send + Sync + 'static) {
+        let _ = self.wrong_pages.set(Box::new(forget));
     }
 
     /// The directory that is mounted.

@@ -3,7 +3,7 @@
 use super::Vfs;
 use super::cache::KERNEL_TTL_MAX;
 use crate::connection::Event;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -22,8 +22,12 @@ pub(super) async fn run(vfs: Weak<Vfs>, mut events: UnboundedReceiver<Event>) {
                 vfs.empty_caches();
                 vfs.connection.caches_emptied();
             }
-            Event::Reconnected { welcome, replaced } => {
+            Event::Reconnected { welcome, replaced, restarted } => {
                 vfs.empty_caches();
+                if restarted && vfs.at.is_none() {
+                    vfs.cache.forget_pages();
+                    tokio::spawn(Arc::clone(&vfs).forget_pages());
+                }
                 if replaced {
                     vfs.data.set_grant(welcome.incarnation, welcome.session, welcome.grant);
                 }
@@ -34,6 +38,16 @@ pub(super) async fn run(vfs: Weak<Vfs>, mut events: UnboundedReceiver<Event>) {
 }
 
 impl Vfs {
+    /// What the kernel has of open files may be lost: it is to ask again, once the server has again what it had lost and
+    /// can be told.
+    async fn forget_pages(self: Arc<Self>) {
+        if self.statfs().await.is_ok()
+            && let Some(forget) = self.wrong_pages.get()
+        {
+            self.open_files().into_iter().for_each(forget);
+        }
+    }
+
     fn empty_caches(&self) {
         // The past never changes: what is known of it stays right.
         if self.at.is_none() {
