@@ -6,7 +6,7 @@
 // The fields of a request are named after what they are; a comment stands where the name does not say it.
 #![allow(missing_docs)]
 
-use crate::slice::{NewSlice, PlacedSlice, SliceKey};
+use crate::slice::{NewSlice, Place, PlacedSlice, SliceKey};
 use crate::volume::VolumeSpec;
 use crate::{Attr, Caller, Errno, FileKind, Ino, Name, ObjectId, SessionId, SetAttr, SliceId, Version};
 use bytes::Bytes;
@@ -304,6 +304,27 @@ pub struct Replayed {
 }
 
 impl Request {
+    /// About how many bytes it takes, in memory and in a frame. What may be kept of mutations is counted with it on both
+    /// sides.
+    pub fn weight(&self) -> usize {
+        const FIXED: usize = 512;
+        const NAMES: usize = 4096;
+        let carried = |new: &NewSlice| {
+            let inline = match &new.slice.place {
+                Place::Inline(_, bytes) => bytes.len(),
+                _ => 0,
+            };
+            128 + inline + new.staged.as_ref().map_or(0, |bytes| bytes.len())
+        };
+        FIXED
+            + match self {
+                Request::Publish { slices, .. } => slices.iter().map(carried).sum(),
+                Request::SetXattr { value, .. } => value.len(),
+                request if request.mutates() => NAMES,
+                _ => 0,
+            }
+    }
+
     /// Whether the request may change the volume, and so goes through the log.
     pub fn mutates(&self) -> bool {
         match self {

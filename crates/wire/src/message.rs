@@ -27,6 +27,9 @@ pub const FRAME_MAX: usize = 32 << 20;
 /// The most answers of a session that a server keeps because the client has not acknowledged them. It ends the
 /// connection of one that asks for more.
 pub const REPLIES_KEPT_MAX: usize = 8192;
+/// Bytes of mutations that a client keeps because they have no answer, or one that is not durable: it sends them again. A
+/// threshold: the one that reaches it is kept too. A server ends the connection of a client that sends more again.
+pub const UNSAVED_BYTES_MAX: usize = 64 << 20;
 
 /// The first message of a client.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Hellos: who may come in, with which session, and when.
 
 use super::group::{Effect, Group, Then, Undo};
-use super::session::{ConnId, Replies, Session, Sharing};
+use super::session::{Collected, ConnId, Replies, Session, Sharing};
 use super::{Deferred, Machine, WaitingHello, Waits};
 use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::{FileKind, Ino, SessionId, Version, VolumeIndex};
@@ -285,7 +285,7 @@ impl Machine {
             called: false,
             replaying: false,
             missed: row.missed,
-            late: Vec::new(),
+            late: Collected::default(),
             parked: row.parked.iter().copied().collect(),
             told_durable: Version::ZERO,
             last_commit: Version::ZERO,
@@ -312,21 +312,20 @@ impl Machine {
     fn attach(&mut self, group: &mut Group, conn: ConnId, id: SessionId, replay: bool) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.heard_ns = group.steady_ns;
-        (session.replaying, session.late) = (replay, Vec::new());
+        (session.replaying, session.late) = (replay, Collected::default());
         session.acks_due = 0;
         if matches!(session.sharing, Sharing::Asked(_)) {
             session.sharing = Sharing::Exclusive;
         }
-        if let Some(before) = session.conn.replace(conn)
-            && before != conn
-        {
+        // An instant is shown only once everything up to it is durable, so that it never changes.
+        let version = session.at.map_or(session.opened, |at| session.opened.max(at));
+        if let Some(before) = session.conn.replace(conn).filter(|before| *before != conn) {
             self.conns.remove(&before);
             self.deferred.retain(|deferred| deferred.conn != before);
+            self.forget_held(before);
             group.effects.push(Effect::Close(before));
         }
         self.conns.insert(conn, id);
-        // An instant is shown only once everything up to it is durable, so that it never changes.
-        let version = session.at.map_or(session.opened, |at| session.opened.max(at));
         if version <= self.durable {
             self.welcome(group, conn, id, replay);
             return;

@@ -439,6 +439,7 @@ impl Machine {
         let waited = self.waiting.iter().find(|waiting| waiting.conn == conn).map(|waiting| waiting.volume);
         self.waiting.retain(|waiting| waiting.conn != conn);
         self.stop_asking(conn);
+        self.forget_held(conn);
         self.deferred.retain(|deferred| deferred.conn != conn);
         if let Some(index) = waited {
             self.settle_sharing(group, index);

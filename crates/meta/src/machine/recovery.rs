@@ -7,7 +7,7 @@
 use super::calls::Who;
 use super::group::{Effect, Group, ReplayDone, Then};
 use super::lifetime::REPLIES;
-use super::session::{ConnId, Kept, Session, Sharing};
+use super::session::{CLIENT_BYTES_MAX, Collected, ConnId, Kept, Session, Sharing};
 use super::tag::{self, Brief, KeptReplies, Tag};
 use super::{Call, Machine};
 use chronofs_core::ops::{Missed, Replayed, Reply, Request, SystemRequest};
@@ -18,8 +18,6 @@ use chronofs_namespace::rows::{self, INODE, STORE_WIDE, ino_key};
 use chronofs_wire::message::ToClient;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most calls that are held back while replays are collected.
-const HELD_MAX: usize = 1 << 16;
 /// A client's clock of versions is not believed further ahead than this.
 const AHEAD_MAX_NS: u64 = 3_600_000_000_000;
 
@@ -36,8 +34,12 @@ pub(super) struct Recovery {
     until_ns: u64,
     /// Sessions that have not come yet, or not sent all.
     expected: BTreeSet<SessionId>,
-    replays: Vec<(SessionId, Replayed)>,
+    replays: BTreeMap<SessionId, Collected>,
+    /// Of it what was once tried, in its order: the disk was full.
+    sorted: Vec<(SessionId, Replayed)>,
     held: Vec<(ConnId, Call)>,
+    /// What `held` takes.
+    held_bytes: BTreeMap<ConnId, usize>,
     /// The highest version that a client has seen.
     seen: Version,
 }
@@ -111,22 +113,34 @@ impl Machine {
         self.phase = Phase::Recovering(Recovery {
             until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
             expected,
-            replays: Vec::new(),
+            replays: BTreeMap::new(),
+            sorted: Vec::new(),
             held: Vec::new(),
+            held_bytes: BTreeMap::new(),
             seen: self.recovered,
         });
     }
 
-    /// Holds a call back while replays are collected. When there are too many the connection ends: its client comes
-    /// back and sends again what was not answered.
+    /// Holds a call back while replays are collected. Who calls more than a client may without an answer is cut off.
     pub(super) fn hold_back(&mut self, group: &mut Group, conn: ConnId, call: &Call) -> bool {
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
-        if recovery.held.len() < HELD_MAX {
+        let bytes = recovery.held_bytes.entry(conn).or_default();
+        if *bytes <= CLIENT_BYTES_MAX {
+            *bytes += call.request.weight();
             recovery.held.push((conn, call.clone()));
-        } else {
+        }
+        if *bytes > CLIENT_BYTES_MAX {
             group.effects.push(Effect::Close(conn));
         }
         true
+    }
+
+    /// What a connection called that is gone, its client calls again on the next.
+    pub(super) fn forget_held(&mut self, conn: ConnId) {
+        let Phase::Recovering(recovery) = &mut self.phase else { return };
+        if recovery.held_bytes.remove(&conn).is_some() {
+            recovery.held.retain(|(of, _)| *of != conn);
+        }
     }
 
     /// A session is back, having seen `seen`: whether it has something to replay.
@@ -139,8 +153,13 @@ impl Machine {
                     recovery.seen = recovery.seen.max(seen);
                 }
                 // What it has seen does not tell: a call that was replayed before and lost again has had a version
-                // that nobody heard of. Who has nothing says so.
-                live && recovery.expected.contains(&id)
+                // that nobody heard of. Who has nothing says so, and who has sent a part of it sends all again.
+                let replays = live && recovery.expected.contains(&id);
+                if replays {
+                    recovery.replays.remove(&id);
+                    recovery.sorted.retain(|(of, _)| *of != id);
+                }
+                replays
             }
             // It missed the window, or its calls were thought to be safe: better asked than lost.
             Phase::Serving => {
@@ -171,10 +190,16 @@ impl Machine {
         calls: Vec<Replayed>,
         end: bool,
     ) -> Result<(), EngineError> {
-        let calls = calls.into_iter().map(|call| (id, call));
         match &mut self.phase {
+            // It has sent all.
+            Phase::Recovering(recovery) if !recovery.expected.contains(&id) => Ok(()),
             Phase::Recovering(recovery) => {
-                recovery.replays.extend(calls);
+                let collected = recovery.replays.entry(id).or_default();
+                if !collected.take(calls) {
+                    recovery.replays.remove(&id);
+                    self.cut_off(group, id);
+                    return Ok(());
+                }
                 if end {
                     recovery.expected.remove(&id);
                     if let Some(session) = self.sessions.get_mut(&id) {
@@ -183,7 +208,20 @@ impl Machine {
                 }
                 self.recovery_progress(group)
             }
-            Phase::Serving => self.replay_late(group, id, calls.map(|(_, call)| call).collect(), end),
+            Phase::Serving => self.replay_late(group, id, calls, end),
+        }
+    }
+
+    /// Ends the connection of a session. Its client comes again and is asked again; what it sent behind on this one must
+    /// not be taken for a sign that it has nothing.
+    fn cut_off(&mut self, group: &mut Group, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id)
+            && let Some(conn) = session.conn.take()
+        {
+            session.late = Collected::default();
+            self.conns.remove(&conn);
+            self.forget_held(conn);
+            group.effects.push(Effect::Close(conn));
         }
     }
 
@@ -197,28 +235,27 @@ impl Machine {
         calls: Vec<Replayed>,
         end: bool,
     ) -> Result<(), EngineError> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         if group.full {
-            // Parked for want of room they would be lost. The client comes again and is asked again; what it sent
-            // behind them must not be taken for a sign that it has nothing.
-            if let Some(conn) = session.conn.take() {
-                self.conns.remove(&conn);
-                group.effects.push(Effect::Close(conn));
-            }
+            // Parked for want of room they would be lost.
+            self.cut_off(group, id);
             return Ok(());
         }
-        if !session.replaying {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.replaying) else {
+            return Ok(());
+        };
+        if !session.late.take(calls) {
+            self.cut_off(group, id);
             return Ok(());
         }
         if !end {
-            session.late.extend(calls);
             return Ok(());
         }
-        let mut late: Vec<(SessionId, Replayed)> =
-            session.late.iter().cloned().chain(calls).map(|call| (id, call)).collect();
+        // Where there turns out to be no room for them, the client sends them again.
+        let late = std::mem::take(&mut session.late);
+        let mut late: Vec<(SessionId, Replayed)> = late.calls.into_iter().map(|call| (id, call)).collect();
         late.sort_by_key(|(_, call)| (call.version, call.found, call.id));
         let owes = session.missed.is_some();
-        let mut done = self.apply_replays(group, late)?;
+        let mut done = self.apply_replays(group, &late)?;
         done.late = Some(id);
         if owes {
             done.missed = self.note_missed(group, vec![(id, None)])?;
@@ -272,10 +309,7 @@ impl Machine {
             (missed != session.missed).then_some((session.id, missed))
         };
         let missed = self.sessions.values().filter_map(changes).collect();
-        let mut replays = recovery.replays.clone();
-        // A create that found its file has the version of whoever was before it: it comes behind that.
-        replays.sort_by_key(|(session, call)| (call.version, call.found, *session, call.id));
-        let mut done = self.apply_replays(group, replays)?;
+        let mut done = self.apply_collected(group)?;
         done.window = true;
         done.missed = self.note_missed(group, missed)?;
         // Versions and inode numbers that were given out once are not given to others, whatever is cut off next.
@@ -286,6 +320,22 @@ impl Machine {
         group.sync_first = true;
         group.thens.push(Then::Replayed(done));
         Ok(())
+    }
+
+    /// Applies what was collected. It stays until the engine has taken it.
+    fn apply_collected(&mut self, group: &mut Group) -> Result<ReplayDone, EngineError> {
+        let Phase::Recovering(recovery) = &mut self.phase else { return Ok(ReplayDone::default()) };
+        let mut replays = std::mem::take(&mut recovery.sorted);
+        for (id, collected) in std::mem::take(&mut recovery.replays) {
+            replays.extend(collected.calls.into_iter().map(|call| (id, call)));
+        }
+        // A create that found its file has the version of whoever was before it: it comes behind that.
+        replays.sort_by_key(|(session, call)| (call.version, call.found, *session, call.id));
+        let done = self.apply_replays(group, &replays);
+        if let Phase::Recovering(recovery) = &mut self.phase {
+            recovery.sorted = replays;
+        }
+        done
     }
 
     /// What survived the last power cut, as this start found it.
@@ -312,12 +362,12 @@ impl Machine {
     fn apply_replays(
         &mut self,
         group: &mut Group,
-        replays: Vec<(SessionId, Replayed)>,
+        replays: &[(SessionId, Replayed)],
     ) -> Result<ReplayDone, EngineError> {
         let mut done = ReplayDone::default();
         let mut own: BTreeSet<(SessionId, Ino)> = BTreeSet::new();
         let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
-        for (id, call) in replays {
+        for &(id, ref call) in replays {
             let Some(session) = self.sessions.get(&id) else { continue };
             let late = session.missed.is_some() || !self.is_recovering();
             let survived = session.missed.unwrap_or(self.survived_here());
@@ -336,7 +386,7 @@ impl Machine {
                 continue;
             }
             let before = group.commits.len();
-            match self.apply_replay(group, who, &call)? {
+            match self.apply_replay(group, who, call)? {
                 Ok((version, brief)) => {
                     // A create that found its file was beaten to it.
                     if !foreign && group.commits.len() > before {
@@ -411,7 +461,7 @@ impl Machine {
             // Whatever became of its calls, it need not keep them once all this is durable, and is told so.
             session.last_commit = session.last_commit.max(last);
             if done.late.is_some() {
-                (session.replaying, session.late) = (false, Vec::new());
+                (session.replaying, session.late) = (false, Collected::default());
             }
         }
         for (session, missed) in done.missed {

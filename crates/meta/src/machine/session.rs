@@ -3,8 +3,29 @@
 use super::tag::Brief;
 use chronofs_core::ops::{Missed, Replayed, Reply};
 use chronofs_core::{Errno, Ino, SessionId, Version, VolumeIndex};
+use chronofs_wire::message::{FRAME_MAX, UNSAVED_BYTES_MAX};
 use std::collections::BTreeMap;
 use uuid::Uuid;
+
+/// The most bytes of calls that a client has without an answer or not durable: its limit, and one call more.
+pub(super) const CLIENT_BYTES_MAX: usize = UNSAVED_BYTES_MAX + FRAME_MAX;
+
+/// What a session has sent to be replayed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Collected {
+    /// In the order sent.
+    pub(super) calls: Vec<Replayed>,
+    bytes: usize,
+}
+
+impl Collected {
+    /// Takes more of it. Whether that is no more than a client keeps.
+    pub(super) fn take(&mut self, calls: Vec<Replayed>) -> bool {
+        self.bytes += calls.iter().map(|call| call.request.weight()).sum::<usize>();
+        self.calls.extend(calls);
+        self.bytes <= CLIENT_BYTES_MAX
+    }
+}
 
 /// A connection. Never used twice in one run of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -154,7 +175,7 @@ pub(super) struct Session {
     /// until it has, and what it sends is judged by what survived then.
     pub(super) missed: Option<Missed>,
     /// What it has sent of that after the window.
-    pub(super) late: Vec<Replayed>,
+    pub(super) late: Collected,
     /// Its calls that are lost, until it says that it knows.
     pub(super) parked: BTreeMap<u64, Errno>,
     /// The durable version it was last told.

@@ -5,7 +5,7 @@ use chronofs_core::ops::Replayed;
 
 /// A server that lost power while sessions 1 and 2 were there, with files "a" and "b" in it. Session 2 is back on
 /// connection 12, and the window in which replays have their place is open.
-fn in_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
+pub(super) fn in_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
     let mut server = Server::start(engine.clone(), START_NS, false);
     let one = server.open(1, hello(1)).unwrap().session;
     assert!(server.open(2, hello(2)).is_none());
@@ -25,7 +25,7 @@ fn in_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Versi
 }
 
 /// The same, and session 2 has sent what it had, and the window is over.
-fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
+pub(super) fn after_the_window(engine: Arc<dyn Engine>) -> (Server, SessionId, [Ino; 2], Version) {
     let (mut server, one, files, base) = in_the_window(engine);
     server.frame(12, ToServer::Replay { calls: Vec::new(), end: true });
     end_window(&mut server);
@@ -265,7 +265,7 @@ fn shared_create(file: &str) -> Request {
     }
 }
 
-fn parked_by(effects: &[Effect]) -> Vec<u64> {
+pub(super) fn parked_by(effects: &[Effect]) -> Vec<u64> {
     let named = |effect: &Effect| match effect {
         Effect::Send(_, ToClient::Parked { calls }) => calls.iter().map(|(id, _)| *id).collect(),
         _ => Vec::new(),

@@ -1,6 +1,7 @@
 //! The machine by behaviour, on the engine in memory: recovery, opens, sharing, life times.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod bounds;
 mod collect;
 #[path = "../common/mod.rs"]
 mod common;

@@ -4,15 +4,12 @@
 //! Each limit is a threshold: the request that reaches it still goes, so that one of any size does. What is held is
 //! therefore the limit and one frame at the most.
 
-use super::replay::weight;
 use chronofs_core::ops::{REPLY_BYTES_MAX, Request};
 use chronofs_wire::message::REPLIES_KEPT_MAX;
 
 /// Ids from the oldest call without an answer to the newest. A server keeps an answer until it hears that every call
 /// before it was answered too, so one slow read may hold up that many and no more.
 pub(super) const IDS_MAX: u64 = REPLIES_KEPT_MAX as u64 / 2;
-/// Bytes of mutations that have no answer, or one that is not durable: kept to be sent again.
-pub(super) const UNSAVED_BYTES_MAX: usize = 64 << 20;
 /// Bytes of replies that may come at once.
 pub(super) const EXPECTED_BYTES_MAX: usize = 64 << 20;
 /// Bytes of objects on their way through the server, in both directions.
@@ -33,14 +30,14 @@ impl Load {
     pub(super) fn add(&mut self, request: &Request) {
         self.expected += expected(request);
         if request.mutates() {
-            self.unanswered += weight(request);
+            self.unanswered += request.weight();
         }
     }
 
     pub(super) fn remove(&mut self, request: &Request) {
         self.expected -= expected(request);
         if request.mutates() {
-            self.unanswered -= weight(request);
+            self.unanswered -= request.weight();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! in version order, until the server says that it is durable, and sends it again when asked.
 
 use chronofs_core::Version;
-use chronofs_core::ops::{Replayed, Request};
+use chronofs_core::ops::Replayed;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Answered mutations by version, and by id for those that changed nothing and were answered with the version before.
@@ -23,9 +23,9 @@ impl ReplayBuffer {
     /// Keeps `call` unless it is durable already.
     pub(crate) fn keep(&mut self, call: Replayed) {
         if call.version > self.durable {
-            self.bytes += weight(&call.request);
+            self.bytes += call.request.weight();
             if let Some(before) = self.kept.insert((call.version, call.id), call) {
-                self.bytes -= weight(&before.request);
+                self.bytes -= before.request.weight();
             }
         }
     }
@@ -34,7 +34,7 @@ impl ReplayBuffer {
     pub(crate) fn durable(&mut self, version: Version) {
         self.durable = self.durable.max(version);
         while let Some(first) = self.kept.first_entry().filter(|first| first.key().0 <= self.durable) {
-            self.bytes -= weight(&first.remove().request);
+            self.bytes -= first.remove().request.weight();
         }
     }
 
@@ -43,7 +43,7 @@ impl ReplayBuffer {
         let mut chunks = vec![Vec::new()];
         let mut bytes = 0;
         for call in self.kept.values() {
-            let size = weight(&call.request);
+            let size = call.request.weight();
             if bytes + size > CHUNK_BYTES_MAX && bytes > 0 {
                 chunks.push(Vec::new());
                 bytes = 0;
@@ -66,7 +66,7 @@ impl ReplayBuffer {
     pub(crate) fn take(&mut self, ids: &BTreeSet<u64>) -> Vec<Replayed> {
         let taken: Vec<Replayed> =
             self.kept.extract_if(.., |(_, id), _| ids.contains(id)).map(|(_, call)| call).collect();
-        self.bytes -= taken.iter().map(|call| weight(&call.request)).sum::<usize>();
+        self.bytes -= taken.iter().map(|call| call.request.weight()).sum::<usize>();
         taken
     }
 
@@ -81,30 +81,11 @@ impl ReplayBuffer {
     }
 }
 
-/// About how many bytes `request` takes, in memory and in a frame.
-pub(super) fn weight(request: &Request) -> usize {
-    const FIXED: usize = 512;
-    FIXED
-        + match request {
-            Request::Publish { slices, .. } => slices
-                .iter()
-                .map(|new| {
-                    let inline = match &new.slice.place {
-                        chronofs_core::slice::Place::Inline(_, bytes) => bytes.len(),
-                        _ => 0,
-                    };
-                    128 + inline + new.staged.as_ref().map_or(0, |bytes| bytes.len())
-                })
-                .sum(),
-            Request::SetXattr { value, .. } => value.len(),
-            _ => 4096,
-        }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use chronofs_core::Caller;
+    use chronofs_core::ops::Request;
     use proptest::prelude::*;
 
     fn call(version: u64) -> Replayed {
@@ -161,7 +142,7 @@ mod tests {
             }
             buffer.durable(Version(durable));
             let expected: Vec<u64> = kept.into_iter().filter(|&version| version > durable).collect();
-            let bytes = expected.len() * weight(&Request::Grant { count: 0 });
+            let bytes = expected.len() * Request::Grant { count: 0 }.weight();
             prop_assert_eq!(versions(&buffer), expected);
             prop_assert_eq!(buffer.bytes(), bytes);
         }

@@ -3,14 +3,14 @@
 //! It does no I/O: frames to send are taken out, frames received are handed in. So everything that a
 //! reconnect must get right can be tested without a network.
 
-use super::flow::{EXPECTED_BYTES_MAX, IDS_MAX, Load, OUT_BYTES_MAX, TRANSFER_BYTES_MAX, UNSAVED_BYTES_MAX};
+use super::flow::{EXPECTED_BYTES_MAX, IDS_MAX, Load, OUT_BYTES_MAX, TRANSFER_BYTES_MAX};
 use super::replay::ReplayBuffer;
 use bytes::{Bytes, BytesMut};
 use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
 use chronofs_wire::frame;
-use chronofs_wire::message::{ToServer, Welcome};
+use chronofs_wire::message::{ToServer, UNSAVED_BYTES_MAX, Welcome};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use tokio::sync::oneshot;
 
