@@ -56,6 +56,9 @@ impl Core {
                     self.run_calls(now, std::mem::take(&mut calls), give_out)?;
                     let decided = self.decide(now, |machine, group| machine.event(group, event.clone()))?;
                     give_out(decided);
+                    while self.machine.is_replaying() {
+                        give_out(self.decide(now, |machine, group| machine.go_on_replaying(group))?);
+                    }
                     let released = self.machine.take_released();
                     self.run_calls(now, released, give_out)?;
                     for asked in self.machine.take_asked() {

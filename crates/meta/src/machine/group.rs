@@ -213,13 +213,15 @@ pub(super) enum Undo {
     Told(SessionId, Version),
 }
 
-/// What came of a series of replays.
+/// What came of a group of replays.
 #[derive(Debug, Default)]
 pub(super) struct ReplayDone {
-    /// Every session that is waited for has come, or the window is over.
-    pub(super) window: bool,
-    /// They came after the window, from this session.
-    pub(super) late: Option<SessionId>,
+    /// So many of the calls are done with.
+    pub(super) next: usize,
+    /// Those are all.
+    pub(super) last: bool,
+    /// Inodes that sessions changed with them, and up to which version what changed them is their own.
+    pub(super) own: BTreeMap<(SessionId, Ino), Version>,
     /// Applied calls.
     pub(super) applied: Vec<(SessionId, u64, Version, Brief)>,
     /// Calls that could not be applied.

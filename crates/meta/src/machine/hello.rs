@@ -133,6 +133,11 @@ impl Machine {
             group.effects.push(Effect::Answer(conn, Err(refusal)));
             return Ok(());
         }
+        if self.comes_between(id) {
+            let refusal = not_now(500, "this server applies again what was lost; it is soon done");
+            group.effects.push(Effect::Answer(conn, Err(refusal)));
+            return Ok(());
+        }
         // It keeps its directory, whatever that is called by now. Another token means what it means now.
         let same = self.sessions.get(&id).filter(|session| session.token == checked.token.id);
         let root = match same.map(|session| session.root) {

@@ -15,6 +15,7 @@ mod now;
 pub mod objects;
 mod parked;
 mod recovery;
+mod replays;
 mod session;
 mod sharing;
 pub mod tag;
@@ -31,7 +32,7 @@ pub use session::ConnId;
 pub use volumes::VolumeState;
 
 use asking::Asking;
-use chronofs_core::ops::Request;
+use chronofs_core::ops::{Missed, Request};
 use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_wire::admin::{AssignedToken, Assignment};
@@ -62,6 +63,8 @@ pub struct Config {
     pub life_ms: u32,
     /// How long a restarted server waits for what sessions did and it lost.
     pub replay_window_ms: u32,
+    /// Replays are applied in groups of about so many bytes.
+    pub replay_group_bytes: usize,
     /// Replies are written, and tags let go, after so many commits.
     pub mark_after_commits: u64,
     /// What no row names any more stays for so long: readers hold where it lies.
@@ -82,6 +85,7 @@ impl Default for Config {
             ttl_ms: 5_000,
             life_ms: 60_000,
             replay_window_ms: 10_000,
+            replay_group_bytes: GROUP_BYTES_MAX,
             mark_after_commits: 50_000,
             slice_life_ms: 600_000,
             brake_from: 10_000,
@@ -203,6 +207,10 @@ pub struct Machine {
     questions: u64,
     deferred: VecDeque<Deferred>,
     phase: Phase,
+    /// What is being applied again, if anything.
+    replaying: Option<replays::Replaying>,
+    /// An earlier start applied a part of what was lost, before which this had survived.
+    unfinished: Option<Missed>,
     /// Calls held back while replays were collected, to be decided next.
     released: Vec<(ConnId, Call)>,
     /// Until then, or until every session told its opens, every file counts as open.
@@ -237,6 +245,8 @@ impl Machine {
     ) -> Result<Self, ReadStop> {
         let mut machine = Machine {
             phase: Phase::Serving,
+            replaying: None,
+            unfinished: None,
             reclaim_until_ns: None,
             volumes: BTreeMap::new(),
             tokens: BTreeMap::new(),

@@ -4,18 +4,17 @@
 //! but not durable; clients keep those calls until they hear that they are durable, and send them again. What
 //! cannot be applied as it was, because something it rests on did not come back, is parked: not applied, reported.
 
-use super::calls::Who;
-use super::group::{Effect, Group, ReplayDone, Then};
+use super::group::{Effect, Group};
 use super::lifetime::REPLIES;
+use super::replays::Replaying;
 use super::session::{CLIENT_BYTES_MAX, Collected, ConnId, Kept, Session, Sharing};
 use super::tag::{self, Brief, KeptReplies, Tag};
 use super::{Call, Machine};
-use chronofs_core::ops::{Missed, Replayed, Reply, Request, SystemRequest};
-use chronofs_core::{Errno, Ino, SessionId, Version};
+use chronofs_core::ops::{Missed, Replayed, SystemRequest};
+use chronofs_core::{Ino, SessionId, Version};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_history::Snapshot;
-use chronofs_namespace::rows::{self, INODE, STORE_WIDE, ino_key};
-use chronofs_wire::message::ToClient;
+use chronofs_namespace::rows::{self, STORE_WIDE};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A client's clock of versions is not believed further ahead than this.
@@ -35,9 +34,7 @@ pub(super) struct Recovery {
     /// Sessions that have not come yet, or not sent all.
     expected: BTreeSet<SessionId>,
     replays: BTreeMap<SessionId, Collected>,
-    /// Of it what was once tried, in its order: the disk was full.
-    sorted: Vec<(SessionId, Replayed)>,
-    held: Vec<(ConnId, Call)>,
+    pub(super) held: Vec<(ConnId, Call)>,
     /// What `held` takes.
     held_bytes: BTreeMap<ConnId, usize>,
     /// The highest version that a client has seen.
@@ -72,9 +69,16 @@ impl Machine {
         }
         for found in recovered {
             let tag = tag::decode(found.version, &found.tag).map_err(ReadStop::Failed)?;
-            if let Tag::Call { session, id, reply } = tag {
-                self.restore_reply(session, id, found.version, reply);
+            match tag {
+                Tag::Call { session, id, reply } => self.restore_reply(session, id, found.version, reply),
+                Tag::Replays(unfinished) => self.unfinished = unfinished,
+                Tag::System => {}
             }
+        }
+        // Of what was lost then a part is there again, at versions above all of it: what survived that loss still says
+        // what may be missing.
+        if let Some(missed) = self.unfinished {
+            (self.recovered, self.mark_found) = (missed.recovered, missed.mark);
         }
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Machine {
             self.reclaim_until_ns = Some(now_ns + 2 * u64::from(self.config.life_ms) * 1_000_000);
         }
         // Who only reads has nothing to replay, but may know inodes that were lost.
-        if !maybe_lost || !self.sessions.values().any(Session::is_live) {
+        if !(maybe_lost || self.unfinished.is_some()) || !self.sessions.values().any(Session::is_live) {
             return;
         }
         let writes = |session: &&Session| session.is_live() && !session.read_only;
@@ -114,7 +118,6 @@ impl Machine {
             until_ns: now_ns + u64::from(self.config.replay_window_ms) * 1_000_000,
             expected,
             replays: BTreeMap::new(),
-            sorted: Vec::new(),
             held: Vec::new(),
             held_bytes: BTreeMap::new(),
             seen: self.recovered,
@@ -157,7 +160,6 @@ impl Machine {
                 let replays = live && recovery.expected.contains(&id);
                 if replays {
                     recovery.replays.remove(&id);
-                    recovery.sorted.retain(|(of, _)| *of != id);
                 }
                 replays
             }
@@ -193,6 +195,11 @@ impl Machine {
         match &mut self.phase {
             // It has sent all.
             Phase::Recovering(recovery) if !recovery.expected.contains(&id) => Ok(()),
+            // The window has closed before it had sent all: it is asked again.
+            Phase::Recovering(_) if self.replaying.is_some() => {
+                self.cut_off(group, id);
+                Ok(())
+            }
             Phase::Recovering(recovery) => {
                 let collected = recovery.replays.entry(id).or_default();
                 if !collected.take(calls) {
@@ -214,7 +221,7 @@ impl Machine {
 
     /// Ends the connection of a session. Its client comes again and is asked again; what it sent behind on this one must
     /// not be taken for a sign that it has nothing.
-    fn cut_off(&mut self, group: &mut Group, id: SessionId) {
+    pub(super) fn cut_off(&mut self, group: &mut Group, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id)
             && let Some(conn) = session.conn.take()
         {
@@ -225,127 +232,78 @@ impl Machine {
         }
     }
 
-    /// Calls that come when the window is over: too late for their place in the order. What can be done without
-    /// touching what others did since is done now, all at once, and durable before the client hears of it: it compares
-    /// what it hears with the versions of old.
-    fn replay_late(
-        &mut self,
-        group: &mut Group,
-        id: SessionId,
-        calls: Vec<Replayed>,
-        end: bool,
-    ) -> Result<(), EngineError> {
-        if group.full {
-            // Parked for want of room they would be lost.
-            self.cut_off(group, id);
-            return Ok(());
-        }
-        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.replaying) else {
-            return Ok(());
-        };
-        if !session.late.take(calls) {
-            self.cut_off(group, id);
-            return Ok(());
-        }
-        if !end {
-            return Ok(());
-        }
-        // Where there turns out to be no room for them, the client sends them again.
-        let late = std::mem::take(&mut session.late);
-        let mut late: Vec<(SessionId, Replayed)> = late.calls.into_iter().map(|call| (id, call)).collect();
-        late.sort_by_key(|(_, call)| (call.version, call.found, call.id));
-        let owes = session.missed.is_some();
-        let mut done = self.apply_replays(group, &late)?;
-        done.late = Some(id);
-        if owes {
-            done.missed = self.note_missed(group, vec![(id, None)])?;
-        }
-        group.sync_first = true;
-        group.thens.push(Then::Replayed(done));
-        Ok(())
-    }
-
-    /// Whether others changed since what a call that comes late is to change.
-    fn changed_since(
-        &self,
-        group: &mut Group,
-        who: Who,
-        request: &Request,
-        own: &BTreeSet<(SessionId, Ino)>,
-        recovered: Version,
-    ) -> Result<bool, EngineError> {
-        if removes(request) {
-            let volume = self.volumes.get(&who.index);
-            // Who changed the volume in an earlier run is not known any more.
-            return Ok(recovered < self.recovered
-                || volume.is_some_and(|volume| volume.changed_by.others(who.session)));
-        }
-        let Some(ino) = changed_ino(request) else { return Ok(false) };
-        match Snapshot::new(&group.reads, who.index, None).get(INODE, &ino_key(ino)) {
-            Ok(row) => Ok(row.is_some_and(|row| row.since > recovered) && !own.contains(&(who.session, ino))),
-            Err(stop) => self.stopped(group, stop, "reading what a late call changes").map(|_| true),
-        }
-    }
-
-    /// Ends the window when everybody came or the time is over.
+    /// Ends the window when everybody came or the time is over: what was collected is applied from here on.
     pub(super) fn recovery_progress(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let Phase::Recovering(recovery) = &self.phase else { return Ok(()) };
+        let Phase::Recovering(recovery) = &mut self.phase else { return Ok(()) };
         let over = recovery.expected.is_empty() || group.steady_ns >= recovery.until_ns;
-        if !over || group.full {
-            return Ok(());
+        if self.replaying.is_none() {
+            if !over || group.full {
+                return Ok(());
+            }
+            let missing = recovery.expected.len();
+            if missing > 0 {
+                group.effects.push(Effect::Warn(format!(
+                    "{missing} session(s) did not come back within the replay window; what only they did since the \
+                     last durable commit is lost unless they come back later"
+                )));
+            }
+            let mut calls = Vec::new();
+            for (id, collected) in std::mem::take(&mut recovery.replays) {
+                calls.extend(collected.calls.into_iter().map(|call| (id, call)));
+            }
+            // A create that found its file has the version of whoever was before it: it comes behind that.
+            calls.sort_by_key(|(session, call)| (call.version, call.found, *session, call.id));
+            self.replaying = Some(Replaying::new(calls, None, self.missed()));
         }
-        let missing = recovery.expected.len();
-        if missing > 0 {
-            group.effects.push(Effect::Warn(format!(
-                "{missing} session(s) did not come back within the replay window; what only they did since the \
-                 last durable commit is lost unless they come back later"
-            )));
-        }
-        let seen = recovery.seen;
-        let here = self.survived_here();
-        let changes = |session: &Session| {
-            // The older of two power cuts took more.
-            let missed = recovery.expected.contains(&session.id).then(|| session.missed.unwrap_or(here));
-            (missed != session.missed).then_some((session.id, missed))
-        };
-        let missed = self.sessions.values().filter_map(changes).collect();
-        let mut done = self.apply_collected(group)?;
-        done.window = true;
-        done.missed = self.note_missed(group, missed)?;
-        // Versions and inode numbers that were given out once are not given to others, whatever is cut off next.
-        if seen > self.last {
-            self.commit_system(group, seen, chronofs_engine::Batch::default());
-        }
-        self.skip_lost_inos(group)?;
-        group.sync_first = true;
-        group.thens.push(Then::Replayed(done));
-        Ok(())
+        self.replay_on(group)
     }
 
-    /// Applies what was collected. It stays until the engine has taken it.
-    fn apply_collected(&mut self, group: &mut Group) -> Result<ReplayDone, EngineError> {
-        let Phase::Recovering(recovery) = &mut self.phase else { return Ok(ReplayDone::default()) };
-        let mut replays = std::mem::take(&mut recovery.sorted);
-        for (id, collected) in std::mem::take(&mut recovery.replays) {
-            replays.extend(collected.calls.into_iter().map(|call| (id, call)));
+    /// What sessions owed from windows before this one.
+    pub(super) fn missed(&self) -> BTreeMap<SessionId, Missed> {
+        self.sessions.values().filter_map(|session| Some((session.id, session.missed?))).collect()
+    }
+
+    /// Who was not back when the window closed owes from then on what it had: of two power cuts the older took more.
+    pub(super) fn newly_missed(&self) -> Vec<(SessionId, Option<Missed>)> {
+        let Phase::Recovering(recovery) = &self.phase else { return Vec::new() };
+        let owes = recovery.expected.iter().filter_map(|id| self.sessions.get(id));
+        let new = owes.filter(|session| session.missed.is_none());
+        new.map(|session| (session.id, Some(self.survived_here()))).collect()
+    }
+
+    /// Who was back owes nothing once all is applied.
+    pub(super) fn replayed_all(&self) -> Vec<(SessionId, Option<Missed>)> {
+        let Phase::Recovering(recovery) = &self.phase else { return Vec::new() };
+        let owed = self.sessions.values().filter(|session| session.missed.is_some());
+        owed.filter(|session| !recovery.expected.contains(&session.id))
+            .map(|session| (session.id, None))
+            .collect()
+    }
+
+    /// The highest version that a client has seen.
+    pub(super) fn seen(&self) -> Version {
+        match &self.phase {
+            Phase::Recovering(recovery) => recovery.seen,
+            Phase::Serving => Version::ZERO,
         }
-        // A create that found its file has the version of whoever was before it: it comes behind that.
-        replays.sort_by_key(|(session, call)| (call.version, call.found, *session, call.id));
-        let done = self.apply_replays(group, &replays);
-        if let Phase::Recovering(recovery) = &mut self.phase {
-            recovery.sorted = replays;
+    }
+
+    /// Whether a session comes while what others replayed is being applied, and has not sent what it owes itself.
+    pub(super) fn comes_between(&self, id: SessionId) -> bool {
+        match &self.phase {
+            Phase::Recovering(recovery) => self.replaying.is_some() && recovery.expected.contains(&id),
+            Phase::Serving => false,
         }
-        done
     }
 
     /// What survived the last power cut, as this start found it.
-    fn survived_here(&self) -> Missed {
+    pub(super) fn survived_here(&self) -> Missed {
         Missed { recovered: self.recovered, mark: self.mark_found }
     }
 
     /// Writes what sessions are still to replay into their rows, so that they are asked however many restarts lie in
     /// between.
-    fn note_missed(
+    pub(super) fn note_missed(
         &mut self,
         group: &mut Group,
         changes: Vec<(SessionId, Option<Missed>)>,
@@ -355,174 +313,5 @@ impl Machine {
             drop(self.system(group, &SystemRequest::NoteMissed { session, missed })?);
         }
         Ok(changes)
-    }
-
-    /// Applies replays in their order. They get new versions: the engine gives no version twice, and nobody has seen
-    /// an instant that was not durable.
-    fn apply_replays(
-        &mut self,
-        group: &mut Group,
-        replays: &[(SessionId, Replayed)],
-    ) -> Result<ReplayDone, EngineError> {
-        let mut done = ReplayDone::default();
-        let mut own: BTreeSet<(SessionId, Ino)> = BTreeSet::new();
-        let mut seen: BTreeSet<(SessionId, u64)> = BTreeSet::new();
-        for &(id, ref call) in replays {
-            let Some(session) = self.sessions.get(&id) else { continue };
-            let late = session.missed.is_some() || !self.is_recovering();
-            let survived = session.missed.unwrap_or(self.survived_here());
-            // Not by its version whether it survived a power cut: one that was replayed before has had another since.
-            let there = call.version <= survived.mark
-                || session.replies.get(call.id).is_some()
-                || !seen.insert((id, call.id));
-            if there || !call.request.mutates() {
-                continue;
-            }
-            let who = Who::of(session);
-            let foreign = late && self.changed_since(group, who, &call.request, &own, survived.recovered)?;
-            // What only adds undoes nothing.
-            if foreign && !matches!(call.request, Request::Link { .. }) {
-                done.parked.push((id, call.id, Errno::ESTALE));
-                continue;
-            }
-            let before = group.commits.len();
-            match self.apply_replay(group, who, call)? {
-                Ok((version, brief)) => {
-                    // A create that found its file was beaten to it.
-                    if !foreign && group.commits.len() > before {
-                        let changed = changed_ino(&call.request);
-                        own.extend(call.made.into_iter().chain(changed).map(|ino| (id, ino)));
-                    }
-                    done.applied.push((id, call.id, version, brief));
-                }
-                Err(errno) => done.parked.push((id, call.id, errno)),
-            }
-        }
-        self.note_parked(group, &mut done)?;
-        Ok(done)
-    }
-
-    fn apply_replay(
-        &mut self,
-        group: &mut Group,
-        who: Who,
-        call: &Replayed,
-    ) -> Result<Result<(Version, Brief), Errno>, EngineError> {
-        if group.full {
-            return Ok(Err(Errno::ENOSPC));
-        }
-        let version = self.next_version(group);
-        // It gets the number it had: creates that nobody was answered for are not among the replays, and took numbers too.
-        let (result, commit) = self.decide(group, who, &call.caller, &call.request, version, call.made)?;
-        let reply = match result {
-            Ok(reply) => reply,
-            Err(errno) => return Ok(Err(errno)),
-        };
-        let brief = Brief::of(&reply);
-        let made = match &reply {
-            Reply::Attr(attr) | Reply::Opened { attr, .. } => Some(attr.ino),
-            _ => None,
-        };
-        // Another inode than the client knows: what follows would go to the wrong file. As nothing is made under another
-        // number, what names an inode that stays lost finds none, and is parked by itself.
-        if call.made.is_some() && call.made != made {
-            return Ok(Err(Errno::ESTALE));
-        }
-        if let Some((_, batch)) = commit {
-            self.last = version;
-            let tag = Tag::Call { session: who.session, id: call.id, reply: brief.clone() };
-            group.commit(version, &tag, batch);
-            self.note_change(who);
-        }
-        Ok(Ok((version, brief)))
-    }
-
-    /// No volume gives a new file the number of one that was lost: clients have that open, know its target, or come
-    /// with it when the window is over.
-    fn skip_lost_inos(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let here = self.volumes.values().filter(|volume| volume.row.deleted.is_none());
-        for index in here.map(|volume| volume.index).collect::<Vec<_>>() {
-            let version = self.next_version(group);
-            match chronofs_namespace::skip_lost_inos(&group.reads, index, version) {
-                Ok(batch) => self.commit_system(group, version, batch),
-                // Creates meet the same row, and are refused.
-                Err(stop) => drop(self.stopped(group, stop, "reading the counters of a volume")?),
-            }
-        }
-        Ok(())
-    }
-
-    /// The engine took the replays.
-    pub(super) fn replays_applied(&mut self, group: &mut Group, done: ReplayDone) {
-        let last = self.last;
-        for session in
-            self.sessions.values_mut().filter(|session| done.window || done.late == Some(session.id))
-        {
-            // Whatever became of its calls, it need not keep them once all this is durable, and is told so.
-            session.last_commit = session.last_commit.max(last);
-            if done.late.is_some() {
-                (session.replaying, session.late) = (false, Collected::default());
-            }
-        }
-        for (session, missed) in done.missed {
-            if let Some(session) = self.sessions.get_mut(&session) {
-                session.missed = missed;
-            }
-        }
-        for (session, id, version, brief) in done.applied {
-            if let Some(session) = self.sessions.get_mut(&session) {
-                if let Brief::Grant { end, .. } = brief {
-                    session.granted = session.granted.max(end);
-                }
-                // Its opens are in what the session reclaims.
-                session.replies.keep(id, Kept::Brief { version, brief, counted: true });
-            }
-        }
-        for (session, calls) in done.unheard {
-            if let Some(session) = self.sessions.get_mut(&session) {
-                session.parked = calls;
-            }
-        }
-        let mut parked: BTreeMap<SessionId, Vec<(u64, Errno)>> = BTreeMap::new();
-        for (session, id, errno) in done.parked {
-            self.parked += 1;
-            parked.entry(session).or_default().push((id, errno));
-        }
-        for (id, calls) in parked {
-            let Some(session) = self.sessions.get(&id) else { continue };
-            group.effects.push(Effect::Warn(format!(
-                "{} calls of session {} ({}) were lost with the power and cannot be done again: {calls:?}",
-                calls.len(),
-                id.0,
-                session.client_name
-            )));
-            if let Some(conn) = session.conn {
-                group.send(conn, ToClient::Parked { calls });
-            }
-        }
-        if done.window
-            && let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Serving)
-        {
-            self.released = recovery.held;
-            self.believed = self.last;
-        }
-        group.effects.push(Effect::Hurry);
-    }
-}
-
-/// Whether a mutation takes a name away.
-fn removes(request: &Request) -> bool {
-    matches!(request, Request::Unlink { .. } | Request::Rmdir { .. } | Request::Rename { .. })
-}
-
-/// The inode whose own row a mutation changes, but for those that remove.
-fn changed_ino(request: &Request) -> Option<Ino> {
-    match request {
-        Request::SetAttr { ino, .. }
-        | Request::SetXattr { ino, .. }
-        | Request::RemoveXattr { ino, .. }
-        | Request::Publish { ino, .. }
-        | Request::Link { ino, .. } => Some(*ino),
-        _ => None,
     }
 }

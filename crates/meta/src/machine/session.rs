@@ -50,6 +50,16 @@ pub(super) enum Kept {
     Closed(Version),
 }
 
+impl Kept {
+    /// The commit of a mutation.
+    pub(super) fn committed(&self) -> Option<Version> {
+        match self {
+            Kept::Full(version, Ok(_)) | Kept::Brief { version, .. } => Some(*version),
+            Kept::Full(_, Err(_)) | Kept::Closed(_) => None,
+        }
+    }
+}
+
 /// The answers of a session above what the client has acknowledged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Replies {

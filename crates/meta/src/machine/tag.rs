@@ -4,7 +4,7 @@
 //! again is answered and not applied twice.
 
 use bytes::Bytes;
-use chronofs_core::ops::Reply;
+use chronofs_core::ops::{Missed, Reply};
 use chronofs_core::{Ino, SessionId, Version};
 use chronofs_engine::EngineError;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,8 @@ pub enum Tag {
         /// How it was answered.
         reply: Brief,
     },
+    /// What a power cut took is applied again, in part: this had survived the cut. Or all of it is.
+    Replays(Option<Missed>),
 }
 
 /// A reply to a mutation without what can be read again.
@@ -132,6 +134,8 @@ mod tests {
             (call(Brief::Attr(Ino(300))), "010107ac0201ac02"),
             (call(Brief::Opened(Ino(1))), "010107ac020201"),
             (call(Brief::Grant { first: 1, end: 300 }), "010107ac020301ac02"),
+            (Tag::Replays(None), "010200"),
+            (Tag::Replays(Some(Missed { recovered: Version(300), mark: Version(1) })), "010201ac0201"),
         ] {
             let encoded = encode(&tag);
             assert_eq!(hex(&encoded), bytes, "{tag:?}");

@@ -50,3 +50,29 @@ fn who_calls_more_than_a_client_may_while_replays_are_collected_is_cut_off() {
     server.open(13, resume(2, two, Version(base.0 + 40))).unwrap();
     assert_eq!(cut_off(13, |n| server.run(Event::Call(ConnId(13), call(n)))), Some(6));
 }
+
+#[test]
+fn what_is_replayed_is_applied_in_groups_that_the_log_can_take_and_told_with_the_last() {
+    let (mut server, _, [_, b], base) = in_the_window(Arc::new(Memory::default()));
+    let value = bytes::Bytes::from(vec![0; 64 << 10]);
+    let mode = chronofs_core::ops::XattrMode::Any;
+    // Each puts a value and keeps the one before.
+    let request = Request::SetXattr { ino: b, name: "user.a".into(), value, mode };
+    let mut calls: Vec<_> =
+        (1..=1400).map(|n| replayed(n, Version(base.0 + n), request.clone(), None)).collect();
+    calls[0].request = create(Ino(77), "f", false);
+    server.frame(12, ToServer::Replay { calls, end: true });
+    server.now_ns += 11 * SECOND;
+    let mut groups = Vec::new();
+    server.core.run(server.now_ns, vec![Event::Tick], &mut |group| groups.push(group)).unwrap();
+    groups.retain(|group| group.commits > 0);
+    assert!(groups.iter().map(|group| group.commits).sum::<usize>() >= 1399);
+    assert!(groups.len() >= 3, "{}", groups.len());
+    assert!(groups.iter().all(|group| group.bytes < 65 << 20));
+    let parked = |group: &chronofs_meta::core::Decided| super::late::parked_by(&group.effects);
+    let parked: Vec<_> = groups.iter().map(parked).collect();
+    let (last, before) = parked.split_last().unwrap();
+    assert_eq!(*last, [1]);
+    assert!(before.iter().all(Vec::is_empty), "the rest may be lost: {before:?}");
+    assert!(!server.core.machine.figures().recovering);
+}

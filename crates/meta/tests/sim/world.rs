@@ -8,9 +8,9 @@ use super::engine::{Record, RecordingEngine, assert_is_model};
 use super::store::SharedStore;
 use crate::common;
 use chronofs_core::{Ino, Retention, SessionId, Version};
-use chronofs_engine::Engine;
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
+use chronofs_engine::{Commit, Engine};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
@@ -62,6 +62,10 @@ pub struct World {
     /// Objects that were deleted while things failed.
     pub deleted_meanwhile: usize,
     store_random: Random,
+    /// Replays take several groups, and things fail between them.
+    small_groups: bool,
+    /// Starts that found replays applied in part.
+    pub unfinished: usize,
 }
 
 impl World {
@@ -97,6 +101,8 @@ impl World {
             past_random: Random::new(!seed),
             retention: Retention::Forever,
             leases: Vec::new(),
+            small_groups: Random::new(seed.rotate_left(29) ^ 0x6709).one_in(2),
+            unfinished: 0,
         }
     }
 
@@ -377,12 +383,19 @@ impl World {
             assert_is_model(&*engine.view(), &record);
         }
         self.check_durable();
+        let unfinished = |commit: &Commit| match tag::decode(commit.version, &commit.tag).unwrap() {
+            Tag::Replays(unfinished) => Some(unfinished.is_some()),
+            _ => None,
+        };
+        let found = self.record.lock().unwrap().iter().rev().find_map(unfinished);
+        self.unfinished += usize::from(found == Some(true));
         self.marked = false;
         let config = Config {
             boot: self.boots,
             mark_after_commits: if self.window_ms < 1000 { 2 } else { 40 },
             replay_window_ms: if self.busy { 40_000 } else { self.window_ms },
             horizon_step_ms: 300,
+            replay_group_bytes: if self.small_groups { 400 } else { Config::default().replay_group_bytes },
             slice_life_ms: if self.busy { 20 } else { 200 },
             ..Config::default()
         };
