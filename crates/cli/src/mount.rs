@@ -6,10 +6,10 @@ use crate::output::parse_size;
 use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
 use anyhow::{Context, Result, anyhow};
-use chronofs_mount::{DiskCacheSpec, StartConfig};
+use chronofs_mount::{DiskCacheSpec, OnStoreOutage, StartConfig};
 use chronofs_wire::http::parse_address;
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand, Debug)]
@@ -27,6 +27,9 @@ pub(crate) enum Command {
     Stop {
         /// Folder the volume is mounted on
         dir: PathBuf,
+        /// Lose what the block store does not take now, instead of waiting for it
+        #[arg(long)]
+        force: bool,
     },
     /// List the mounts of this machine
     List {
@@ -92,12 +95,25 @@ pub(crate) struct Start {
     /// Most that the folder of the cache takes of its disk (default 10GiB)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache_size: Option<u64>,
+    /// While the block store cannot be used, let operations that need it wait, or fail after some tries
+    #[arg(long, value_enum, default_value_t)]
+    on_store_outage: OnOutage,
     #[command(flatten)]
     log: LogArgs,
 }
 
 /// Quota of a disk cache for which none is given.
 const CACHE_SIZE_DEFAULT: u64 = 10 << 30;
+
+/// See [`OnStoreOutage`].
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
+pub(crate) enum OnOutage {
+    /// Wait until it can be used again
+    #[default]
+    Wait,
+    /// Fail with an input/output error; what was written is kept and stored later
+    Fail,
+}
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
@@ -112,7 +128,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let what = format!("mount {} on {}", start.volume, start.dir.display());
             start_mount(start).context(what)
         }
-        Command::Stop { dir } => chronofs_mount::stop(&dir, |notice| output::warn(notice))
+        Command::Stop { dir, force } => chronofs_mount::stop(&dir, force, |notice| output::warn(notice))
             .with_context(|| format!("stop {}", dir.display())),
         Command::List { json } => list(json).context("list mounts"),
     }
@@ -146,6 +162,10 @@ fn start_mount(start: Start) -> Result<()> {
         at: words.at_time.or(start.at_time).or(at),
         options: words.kernel,
         disk_cache,
+        on_store_outage: match words.on_store_outage.unwrap_or(start.on_store_outage) {
+            OnOutage::Wait => OnStoreOutage::Wait,
+            OnOutage::Fail => OnStoreOutage::Fail,
+        },
         foreground: start.foreground,
         token,
         ready: None,

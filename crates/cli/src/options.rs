@@ -2,6 +2,7 @@
 //! without their dashes.
 
 use crate::logs::{LogFormat, LogLevel};
+use crate::mount::OnOutage;
 use crate::output::parse_size;
 use chronofs_mount::MountOptions;
 use chronofs_wire::http::parse_address;
@@ -19,6 +20,7 @@ pub(crate) struct Words {
     pub(crate) admin: Option<String>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) cache_size: Option<u64>,
+    pub(crate) on_store_outage: Option<OnOutage>,
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) log_level: Option<LogLevel>,
 }
@@ -49,6 +51,7 @@ impl Words {
             "admin" => self.admin = Some(parse_address(value)?),
             "cache-dir" | "cacheDir" => self.cache_dir = Some(value.into()),
             "cache-size" | "cacheSize" => self.cache_size = Some(parse_size(value)?),
+            "on-store-outage" | "onStoreOutage" => self.on_store_outage = Some(one_of(name, value)?),
             "log-format" | "logFormat" => self.log_format = Some(one_of(name, value)?),
             "log-level" | "logLevel" => self.log_level = Some(one_of(name, value)?),
             _ => return Ok(false),
@@ -71,7 +74,8 @@ fn unknown(word: &str) -> String {
         "dirsync" | "mand" => "the kernel does not do this for file systems of this kind; leave it away",
         _ => {
             "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cache-dir=DIR, cache-size=SIZE, \
-             log-format=F and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, sync and their like"
+             on-store-outage=wait|fail, log-format=F and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, \
+             sync and their like"
         }
     };
     format!("mount option '{word}' is not known: {why}")
@@ -97,7 +101,8 @@ mod tests {
     #[test]
     fn every_option_of_mount_start_can_be_said_in_fstab() {
         let list = "rw,noauto,x-systemd.automount,_netdev,nofail,atTime=yesterday 17:00,token-file=\"/etc/a,b\",\
-                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,log-format=json,logLevel=debug,ro,noexec";
+                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,log-format=json,\
+                    logLevel=debug,ro,noexec";
         let mut kernel = MountOptions::default();
         assert!(kernel.take("ro") && kernel.take("noexec"));
         let expected = Words {
@@ -108,6 +113,7 @@ mod tests {
             admin: Some("h:1".to_owned()),
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
+            on_store_outage: Some(OnOutage::Fail),
             log_format: Some(LogFormat::Json),
             log_level: Some(LogLevel::Debug),
         };
@@ -127,6 +133,7 @@ mod tests {
             ("admin=a b", "'a b' is not an address"),
             ("cache-size=much", "'much' is not a size"),
             ("log-format=xml", "write one of text, json"),
+            ("on-store-outage=panic", "write one of wait, fail"),
             ("log-level=loud", "error, warn, info, debug, trace"),
         ] {
             let error = read(list).unwrap_err();

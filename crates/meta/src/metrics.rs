@@ -2,6 +2,7 @@
 
 use crate::collect::GcStatus;
 use crate::machine::KINDS;
+use crate::watched::StoreStatus;
 use chronofs_core::Errno;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -34,6 +35,12 @@ struct StoredLabels {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    store: String,
+    place: String,
+}
+
 /// The figures of one server.
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -58,6 +65,7 @@ pub struct Metrics {
     object_bytes: Family<ActionLabels, Counter>,
     object_failures: Family<ActionLabels, Counter>,
     signed: Family<ActionLabels, Counter>,
+    store_outage: Family<StoreLabels, Gauge>,
     /// Rows of the past that were forgotten.
     pub forgotten: Counter,
     /// Objects and staged slices, and their bytes.
@@ -90,6 +98,7 @@ impl Metrics {
             object_bytes: Family::default(),
             object_failures: Family::default(),
             signed: Family::default(),
+            store_outage: Family::default(),
             forgotten: Counter::default(),
             stored_objects: Family::default(),
             stored_bytes: Family::default(),
@@ -135,6 +144,8 @@ impl Metrics {
             failures.clone(),
         );
         registry.register("signed", "Requests to block stores signed for mounts", signed.clone());
+        let help = "Seconds for which a block store has not been usable; 0 while it is";
+        registry.register("store_outage_seconds", help, self.store_outage.clone());
     }
 
     /// Counts an object that went through this server, or was to.
@@ -160,6 +171,17 @@ impl Metrics {
         registry.register("quarantined_objects", help, self.quarantined.clone());
         let help = "Volumes whose collection waits for an operator";
         registry.register("collection_stopped", help, self.collection_stopped.clone());
+    }
+
+    /// Shows whether block stores can be used.
+    pub(crate) fn show_stores(&self, stores: &[StoreStatus]) {
+        self.store_outage.clear();
+        for store in stores {
+            let labels = StoreLabels { store: store.id.to_string(), place: store.place.clone() };
+            // One that has just begun shows too.
+            let seconds = store.outage.as_ref().map_or(0, |outage| outage.seconds.max(1));
+            self.store_outage.get_or_create(&labels).set(seconds.try_into().unwrap_or(i64::MAX));
+        }
     }
 
     /// Shows how collection stands.

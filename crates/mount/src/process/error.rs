@@ -56,12 +56,30 @@ pub enum MountError {
     #[error("{0}")]
     Child(String),
     /// What was written could not all be stored.
-    #[error("{volume}: not everything that was written could be stored ({errno}); the log says which files")]
+    #[error(
+        "{volume}: not everything that was written could be stored ({errno}): {bytes} bytes are lost; the log says of which \
+         files"
+    )]
     Unflushed {
         /// The volume.
         volume: String,
+        /// What is lost of it.
+        bytes: u64,
         /// The last error.
         errno: chronofs_core::Errno,
+    },
+    /// The process that served a mount goes on storing what was written.
+    #[error(
+        "{} is unmounted, and not all that was written is stored yet ({what}); process {pid} keeps it and goes on for as \
+         long as it takes; `kill {pid}` gives up what cannot be stored", dir.display()
+    )]
+    StillStoring {
+        /// Where it was mounted.
+        dir: PathBuf,
+        /// The process.
+        pid: u32,
+        /// What is not stored, and why.
+        what: String,
     },
     /// The operating system refused.
     #[error("cannot {action}: {source}")]

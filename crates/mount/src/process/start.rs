@@ -6,6 +6,7 @@ use super::mounted::{DiskCacheSpec, MountSpec, Mounted};
 use super::mountinfo;
 use super::options::MountOptions;
 use crate::connection::{Credentials, Source};
+use crate::objects::outage::OnStoreOutage;
 use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
 use chronofs_wire::http::AdminClient;
@@ -30,6 +31,8 @@ pub struct StartConfig {
     pub options: MountOptions,
     /// A disk cache.
     pub disk_cache: Option<DiskCacheSpec>,
+    /// What becomes of operations while the block store cannot be used.
+    pub on_store_outage: OnStoreOutage,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -84,6 +87,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         options: config.options,
         disk_cache,
         volume: config.volume.clone(),
+        on_store_outage: config.on_store_outage,
     })
 }
 
@@ -201,6 +205,7 @@ mod tests {
             at: at.map(str::to_owned),
             options: MountOptions::default(),
             disk_cache: None,
+            on_store_outage: OnStoreOutage::default(),
             foreground: true,
             token: token.into(),
             ready: None,
