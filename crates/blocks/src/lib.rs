@@ -12,6 +12,7 @@
 
 pub mod cache;
 pub mod grant;
+pub mod hedge;
 pub mod layout;
 pub mod name;
 pub mod object;

@@ -152,6 +152,32 @@ fn a_signed_request_that_is_not_taken_any_more_is_replaced_by_a_new_one() {
 }
 
 #[test]
+fn a_read_that_hangs_does_not_hold_up_a_mount() {
+    let double = GcsDouble::start();
+    let installation = Installation::start();
+    create_gcs(&installation, &double);
+    let bytes = noise(40 << 20, 9);
+    fs::write(installation.mount("v", &[]).path("file"), &bytes).unwrap();
+    double.set_fault(Fault::ReadsHang);
+    let (mut tries, mut hedged) = (0, 0);
+    // One in 25 hangs, and a read of the file takes at least 10.
+    while hedged == 0 {
+        tries += 1;
+        assert!(tries < 20, "no read was sent twice");
+        let other = installation.mount("v", &[]);
+        let began = Instant::now();
+        assert!(fs::read(other.path("file")).unwrap() == bytes);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        let listed: serde_json::Value =
+            serde_json::from_str(&installation.ok(&["mount", "list", "--json"])).unwrap();
+        let dir = other.dir.to_str().unwrap();
+        let listed = listed.as_array().unwrap().iter().find(|listed| listed["dir"] == dir).unwrap();
+        hedged = listed["status"]["hedged_reads_won"].as_u64().unwrap();
+    }
+    assert_eq!(through_server(&installation), (0, 0));
+}
+
+#[test]
 fn where_signatures_cover_no_headers_whole_objects_are_read_directly_by_whom_the_volume_belongs_to() {
     let server = ObjectServer::start(Kind::Azurite);
     let installation = Installation::start();

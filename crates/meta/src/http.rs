@@ -111,6 +111,7 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         pages.metrics.show_collection(&status);
     }
     pages.metrics.show_stores(&pages.stores.watches().status());
+    pages.metrics.show_hedges(pages.stores.each().iter().map(|(store, _)| store.hedges()));
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &pages.registry) {
         Ok(()) => {

@@ -2,6 +2,7 @@
 //! log. What a store does not let it delete or list is told by the collection.
 
 use bytes::Bytes;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::outage::Heard;
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::{ListPage, ObjectPort, Outage, StoreError, StoreOutage, StorePort, object_name};
@@ -127,6 +128,10 @@ impl ObjectPort for Watched {
         valid: Duration,
     ) -> BoxFuture<'a, Option<SignedRequest>> {
         self.store.sign(action, name, valid)
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.store.hedges()
     }
 }
 

@@ -7,6 +7,7 @@ use super::slices::SliceCache;
 use super::{Config, lock};
 use crate::clock::jittered;
 use chronofs_blocks::grant::Grant;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::{DiskCache, ObjectPort};
 use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId};
 use futures::StreamExt;
@@ -127,6 +128,11 @@ impl<M: Meta> Data<M> {
     /// Written bytes that are not yet published.
     pub fn unpublished(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// Reads of the store that were sent a second time.
+    pub fn hedges(&self) -> Hedges {
+        self.port.hedges()
     }
 
     /// The disk cache, if there is one.

@@ -6,6 +6,7 @@
 use crate::clock::jittered;
 use crate::data::lock;
 use bytes::Bytes;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::outage::{Heard, is_outage};
 use chronofs_blocks::{ObjectPort, Outage, ShownBy, StoreError, StoreOutage, Trouble};
 use futures::future::BoxFuture;
@@ -198,6 +199,10 @@ impl ObjectPort for Patient {
         len: u32,
     ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         Box::pin(self.read(Read { shown_by: Some(shown_by), name: name.to_owned(), offset, len }))
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.port.hedges()
     }
 }
 

@@ -46,6 +46,12 @@ pub struct Status {
     pub on_store_outage: OnStoreOutage,
     /// Since when and why the block store cannot be used, if it cannot.
     pub store_outage: Option<StoreOutage>,
+    /// Reads of a bucket that were sent a second time because the first answer took long.
+    #[serde(default)]
+    pub hedged_reads: u64,
+    /// Of those, how many were answered by the second request.
+    #[serde(default)]
+    pub hedged_reads_won: u64,
     /// The process.
     pub pid: u32,
     /// The disk cache, if there is one.
@@ -109,7 +115,7 @@ impl Vfs {
     }
 
     fn status(&self) -> Status {
-        let connection = self.connection.status();
+        let (connection, hedges) = (self.connection.status(), self.data.hedges());
         Status {
             volume: self.labels.volume.clone(),
             dir: self.labels.dir.display().to_string(),
@@ -124,6 +130,8 @@ impl Vfs {
             unstored_bytes: self.unstored(),
             on_store_outage: self.patience.on_outage,
             store_outage: self.patience.outage(),
+            hedged_reads: hedges.sent,
+            hedged_reads_won: hedges.won,
             pid: std::process::id(),
             disk_cache: self.data.disk().map(|disk| disk.figures()),
         }
