@@ -12,9 +12,11 @@
 
 pub mod cache;
 pub mod grant;
+pub mod hedge;
 pub mod layout;
 pub mod name;
 pub mod object;
+pub mod outage;
 pub mod plan;
 pub mod port;
 pub mod probe;
@@ -26,5 +28,6 @@ mod testing;
 
 pub use cache::{CacheFigures, DiskCache};
 pub use name::{object_name, parse_object_name};
+pub use outage::{Outage, StoreOutage};
 pub use port::{ListPage, ObjectPort, ShownBy, StoreError, StorePort, Trouble};
 pub use store::{BlockStore, RemoteStore};

@@ -3,6 +3,7 @@
 //! A trait, so that a client works the same on a folder of its own, through the metadata server, and on the
 //! failing stores of the tests.
 
+use crate::hedge::Hedges;
 use crate::signed::Action;
 use bytes::Bytes;
 use chronofs_core::{Errno, Ino, SignedRequest};
@@ -47,6 +48,11 @@ pub trait ObjectPort: Send + Sync + 'static {
         _valid: Duration,
     ) -> BoxFuture<'a, Option<SignedRequest>> {
         Box::pin(async { None })
+    }
+
+    /// Reads that were sent a second time. None, where nothing is.
+    fn hedges(&self) -> Hedges {
+        Hedges::default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Signed requests: who has the credentials of a bucket signs a PUT or GET of one named object, and who has none
 //! sends it. So clients move bytes to and from a bucket themselves and hold no secret that opens more.
 
+use crate::hedge::{Hedged, Hedges};
 use crate::port::StoreError;
 use crate::store::{Patience, RemoteStore};
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use object_store::HeaderValue;
 use object_store::signer::{HeaderMap, HeaderName, Method, SignedUrlOptions, Url};
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{Response, StatusCode};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is signed.
@@ -156,7 +158,10 @@ impl SignedError {
 
 /// Sends signed requests.
 #[derive(Clone, Debug)]
-pub struct SignedClient(reqwest::Client);
+pub struct SignedClient {
+    http: reqwest::Client,
+    hedged: Arc<Hedged>,
+}
 
 impl SignedClient {
     /// A client that trusts, besides the system's, the certificates in `ca_pem`.
@@ -178,7 +183,7 @@ impl SignedClient {
             .timeout(Patience::Serving.request())
             .build()
             .map_err(failed)?;
-        Ok(SignedClient(client))
+        Ok(SignedClient { http: client, hedged: Arc::default() })
     }
 
     /// Stores `bytes` as the object `name` that `request` was signed for.
@@ -188,7 +193,7 @@ impl SignedClient {
         name: &str,
         bytes: Bytes,
     ) -> Result<SignedPut, SignedError> {
-        let sent = self.0.put(&request.url).headers(headers(name, request)?).body(bytes).send().await;
+        let sent = self.http.put(&request.url).headers(headers(name, request)?).body(bytes).send().await;
         let response = sent.map_err(|e| not_sent(name, e))?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => Ok(SignedPut::Done),
@@ -205,14 +210,36 @@ impl SignedClient {
         offset: u64,
         len: u32,
     ) -> Result<Bytes, SignedError> {
+        let settles = |answer: &Result<Bytes, SignedError>| match answer {
+            Ok(_) => true,
+            Err(error) => !matches!(error.setback, Setback::Passing | Setback::Unreachable),
+        };
+        self.hedged.read(|| self.get_once(request, name, offset, len), settles).await
+    }
+
+    /// Reads that were sent a second time.
+    pub fn hedges(&self) -> Hedges {
+        self.hedged.figures()
+    }
+
+    async fn get_once(
+        &self,
+        request: &SignedRequest,
+        name: &str,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, SignedError> {
         let last = offset.saturating_add(u64::from(len)).saturating_sub(1);
         let mut headers = headers(name, request)?;
         if !headers.contains_key(RANGE) {
             let range = HeaderValue::from_str(&range_of(offset, len));
             headers.extend(range.map(|range| (RANGE, range)).ok());
         }
-        let response = self.0.get(&request.url).headers(headers).send().await;
+        let response = self.http.get(&request.url).headers(headers).send().await;
         let response = response.map_err(|e| not_sent(name, e))?;
+        if matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.hedged.throttled();
+        }
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {}
             StatusCode::NOT_FOUND => {

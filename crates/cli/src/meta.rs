@@ -179,6 +179,14 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     if !status.assigned {
         output::warn("no list of volumes was received yet; is the admin server running?");
     }
+    for store in &status.stores {
+        if let Some(outage) = &store.outage {
+            output::warn(format_args!(
+                "block store {} ({}) cannot be used for {} s: {}",
+                store.place, store.id, outage.seconds, outage.reason
+            ));
+        }
+    }
     let volumes = serde_json::to_value(&status.volumes)?;
     status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.collection));
     let columns = [("VOLUME", "name"), ("MOUNTS", "sessions"), ("PROBLEM", "problem")];

@@ -2,7 +2,7 @@
 //! no server of it that can be installed from a package registry and keeps preconditions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,6 +28,10 @@ pub enum Fault {
     SignedRefusedOnce,
     /// Those get no answer.
     SignedAway,
+    /// Every 25th read of an object is never answered, and its connection stays open.
+    ReadsHang,
+    /// The first read of each object is answered with 503.
+    ReadsBusyOnce,
 }
 
 type Objects = BTreeMap<String, Vec<u8>>;
@@ -37,6 +41,7 @@ struct State {
     objects: Objects,
     fault: Fault,
     puts: u32,
+    reads: u32,
     /// What was refused once.
     refused: BTreeSet<(String, String)>,
 }
@@ -101,6 +106,11 @@ impl GcsDouble {
                 Fault::Away => return Ok(()),
                 Fault::SignedAway if signed => return Ok(()),
                 _ => {}
+            }
+            if self.with(|state| state.hangs(&request)) {
+                // Until the client leaves.
+                let _ = reader.read(&mut [0]);
+                return Ok(());
             }
             let Answer { status, mut headers, body } = self.with(|state| state.answer(&request));
             headers.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -176,6 +186,16 @@ fn answer(status: u16, body: impl Into<Vec<u8>>) -> Answer {
 }
 
 impl State {
+    /// Whether a request is one that is never answered.
+    fn hangs(&mut self, request: &Request) -> bool {
+        if self.fault != Fault::ReadsHang || request.method != "GET" || !request.headers.contains_key("range")
+        {
+            return false;
+        }
+        self.reads += 1;
+        self.reads.is_multiple_of(25)
+    }
+
     fn answer(&mut self, request: &Request) -> Answer {
         let signed =
             request.headers.contains_key("authorization") || request.query.contains_key("X-Goog-Signature");
@@ -192,6 +212,10 @@ impl State {
             };
         if refused {
             return answer(403, "<Error><Code>ExpiredToken</Code></Error>");
+        }
+        let busy = self.fault == Fault::ReadsBusyOnce && request.method == "GET";
+        if busy && self.refused.insert((request.method.clone(), request.path.clone())) {
+            return answer(503, "<Error><Code>SlowDown</Code></Error>");
         }
         // What the signature covers must be there; the signature itself is believed.
         let covered = request.query.get("X-Goog-SignedHeaders").map(String::as_str).unwrap_or_default();

@@ -134,6 +134,14 @@ impl Installation {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// As [`Installation::ok`], with what it printed to standard error.
+    #[track_caller]
+    pub fn ok_with_stderr(&self, arguments: &[&str]) -> String {
+        let output = run(&mut self.command(arguments));
+        assert!(output.status.success(), "chronofs {} failed:\n{}", arguments.join(" "), text_of(&output));
+        text_of(&output)
+    }
+
     /// Runs `chronofs ARGUMENTS`, which must fail by itself (not by a panic), and gives the whole output.
     #[track_caller]
     pub fn fails(&self, arguments: &[&str]) -> String {

@@ -193,7 +193,7 @@ fn verify_of_blocks_names_every_slice_that_is_damaged_or_missing() {
 fn a_block_folder_that_is_away_or_read_only_acknowledges_nothing() {
     let installation = Installation::start();
     installation.create_volume("v", &[]);
-    let mount = installation.mount("v", &[]);
+    let mount = installation.mount("v", &["--on-store-outage", "fail"]);
     let blocks = installation.path("blocks");
     let big = Rng::new(3).bytes(3 << 20);
     let write = |name: &str| {

@@ -152,6 +152,32 @@ fn a_signed_request_that_is_not_taken_any_more_is_replaced_by_a_new_one() {
 }
 
 #[test]
+fn a_read_that_hangs_does_not_hold_up_a_mount() {
+    let double = GcsDouble::start();
+    let installation = Installation::start();
+    create_gcs(&installation, &double);
+    let bytes = noise(40 << 20, 9);
+    fs::write(installation.mount("v", &[]).path("file"), &bytes).unwrap();
+    double.set_fault(Fault::ReadsHang);
+    let (mut tries, mut hedged) = (0, 0);
+    // One in 25 hangs, and a read of the file takes at least 10.
+    while hedged == 0 {
+        tries += 1;
+        assert!(tries < 20, "no read was sent twice");
+        let other = installation.mount("v", &[]);
+        let began = Instant::now();
+        assert!(fs::read(other.path("file")).unwrap() == bytes);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        let listed: serde_json::Value =
+            serde_json::from_str(&installation.ok(&["mount", "list", "--json"])).unwrap();
+        let dir = other.dir.to_str().unwrap();
+        let listed = listed.as_array().unwrap().iter().find(|listed| listed["dir"] == dir).unwrap();
+        hedged = listed["status"]["hedged_reads_won"].as_u64().unwrap();
+    }
+    assert_eq!(through_server(&installation), (0, 0));
+}
+
+#[test]
 fn where_signatures_cover_no_headers_whole_objects_are_read_directly_by_whom_the_volume_belongs_to() {
     let server = ObjectServer::start(Kind::Azurite);
     let installation = Installation::start();
@@ -259,7 +285,9 @@ fn a_bucket_that_is_away_holds_up_bytes_and_nothing_else() {
 fn nothing_is_put_into_a_bucket_that_forgot_whose_it_is() {
     let mut server = ObjectServer::start(Kind::Moto);
     let mut installation = Installation::start();
-    let mount = mounted(&installation, &server);
+    create_store(&installation, "cloud", &server, &["--prefix", "team/one"]);
+    create_volume(&installation, "v", "cloud");
+    let mount = installation.mount("v", &["--on-store-outage", "fail"]);
     fs::write(mount.path("kept"), noise(1 << 20, 5)).unwrap();
     File::open(mount.path("kept")).unwrap().sync_all().unwrap();
     // It comes back empty: to the servers that is another bucket.

@@ -375,3 +375,53 @@ async fn a_store_out_of_reach_or_without_its_bucket_is_unavailable_in_time_and_t
     }
     assert!(!format!("{store:?}").contains(SECRET));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_is_never_answered_stalls_nobody_and_costs_few_more() {
+    let double = GcsDouble::start();
+    let store = of_double(&double, true);
+    store.claim().await.unwrap();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    for _ in 0..200 {
+        assert_eq!(store.get(&name(1), 2, 3).await.unwrap(), "234");
+    }
+    let known = store.hedges().sent;
+    double.set_fault(Fault::ReadsHang);
+    let began = Instant::now();
+    for _ in 0..100 {
+        let read = Instant::now();
+        assert_eq!(store.get(&name(1), 2, 3).await.unwrap(), "234");
+        // Longer than the longest delay, shorter than any time-out.
+        assert!(read.elapsed() < Duration::from_secs(4), "{:?}", read.elapsed());
+    }
+    assert!(began.elapsed() < Duration::from_secs(9), "the delay follows the store: {:?}", began.elapsed());
+    let hedges = store.hedges();
+    assert!(hedges.won >= 4 && hedges.sent <= known + 10, "{hedges:?}, {known} before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_has_too_much_to_do_gets_no_read_twice() {
+    let double = GcsDouble::start();
+    let store = of_double(&double, true);
+    store.claim().await.unwrap();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    for _ in 0..100 {
+        assert_eq!(store.get(&name(1), 2, 3).await.unwrap(), "234");
+    }
+    double.set_fault(Fault::ReadsBusyOnce);
+    assert_eq!(store.get(&name(1), 2, 3).await.unwrap(), "234");
+    let sent = store.hedges().sent;
+    double.set_fault(Fault::ReadsHang);
+    // One of them hangs until its time is over.
+    let mut failed = 0;
+    for _ in 0..25 {
+        match store.get(&name(1), 2, 3).await {
+            Ok(bytes) => assert_eq!(bytes, "234"),
+            Err(error) => {
+                assert_eq!(error.trouble, Trouble::Unavailable, "{error}");
+                failed += 1;
+            }
+        }
+    }
+    assert_eq!((failed, store.hedges().sent), (1, sent));
+}

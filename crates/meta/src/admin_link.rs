@@ -182,7 +182,7 @@ impl AdminLink {
             .filter(|volume| !volume.deleted)
             .map(|volume| (volume.spec.id, volume.store.clone()))
             .collect();
-        let (stores, problems) = open_stores(&self.folder, wanted).await;
+        let (stores, problems) = open_stores(&self.folder, wanted, self.stores.watches()).await;
         for (volume, problem) in &problems {
             tracing::error!(%volume, "the volume cannot be served: {problem}");
         }

@@ -4,6 +4,8 @@ use crate::collect::{Collector, GcStatus};
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, Figures, SharedView};
 use crate::metrics::Metrics;
+use crate::server::objects::Stores;
+use crate::watched::StoreStatus;
 use axum::Router;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
@@ -40,6 +42,9 @@ pub struct Status {
     pub figures: Figures,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
+    /// The block stores that they are in.
+    #[serde(default)]
+    pub stores: Vec<StoreStatus>,
 }
 
 /// A volume in [`Status`].
@@ -70,6 +75,8 @@ pub struct Pages {
     pub metrics: Arc<Metrics>,
     /// Collects.
     pub collector: Collector,
+    /// The block stores.
+    pub stores: Stores,
 }
 
 /// What `POST /gc` is asked.
@@ -103,6 +110,8 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     if let Ok(status) = pages.collector.status(false).await {
         pages.metrics.show_collection(&status);
     }
+    pages.metrics.show_stores(&pages.stores.watches().status());
+    pages.metrics.show_hedges(pages.stores.each().iter().map(|(store, _)| store.hedges()));
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &pages.registry) {
         Ok(()) => {
@@ -133,7 +142,7 @@ async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
 
 async fn status(State(pages): State<Pages>) -> impl IntoResponse {
     match ask_status(&pages.queue).await {
-        Some(status) => Json(status).into_response(),
+        Some(status) => Json(Status { stores: pages.stores.watches().status(), ..status }).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the executor does not answer\n").into_response(),
     }
 }
@@ -192,6 +201,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             assigned: machine.is_assigned(),
             figures: machine.figures(),
             volumes: volumes.collect(),
+            stores: Vec::new(),
         };
         drop(sender.send(status));
     });

@@ -17,8 +17,10 @@ pub mod server;
 mod start;
 mod stores;
 mod verify;
+mod watched;
 
 pub use ask::{gc, gc_status, status};
 pub use chronofs_namespace::rows::Sum;
 pub use start::{Server, StartConfig, Timing, init_creds, start};
 pub use verify::{Checked, Verified, verify};
+pub use watched::StoreStatus;

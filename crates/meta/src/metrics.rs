@@ -2,6 +2,8 @@
 
 use crate::collect::GcStatus;
 use crate::machine::KINDS;
+use crate::watched::StoreStatus;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_core::Errno;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -32,6 +34,12 @@ impl ActionLabels {
 struct StoredLabels {
     volume: String,
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    store: String,
+    place: String,
 }
 
 /// The figures of one server.
@@ -58,6 +66,9 @@ pub struct Metrics {
     object_bytes: Family<ActionLabels, Counter>,
     object_failures: Family<ActionLabels, Counter>,
     signed: Family<ActionLabels, Counter>,
+    store_outage: Family<StoreLabels, Gauge>,
+    hedged: Counter,
+    hedged_won: Counter,
     /// Rows of the past that were forgotten.
     pub forgotten: Counter,
     /// Objects and staged slices, and their bytes.
@@ -90,6 +101,9 @@ impl Metrics {
             object_bytes: Family::default(),
             object_failures: Family::default(),
             signed: Family::default(),
+            store_outage: Family::default(),
+            hedged: Counter::default(),
+            hedged_won: Counter::default(),
             forgotten: Counter::default(),
             stored_objects: Family::default(),
             stored_bytes: Family::default(),
@@ -135,6 +149,12 @@ impl Metrics {
             failures.clone(),
         );
         registry.register("signed", "Requests to block stores signed for mounts", signed.clone());
+        let help = "Seconds for which a block store has not been usable; 0 while it is";
+        registry.register("store_outage_seconds", help, self.store_outage.clone());
+        let help = "Reads of buckets that were sent a second time because the first answer took long";
+        registry.register("hedged", help, self.hedged.clone());
+        let help = "Reads of buckets of which the second answer counted";
+        registry.register("hedged_won", help, self.hedged_won.clone());
     }
 
     /// Counts an object that went through this server, or was to.
@@ -160,6 +180,28 @@ impl Metrics {
         registry.register("quarantined_objects", help, self.quarantined.clone());
         let help = "Volumes whose collection waits for an operator";
         registry.register("collection_stopped", help, self.collection_stopped.clone());
+    }
+
+    /// Shows whether block stores can be used.
+    pub(crate) fn show_stores(&self, stores: &[StoreStatus]) {
+        self.store_outage.clear();
+        for store in stores {
+            let labels = StoreLabels { store: store.id.to_string(), place: store.place.clone() };
+            // One that has just begun shows too.
+            let seconds = store.outage.as_ref().map_or(0, |outage| outage.seconds.max(1));
+            self.store_outage.get_or_create(&labels).set(seconds.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Shows how many reads of all stores were sent a second time.
+    pub(crate) fn show_hedges(&self, stores: impl Iterator<Item = Hedges>) {
+        let sum = stores.fold(Hedges::default(), |sum, store| Hedges {
+            sent: sum.sent + store.sent,
+            won: sum.won + store.won,
+        });
+        // Stores are opened anew with a new assignment and begin at nothing, as after a restart.
+        self.hedged.inner().store(sum.sent, Ordering::Relaxed);
+        self.hedged_won.inner().store(sum.won, Ordering::Relaxed);
     }
 
     /// Shows how collection stands.

@@ -146,7 +146,8 @@ impl Server {
         tasks.push(tokio::spawn(collector.clone().run()));
         if let Some(http_listener) = http_listener {
             let (queue, registry) = (queue.clone(), Arc::new(registry));
-            let pages = Pages { queue, registry, metrics: metrics.clone(), collector };
+            let (metrics, stores) = (metrics.clone(), stores.clone());
+            let pages = Pages { queue, registry, metrics, collector, stores };
             tasks.push(spawn_http(http_listener, pages));
         }
         if let Some(token) = token {

@@ -4,6 +4,7 @@
 //! marker is an unmounted disk, and a bucket without it another bucket, not a new store.
 
 use crate::files::Folder;
+use crate::watched::{Watched, Watches};
 use chronofs_blocks::store::Patience;
 use chronofs_blocks::{BlockStore, RemoteStore, StorePort, Trouble};
 use chronofs_wire::admin::{AssignedStore, StoreKind};
@@ -22,7 +23,11 @@ const CHECK_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) type Opened = (HashMap<Uuid, Arc<dyn StorePort>>, BTreeMap<Uuid, String>);
 
 /// Opens the block stores of volumes, all at once.
-pub(crate) async fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStore)>) -> Opened {
+pub(crate) async fn open_stores(
+    folder: &Folder,
+    wanted: Vec<(Uuid, AssignedStore)>,
+    watches: &Watches,
+) -> Opened {
     let mut marked = folder.marked_stores().unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         Default::default()
@@ -30,7 +35,8 @@ pub(crate) async fn open_stores(folder: &Folder, wanted: Vec<(Uuid, AssignedStor
     let before = marked.clone();
     let each: BTreeMap<Uuid, AssignedStore> =
         wanted.iter().map(|(_, store)| (store.id, store.clone())).collect();
-    let opening = each.into_values().map(|store| open(store, &before));
+    watches.keep(each.values().map(|store| (store.id, store.kind.to_string())));
+    let opening = each.into_values().map(|store| open(store, &before, watches));
     let by_store: BTreeMap<Uuid, _> = futures::future::join_all(opening).await.into_iter().collect();
     let (mut stores, mut problems) = (HashMap::new(), BTreeMap::new());
     for (volume, store) in wanted {
@@ -61,9 +67,13 @@ pub(crate) async fn open_marked(store: &AssignedStore) -> Result<Arc<dyn StorePo
     Ok(opened)
 }
 
-async fn open(store: AssignedStore, marked: &BTreeSet<Uuid>) -> (Uuid, Result<Arc<dyn StorePort>, String>) {
+async fn open(
+    store: AssignedStore,
+    marked: &BTreeSet<Uuid>,
+    watches: &Watches,
+) -> (Uuid, Result<Arc<dyn StorePort>, String>) {
     let first_time = !marked.contains(&store.id);
-    let id = store.id;
+    let (id, watch) = (store.id, watches.of(store.id));
     let opened: Result<Arc<dyn StorePort>, String> = match store.kind {
         StoreKind::Local { path } => {
             let opened =
@@ -72,7 +82,7 @@ async fn open(store: AssignedStore, marked: &BTreeSet<Uuid>) -> (Uuid, Result<Ar
         }
         _ => open_bucket(store, first_time).await.map(|store| store as _),
     };
-    (id, opened)
+    (id, opened.map(|store| Watched::new(store, watch) as _))
 }
 
 fn open_folder(path: &Path, id: Uuid, first_time: bool) -> Result<Arc<BlockStore>, String> {
@@ -153,11 +163,11 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let folder = Folder::make(&temp.path().join("db")).unwrap();
         let path = temp.path().join("store");
-        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]).await;
+        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)], &Watches::default()).await;
         assert_eq!((stores.len(), problems.len()), (1, 0));
         std::fs::remove_dir_all(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
-        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)]).await;
+        let (stores, problems) = open_stores(&folder, vec![assigned(1, &path)], &Watches::default()).await;
         assert_eq!((stores.len(), problems.len()), (0, 1), "{problems:?}");
     }
 
@@ -166,12 +176,13 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let folder = Folder::make(&temp.path().join("db")).unwrap();
         let path = temp.path().join("store");
-        open_stores(&folder, vec![assigned(1, &path)]).await;
-        let (_, problems) = open_stores(&folder, vec![assigned(2, &path)]).await;
+        open_stores(&folder, vec![assigned(1, &path)], &Watches::default()).await;
+        let (_, problems) = open_stores(&folder, vec![assigned(2, &path)], &Watches::default()).await;
         assert_eq!(problems.len(), 1);
         std::fs::create_dir(temp.path().join("full")).unwrap();
         std::fs::write(temp.path().join("full/letter"), "dear").unwrap();
-        let (_, problems) = open_stores(&folder, vec![assigned(3, &temp.path().join("full"))]).await;
+        let (_, problems) =
+            open_stores(&folder, vec![assigned(3, &temp.path().join("full"))], &Watches::default()).await;
         assert_eq!(problems.len(), 1);
     }
 }

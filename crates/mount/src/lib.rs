@@ -14,6 +14,9 @@ mod process;
 mod testing;
 mod vfs;
 
+pub use chronofs_blocks::StoreOutage;
+pub use objects::direct::DirectKeys;
+pub use objects::outage::OnStoreOutage;
 pub use process::{
     DiskCacheSpec, Listed, MountError, MountOptions, MountSpec, Mounted, StartConfig, State, instant, list,
     start, stop,

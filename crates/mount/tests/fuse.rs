@@ -562,10 +562,15 @@ fn unmounting_stores_what_was_written_and_stop_finds_no_mount_afterwards() {
             .unwrap();
         file.write_all(&content).unwrap();
         let dir = mount.dir.clone();
-        assert!(chronofs_mount::stop(&dir, |_| {}).unwrap_err().to_string().contains("in use"));
+        assert!(chronofs_mount::stop(&dir, false, |_| {}).unwrap_err().to_string().contains("in use"));
         drop(file);
-        wait_until("the kernel let go of the file", || chronofs_mount::stop(&dir, |_| {}).is_ok());
-        assert!(chronofs_mount::stop(&dir, |_| {}).unwrap_err().to_string().contains("not a chronofs mount"));
+        wait_until("the kernel let go of the file", || chronofs_mount::stop(&dir, false, |_| {}).is_ok());
+        assert!(
+            chronofs_mount::stop(&dir, false, |_| {})
+                .unwrap_err()
+                .to_string()
+                .contains("not a chronofs mount")
+        );
         assert!(matches!(chronofs_mount::instant(&dir), Err(chronofs_mount::MountError::NotMounted(_))));
         mount.ended_well();
         let again = rig.mount();

@@ -1,8 +1,13 @@
 //! Clients of object stores, by kind: what the crate `object_store` needs to reach a bucket, with our time-outs.
 
+use crate::hedge::Hedged;
 use chronofs_core::store::{Bucket, Credentials, StoreKind};
+use futures::future::BoxFuture;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::list::PaginatedListStore;
 use object_store::signer::Signer;
@@ -57,17 +62,57 @@ fn faces<T: ObjectStore + PaginatedListStore + Signer>(client: T) -> Client {
     Client { objects: client.clone(), pages: client.clone(), signer: client }
 }
 
-/// A client of the bucket of `kind`. It connects to nothing yet.
+/// Connects clients that tell when the store says that it has too much to do: the crate tries again by itself and says
+/// nothing of it.
+#[derive(Debug)]
+struct Connect {
+    hedged: Arc<Hedged>,
+}
+
+impl HttpConnector for Connect {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Listening { client, hedged: Arc::clone(&self.hedged) }))
+    }
+}
+
+#[derive(Debug)]
+struct Listening {
+    client: HttpClient,
+    hedged: Arc<Hedged>,
+}
+
+impl HttpService for Listening {
+    fn call<'a, 'b>(&'a self, request: HttpRequest) -> BoxFuture<'b, Result<HttpResponse, HttpError>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let answer = self.client.execute(request).await?;
+            if matches!(answer.status().as_u16(), 429 | 503) {
+                self.hedged.throttled();
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// A client of the bucket of `kind`, which tells `hedged` when there is too much to do. It connects to nothing yet.
 pub(crate) fn client(
     kind: &StoreKind,
     credentials: &Credentials,
     patience: Patience,
+    hedged: &Arc<Hedged>,
 ) -> object_store::Result<Client> {
+    let connect = Connect { hedged: Arc::clone(hedged) };
     match kind {
-        StoreKind::S3(bucket) => s3(bucket, s3_endpoint(bucket), credentials, patience).map(faces),
-        StoreKind::Oci(bucket) => s3(bucket, Some(oci_endpoint(bucket)), credentials, patience).map(faces),
-        StoreKind::Gcs(bucket) => gcs(bucket, credentials, patience).map(faces),
-        StoreKind::Azure(bucket) => azure(bucket, credentials, patience).map(faces),
+        StoreKind::S3(bucket) => s3(bucket, s3_endpoint(bucket), credentials, patience, connect).map(faces),
+        StoreKind::Oci(bucket) => {
+            s3(bucket, Some(oci_endpoint(bucket)), credentials, patience, connect).map(faces)
+        }
+        StoreKind::Gcs(bucket) => gcs(bucket, credentials, patience, connect).map(faces),
+        StoreKind::Azure(bucket) => azure(bucket, credentials, patience, connect).map(faces),
         StoreKind::Local { .. } => {
             Err(object_store::Error::Generic { store: "folder", source: "a folder has no bucket".into() })
         }
@@ -152,6 +197,7 @@ fn s3(
     endpoint: Option<String>,
     credentials: &Credentials,
     patience: Patience,
+    connect: Connect,
 ) -> object_store::Result<AmazonS3> {
     let mut builder = AmazonS3Builder::new();
     match credentials {
@@ -176,6 +222,7 @@ fn s3(
         .with_region(bucket.region.as_deref().unwrap_or("us-east-1"))
         .with_virtual_hosted_style_request(bucket.virtual_hosted)
         .with_client_options(options(bucket, patience)?)
+        .with_http_connector(connect)
         .with_retry(patience.retries())
         .build()
 }
@@ -184,6 +231,7 @@ fn gcs(
     bucket: &Bucket,
     credentials: &Credentials,
     patience: Patience,
+    connect: Connect,
 ) -> object_store::Result<GoogleCloudStorage> {
     let mut builder = GoogleCloudStorageBuilder::new();
     match credentials {
@@ -201,6 +249,7 @@ fn gcs(
     builder
         .with_bucket_name(&bucket.bucket)
         .with_client_options(options(bucket, patience)?)
+        .with_http_connector(connect)
         .with_retry(patience.retries())
         .build()
 }
@@ -209,6 +258,7 @@ fn azure(
     bucket: &Bucket,
     credentials: &Credentials,
     patience: Patience,
+    connect: Connect,
 ) -> object_store::Result<MicrosoftAzure> {
     let mut builder = MicrosoftAzureBuilder::new();
     match credentials {
@@ -230,6 +280,7 @@ fn azure(
         .with_account(bucket.account.as_deref().unwrap_or_default())
         .with_container_name(&bucket.bucket)
         .with_client_options(options(bucket, patience)?)
+        .with_http_connector(connect)
         .with_retry(patience.retries())
         .build()
 }

@@ -5,6 +5,7 @@
 //! first. Both find a put that worked although its answer got lost: the same bytes again are no error.
 
 use super::client::{self, Client, Patience};
+use crate::hedge::{Hedged, Hedges};
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort, Trouble};
 use crate::signed::Action;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use object_store::list::PaginatedListOptions;
 use object_store::path::Path as Location;
 use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -38,6 +40,7 @@ pub struct RemoteStore {
     credentials: Credentials,
     pub(crate) create_only: bool,
     permits: Semaphore,
+    hedged: Arc<Hedged>,
     /// The marker was seen: this is the right bucket.
     seen: AtomicBool,
 }
@@ -60,11 +63,13 @@ impl RemoteStore {
         let permits = Semaphore::new(REQUESTS_MAX);
         let checked = kind.check().and_then(|()| credentials.check(&kind));
         checked.map_err(|e| StoreError::unavailable(MARKER, Errno::EIO, e.to_string()))?;
-        let client = client::client(&kind, &credentials, patience).map_err(|error| {
+        let hedged = Arc::default();
+        let client = client::client(&kind, &credentials, patience, &hedged).map_err(|error| {
             let reason = hide(&credentials, format!("{kind} cannot be used: {}", explain(&error)));
             StoreError::unavailable(MARKER, Errno::EIO, reason)
         })?;
-        Ok(RemoteStore { client, kind, id, credentials, create_only, permits, seen: AtomicBool::new(false) })
+        let seen = AtomicBool::new(false);
+        Ok(RemoteStore { client, kind, id, credentials, create_only, permits, hedged, seen })
     }
 
     /// Whether the bucket carries this store's marker. *Missing*: it carries none; *damaged*: another's.
@@ -183,8 +188,13 @@ impl RemoteStore {
     async fn get_range(&self, name: &str, offset: u64, len: u32) -> Result<Bytes, StoreError> {
         super::check_name(name)?;
         let _permit = self.permits.acquire().await;
-        let end = offset.saturating_add(u64::from(len));
-        match self.client.objects.get_range(&self.at(name), offset..end).await {
+        let (at, end) = (self.at(name), offset.saturating_add(u64::from(len)));
+        // That there is no such object, or no such range of it, is an answer too.
+        let settles = |answer: &object_store::Result<Bytes>| match answer {
+            Ok(_) | Err(Error::NotFound { .. }) => true,
+            Err(error) => begins_behind_end(error),
+        };
+        match self.hedged.read(|| self.client.objects.get_range(&at, offset..end), settles).await {
             Ok(bytes) if bytes.len() == len as usize => Ok(bytes),
             Ok(_) => Err(self.too_short(name, end).await),
             Err(Error::NotFound { .. }) => {
@@ -271,6 +281,10 @@ impl ObjectPort for RemoteStore {
 
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.get_range(name, offset, len).boxed()
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.hedged.figures()
     }
 
     fn sign<'a>(

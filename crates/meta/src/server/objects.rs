@@ -6,7 +6,9 @@ use crate::executor::{Input, ObjectHandler};
 use crate::machine::objects::SIGNED_VALID_MS;
 use crate::machine::{DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, SignFor, SignedAnswer};
 use crate::metrics::Metrics;
+use crate::watched::Watches;
 use bytes::Bytes;
+use chronofs_blocks::outage::is_outage;
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::{ObjectPort, StoreError, StorePort, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
@@ -26,18 +28,21 @@ const DELETES_AT_ONCE: usize = 8;
 
 /// The block stores of volumes that this server reaches.
 #[derive(Clone, Default)]
-pub struct Stores(Arc<RwLock<HashMap<Uuid, Arc<dyn StorePort>>>>);
+pub struct Stores {
+    by_volume: Arc<RwLock<HashMap<Uuid, Arc<dyn StorePort>>>>,
+    watches: Watches,
+}
 
 impl Stores {
     /// The store of a volume.
     pub fn of(&self, volume: Uuid) -> Option<Arc<dyn StorePort>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
+        self.by_volume.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
     }
 
     /// Each store with the volumes that lie in it.
     pub fn each(&self) -> Vec<(Arc<dyn StorePort>, Vec<Uuid>)> {
         let mut each: Vec<(Arc<dyn StorePort>, Vec<Uuid>)> = Vec::new();
-        for (&volume, store) in self.0.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (&volume, store) in self.by_volume.read().unwrap_or_else(PoisonError::into_inner).iter() {
             match each.iter_mut().find(|(known, _)| Arc::ptr_eq(known, store)) {
                 Some((_, volumes)) => volumes.push(volume),
                 None => each.push((store.clone(), vec![volume])),
@@ -46,14 +51,19 @@ impl Stores {
         each
     }
 
+    /// Whether they can be used.
+    pub(crate) fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
     /// Whether none is in reach.
     pub fn is_empty(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.by_volume.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Sets all stores.
     pub fn set(&self, stores: HashMap<Uuid, Arc<dyn StorePort>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = stores;
+        *self.by_volume.write().unwrap_or_else(PoisonError::into_inner) = stores;
     }
 }
 
@@ -133,7 +143,11 @@ fn push(outbox: &Outbox, answer: &ToClient) {
 }
 
 fn told(error: &StoreError) -> Errno {
-    tracing::error!(%error, "an object could not be served");
+    // That a store cannot be used is said once, not of each object.
+    match is_outage(error) {
+        true => tracing::debug!(%error, "an object could not be served"),
+        false => tracing::error!(%error, "an object could not be served"),
+    }
     error.wire_errno()
 }
 

@@ -48,7 +48,7 @@ impl Budget {
         *lock(&self.used) > self.limit / 2
     }
 
-    #[cfg(test)]
+    /// Bytes that are taken.
     pub(super) fn used(&self) -> u64 {
         *lock(&self.used)
     }

@@ -5,7 +5,9 @@ use super::file::FileData;
 use super::meta::Meta;
 use super::slices::SliceCache;
 use super::{Config, lock};
+use crate::clock::jittered;
 use chronofs_blocks::grant::Grant;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::{DiskCache, ObjectPort};
 use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId};
 use futures::StreamExt;
@@ -121,6 +123,16 @@ impl<M: Meta> Data<M> {
     pub fn is_unclean(&self) -> bool {
         let files: Vec<_> = lock(&self.files).values().filter_map(Weak::upgrade).collect();
         files.iter().any(|file| file.is_unclean())
+    }
+
+    /// Written bytes that are not yet published.
+    pub fn unpublished(&self) -> u64 {
+        self.budget.used()
+    }
+
+    /// Reads of the store that were sent a second time.
+    pub fn hedges(&self) -> Hedges {
+        self.port.hedges()
     }
 
     /// The disk cache, if there is one.
@@ -243,7 +255,7 @@ async fn flush_in_background<M: Meta>(data: Weak<Data<M>>) {
                 let written = file.write_back().await;
                 drop(permit);
                 if written.is_err() {
-                    tokio::time::sleep(RETRY_AFTER).await;
+                    tokio::time::sleep(jittered(RETRY_AFTER, 1, RETRY_AFTER * 2)).await;
                 }
                 file.requeue();
             });

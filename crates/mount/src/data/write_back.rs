@@ -7,6 +7,7 @@ use super::file::FileData;
 use super::lock;
 use super::merge;
 use super::meta::{Meta, Publish, PublishError};
+use crate::clock::jittered;
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
 use chronofs_blocks::{StoreError, Trouble, object_name};
@@ -20,11 +21,13 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-/// Fewer raw bytes than this are sealed on the spot.
+/// Fewer raw bytes than this are sealed on the spot, and make no object.
 const SEAL_BLOCKING_MIN: u64 = 64 << 10;
-/// How often a put is tried before its batch waits for the next write-back, and how long between.
+/// How often a put is tried before its batch waits for the next write-back, how long between, and for how long tries
+/// begin: most ways to a store have tried for long when they fail.
 const PUT_TRIES: u32 = 3;
 const PUT_RETRY: Duration = Duration::from_millis(100);
+const PUT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a publish is tried that the server answers with EAGAIN, and the first and the longest pause between.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
 const PUBLISH_RETRY: Duration = Duration::from_millis(10);
@@ -92,8 +95,13 @@ impl Batch {
         if let Some(stored) = done.filter(|stored| is_own(file, stored)) {
             return Ok(stored);
         }
-        let Ok(_permit) = file.data.uploads.acquire().await else {
-            return Err(Failure::Passing(Errno::ECANCELED));
+        // What makes no object waits for none: those of others may wait for their store.
+        let _permit = match self.bytes < SEAL_BLOCKING_MIN {
+            true => None,
+            false => {
+                let permit = file.data.uploads.acquire().await;
+                Some(permit.map_err(|_| Failure::Passing(Errno::ECANCELED))?)
+            }
         };
         if progress.sealed.as_ref().is_none_or(|sealed| !is_own(file, sealed)) {
             progress.sealed = Some(self.seal(file).await?);
@@ -186,17 +194,17 @@ fn keep_on_disk<M: Meta>(file: &FileData<M>, sealed: &Sealed, id: ObjectId, obje
 
 async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> Result<(), StoreError> {
     let name = object_name(file.data.config.volume, id);
-    let mut tries = 1;
+    let (mut tries, give_up) = (1, Instant::now() + PUT_PATIENCE);
     loop {
         let Err(error) = file.data.port.put(&name, bytes.clone()).await else { return Ok(()) };
         if error.trouble == Trouble::SessionOver {
             return Err(error);
         }
-        if error.trouble != Trouble::Unavailable || tries == PUT_TRIES {
+        if error.trouble != Trouble::Unavailable || tries == PUT_TRIES || Instant::now() >= give_up {
             tracing::warn!(ino = %file.ino, tries, "written bytes are kept in memory: {error}");
             return Err(error);
         }
-        tokio::time::sleep(PUT_RETRY * tries).await;
+        tokio::time::sleep(jittered(PUT_RETRY, tries, PUT_RETRY * 4)).await;
         tries += 1;
     }
 }

@@ -1,9 +1,11 @@
 //! The ways of objects between this mount and the block store.
 //!
-//! [`port`] chooses: the store's own folder where this machine has it, signed requests where the store takes them
-//! ([`signed`]), else the metadata server, which is also where a signed request that goes wrong ends up. Nothing here
-//! believes what it reads: the data path checks every slice.
+//! [`port`] chooses: the bucket itself with the mount's own credentials ([`direct`]), the store's own folder where this machine has it, signed requests where the store takes them
+//! ([`signed`]), else the metadata server, which is also where a signed request that goes wrong ends up. [`outage`] says what
+//! happens while no way leads to the store. Nothing here believes what it reads: the data path checks every slice.
 
+pub(crate) mod direct;
+pub(crate) mod outage;
 pub(crate) mod requests;
 mod signed;
 mod way;
@@ -11,35 +13,42 @@ mod way;
 use crate::connection::Connection;
 use bytes::Bytes;
 use chronofs_blocks::name::parse_object_name;
-use chronofs_blocks::{BlockStore, ObjectPort, ShownBy, StoreError};
+use chronofs_blocks::{BlockStore, ObjectPort, RemoteStore, ShownBy, StoreError};
 use chronofs_wire::message::StoreAccess;
 use futures::future::BoxFuture;
+use outage::{Patience, Patient};
 use signed::SignedPort;
 use std::path::Path;
 use std::sync::Arc;
 
 /// The way to the volume's objects. Within a tokio runtime.
-pub(crate) fn port(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
-    let through_server = ThroughServer(Arc::clone(connection));
-    match access {
-        StoreAccess::Folder { path, marker } => match BlockStore::open(Path::new(path), *marker) {
-            Ok(store) => Arc::new(store),
-            Err(error) => {
-                tracing::info!("objects go through the metadata server: {error}");
-                Arc::new(through_server)
-            }
-        },
-        StoreAccess::ThroughServer => Arc::new(through_server),
-        StoreAccess::Signed { use_ms, ca_pem, puts } => {
-            match SignedPort::new(through_server, *use_ms, ca_pem.as_deref(), *puts) {
-                Ok(port) => Arc::new(port),
-                Err(error) => {
-                    tracing::warn!("objects go through the metadata server: {error}");
-                    Arc::new(ThroughServer(Arc::clone(connection)))
-                }
-            }
+pub(crate) fn port(
+    access: &StoreAccess,
+    connection: &Arc<Connection>,
+    direct: Option<Arc<RemoteStore>>,
+    patience: &Arc<Patience>,
+) -> Arc<dyn ObjectPort> {
+    let port = direct.map(|store| store as Arc<dyn ObjectPort>);
+    Patient::new(port.unwrap_or_else(|| choose(access, connection)), Arc::clone(patience))
+}
+
+fn choose(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
+    let through_server = || ThroughServer(Arc::clone(connection));
+    let own = match access {
+        StoreAccess::Folder { path, marker } => {
+            let opened = BlockStore::open(Path::new(path), *marker);
+            opened.map(|store| Arc::new(store) as Arc<dyn ObjectPort>).map_err(|error| error.to_string())
         }
-    }
+        StoreAccess::Signed { use_ms, ca_pem, puts } => {
+            let port = SignedPort::new(through_server(), *use_ms, ca_pem.as_deref(), *puts);
+            port.map(|port| Arc::new(port) as _).map_err(|error| error.to_string())
+        }
+        StoreAccess::ThroughServer => return Arc::new(through_server()),
+    };
+    own.unwrap_or_else(|error| {
+        tracing::info!("objects go through the metadata server: {error}");
+        Arc::new(through_server())
+    })
 }
 
 /// Objects through the metadata server.

@@ -9,6 +9,7 @@ use super::way::Way;
 use crate::clock::{jittered, since_boot};
 use crate::connection::Connection;
 use bytes::Bytes;
+use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::signed::{Setback, SignedClient, SignedError, SignedPut};
 use chronofs_blocks::{ObjectPort, ShownBy, StoreError};
@@ -104,6 +105,10 @@ impl ObjectPort for SignedPort {
                 None => self.inner.through_server.get_slice(shown_by, name, offset, len).await,
             }
         })
+    }
+
+    fn hedges(&self) -> Hedges {
+        self.inner.client.hedges()
     }
 }
 

@@ -4,20 +4,27 @@ use super::error::MountError;
 use super::mountinfo::{self, MountLine};
 use super::start::absolute;
 use crate::vfs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED, Status};
+use chronofs_blocks::StoreOutage;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::getxattr;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a mount may take to say how it is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the end of a mount's process is waited for without a word; with one; and while the block store is away.
+const END_QUIET: Duration = Duration::from_secs(2);
+const END_WITHIN: Duration = Duration::from_secs(600);
+const END_WITHIN_OUTAGE: Duration = Duration::from_secs(30);
+/// How often a process is told to give up: it hears that only once it has begun to end.
+const FORCE_EVERY: Duration = Duration::from_millis(250);
 /// The longest value that is asked for.
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
@@ -29,6 +36,9 @@ pub enum State {
     Connected,
     /// The server is away; operations wait.
     Waiting,
+    /// The block store cannot be used; operations that need it wait or fail, as the mount was told.
+    #[serde(rename = "no store")]
+    NoStore,
     /// The server refuses the mount; operations fail.
     Refused,
     /// Its process does not answer.
@@ -42,6 +52,7 @@ impl fmt::Display for State {
         f.write_str(match self {
             State::Connected => "connected",
             State::Waiting => "waiting",
+            State::NoStore => "no store",
             State::Refused => "refused",
             State::Stuck => "stuck",
             State::Dead => "dead",
@@ -79,6 +90,7 @@ fn describe(mount: MountLine) -> Listed {
     let (volume, at) = (volume.to_owned(), at.map(str::to_owned));
     let (state, status) = match ask_status(&mount.dir) {
         Ok(status) if status.refused.is_some() => (State::Refused, Some(status)),
+        Ok(status) if status.connected && status.store_outage.is_some() => (State::NoStore, Some(status)),
         Ok(status) if status.connected => (State::Connected, Some(status)),
         Ok(status) => (State::Waiting, Some(status)),
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => (State::Dead, None),
@@ -125,9 +137,9 @@ pub fn instant(path: &Path) -> Result<String, MountError> {
     }
 }
 
-/// Unmounts `dir` and waits until everything that was written is stored and the process is gone. `notice` is told
-/// when that takes long.
-pub fn stop(dir: &Path, notice: impl FnOnce(&str)) -> Result<(), MountError> {
+/// Unmounts `dir` and waits until everything that was written is stored and the process is gone; with `force` what the
+/// block store does not take is given up. `notice` is told when that takes long.
+pub fn stop(dir: &Path, force: bool, notice: impl FnOnce(&str)) -> Result<(), MountError> {
     let dir = match absolute(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(MountError::NotMounted(dir.to_owned()));
@@ -139,10 +151,7 @@ pub fn stop(dir: &Path, notice: impl FnOnce(&str)) -> Result<(), MountError> {
         return Err(MountError::NotMounted(dir));
     }
     let status = ask_status(&dir);
-    let server = match &status {
-        Ok(status) => open_process(status.pid),
-        Err(_) => None,
-    };
+    let server = status.as_ref().ok().and_then(|status| open_process(status.pid));
     match unmount(&dir, UnmountFlags::empty()) {
         Ok(()) => {}
         Err(rustix::io::Errno::BUSY) => return Err(MountError::InUse(dir)),
@@ -153,10 +162,21 @@ pub fn stop(dir: &Path, notice: impl FnOnce(&str)) -> Result<(), MountError> {
         }
         Err(error) => return Err(MountError::system(format!("unmount {}", dir.display()))(error.into())),
     }
-    if let Some(server) = server {
-        wait_for_end(&server, notice)?;
+    match (server, status) {
+        (Some(server), Ok(status)) => wait_for_end(&server, &dir, &status, force, notice),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// What a mount has not stored, for people.
+fn unstored(status: &Status) -> String {
+    match &status.store_outage {
+        Some(StoreOutage { seconds, reason }) => format!(
+            "{} bytes when it was unmounted; the block store cannot be used for {seconds} s: {reason}",
+            status.unstored_bytes
+        ),
+        None => format!("{} bytes when it was unmounted", status.unstored_bytes),
+    }
 }
 
 /// A handle on the process `pid`, unless it is this one.
@@ -168,24 +188,57 @@ fn open_process(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-fn wait_for_end(process: &OwnedFd, notice: impl FnOnce(&str)) -> Result<(), MountError> {
-    let wait = |limit: Option<Duration>| {
-        let limit = limit.map(|limit| rustix::event::Timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: i64::from(limit.subsec_nanos()),
-        });
+fn wait_for_end(
+    process: &OwnedFd,
+    dir: &Path,
+    status: &Status,
+    force: bool,
+    notice: impl FnOnce(&str),
+) -> Result<(), MountError> {
+    let ends =
+        |limit| ends_within(process, limit).map_err(MountError::system("wait for the mount's process"));
+    if ends(if force { FORCE_EVERY } else { END_QUIET })? {
+        return Ok(());
+    }
+    let what = if force {
+        "giving up what cannot be stored now"
+    } else {
+        "waiting until what was written is stored"
+    };
+    notice(&format!("unmounted; {what} ({})", unstored(status)));
+    let within = if status.store_outage.is_some() { END_WITHIN_OUTAGE } else { END_WITHIN };
+    let ended = if force {
+        let give_up = Instant::now() + within;
         loop {
-            match poll(&mut [PollFd::new(process, PollFlags::IN)], limit.as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => return other.map_err(io::Error::from),
+            // It is gone, if it cannot be told.
+            let _ = pidfd_send_signal(process, Signal::TERM);
+            match ends(FORCE_EVERY)? {
+                false if Instant::now() < give_up => {}
+                ended => break ended,
             }
         }
+    } else {
+        ends(within)?
     };
-    let ended =
-        wait(Some(Duration::from_secs(2))).map_err(MountError::system("wait for the mount's process"))?;
-    if ended == 0 {
-        notice("unmounted; waiting until the servers have stored what was written");
-        wait(None).map_err(MountError::system("wait for the mount's process"))?;
+    match ended {
+        true => Ok(()),
+        false => {
+            Err(MountError::StillStoring { dir: dir.to_owned(), pid: status.pid, what: unstored(status) })
+        }
     }
-    Ok(())
+}
+
+fn ends_within(process: &OwnedFd, limit: Duration) -> io::Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = rustix::event::Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return ended.map(|ended| ended > 0).map_err(io::Error::from),
+        }
+    }
 }

@@ -52,16 +52,42 @@ pub enum MountError {
         /// Why not.
         source: Box<OpenError>,
     },
+    /// The bucket cannot be used with the mount's own credentials.
+    #[error("cannot mount the volume '{volume}' with credentials of its bucket: {reason}")]
+    Direct {
+        /// The volume.
+        volume: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The child that was to serve the mount said why it does not.
     #[error("{0}")]
     Child(String),
     /// What was written could not all be stored.
-    #[error("{volume}: not everything that was written could be stored ({errno}); the log says which files")]
+    #[error(
+        "{volume}: not everything that was written could be stored ({errno}): {bytes} bytes are lost; the log says of which \
+         files"
+    )]
     Unflushed {
         /// The volume.
         volume: String,
+        /// What is lost of it.
+        bytes: u64,
         /// The last error.
         errno: chronofs_core::Errno,
+    },
+    /// The process that served a mount goes on storing what was written.
+    #[error(
+        "{} is unmounted, and not all that was written is stored yet ({what}); process {pid} keeps it and goes on for as \
+         long as it takes; `kill {pid}` gives up what cannot be stored", dir.display()
+    )]
+    StillStoring {
+        /// Where it was mounted.
+        dir: PathBuf,
+        /// The process.
+        pid: u32,
+        /// What is not stored, and why.
+        what: String,
     },
     /// The operating system refused.
     #[error("cannot {action}: {source}")]

@@ -6,6 +6,8 @@ use super::options::MountOptions;
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
 use crate::fuse::pages::{self, Pages};
+use crate::objects::direct::{self, DirectKeys};
+use crate::objects::outage::{OnStoreOutage, Patience};
 use crate::vfs::{Labels, Vfs};
 use chronofs_blocks::DiskCache;
 use chronofs_core::Version;
@@ -38,6 +40,10 @@ pub struct MountSpec {
     pub disk_cache: Option<DiskCacheSpec>,
     /// How people call the volume.
     pub volume: String,
+    /// What becomes of operations while the block store cannot be used.
+    pub on_store_outage: OnStoreOutage,
+    /// Credentials of the bucket, if this mount uses its own.
+    pub direct: Option<DirectKeys>,
 }
 
 /// Where and how large a disk cache is.
@@ -68,12 +74,21 @@ impl Mounted {
             .enable_all()
             .build()
             .map_err(MountError::system("start threads"))?;
+        let direct = match spec.direct {
+            Some(keys) => Some(
+                runtime
+                    .block_on(direct::open(&spec.source, keys))
+                    .map_err(|reason| MountError::Direct { volume: spec.volume.clone(), reason })?,
+            ),
+            None => None,
+        };
         let wanted = Wanted {
             source: spec.source,
             credentials: spec.credentials,
             client_name: client_name(&spec.dir),
             at: spec.at,
             read_only: spec.options.read_only() || spec.at.is_some(),
+            direct: direct.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
         let (connection, welcome, events) = opened
@@ -82,7 +97,7 @@ impl Mounted {
         let disk = spec.disk_cache.map(|disk| DiskCache::start(&disk.dir, disk.bytes_max));
         let vfs = {
             let _within = runtime.enter();
-            Vfs::new(connection, &welcome, events, labels, disk)
+            Vfs::new(connection, &welcome, events, labels, disk, direct, Patience::new(spec.on_store_outage))
         };
         let volume = welcome.volume.name.clone();
         let (session, pages) = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;
@@ -108,11 +123,12 @@ impl Mounted {
         if let Err(error) = ended {
             tracing::error!("serving {}: {error}", dir.display());
         }
-        finish(&runtime, &vfs, &volume)
+        finish(&runtime, &vfs, &volume, std::future::pending())
     }
 
     /// Waits until the mount is unmounted or SIGTERM or SIGINT asks for it; programs that still use it then get
-    /// errors once everything that was written is stored.
+    /// errors once everything that was written is stored. Another such signal after that gives up what the block store
+    /// does not take.
     pub fn wait_or_signal(self) -> Result<(), MountError> {
         let Mounted { runtime, vfs, session, pages, dir, volume } = self;
         let (ended, signalled) = tokio::sync::oneshot::channel();
@@ -136,7 +152,7 @@ impl Mounted {
         } else if let Ok(Err(error)) = joiner.join() {
             tracing::error!("serving {}: {error}", dir.display());
         }
-        finish(&runtime, &vfs, &volume)
+        finish(&runtime, &vfs, &volume, asked_to_stop())
     }
 
     /// Unmounts, stores everything that was written, and ends the session.
@@ -169,11 +185,17 @@ impl Unmounter {
     }
 }
 
-fn finish(runtime: &Runtime, vfs: &Arc<Vfs>, volume: &str) -> Result<(), MountError> {
-    let stored = runtime.block_on(vfs.shut_down());
+fn finish(
+    runtime: &Runtime,
+    vfs: &Arc<Vfs>,
+    volume: &str,
+    forced: impl Future<Output = ()>,
+) -> Result<(), MountError> {
+    let stored = runtime.block_on(vfs.shut_down(forced));
     stored.map_err(|errno| {
-        tracing::error!("not everything that was written could be stored: {errno}");
-        MountError::Unflushed { volume: volume.to_owned(), errno }
+        let bytes = vfs.unstored();
+        tracing::error!(bytes, "not everything that was written could be stored: {errno}");
+        MountError::Unflushed { volume: volume.to_owned(), bytes, errno }
     })?;
     tracing::info!("unmounted; everything that was written is stored");
     Ok(())

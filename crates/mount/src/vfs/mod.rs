@@ -26,8 +26,9 @@ pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED};
 use crate::connection::{Connection, Event};
 use crate::data::{Config, Data};
 use crate::objects;
+use crate::objects::outage::Patience;
 use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
-use chronofs_blocks::DiskCache;
+use chronofs_blocks::{DiskCache, RemoteStore};
 use chronofs_core::ops::{Reply, Request, StatFs};
 use chronofs_core::{Attr, Caller, Errno, Ino, Version};
 use chronofs_wire::message::Welcome;
@@ -71,6 +72,7 @@ pub(crate) struct Vfs {
     files: Files,
     rights: Rights,
     labels: Labels,
+    patience: Arc<Patience>,
     root: Ino,
     read_only: bool,
     at: Option<Version>,
@@ -86,10 +88,12 @@ impl Vfs {
         events: UnboundedReceiver<Event>,
         labels: Labels,
         disk: Option<Arc<DiskCache>>,
+        direct: Option<Arc<RemoteStore>>,
+        patience: Arc<Patience>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
-        let port = objects::port(&welcome.store, &connection);
+        let port = objects::port(&welcome.store, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,
             incarnation: welcome.incarnation,
@@ -109,6 +113,7 @@ impl Vfs {
             files: Files::default(),
             rights: Rights::new(),
             labels,
+            patience,
             root: welcome.root,
             read_only: welcome.read_only,
             at: welcome.at,
@@ -168,12 +173,13 @@ impl Vfs {
         }
     }
 
-    /// Ends the mount: takes no more, publishes everything, waits until it is durable, says goodbye. Waits for a server
-    /// that is away as long as there is anything that would be lost.
-    pub(crate) async fn shut_down(&self) -> Result<(), Errno> {
+    /// Ends the mount: takes no more, publishes everything, waits until it is durable, says goodbye. Waits for servers
+    /// that are away as long as there is anything that would be lost; for the block store until `forced`, or a while if
+    /// operations are to fail.
+    pub(crate) async fn shut_down(&self, forced: impl Future<Output = ()>) -> Result<(), Errno> {
         // Programs may go on writing to a mount that was taken out of sight.
         self.data.close();
-        let flushed = self.flush_for_good().await;
+        let flushed = self.flush_for_good(forced).await;
         let status = self.connection.status();
         let synced = if status.waiting + status.undurable > 0 && !self.read_only {
             self.sync().await.map(drop)
@@ -206,20 +212,35 @@ impl Vfs {
     }
 
     /// Publishes everything for the last time: what is not stored now is lost, so passing trouble is waited out.
-    async fn flush_for_good(&self) -> Result<(), Errno> {
-        let give_up = Instant::now() + LAST_PATIENCE;
+    async fn flush_for_good(&self, forced: impl Future<Output = ()>) -> Result<(), Errno> {
+        tokio::pin!(forced);
+        let (mut is_forced, mut give_up) = (false, None);
         loop {
-            let flushed = self.data.flush_all().await;
+            let flushing = self.data.flush_all();
+            tokio::pin!(flushing);
+            let flushed = tokio::select! {
+                flushed = &mut flushing => flushed,
+                () = &mut forced, if !is_forced => {
+                    is_forced = true;
+                    self.patience.give_up();
+                    flushing.await
+                }
+            };
             if !self.data.is_unclean() {
                 return flushed;
             }
             let errno = flushed.err().unwrap_or(Errno::EIO);
-            if Instant::now() >= give_up {
+            if is_forced || Instant::now() >= *give_up.get_or_insert_with(|| Instant::now() + LAST_PATIENCE) {
                 return Err(errno);
             }
             tracing::warn!("not everything that was written could be stored yet ({errno}); trying again");
             tokio::time::sleep(LAST_RETRY).await;
         }
+    }
+
+    /// Bytes that were written and are not stored.
+    pub(crate) fn unstored(&self) -> u64 {
+        self.data.unpublished()
     }
 
     /// How long the kernel may believe what is said now; `None` when nothing may be believed past the answer.

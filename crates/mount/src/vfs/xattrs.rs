@@ -1,8 +1,9 @@
 //! Extended attributes: those of files, and two that the mount itself answers on any of its files.
 
 use super::{Vfs, reply};
+use crate::objects::outage::OnStoreOutage;
 use bytes::Bytes;
-use chronofs_blocks::CacheFigures;
+use chronofs_blocks::{CacheFigures, StoreOutage};
 use chronofs_core::ops::{Reply, Request, XattrMode};
 use chronofs_core::{Caller, Errno, Ino};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,19 @@ pub struct Status {
     pub shared: bool,
     /// Requests without an answer.
     pub waiting: usize,
+    /// Bytes that were written and are not stored.
+    #[serde(default)]
+    pub unstored_bytes: u64,
+    /// What operations do that need the block store while it cannot be used.
+    pub on_store_outage: OnStoreOutage,
+    /// Since when and why the block store cannot be used, if it cannot.
+    pub store_outage: Option<StoreOutage>,
+    /// Reads of a bucket that were sent a second time because the first answer took long.
+    #[serde(default)]
+    pub hedged_reads: u64,
+    /// Of those, how many were answered by the second request.
+    #[serde(default)]
+    pub hedged_reads_won: u64,
     /// The process.
     pub pid: u32,
     /// The disk cache, if there is one.
@@ -101,7 +115,7 @@ impl Vfs {
     }
 
     fn status(&self) -> Status {
-        let connection = self.connection.status();
+        let (connection, hedges) = (self.connection.status(), self.data.hedges());
         Status {
             volume: self.labels.volume.clone(),
             dir: self.labels.dir.display().to_string(),
@@ -113,6 +127,11 @@ impl Vfs {
             server: connection.address,
             shared: self.ttl().is_none(),
             waiting: connection.waiting,
+            unstored_bytes: self.unstored(),
+            on_store_outage: self.patience.on_outage,
+            store_outage: self.patience.outage(),
+            hedged_reads: hedges.sent,
+            hedged_reads_won: hedges.won,
             pid: std::process::id(),
             disk_cache: self.data.disk().map(|disk| disk.figures()),
         }

@@ -117,6 +117,8 @@ pub fn mount_if_asked() {
         options,
         disk_cache: None,
         volume: "docs".to_owned(),
+        on_store_outage: Default::default(),
+        direct: None,
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let said = PathBuf::from(format!("{dir}.said"));
@@ -264,7 +266,7 @@ impl Mount {
 
     /// umount(8); everything is stored when its process ends well.
     pub fn unmount(mut self) {
-        chronofs_mount::stop(&self.dir, |_| {}).unwrap();
+        chronofs_mount::stop(&self.dir, false, |_| {}).unwrap();
         self.ended_well();
     }
 
