@@ -11,12 +11,13 @@ mod sim;
 
 use sim::world::World;
 
-/// How many calls were replayed late and after a mark, and how many objects were deleted while things failed.
-fn run(seed: u64) -> (usize, usize) {
+/// How many calls were replayed late and after a mark, how many objects were deleted while things failed, and how many
+/// objects of packed slices there are in the end.
+fn run(seed: u64) -> [usize; 3] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
-    (world.late_after_mark, world.deleted_meanwhile)
+    [world.late_after_mark, world.deleted_meanwhile, world.packs_in_the_end]
 }
 
 #[test]
@@ -26,19 +27,22 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let (mut late, mut deleted) = (0, 0);
+    let mut sums = [0; 3];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
-            Ok(run) => (late, deleted) = (late + run.0, deleted + run.1),
+            Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
             Err(panic) => {
                 eprintln!("seed {seed} failed; run it again with CHRONOFS_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
     }
+    let [late, deleted, packs] = sums;
     eprintln!(
-        "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile"
+        "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {packs} \
+         objects of packed slices in the end"
     );
     assert!(late > 0 || cases < 2_000, "no call was replayed late and after a mark");
     assert!(deleted > 0 || cases < 2_000, "no object was deleted while things failed");
+    assert!(packs > 0 || cases < 2_000, "nothing was packed");
 }

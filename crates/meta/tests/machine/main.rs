@@ -7,6 +7,7 @@ mod common;
 mod damaged;
 mod forget;
 mod late;
+mod pack;
 mod past;
 mod rights;
 mod signing;
