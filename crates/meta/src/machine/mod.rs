@@ -151,6 +151,8 @@ pub enum Event {
     Garbage(Uuid, Vec<ObjectId>),
     /// [`Effect::Pack`] was carried out, or could not be.
     Packed(Box<PackJob>, Result<Packed, String>),
+    /// The admin server says whether this start owns the store.
+    Owner(bool),
 }
 
 /// Someone waits until a version is durable.
@@ -234,6 +236,8 @@ pub struct Machine {
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
     ages: Ages,
+    /// Until then it is known that no other start has taken the store over.
+    owns_until_ns: Option<u64>,
 }
 
 impl Machine {
@@ -270,6 +274,7 @@ impl Machine {
             parked: 0,
             forget_turn: 0,
             ages: Ages::default(),
+            owns_until_ns: None,
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
@@ -361,6 +366,7 @@ impl Machine {
             Event::Deleted(done) => self.objects_deleted(group, &done)?,
             Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
             Event::Packed(job, result) => self.packed(group, &job, &result),
+            Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())

@@ -216,7 +216,9 @@ impl Machine {
         };
         let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
         let due = volume.packing.is_due(staged, group.steady_ns, &self.config);
-        if !due || volume.store.is_none() || volume.problem.is_some() {
+        let served = volume.store.is_some() && volume.problem.is_none();
+        // Another copy of the same metadata would use the same names.
+        if !due || !served || !self.owns_store(group.steady_ns) {
             return Ok(None);
         }
         match self.system(group, &SystemRequest::GrantPack { volume: id })? {
