@@ -4,16 +4,17 @@
 //! header, 64 bytes    magic "CFSOBJ01" | format u16 | header length u16 | incarnation u16 | 0 u16
 //!                     | volume (16 bytes) | session u64 | n u64 | 0 (12 bytes) | CRC32C of the 60 bytes before
 //! slices              the stored bytes of each, one after the other
-//! index               64 bytes for each slice: inode u64 | sequence u64 | at u64 | slice index u32 | block u32
-//!                     | offset u32 | len u32 | stored length u32 | full length u32 | CRC32C u32 | codec u8
-//!                     | 0 (11 bytes)
+//! index               64 bytes for each slice: inode u64 | session u64 | n u64 | at u64 | slice index u32
+//!                     | block u32 | offset u32 | len u32 | stored length u32 | full length u32 | CRC32C u32
+//!                     | incarnation u16 | codec u8 | 0
 //! footer, 32 bytes    index at u64 | slices u32 | CRC32C of the index u32 | 0 u32
 //!                     | CRC32C of the 20 bytes before u32 | magic "CFSOBJND"
 //! ```
 //!
 //! Reading a file needs none of this: rows say where a slice lies. Header and index are for a salvage that has
 //! only the bucket: it reads the tail, then the index, and learns of each slice which bytes of which file it was
-//! and, from session and sequence, in what order the slices of a session were written.
+//! and, from session, n and slice index, in what order the slices of a session were written. These are the slice's id:
+//! a slice that was packed was born elsewhere.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chronofs_core::slice::{Codec, Seal};
@@ -39,8 +40,6 @@ pub const OBJECT_BYTES_MAX: usize = 16 << 20;
 pub struct Entry {
     /// The file it was written to.
     pub ino: Ino,
-    /// Its place in the order in which its session wrote.
-    pub sequence: u64,
     /// Where in the object its stored bytes begin.
     pub at: u64,
     /// Number of the block.
@@ -121,7 +120,6 @@ pub enum FormatError {
 /// Puts sealed slices together into an object.
 #[derive(Debug)]
 pub struct ObjectWriter {
-    header: Header,
     bytes: BytesMut,
     entries: Vec<Entry>,
 }
@@ -132,17 +130,21 @@ impl ObjectWriter {
         let header = Header { volume, id };
         let mut bytes = BytesMut::with_capacity(HEADER_LEN + capacity + ENTRY_LEN + FOOTER_LEN);
         bytes.put_slice(&encode_header(&header));
-        ObjectWriter { header, bytes, entries: Vec::new() }
+        ObjectWriter { bytes, entries: Vec::new() }
     }
 
     /// Adds a slice; gives where in the object it lies (as `entry.at` will say, whatever it says now).
     pub fn push(&mut self, entry: Entry, stored: &[u8]) -> u64 {
-        assert_eq!(entry.seal.id.object, self.header.id, "a slice is born in the object of its id");
         assert_eq!(entry.seal.stored_len as usize, stored.len(), "a seal fits the bytes it seals");
         let at = self.bytes.len() as u64;
         self.bytes.put_slice(stored);
         self.entries.push(Entry { at, ..entry });
         at
+    }
+
+    /// Slices so far.
+    pub fn count(&self) -> usize {
+        self.entries.len()
     }
 
     /// The whole object.
@@ -183,8 +185,10 @@ fn encode_header(header: &Header) -> [u8; HEADER_LEN] {
 }
 
 fn put_entry(bytes: &mut BytesMut, entry: &Entry) {
+    let object = entry.seal.id.object;
     bytes.put_u64_le(entry.ino.0);
-    bytes.put_u64_le(entry.sequence);
+    bytes.put_u64_le(object.session.0);
+    bytes.put_u64_le(object.n);
     bytes.put_u64_le(entry.at);
     bytes.put_u32_le(entry.seal.id.index);
     bytes.put_u32_le(entry.block);
@@ -193,12 +197,13 @@ fn put_entry(bytes: &mut BytesMut, entry: &Entry) {
     bytes.put_u32_le(entry.seal.stored_len);
     bytes.put_u32_le(entry.seal.full_len);
     bytes.put_u32_le(entry.seal.crc32c);
+    bytes.put_u16_le(object.incarnation);
     bytes.put_u8(match entry.seal.codec {
         Codec::Raw => 0,
         Codec::Lz4 => 1,
         Codec::Zstd => 2,
     });
-    bytes.put_bytes(0, 11);
+    bytes.put_u8(0);
 }
 
 /// Takes numbers off the front of a part whose length was checked.
@@ -267,7 +272,7 @@ pub fn read_footer(tail: &[u8], object_len: u64) -> Result<Footer, FormatError> 
 }
 
 /// Reads the index from its bytes (`footer.index_at`, for [`Footer::index_len`]).
-pub fn read_index(id: ObjectId, footer: &Footer, bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
+pub fn read_index(footer: &Footer, bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
     let part = "index";
     if bytes.len() != footer.index_len() {
         let expected = footer.index_len() as u64;
@@ -275,15 +280,16 @@ pub fn read_index(id: ObjectId, footer: &Footer, bytes: &[u8]) -> Result<Vec<Ent
     }
     check(part, bytes, footer.crc32c)?;
     let entries = bytes.chunks_exact(ENTRY_LEN).zip(0..);
-    entries.map(|(bytes, n)| read_entry(id, footer, bytes, n)).collect()
+    entries.map(|(bytes, n)| read_entry(footer, bytes, n)).collect()
 }
 
-fn read_entry(object: ObjectId, footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, FormatError> {
+fn read_entry(footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, FormatError> {
     let mut fields = Fields(bytes);
-    let (ino, sequence, at) = (Ino(fields.u64()), fields.u64(), fields.u64());
-    let id = SliceId { object, index: fields.u32() };
+    let (ino, session, n) = (Ino(fields.u64()), SessionId(fields.u64()), fields.u64());
+    let (at, index) = (fields.u64(), fields.u32());
     let (block, offset, len) = (fields.u32(), fields.u32(), fields.u32());
     let (stored_len, full_len, crc32c) = (fields.u32(), fields.u32(), fields.u32());
+    let id = SliceId { object: ObjectId { incarnation: fields.u16(), session, n }, index };
     let codec = match fields.take::<1>() {
         [0] => Codec::Raw,
         [1] => Codec::Lz4,
@@ -295,7 +301,7 @@ fn read_entry(object: ObjectId, footer: &Footer, bytes: &[u8], entry: u32) -> Re
         return Err(FormatError::Entry { entry, reason: "stored bytes outside the object's slices" });
     }
     let seal = Seal { id, codec, stored_len, full_len, crc32c };
-    Ok(Entry { ino, sequence, at, block, offset, len, seal })
+    Ok(Entry { ino, at, block, offset, len, seal })
 }
 
 fn check(part: &'static str, bytes: &[u8], expected: u32) -> Result<(), FormatError> {
@@ -320,7 +326,7 @@ impl Object {
         let footer = read_footer(&bytes, bytes.len() as u64)?;
         let start = usize::try_from(footer.index_at).unwrap_or(usize::MAX).min(bytes.len());
         let index = bytes.get(start..start.saturating_add(footer.index_len())).unwrap_or(&[]);
-        let entries = read_index(header.id, &footer, index)?;
+        let entries = read_index(&footer, index)?;
         Ok(Object { header, entries, bytes })
     }
 

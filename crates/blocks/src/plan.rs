@@ -61,8 +61,6 @@ pub struct Target {
     pub ino: Ino,
     /// How to compress.
     pub compression: Compression,
-    /// Place of this write in the order in which the session writes.
-    pub sequence: u64,
 }
 
 /// Written ranges, cut at the borders of blocks and grouped by the object they would go to.
@@ -164,8 +162,8 @@ fn place_group(
             Some((seal, stored)) if stored.len() <= INLINE_MAX => (Place::Inline(seal, stored), None),
             Some((seal, stored)) if staged => (Place::Staged(seal), Some(stored)),
             Some((seal, stored)) => {
-                let (ino, sequence) = (target.ino, target.sequence);
-                let entry = Entry { ino, sequence, at: 0, block: cut.block, offset: cut.offset, len, seal };
+                let ino = target.ino;
+                let entry = Entry { ino, at: 0, block: cut.block, offset: cut.offset, len, seal };
                 let writer = object.get_or_insert_with(|| ObjectWriter::new(target.volume, id, capacity));
                 (Place::Object(seal, writer.push(entry, &stored)), None)
             }
@@ -202,7 +200,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn target() -> Target {
-        Target { volume: Uuid::from_u128(1), ino: Ino(5), compression: Compression::Lz4, sequence: 9 }
+        Target { volume: Uuid::from_u128(1), ino: Ino(5), compression: Compression::Lz4 }
     }
 
     fn planned(pieces: &[Piece], block_size: u32) -> Sealed {
@@ -267,9 +265,10 @@ mod tests {
                 assert_eq!((object.header.id, object.header.volume), (*id, Uuid::from_u128(1)));
                 let entry = object.entries.iter().find(|e| e.seal.id == seal.id).unwrap();
                 assert_eq!((entry.at, entry.block, entry.offset), (*at, new.block, new.slice.offset));
-                assert_eq!((entry.ino, entry.sequence, entry.len), (Ino(5), 9, new.slice.len));
+                assert_eq!((entry.ino, entry.len), (Ino(5), new.slice.len));
                 (seal, object.stored(entry).unwrap())
             }
+            Place::Moved(..) => panic!("only the server moves slices"),
         };
         open(seal, stored).unwrap().to_vec()
     }

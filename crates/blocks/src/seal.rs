@@ -89,16 +89,23 @@ fn compress(compression: Compression, bytes: &Bytes) -> (Codec, Bytes) {
     }
 }
 
-/// The bytes that were sealed, verified.
-pub fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, OpenError> {
+/// Whether these are the bytes that were stored.
+pub fn verify(seal: &Seal, stored: &[u8]) -> Result<(), OpenError> {
     let slice = seal.id;
     if stored.len() != seal.stored_len as usize {
         return Err(OpenError::Length { slice, expected: seal.stored_len, found: stored.len() });
     }
-    let found = crc32c::crc32c(&stored);
+    let found = crc32c::crc32c(stored);
     if found != seal.crc32c {
         return Err(OpenError::Checksum { slice, expected: seal.crc32c, found });
     }
+    Ok(())
+}
+
+/// The bytes that were sealed, verified.
+pub fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, OpenError> {
+    verify(seal, &stored)?;
+    let slice = seal.id;
     let content =
         |reason: String| OpenError::Content { slice, codec: seal.codec, expected: seal.full_len, reason };
     if seal.full_len > FULL_LEN_MAX {

@@ -6,7 +6,7 @@ use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::collect::{GcStatus, StoreListing, VolumeCollection};
-use chronofs_meta::machine::CollectionShown;
+use chronofs_meta::machine::{CollectionShown, PackingShown};
 use chronofs_meta::{Checked, StartConfig, Timing};
 use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
@@ -24,9 +24,12 @@ pub(crate) struct Folder {
     db_folder: PathBuf,
 }
 
-/// For tests that cannot wait.
+/// The hidden ones are for tests that cannot wait.
 #[derive(Args, Debug)]
 pub(crate) struct TimingArgs {
+    /// Pack small slices into objects of the block store when they are so old, sooner when they are 16 MiB
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pack_after: u64,
     /// Seconds that what nothing names any more stays
     #[arg(long, value_name = "SECONDS", hide = true)]
     slice_life: Option<u64>,
@@ -41,6 +44,7 @@ impl TimingArgs {
         Timing {
             slice_life: self.slice_life.map_or(usual.slice_life, Duration::from_secs),
             horizon_step: self.horizon_step.map_or(usual.horizon_step, Duration::from_secs),
+            pack_after: Duration::from_secs(self.pack_after),
         }
     }
 }
@@ -188,8 +192,17 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
         }
     }
     let volumes = serde_json::to_value(&status.volumes)?;
-    status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.collection));
-    let columns = [("VOLUME", "name"), ("MOUNTS", "sessions"), ("PROBLEM", "problem")];
+    for volume in &status.volumes {
+        warn_of(&volume.name, &volume.collection);
+        warn_of_packing(&volume.name, &volume.packing);
+    }
+    let columns = [
+        ("VOLUME", "name"),
+        ("MOUNTS", "sessions"),
+        ("TO BE PACKED", "/tally/staged/count"),
+        ("SIZE", "/tally/staged/bytes"),
+        ("PROBLEM", "problem"),
+    ];
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))
 }
 
@@ -234,6 +247,8 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         ("VOLUME", "name"),
         ("OBJECTS", "/held/count"),
         ("SIZE", "/held/bytes"),
+        ("TO BE PACKED", "/to_pack/count"),
+        ("SIZE", "/to_pack/bytes"),
         ("WAITING", "/retired/count"),
         ("SIZE", "/retired/bytes"),
         ("COULD GO", "/due/count"),
@@ -252,7 +267,10 @@ fn show_gc(status: &GcStatus) -> Result<()> {
              Has another server taken over (the log says so)?",
         );
     }
-    status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.shown));
+    for volume in &status.volumes {
+        warn_of(&volume.name, &volume.shown);
+        warn_of_packing(&volume.name, &volume.packing);
+    }
     status.stores.iter().try_for_each(show_store)
 }
 
@@ -271,6 +289,12 @@ fn warn_of(name: &str, shown: &CollectionShown) {
     }
     if let Some(problem) = &shown.problem {
         output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));
+    }
+}
+
+fn warn_of_packing(name: &str, shown: &PackingShown) {
+    if let Some(problem) = &shown.problem {
+        output::warn(format!("volume {name}: small slices stay in the metadata for now: {problem}"));
     }
 }
 

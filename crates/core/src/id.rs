@@ -60,6 +60,11 @@ impl fmt::Debug for Ino {
     }
 }
 
+impl SessionId {
+    /// The metadata server's own, of no client: objects that it packs are named after it.
+    pub const SERVER: SessionId = SessionId(0);
+}
+
 /// An object of a volume: `n` is drawn from the grant of `session` under the volume's `incarnation`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ObjectId {

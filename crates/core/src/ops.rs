@@ -282,6 +282,13 @@ pub enum SystemRequest {
     Keep { volume: uuid::Uuid, id: uuid::Uuid, at: Version, ends: Option<Version>, note: String },
     /// Ends a hold or a pin.
     Release { volume: uuid::Uuid, id: uuid::Uuid },
+    /// Names the next object of the volume that the server packs staged slices into. The one before is over.
+    GrantPack { volume: uuid::Uuid },
+    /// These staged slices lie in the object that was granted last, at these offsets: their bytes leave the metadata.
+    /// Those that are not staged any more, or that no row names, are passed over. With the last of them it is over.
+    MoveStaged { volume: uuid::Uuid, object: ObjectId, slices: Vec<(SliceId, u64)>, last: bool },
+    /// Nothing more will be said to lie in the object that was granted last.
+    EndPack { volume: uuid::Uuid },
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

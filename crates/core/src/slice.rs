@@ -3,7 +3,7 @@
 //! A block of a file is the newest-wins overlay of its slices, ordered by [`SliceKey`]; what no slice covers is
 //! a hole. Each slice is sealed by itself (crate `blocks`), so it can be moved without being opened.
 
-use crate::{SliceId, Version};
+use crate::{ObjectId, SliceId, Version};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,9 @@ pub enum Place {
     Staged(Seal),
     /// In the object of the slice's id, at this offset.
     Object(Seal, u64),
+    /// In another object than that of the slice's id, at this offset: packed there by the metadata server. Rows never
+    /// say so; it is how replies show staged slices whose bytes were moved.
+    Moved(Seal, ObjectId, u64),
 }
 
 impl Place {
@@ -51,7 +54,10 @@ impl Place {
     pub fn seal(&self) -> Option<&Seal> {
         match self {
             Place::Hole => None,
-            Place::Inline(seal, _) | Place::Staged(seal) | Place::Object(seal, _) => Some(seal),
+            Place::Inline(seal, _)
+            | Place::Staged(seal)
+            | Place::Object(seal, _)
+            | Place::Moved(seal, ..) => Some(seal),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, DeletedObjects, Event, SharedView};
+use crate::machine::{CollectionShown, DeletedObjects, Event, PackingShown, SharedView};
 use crate::server::objects::Stores;
 use chronofs_blocks::{StorePort, parse_object_name};
 use chronofs_core::{ObjectId, Version, VolumeIndex};
@@ -53,8 +53,11 @@ pub struct GcStatus {
 pub struct VolumeCollection {
     /// Its name.
     pub name: String,
-    /// Objects and staged slices that rows name, live or past.
+    /// Objects and small slices that rows name, live or past.
     pub held: Sum,
+    /// Of them slices whose bytes are still in the metadata: they wait to be packed.
+    #[serde(default)]
+    pub to_pack: Sum,
     /// Of these bytes so many are needed by what is there now; the past costs the rest. Only after a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_bytes: Option<u64>,
@@ -67,6 +70,9 @@ pub struct VolumeCollection {
     /// How it goes.
     #[serde(flatten)]
     pub shown: CollectionShown,
+    /// How the packing of small slices goes.
+    #[serde(default)]
+    pub packing: PackingShown,
 }
 
 /// A block store as it was found.
@@ -314,8 +320,10 @@ impl Collector {
     pub async fn status(&self, dry_run: bool) -> Result<GcStatus, String> {
         let asked = self.ask(|core, steady_ns| {
             let live = core.machine.volumes().filter(|volume| volume.row.deleted.is_none());
-            let volumes =
-                live.map(|volume| (volume.index, volume.row.spec.name.clone(), volume.collection().clone()));
+            let volumes = live.map(|volume| {
+                let shown = (volume.collection().clone(), volume.packing().clone());
+                (volume.index, volume.row.spec.name.clone(), shown)
+            });
             let before = core.machine.collects_before(steady_ns).unwrap_or(Version::ZERO);
             let unconfirmed = !core.machine.owns_store(steady_ns);
             (core.engine.view(), volumes.collect::<Vec<_>>(), before, unconfirmed)
@@ -323,15 +331,25 @@ impl Collector {
         let (view, volumes, before, unconfirmed) = asked.await.ok_or("the executor does not answer")?;
         let reading = tokio::task::spawn_blocking(move || {
             let reads = SharedView(view);
-            let each = volumes.into_iter().map(|(index, name, shown)| {
+            let each = volumes.into_iter().map(|(index, name, (shown, packing))| {
                 let tally = chronofs_namespace::tally(&reads, index)?;
                 let due = chronofs_namespace::retired_since(&reads, index, before)?;
                 let live_bytes = match dry_run {
                     true => Some(chronofs_namespace::live_stored_bytes(&reads, index)?),
                     false => None,
                 };
-                let (held, retired, condemned) = (tally.held, tally.retired, tally.condemned);
-                Ok(VolumeCollection { name, held, live_bytes, retired, due, condemned, shown })
+                let Tally { held, retired, condemned, staged: to_pack, .. } = tally;
+                Ok(VolumeCollection {
+                    name,
+                    held,
+                    to_pack,
+                    live_bytes,
+                    retired,
+                    due,
+                    condemned,
+                    shown,
+                    packing,
+                })
             });
             each.collect::<Result<Vec<_>, ReadStop>>()
         });

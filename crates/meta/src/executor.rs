@@ -2,8 +2,8 @@
 
 use crate::core::{Core, Decided};
 use crate::machine::{
-    ConnId, DeleteJob, Effect, Event, Now, ObjectAction, ObjectJob, ReadJob, SharedView, SignedAnswer,
-    kind_of, objects,
+    ConnId, DeleteJob, Effect, Event, Now, ObjectAction, ObjectJob, PackJob, ReadJob, SharedView,
+    SignedAnswer, kind_of, objects,
 };
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
@@ -56,6 +56,9 @@ pub trait ObjectHandler: Send + Sync + 'static {
 
     /// Deletes objects and tells what became of them.
     fn delete(&self, job: DeleteJob, tell: mpsc::WeakSender<Input>);
+
+    /// Stores staged slices that `view` has in an object, and tells.
+    fn pack(&self, job: PackJob, view: Arc<dyn View>, tell: mpsc::WeakSender<Input>);
 }
 
 /// What the server's clocks show.
@@ -301,6 +304,10 @@ impl Worker {
                 }
             }
             Effect::Delete(job) => self.objects.delete(job, self.queue.clone()),
+            Effect::Pack(job) => {
+                let view = view.get_or_insert_with(|| self.core.engine.view()).clone();
+                self.objects.pack(*job, view, self.queue.clone());
+            }
             Effect::Hurry => self.sync.change(|inner| {
                 inner.hurry = true;
                 inner.dirty();

@@ -2,7 +2,7 @@
 
 use crate::collect::{Collector, GcStatus};
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, Figures, SharedView};
+use crate::machine::{CollectionShown, Figures, PackingShown, SharedView};
 use crate::metrics::Metrics;
 use crate::server::objects::Stores;
 use crate::watched::StoreStatus;
@@ -62,6 +62,9 @@ pub struct VolumeStatus {
     pub tally: Option<Tally>,
     /// How the collection of those that nothing names goes.
     pub collection: CollectionShown,
+    /// How the packing of small slices goes.
+    #[serde(default)]
+    pub packing: PackingShown,
 }
 
 /// What the pages are made of.
@@ -191,6 +194,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
                 problem: volume.problem.clone(),
                 tally: chronofs_namespace::tally(&reads, volume.index).ok(),
                 collection: volume.collection().clone(),
+                packing: volume.packing().clone(),
             });
         let status = Status {
             program: env!("CARGO_PKG_VERSION").to_owned(),

@@ -13,6 +13,7 @@ pub mod files;
 pub mod http;
 pub mod machine;
 pub mod metrics;
+pub mod pack;
 pub mod server;
 mod start;
 mod stores;

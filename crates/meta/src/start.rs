@@ -46,21 +46,24 @@ pub struct StartConfig {
     pub timing: Timing,
 }
 
-/// How long what is forgotten takes to go. Shorter only in tests.
+/// How long things take. Shorter only in tests, but for the packing.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// What no row names any more stays for so long: readers hold where it lies.
     pub slice_life: Duration,
     /// The least that a horizon moves by.
     pub horizon_step: Duration,
+    /// Small slices are packed into objects when they are so old.
+    pub pack_after: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        let Config { slice_life_ms, horizon_step_ms, .. } = Config::default();
+        let Config { slice_life_ms, horizon_step_ms, pack_after_ms, .. } = Config::default();
         Timing {
             slice_life: Duration::from_millis(u64::from(slice_life_ms)),
             horizon_step: Duration::from_millis(u64::from(horizon_step_ms)),
+            pack_after: Duration::from_millis(u64::from(pack_after_ms)),
         }
     }
 }
@@ -234,6 +237,7 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> R
             asks_admin,
             slice_life_ms: ms(timing.slice_life),
             horizon_step_ms: ms(timing.horizon_step),
+            pack_after_ms: ms(timing.pack_after),
             ..Config::default()
         };
         let reads = SharedView(engine.view());

@@ -5,8 +5,10 @@ use crate::machine::SharedView;
 use crate::start::open_engine;
 use crate::stores::open_marked;
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use chronofs_blocks::{StorePort, object_name, seal};
-use chronofs_core::slice::Place;
+use chronofs_core::ObjectId;
+use chronofs_core::slice::{Place, Seal};
 use chronofs_engine::Engine;
 use chronofs_namespace::{HeldFrom, HeldSlice, held_slices, rows};
 use chronofs_wire::admin::AssignedStore;
@@ -149,6 +151,18 @@ impl VolumeBlocks {
     }
 }
 
+async fn in_object<'a>(
+    volume: Uuid,
+    store: &dyn StorePort,
+    seal: &'a Seal,
+    object: ObjectId,
+    at: u64,
+) -> Result<(&'a Seal, Bytes, String), String> {
+    let name = object_name(volume, object);
+    let stored = store.get(&name, at, seal.stored_len).await.map_err(|error| error.to_string())?;
+    Ok((seal, stored, format!("object {name}")))
+}
+
 /// Opens a slice, or says why it cannot be.
 async fn open(volume: Uuid, store: &dyn StorePort, held: &HeldSlice) -> Result<(), String> {
     let (seal, stored, whose) = match &held.slice.place {
@@ -161,11 +175,8 @@ async fn open(volume: Uuid, store: &dyn StorePort, held: &HeldSlice) -> Result<(
                 .ok_or_else(|| format!("the staged bytes of slice {} are not there", seal.id))?;
             (seal, stored, "its staged bytes".to_owned())
         }
-        Place::Object(seal, at) => {
-            let name = object_name(volume, seal.id.object);
-            let stored = store.get(&name, *at, seal.stored_len).await.map_err(|error| error.to_string())?;
-            (seal, stored, format!("object {name}"))
-        }
+        Place::Object(seal, at) => in_object(volume, store, seal, seal.id.object, *at).await?,
+        Place::Moved(seal, object, at) => in_object(volume, store, seal, *object, *at).await?,
     };
     seal::open(seal, stored).map(drop).map_err(|error| format!("{whose}: {error}"))
 }

@@ -12,12 +12,12 @@ mod sim;
 use sim::world::World;
 
 /// How many calls were replayed late and after a mark, how many objects were deleted while things failed, and how many
-/// starts found replays applied in part.
-fn run(seed: u64) -> (usize, usize, usize) {
+/// starts found replays applied in part, how many objects of packed slices there are in the end.
+fn run(seed: u64) -> [usize; 4] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
-    (world.late_after_mark, world.deleted_meanwhile, world.unfinished)
+    [world.late_after_mark, world.deleted_meanwhile, world.unfinished, world.packs_in_the_end]
 }
 
 #[test]
@@ -27,23 +27,23 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let (mut late, mut deleted, mut unfinished) = (0, 0, 0);
+    let mut sums = [0; 4];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
-            Ok(run) => {
-                (late, deleted, unfinished) = (late + run.0, deleted + run.1, unfinished + run.2);
-            }
+            Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
             Err(panic) => {
                 eprintln!("seed {seed} failed; run it again with CHRONOFS_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
     }
+    let [late, deleted, unfinished, packs] = sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {unfinished} \
-         starts found replays applied in part"
+         starts found replays applied in part; {packs} objects of packed slices in the end"
     );
     assert!(unfinished > 0 || cases < 2_000, "no start found replays applied in part");
     assert!(late > 0 || cases < 2_000, "no call was replayed late and after a mark");
     assert!(deleted > 0 || cases < 2_000, "no object was deleted while things failed");
+    assert!(packs > 0 || cases < 2_000, "nothing was packed");
 }

@@ -5,18 +5,21 @@
 //! 3. has the store delete the object,
 //! 4. and commits that it is gone (`Deleted`), which drops the rows.
 //!
-//! Staged slices lie in the same log as their rows, so they go with the commit of step 1. An object that a session was
-//! granted and never published has no row; it is judged by its name when a store is listed.
+//! Staged slices lie in the same log as their rows, so they go with the commit of step 1. So does a slice that was moved
+//! into an object, and with the last of them the object is retired. An object that a session was granted and never
+//! published has no row; it is judged by its name when a store is listed.
 
 use crate::counted::{Ledger, Named};
+use crate::pack::packs;
 use crate::rows::{
-    CLOSED, CONDEMNED, Closed, Condemned, Format, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED,
-    STORE_WIDE, SliceRow, Sum, TALLY, Tally, Volume, number_at, object_key, parse_object_key,
+    CLOSED, CONDEMNED, Closed, Condemned, Format, MOVED, Moved, OBJECT, RETIRED, Refs, Retired, SHARED,
+    SLICE, STAGED, STORE_WIDE, SliceRow, Sum, TALLY, Tally, Volume, number_at, object_key, parse_object_key,
+    parse_staged_key,
 };
 use crate::system::{self, Decided, Steward, SystemReply};
 use bytes::Bytes;
 use chronofs_core::slice::Place;
-use chronofs_core::{ObjectId, SliceId, Version, VolumeIndex};
+use chronofs_core::{ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads};
 use chronofs_history::Snapshot;
 use uuid::Uuid;
@@ -60,6 +63,15 @@ pub fn judge<R: Reads + ?Sized>(
     }
     if condemned {
         return Ok(Judged::Known);
+    }
+    if object.session == SessionId::SERVER {
+        // It is named in the log before anything is stored under the name, and over as soon as the next one is.
+        let packs = packs(&tables, object.incarnation)?;
+        return Ok(match object.n {
+            n if packs.open == Some(n) => Judged::Open,
+            n if n < packs.granted => Judged::Garbage,
+            _ => Judged::Quarantined("the server has not granted it to itself"),
+        });
     }
     if let Some(session) = system::session(reads, object.session)?.filter(|found| found.volume == index) {
         let granted = object.n < session.granted;
@@ -189,8 +201,7 @@ fn damaged(named: Named) -> ReadStop {
         Named::Object(id) => format!("the count of object {id}"),
         Named::Staged(id) => format!("the count of staged slice {id}"),
     };
-    let detail =
-        "it is entered as unnamed, and its count says otherwise; run `chronofs meta verify`".to_owned();
+    let detail = "it is not what the rows that go with it say; run `chronofs meta verify`".to_owned();
     ReadStop::Failed(EngineError::Damaged { what, detail })
 }
 
@@ -311,8 +322,25 @@ impl<R: Reads + ?Sized> Ledger<'_, R> {
             Named::Staged(_) => {
                 self.txn.delete_plain(SHARED, &key);
                 self.txn.delete_plain(STAGED, &key);
+                if let Some(moved) = self.get::<Moved>(MOVED, &key)? {
+                    self.txn.delete_plain(MOVED, &key);
+                    self.unname(moved.object)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    /// A slice that was moved into the object is gone.
+    fn unname(&mut self, object: ObjectId) -> Result<(), ReadStop> {
+        let (named, key) = (Named::Object(object), object_key(object));
+        let refs = self.get::<Refs>(OBJECT, &key)?.filter(|refs| refs.rows > 0 && refs.condemned.is_none());
+        let mut refs = refs.ok_or_else(|| damaged(named))?;
+        refs.rows -= 1;
+        if refs.rows == 0 {
+            self.retire(named, &mut refs)?;
+        }
+        self.txn.put_plain(OBJECT, &key, &refs.encode()?);
         Ok(())
     }
 }
@@ -322,10 +350,7 @@ fn parse_retired(key: &[u8]) -> Result<Named, ReadStop> {
     let object = parse_object_key(id);
     match key.get(8) {
         Some(&Named::OBJECT_KIND) => Ok(Named::Object(object)),
-        Some(&Named::STAGED_KIND) => {
-            let index = id.last_chunk().map_or(0, |part| u32::from_be_bytes(*part));
-            Ok(Named::Staged(SliceId { object, index }))
-        }
+        Some(&Named::STAGED_KIND) => Ok(Named::Staged(parse_staged_key(id))),
         _ => {
             let what = format!("row {} of table {}", key.escape_ascii(), RETIRED.name);
             let detail = "a newer chronofs wrote it; start the newer one".to_owned();

@@ -1,4 +1,5 @@
-//! Counting: how many rows, live and past, name each object and each staged slice.
+//! Counting: how many rows, live and past, name each object and each staged slice. A staged slice goes on being counted
+//! by itself when it was moved into an object ([`crate::pack`]); the object is then named by the slices in it.
 //!
 //! The count is taken from the finished batch of a commit, whatever made it, so no operation can forget to count. What
 //! no row names any more is *retired*: it is entered in a table by time, and collected from there ([`crate::collect`]).
@@ -7,7 +8,7 @@
 
 use crate::ctx::Done;
 use crate::rows::{
-    Format, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED, SliceRow, TALLY, Tally, Volume,
+    Format, MOVED, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED, SliceRow, TALLY, Tally, Volume,
     object_key, parse_slice_key, staged_key,
 };
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Named {
     /// An object in a block store.
     Object(ObjectId),
-    /// A staged slice.
+    /// A slice that is staged, or was and is moved.
     Staged(SliceId),
 }
 
@@ -33,7 +34,7 @@ impl Named {
     /// What a slice is part of, and how many stored bytes that has at least.
     pub(crate) fn by(place: &Place) -> Option<(Named, u64)> {
         match place {
-            Place::Hole | Place::Inline(..) => None,
+            Place::Hole | Place::Inline(..) | Place::Moved(..) => None,
             Place::Staged(seal) => Some((Named::Staged(seal.id), u64::from(seal.stored_len))),
             Place::Object(seal, offset) => {
                 Some((Named::Object(seal.id.object), offset.saturating_add(u64::from(seal.stored_len))))
@@ -183,9 +184,13 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         self.txn.get_plain(table, key)?.map(|row| T::decode(table, key, &row)).transpose()
     }
 
-    fn settle(&mut self, named: Named, delta: Delta, staged: &BTreeSet<Bytes>) -> Done<()> {
+    fn settle(&mut self, named: Named, mut delta: Delta, staged: &BTreeSet<Bytes>) -> Done<()> {
         let (table, key) = named.count();
         let row = self.get::<Refs>(table, &key)?;
+        let moved = matches!(named, Named::Staged(_)) && self.txn.get_plain(MOVED, &key)?.is_some();
+        if moved {
+            delta.bytes = 0;
+        }
         let (new, unshared) = match named {
             Named::Object(_) => (row.is_none(), 0),
             Named::Staged(_) if staged.contains(&STAGED.live_key(self.index, &key)) => (true, 0),
@@ -207,7 +212,15 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         if new && after == 0 {
             return Ok(());
         }
+        let was_held = !new && refs.retired.is_none();
         self.sum(named, &mut refs, delta.bytes, after, new)?;
+        if matches!(named, Named::Staged(_)) && !moved {
+            match (was_held, after > 0) {
+                (false, true) => self.tally.staged.add(refs.bytes),
+                (true, false) => self.tally.staged.take(refs.bytes),
+                _ => {}
+            }
+        }
         refs.rows = after;
         match named {
             Named::Staged(_) if after == 1 && had_row => self.txn.delete_plain(table, &key),
@@ -218,7 +231,7 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
     }
 
     /// Brings the sums and the table by time up to `after` rows.
-    fn sum(
+    pub(crate) fn sum(
         &mut self,
         named: Named,
         refs: &mut Refs,
@@ -237,13 +250,19 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         refs.bytes += more;
         self.tally.held.bytes = self.tally.held.bytes.saturating_add(more);
         if after == 0 {
-            let version = self.txn.version();
-            refs.retired = Some(version);
-            let row = Retired { flags: 0, bytes: refs.bytes };
-            self.txn.put_plain(RETIRED, &named.retired_key(version), &row.encode()?);
-            self.tally.held.take(refs.bytes);
-            self.tally.retired.add(refs.bytes);
+            self.retire(named, refs)?;
         }
+        Ok(())
+    }
+
+    /// From this commit on no row names it.
+    pub(crate) fn retire(&mut self, named: Named, refs: &mut Refs) -> Result<(), ReadStop> {
+        let version = self.txn.version();
+        refs.retired = Some(version);
+        let row = Retired { flags: 0, bytes: refs.bytes };
+        self.txn.put_plain(RETIRED, &named.retired_key(version), &row.encode()?);
+        self.tally.held.take(refs.bytes);
+        self.tally.retired.add(refs.bytes);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Every slice that a row names, live or of the past: for who checks that its bytes are there.
 
+use crate::pack::moved;
 use crate::rows::{Format, SLICE, STAGED, SliceRow, Staged, parse_slice_key, staged_key};
 use bytes::Bytes;
 use chronofs_core::slice::{Place, Slice, SliceKey};
@@ -14,7 +15,7 @@ pub struct HeldSlice {
     pub ino: Ino,
     /// Its place in the file.
     pub key: SliceKey,
-    /// The slice.
+    /// The slice; where it lies now, if its bytes were moved.
     pub slice: Slice,
     /// The stored bytes of a staged slice, if they are there.
     pub staged: Option<Bytes>,
@@ -59,16 +60,20 @@ pub fn held_slices<R: Reads + ?Sized>(
     };
     let mut found = Vec::with_capacity(rows.len());
     for (key, row, until) in rows {
-        let Ok(SliceRow { slice, .. }) = SliceRow::decode(SLICE, &key, &row.value) else { continue };
+        let Ok(SliceRow { mut slice, .. }) = SliceRow::decode(SLICE, &key, &row.value) else { continue };
         let (ino, slice_key) = parse_slice_key(&key);
-        let staged = match &slice.place {
-            Place::Staged(seal) => {
-                let key = staged_key(seal.id);
-                let row = tables.get_plain(STAGED, &key)?;
-                row.and_then(|row| Staged::decode(STAGED, &key, &row).ok()).map(|staged| staged.bytes)
+        let mut staged = None;
+        if let Place::Staged(seal) = &slice.place {
+            let seal = *seal;
+            let key = staged_key(seal.id);
+            let row = tables.get_plain(STAGED, &key)?;
+            staged = row.and_then(|row| Staged::decode(STAGED, &key, &row).ok()).map(|staged| staged.bytes);
+            if staged.is_none()
+                && let Some(moved) = moved(&tables, seal.id)?
+            {
+                slice.place = Place::Moved(seal, moved.object, moved.at);
             }
-            Place::Hole | Place::Inline(..) | Place::Object(..) => None,
-        };
+        }
         found.push(HeldSlice { ino, key: slice_key, slice, staged, since: row.since, until });
     }
     Ok((found, next))

@@ -7,7 +7,7 @@
 use crate::ctx::Done;
 use crate::look::without_privileges;
 use crate::op::Op;
-use crate::rows::{Body, Format, Inode, SLICE, STAGED, SliceRow, Staged, slice_key, staged_key};
+use crate::rows::{Body, Format, Inode, MOVED, SLICE, STAGED, SliceRow, Staged, slice_key, staged_key};
 use crate::slices::{self, visible};
 use chronofs_core::ops::{Merge, Reply, SLICES_PER_BLOCK_CAP, SLICES_PER_PUBLISH_MAX};
 use chronofs_core::slice::{Codec, INLINE_MAX, NewSlice, Place, STAGED_MAX, Seal, Slice, SliceKey};
@@ -183,10 +183,22 @@ impl<R: Reads + ?Sized> Op<'_, R> {
     fn insert_slice(&mut self, ino: Ino, key: SliceKey, slice: Slice, new: &NewSlice) -> Done<()> {
         if let (Place::Staged(seal), Some(bytes)) = (&slice.place, &new.staged) {
             let staged_key = staged_key(seal.id);
-            if self.txn.get_plain(STAGED, &staged_key)?.is_some() {
+            let taken = self.txn.get_plain(STAGED, &staged_key)?.is_some()
+                || self.txn.get_plain(MOVED, &staged_key)?.is_some();
+            if taken {
                 return Err(Errno::EINVAL.into());
             }
-            let row = Staged { flags: 0, ino, block: key.block, bytes: bytes.clone() };
+            let row = Staged {
+                flags: 0,
+                ino,
+                block: key.block,
+                offset: slice.offset,
+                len: slice.len,
+                codec: seal.codec,
+                full_len: seal.full_len,
+                crc32c: seal.crc32c,
+                bytes: bytes.clone(),
+            };
             self.txn.put_plain(STAGED, &staged_key, &row.encode()?);
         }
         self.txn.insert(SLICE, &slice_key(ino, key), &SliceRow { flags: 0, slice }.encode()?);

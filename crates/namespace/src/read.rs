@@ -92,7 +92,8 @@ fn blocks<R: Reads + Copy>(
     Ok(Reply::Slices(place(look, found, budget)?.0))
 }
 
-/// Fetches the bytes of staged slices as far as `budget` goes, and says whether all came along.
+/// Fetches the bytes of staged slices as far as `budget` goes, and says whether all came along. Those that were moved are
+/// shown where they lie now.
 fn place<R: Reads + Copy>(
     look: &Look<'_, R>,
     found: Vec<(SliceKey, Slice)>,
@@ -100,25 +101,31 @@ fn place<R: Reads + Copy>(
 ) -> Done<(Vec<PlacedSlice>, bool)> {
     let mut whole = true;
     let mut placed = Vec::with_capacity(found.len());
-    for (key, slice) in found {
-        let staged = match &slice.place {
-            Place::Staged(seal) if seal.stored_len as usize <= budget => {
-                budget -= seal.stored_len as usize;
-                Some(staged_bytes(look, seal.id)?.ok_or_else(|| lost(seal.id))?.bytes)
+    for (key, mut slice) in found {
+        let mut staged = None;
+        if let Place::Staged(seal) = &slice.place {
+            let seal = *seal;
+            let fits = seal.stored_len as usize <= budget;
+            let row = if fits { staged_row(look, seal.id)? } else { None };
+            match row {
+                Some(row) => {
+                    budget -= seal.stored_len as usize;
+                    staged = Some(row.bytes);
+                }
+                None => match crate::pack::moved(&look.tables, seal.id)? {
+                    Some(moved) => slice.place = Place::Moved(seal, moved.object, moved.at),
+                    None if fits => return Err(lost(seal.id).into()),
+                    // What comes later comes with its own request: a reader gets a prefix.
+                    None => (whole, budget) = (false, 0),
+                },
             }
-            Place::Staged(_) => {
-                // What comes later comes with its own request: a reader gets a prefix.
-                (whole, budget) = (false, 0);
-                None
-            }
-            _ => None,
-        };
+        }
         placed.push(PlacedSlice { key, slice, staged });
     }
     Ok((placed, whole))
 }
 
-fn staged_bytes<R: Reads + Copy>(look: &Look<'_, R>, id: SliceId) -> Result<Option<Staged>, ReadStop> {
+fn staged_row<R: Reads + Copy>(look: &Look<'_, R>, id: SliceId) -> Result<Option<Staged>, ReadStop> {
     let key = staged_key(id);
     look.tables.get_plain(STAGED, &key)?.map(|row| Staged::decode(STAGED, &key, &row)).transpose()
 }
@@ -127,13 +134,13 @@ fn lost(id: SliceId) -> ReadStop {
     missing("staged bytes of a slice", Ino(id.object.n))
 }
 
-/// Stored bytes of staged slices of a file. Errors: EINVAL for what is no staged slice of it.
+/// Stored bytes of staged slices of a file. Errors: EINVAL for what is no staged slice of it, or not any more.
 fn staged<R: Reads + Copy>(look: &Look<'_, R>, ino: Ino, ids: &[SliceId]) -> Done<Reply> {
     require_file(&look.named(ino)?)?;
     let mut found: Vec<Bytes> = Vec::new();
     let mut sum = 0;
     for id in ids {
-        let row = staged_bytes(look, *id)?.filter(|row| row.ino == ino).ok_or(Errno::EINVAL)?;
+        let row = staged_row(look, *id)?.filter(|row| row.ino == ino).ok_or(Errno::EINVAL)?;
         sum += row.bytes.len();
         if sum > REPLY_BYTES_MAX && !found.is_empty() {
             break;

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use chronofs_core::name::Position;
 use chronofs_core::ops::{Missed, Scope};
-use chronofs_core::slice::{Slice, SliceKey};
+use chronofs_core::slice::{Codec, Seal, Slice, SliceKey};
 use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Attr, Errno, FileKind, Ino, ObjectId, SessionId, SliceId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop};
@@ -35,9 +35,11 @@ pub const STAGED: Table = Table { number: 0x20, key_len: 22, name: "staged" };
 pub const ORPHAN: Table = Table { number: 0x21, key_len: 8, name: "orphan" };
 /// The volume's counters, one row. Key: none.
 pub const COUNTERS: Table = Table { number: 0x22, key_len: 0, name: "counters" };
-/// How many rows, live and past, name a staged slice; where there is none, one row does. Key: as of [`STAGED`].
+/// Where the bytes of slices lie that were staged and then packed into objects. Key: as of [`STAGED`].
+pub const MOVED: Table = Table { number: 0x23, key_len: 22, name: "moved" };
+/// How many rows, live and past, name a staged or moved slice; where there is none, one row does. Key: as of [`STAGED`].
 pub const SHARED: Table = Table { number: 0x24, key_len: 22, name: "shared" };
-// 0x23 moved slices, 0x25 locks, 0x26 leases on objects: taken for later.
+// 0x25 locks, 0x26 leases on objects: taken for later.
 /// Inodes that are gone and whose other rows are still being removed. Key: ino u64.
 pub const PURGE: Table = Table { number: 0x27, key_len: 8, name: "purge" };
 /// How many rows, live and past, name slices of an object. Key: incarnation u16, session u64, n u64.
@@ -48,6 +50,8 @@ pub const RETIRED: Table = Table { number: 0x29, key_len: 31, name: "retired" };
 pub const CONDEMNED: Table = Table { number: 0x2a, key_len: 18, name: "condemned" };
 /// What objects and staged slices there are in sum, one row. Key: none.
 pub const TALLY: Table = Table { number: 0x2b, key_len: 0, name: "tally" };
+/// Names of objects that the server has granted itself, one row for each incarnation. Key: incarnation u16.
+pub const PACKS: Table = Table { number: 0x2c, key_len: 2, name: "packs" };
 
 /// The store's own counters, one row, in [`STORE_WIDE`]. Key: none.
 pub const STORE: Table = Table { number: 0x30, key_len: 0, name: "store" };
@@ -104,7 +108,7 @@ macro_rules! row_format {
 
 mod collected;
 
-pub use collected::{Condemned, Kept, Refs, Retired, Sum, Tally};
+pub use collected::{Condemned, Kept, Moved, Packs, Refs, Retired, Sum, Tally};
 
 /// An inode.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -318,8 +322,26 @@ pub struct Staged {
     pub ino: Ino,
     /// The block.
     pub block: u32,
-    /// The bytes.
+    /// First byte within the block that it showed when it was published.
+    pub offset: u32,
+    /// Bytes that it showed then.
+    pub len: u32,
+    /// How it was compressed.
+    pub codec: Codec,
+    /// Bytes once opened.
+    pub full_len: u32,
+    /// CRC32C over the bytes.
+    pub crc32c: u32,
+    /// The bytes as stored.
     pub bytes: Bytes,
+}
+
+impl Staged {
+    /// What it takes to open the slice.
+    pub fn seal(&self, id: SliceId) -> Seal {
+        let stored_len = self.bytes.len() as u32;
+        Seal { id, codec: self.codec, stored_len, full_len: self.full_len, crc32c: self.crc32c }
+    }
 }
 
 /// An inode without links.
@@ -506,6 +528,12 @@ pub fn object_key(id: ObjectId) -> [u8; 18] {
 pub(crate) fn parse_object_key(key: &[u8]) -> ObjectId {
     let incarnation = key.first_chunk().map_or(0, |part| u16::from_be_bytes(*part));
     ObjectId { incarnation, session: SessionId(number_at(key, 2)), n: number_at(key, 10) }
+}
+
+/// Reads the key of a staged slice.
+pub(crate) fn parse_staged_key(key: &[u8]) -> SliceId {
+    let index = key.last_chunk().map_or(0, |part| u32::from_be_bytes(*part));
+    SliceId { object: parse_object_key(key), index }
 }
 
 /// The big-endian number at `from` of a key.

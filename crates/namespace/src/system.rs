@@ -13,7 +13,7 @@ use bytes::Bytes;
 use chronofs_core::name::Position;
 use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, VolumeSpec};
-use chronofs_core::{Caller, Ino, Retention, SessionId, Version, VolumeIndex};
+use chronofs_core::{Caller, Ino, ObjectId, Retention, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
 use chronofs_history::{Snapshot, Table, Txn};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub enum SystemReply {
         /// So much is retired at once that it stays until somebody says that it may go.
         braked: bool,
     },
+    /// An object to pack slices into.
+    Pack(ObjectId),
 }
 
 /// Why a system request was refused.
@@ -103,6 +105,14 @@ pub enum SystemError {
         /// The first instant after it.
         after: Version,
     },
+    /// The server has not granted itself the object, or it is over.
+    #[error("object {0} is not the one that the server granted itself last; the next one will do")]
+    NotGranted(ObjectId),
+    /// The objects of the volume are not counted.
+    #[error(
+        "volume {0} is of before objects were counted, so its slices stay where they are; copy it into a new one"
+    )]
+    NotCounted(Uuid),
     /// The store can number no more of these.
     #[error("this metadata store cannot make another {0}; use a new store")]
     Exhausted(String),
@@ -194,6 +204,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::ReleaseBrake { volume } => self.release_brake(*volume),
             SystemRequest::Keep { volume, id, at, ends, note } => self.keep(*volume, *id, *at, *ends, note),
             SystemRequest::Release { volume, id } => self.release(*volume, *id),
+            SystemRequest::GrantPack { volume } => self.grant_pack(*volume),
+            SystemRequest::MoveStaged { volume, object, slices, last } => {
+                self.move_staged(*volume, *object, slices, *last)
+            }
+            SystemRequest::EndPack { volume } => self.end_pack(*volume),
         }
     }
 

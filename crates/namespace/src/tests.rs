@@ -313,7 +313,7 @@ impl Fs {
                 Place::Inline(_, bytes) => bytes.to_vec(),
                 Place::Staged(_) => placed.staged.unwrap().to_vec(),
                 Place::Hole => vec![0; (slice.skip + slice.len) as usize],
-                Place::Object(..) => panic!("no objects in these tests"),
+                Place::Object(..) | Place::Moved(..) => panic!("no objects in these tests"),
             };
             let start = (u64::from(placed.key.block) * u64::from(BLOCK) + u64::from(slice.offset)) as usize;
             for n in 0..slice.len as usize {

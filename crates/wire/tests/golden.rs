@@ -104,6 +104,7 @@ fn places() -> Lines<Place> {
         Inline = Place::Inline(seal(Codec::Raw), Bytes::from("inline")),
         Staged = Place::Staged(seal(Codec::Lz4)),
         Object = Place::Object(seal(Codec::Zstd), 4096),
+        Moved = Place::Moved(seal(Codec::Zstd), seal(Codec::Lz4).id.object, 4096),
     })
 }
 

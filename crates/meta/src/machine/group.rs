@@ -3,6 +3,7 @@
 
 use super::WaitingHello;
 use super::now::Now;
+use super::packing::{PackJob, PackStep};
 use super::session::{ConnId, Session, Sharing};
 use super::tag::{self, Brief, Tag};
 use bytes::Bytes;
@@ -152,6 +153,8 @@ pub enum Effect {
     SendSigned(ConnId, Box<SignedAnswer>),
     /// Delete objects from a volume's store, then tell with [`super::Event::Deleted`].
     Delete(DeleteJob),
+    /// Store staged slices in an object, as they are after the group, and tell with [`super::Event::Packed`].
+    Pack(Box<PackJob>),
     /// Somebody waits for what was committed to become durable.
     Hurry,
     /// Tags before this version are not needed any more.
@@ -184,6 +187,8 @@ pub(super) enum Then {
     HandedOut(VolumeIndex, Vec<ObjectId>),
     /// So many objects are gone.
     ObjectsGone(VolumeIndex, u64),
+    /// The packing of a volume went on.
+    PackStepped(VolumeIndex, PackStep),
     /// An instant is no longer kept.
     Released(VolumeIndex),
     /// An inode was freed.

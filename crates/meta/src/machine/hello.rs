@@ -421,7 +421,10 @@ fn refuse_session(error: SystemError) -> Refusal {
         SystemError::Gap { before, after, .. } => RefusalReason::Gap { before, after },
         SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
         SystemError::UnknownSession(_) => RefusalReason::SessionOver,
-        SystemError::BadSpec(_) | SystemError::Exhausted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
+        SystemError::BadSpec(_)
+        | SystemError::Exhausted(_)
+        | SystemError::NotGranted(_)
+        | SystemError::NotCounted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
     };
     refusal(reason, message)
 }

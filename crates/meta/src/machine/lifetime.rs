@@ -51,6 +51,7 @@ impl Machine {
         self.end_holds(group)?;
         self.forget(group)?;
         self.collect(group)?;
+        self.pack(group)?;
         self.mark(group)
     }
 

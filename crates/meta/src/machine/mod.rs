@@ -13,6 +13,7 @@ mod hello;
 mod lifetime;
 mod now;
 pub mod objects;
+mod packing;
 mod parked;
 mod recovery;
 mod replays;
@@ -28,6 +29,7 @@ pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
 pub use now::Now;
+pub use packing::{PACK_SLICES_MAX, PackJob, Packed, PackingShown};
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -73,6 +75,10 @@ pub struct Config {
     pub brake_from: u64,
     /// The least that a horizon moves by.
     pub horizon_step_ms: u32,
+    /// Staged slices of a volume are packed into an object when they are so many bytes,
+    pub pack_bytes: u64,
+    /// or there are some for so long.
+    pub pack_after_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
     pub asks_admin: bool,
 }
@@ -90,6 +96,8 @@ impl Default for Config {
             slice_life_ms: 600_000,
             brake_from: 10_000,
             horizon_step_ms: 60_000,
+            pack_bytes: chronofs_blocks::object::OBJECT_BYTES_MAX as u64,
+            pack_after_ms: 60_000,
             asks_admin: false,
         }
     }
@@ -145,6 +153,8 @@ pub enum Event {
     Deleted(Box<DeletedObjects>),
     /// Objects of a volume were found in its store that look like garbage.
     Garbage(Uuid, Vec<ObjectId>),
+    /// [`Effect::Pack`] was carried out, or could not be.
+    Packed(Box<PackJob>, Result<Packed, String>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
 }
@@ -365,6 +375,7 @@ impl Machine {
             }
             Event::Deleted(done) => self.objects_deleted(group, &done)?,
             Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
+            Event::Packed(job, result) => self.packed(group, &job, &result),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
@@ -570,6 +581,7 @@ impl Machine {
             }
             Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
+            Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
             Then::ObjectsGone(index, count) => self.objects_gone(index, count),
             Then::Released(index) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {

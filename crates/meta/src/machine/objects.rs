@@ -175,6 +175,7 @@ pub fn stored(reply: &Reply) -> impl Iterator<Item = (ObjectId, u64, u32)> + '_ 
     };
     slices.iter().filter_map(|placed| match &placed.slice.place {
         Place::Object(seal, at) => Some((seal.id.object, *at, seal.stored_len)),
+        Place::Moved(seal, object, at) => Some((*object, *at, seal.stored_len)),
         Place::Hole | Place::Inline(..) | Place::Staged(_) => None,
     })
 }

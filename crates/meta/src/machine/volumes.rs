@@ -4,6 +4,7 @@ use super::Machine;
 use super::collect::{Collecting, CollectionShown};
 use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
+use super::packing::{Packing, PackingShown};
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
@@ -63,6 +64,8 @@ pub struct VolumeState {
     pub(super) forgetting: Forgetting,
     /// How the collection of its objects stands.
     pub(super) collecting: Collecting,
+    /// How far the packing of its staged slices is.
+    pub(super) packing: Packing,
 }
 
 impl VolumeState {
@@ -78,6 +81,7 @@ impl VolumeState {
             purge_damaged: false,
             forgetting: Forgetting::default(),
             collecting: Collecting::default(),
+            packing: Packing::default(),
         }
     }
 
@@ -89,6 +93,11 @@ impl VolumeState {
     /// How the collection of its objects stands.
     pub fn collection(&self) -> &CollectionShown {
         &self.collecting.shown
+    }
+
+    /// How the packing of its small slices goes.
+    pub fn packing(&self) -> &PackingShown {
+        &self.packing.shown
     }
 
     /// Ends `count` opens of `ino`; whether none is left.

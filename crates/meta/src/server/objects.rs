@@ -4,14 +4,18 @@
 use super::outbox::Outbox;
 use crate::executor::{Input, ObjectHandler};
 use crate::machine::objects::SIGNED_VALID_MS;
-use crate::machine::{DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, SignFor, SignedAnswer};
+use crate::machine::{
+    DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, PackJob, Packed, SignFor, SignedAnswer,
+};
 use crate::metrics::Metrics;
+use crate::pack::build_pack;
 use crate::watched::Watches;
 use bytes::Bytes;
 use chronofs_blocks::outage::is_outage;
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::{ObjectPort, StoreError, StorePort, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
+use chronofs_engine::View;
 use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -133,6 +137,32 @@ impl ObjectHandler for Objects {
             }
         });
     }
+
+    fn pack(&self, job: PackJob, view: Arc<dyn View>, tell: mpsc::WeakSender<Input>) {
+        let store = self.stores.of(job.volume);
+        self.runtime.spawn(async move {
+            let result = pack(store, &job, view).await;
+            if let Some(queue) = tell.upgrade() {
+                drop(queue.send(Input::Events(vec![Event::Packed(Box::new(job), result)])).await);
+            }
+        });
+    }
+}
+
+async fn pack(
+    store: Option<Arc<dyn StorePort>>,
+    job: &PackJob,
+    view: Arc<dyn View>,
+) -> Result<Packed, String> {
+    let store = store.ok_or("its block store is not in reach")?;
+    let building = job.clone();
+    let built = tokio::task::spawn_blocking(move || build_pack(&building, view)).await;
+    let (bytes, packed) = built.map_err(|error| error.to_string())??;
+    if !packed.slices.is_empty() {
+        let name = object_name(job.volume, job.object);
+        store.put(&name, bytes).await.map_err(|error| error.to_string())?;
+    }
+    Ok(packed)
 }
 
 fn push(outbox: &Outbox, answer: &ToClient) {

@@ -8,6 +8,7 @@ mod common;
 mod damaged;
 mod forget;
 mod late;
+mod pack;
 mod past;
 mod reclaim;
 mod rights;

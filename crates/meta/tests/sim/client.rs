@@ -3,8 +3,10 @@
 use super::store::SharedStore;
 use crate::common;
 use bytes::Bytes;
+use chronofs_blocks::seal;
 use chronofs_core::ops::{NewNode, Replayed, Reply, Request, XattrMode};
 use chronofs_core::slice::{Codec, NewSlice, Place, Seal, Slice};
+use chronofs_core::volume::Compression;
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SetAttr, SliceId, Version};
 use chronofs_engine::sim::Random;
 use chronofs_meta::machine::ConnId;
@@ -225,7 +227,8 @@ impl SimClient {
             let staged = random.one_in(4).then(|| {
                 self.next_object += 1;
                 let object = ObjectId { n: self.next_object, ..object };
-                (Seal { id: SliceId { object, index: 0 }, ..seal }, Bytes::from(vec![7; 64]))
+                let bytes = Bytes::from(vec![random.number() as u8; 64]);
+                seal::seal(SliceId { object, index: 0 }, Compression::None, &bytes)
             });
             let (place, staged) = match staged {
                 Some((seal, bytes)) => (Place::Staged(seal), Some(bytes)),

@@ -1,9 +1,13 @@
-//! The block store of the simulation: it loses deletes, fails them, carries them out late, and lists what is gone.
+//! The block store of the simulation: it loses deletes, fails them, carries them out late, and lists what is gone. What is
+//! packed for it arrives or not, whatever it says.
 
+use bytes::Bytes;
 use chronofs_core::ObjectId;
+use chronofs_engine::View;
 use chronofs_engine::sim::Random;
-use chronofs_meta::machine::{DeleteJob, DeletedObjects};
-use std::collections::BTreeSet;
+use chronofs_meta::machine::{DeleteJob, DeletedObjects, Event, PackJob};
+use chronofs_meta::pack::build_pack;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 pub type SharedStore = Arc<Mutex<SimStore>>;
@@ -18,6 +22,10 @@ pub struct SimStore {
     /// It does what it is asked.
     pub honest: bool,
     pub deleted: usize,
+    /// What was packed, also when it is gone.
+    pub packs: BTreeMap<ObjectId, Bytes>,
+    /// What the server is to be told of them.
+    pub packed: VecDeque<Event>,
 }
 
 impl SimStore {
@@ -26,12 +34,27 @@ impl SimStore {
         self.ever.insert(id);
     }
 
+    /// An object of staged slices is made and stored, or not.
+    pub fn pack(&mut self, job: PackJob, view: Arc<dyn View>, random: &mut Random) {
+        let result = build_pack(&job, view).and_then(|(bytes, packed)| {
+            let fails = !self.honest && random.one_in(4);
+            if !packed.slices.is_empty() && (!fails || random.one_in(2)) {
+                let old = self.packs.insert(job.object, bytes);
+                assert!(old.is_none(), "{} is stored twice", job.object);
+                self.put(job.object);
+            }
+            if fails { Err("503".to_owned()) } else { Ok(packed) }
+        });
+        self.packed.push_back(Event::Packed(Box::new(job), result));
+    }
+
     pub fn asked(&mut self, job: DeleteJob) {
         self.jobs.push((job, true));
     }
 
     /// Nobody waits any more, but what is on its way arrives, as a rule.
     pub fn server_gone(&mut self, random: &mut Random) {
+        self.packed.clear();
         self.jobs.retain(|_| !random.one_in(3));
         self.jobs.iter_mut().for_each(|(_, waits)| *waits = false);
     }

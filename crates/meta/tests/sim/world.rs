@@ -61,6 +61,8 @@ pub struct World {
     busy: bool,
     /// Objects that were deleted while things failed.
     pub deleted_meanwhile: usize,
+    /// Objects of packed slices that are needed in the end.
+    pub packs_in_the_end: usize,
     store_random: Random,
     /// Replays take several groups, and things fail between them.
     small_groups: bool,
@@ -80,6 +82,7 @@ impl World {
         World {
             store,
             deleted_meanwhile: 0,
+            packs_in_the_end: 0,
             busy,
             store_random,
             disk: SimDisk::new(random.number()),
@@ -226,6 +229,11 @@ impl World {
                 }
             }
             Effect::Delete(job) => self.store.lock().unwrap().asked(job),
+            Effect::Pack(job) => {
+                let Some(server) = &self.server else { return };
+                let view = server.core.engine.view();
+                self.store.lock().unwrap().pack(*job, view, &mut self.store_random);
+            }
             Effect::Object(_) | Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
     }
@@ -397,6 +405,8 @@ impl World {
             horizon_step_ms: 300,
             replay_group_bytes: if self.small_groups { 400 } else { Config::default().replay_group_bytes },
             slice_life_ms: if self.busy { 20 } else { 200 },
+            pack_bytes: 400,
+            pack_after_ms: if self.busy { 50 } else { 300 },
             ..Config::default()
         };
         let found = Found { recovered: engine.recovered(), maybe_lost: self.maybe_lost, last_commit };

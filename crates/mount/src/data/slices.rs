@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chronofs_blocks::seal;
 use chronofs_blocks::{ShownBy, Trouble, object_name};
 use chronofs_core::slice::{Place, PlacedSlice, Seal};
-use chronofs_core::{Errno, Ino, SliceId};
+use chronofs_core::{Errno, Ino, ObjectId, SliceId};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::collections::HashSet;
@@ -69,7 +69,7 @@ struct Unreadable {
     errno: Errno,
     /// Looked for again without a word, since it may be there next time.
     passing: bool,
-    /// It is not there: it may have been replaced since its block was listed, and collected.
+    /// It is not there: it may have been moved since its block was listed, or replaced and collected.
     missing: bool,
 }
 
@@ -91,7 +91,11 @@ impl<M: Meta> Data<M> {
         };
         if trouble.errno != NOT_SHOWN && (trouble.passing || self.cache.is_news(seal.id)) {
             let (block, offset) = (placed.key.block, placed.slice.offset);
-            let object = object_name(self.config.volume, seal.id.object);
+            let object = match placed.slice.place {
+                Place::Moved(_, object, _) => object,
+                _ => seal.id.object,
+            };
+            let object = object_name(self.config.volume, object);
             tracing::error!(
                 %ino, block, offset, len = placed.slice.len, slice = %seal.id, object,
                 "part of a file cannot be read: {}", trouble.reason
@@ -100,11 +104,10 @@ impl<M: Meta> Data<M> {
         Err(trouble.errno)
     }
 
-    /// Whether the slice's block does not show it any more.
+    /// Whether the slice's block does not show it any more, or elsewhere: it was packed.
     async fn is_replaced(&self, ino: Ino, placed: &PlacedSlice) -> bool {
-        let id = |placed: &PlacedSlice| placed.slice.place.seal().map(|seal| seal.id);
         match self.meta.slices(ino, placed.key.block, 1).await {
-            Ok(list) => !list.slices.iter().any(|shown| id(shown) == id(placed)),
+            Ok(list) => !list.slices.iter().any(|shown| shown.slice.place == placed.slice.place),
             Err(_) => false,
         }
     }
@@ -123,7 +126,11 @@ impl<M: Meta> Data<M> {
             },
             Place::Object(_, at) => {
                 let shown_by = ShownBy { ino, block: placed.key.block };
-                return self.fetch_from_object(shown_by, seal, *at).await;
+                return self.fetch_from_object(shown_by, seal, (seal.id.object, *at)).await;
+            }
+            Place::Moved(_, object, at) => {
+                let shown_by = ShownBy { ino, block: placed.key.block };
+                return self.fetch_from_object(shown_by, seal, (*object, *at)).await;
             }
             Place::Hole => Bytes::new(),
         };
@@ -135,7 +142,7 @@ impl<M: Meta> Data<M> {
         self: &Arc<Self>,
         shown_by: ShownBy,
         seal: &Seal,
-        at: u64,
+        (object, at): (ObjectId, u64),
     ) -> Result<Bytes, Unreadable> {
         let volume = self.config.volume;
         if let Some(disk) = self.config.disk.clone()
@@ -144,7 +151,7 @@ impl<M: Meta> Data<M> {
         {
             return Ok(opened);
         }
-        let name = object_name(volume, seal.id.object);
+        let name = object_name(volume, object);
         let got = self.port.get_slice(shown_by, &name, at, seal.stored_len).await;
         let stored = got.map_err(|error| Unreadable {
             passing: error.trouble == Trouble::Unavailable,

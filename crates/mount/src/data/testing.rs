@@ -8,12 +8,13 @@ use chronofs_blocks::layout::{Shows, layout};
 use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{ObjectPort, ShownBy, StoreError};
 use chronofs_core::slice::{Place, PlacedSlice, SliceKey};
-use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
+use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId, SliceId, Version};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How many cases a property test runs: `CHRONOFS_CASES`, else `default`.
 pub(super) fn cases(default: u32) -> u32 {
@@ -21,6 +22,7 @@ pub(super) fn cases(default: u32) -> u32 {
 }
 
 pub(super) const INO: Ino = Ino(42);
+pub(super) const VOLUME: Uuid = Uuid::from_u128(1);
 /// More slices than this are too many for one reply.
 const SLICES_PER_REPLY_MAX: usize = 100;
 /// A block with so many slices takes no more.
@@ -92,6 +94,8 @@ struct Inner {
     block_size: u32,
     slices: Vec<PlacedSlice>,
     staged: HashMap<SliceId, Bytes>,
+    moved: HashMap<SliceId, (ObjectId, u64)>,
+    packs: u64,
     granted: u64,
     /// The one session whose ids are taken, if only one.
     session: Option<SessionId>,
@@ -111,6 +115,15 @@ impl Inner {
     fn attr(&self) -> Attr {
         let (mtime_ns, data_version) = (self.mtime_ns, Version(self.data_version));
         Attr { size: self.size, mtime_ns, data_version, ..testing::attr(INO.0) }
+    }
+
+    /// Shows a slice that was packed where it lies.
+    fn show_moved(&self, placed: &mut PlacedSlice) {
+        if let Place::Staged(seal) = placed.slice.place
+            && let Some(&(object, at)) = self.moved.get(&seal.id)
+        {
+            placed.slice.place = Place::Moved(seal, object, at);
+        }
     }
 
     fn allocated(&self) -> u64 {
@@ -203,7 +216,10 @@ impl MemoryMeta {
     }
 
     pub(super) fn all_slices(&self) -> Vec<PlacedSlice> {
-        lock(&self.inner).slices.clone()
+        let inner = lock(&self.inner);
+        let mut slices = inner.slices.clone();
+        slices.iter_mut().for_each(|placed| inner.show_moved(placed));
+        slices
     }
 
     /// Takes away all but the newest slice.
@@ -217,6 +233,20 @@ impl MemoryMeta {
     pub(super) fn leave_room(&self, bytes: u64) {
         let mut inner = lock(&self.inner);
         inner.max_bytes = Some(inner.allocated() + bytes);
+    }
+
+    /// Moves the bytes of every staged slice into an object of the server's.
+    pub(super) fn pack(&self, port: &MemoryPort) {
+        let mut inner = lock(&self.inner);
+        inner.packs += 1;
+        let object = ObjectId { incarnation: 1, session: SessionId::SERVER, n: inner.packs };
+        let mut packed = Vec::new();
+        for (id, stored) in std::mem::take(&mut inner.staged) {
+            inner.moved.insert(id, (object, packed.len() as u64));
+            packed.extend_from_slice(&stored);
+        }
+        let name = chronofs_blocks::object_name(VOLUME, object);
+        lock(&port.objects).insert(name, packed.into());
     }
 
     pub(super) fn refuse(&self, error: Option<PublishError>) {
@@ -287,6 +317,7 @@ impl Meta for MemoryMeta {
                 return Err(Errno::EOVERFLOW);
             }
             slices.sort_by_key(|placed| placed.key);
+            slices.iter_mut().for_each(|placed| inner.show_moved(placed));
             for placed in slices.iter_mut().step_by(3) {
                 placed.staged =
                     placed.slice.place.seal().and_then(|seal| inner.staged.get(&seal.id).cloned());
@@ -300,7 +331,7 @@ impl Meta for MemoryMeta {
     async fn staged(&self, _: Ino, ids: Vec<SliceId>) -> Result<Vec<Bytes>, Errno> {
         self.faults.delay().await;
         let inner = lock(&self.inner);
-        ids.iter().take(2).map(|id| inner.staged.get(id).cloned().ok_or(Errno::ENOENT)).collect()
+        ids.iter().take(2).map(|id| inner.staged.get(id).cloned().ok_or(Errno::EINVAL)).collect()
     }
 
     async fn publish(&self, publish: Publish) -> Result<Attr, PublishError> {
@@ -428,13 +459,15 @@ impl ObjectPort for MemoryPort {
         offset: u64,
         len: u32,
     ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        let shows = |placed: &PlacedSlice| match &placed.slice.place {
-            Place::Object(seal, at) => {
-                placed.key.block == shown_by.block
-                    && parse_object_name(name).is_some_and(|(_, object)| object == seal.id.object)
-                    && (*at, seal.stored_len) == (offset, len)
-            }
-            _ => false,
+        let shows = |placed: &PlacedSlice| {
+            let (object, at, seal) = match &placed.slice.place {
+                Place::Object(seal, at) => (seal.id.object, *at, seal),
+                Place::Moved(seal, object, at) => (*object, *at, seal),
+                _ => return false,
+            };
+            placed.key.block == shown_by.block
+                && parse_object_name(name).is_some_and(|(_, named)| named == object)
+                && (at, seal.stored_len) == (offset, len)
         };
         let shown = lock(&self.shown).as_ref().is_none_or(|meta| meta.all_slices().iter().any(shows));
         match shown {

@@ -5,7 +5,7 @@ mod lost;
 mod model;
 mod order;
 
-use super::testing::{Faults, INO, MemoryMeta, MemoryPort, SLICES_PER_BLOCK_CAP};
+use super::testing::{Faults, INO, MemoryMeta, MemoryPort, SLICES_PER_BLOCK_CAP, VOLUME};
 use super::*;
 use chronofs_core::slice::Place;
 use chronofs_core::{Errno, SetAttr, SetTime};
@@ -30,7 +30,7 @@ impl World {
 
     fn mount(&self, session: u64, tuning: Tuning) -> Arc<Data<MemoryMeta>> {
         let config = Config {
-            volume: Uuid::from_u128(1),
+            volume: VOLUME,
             incarnation: 1,
             session: SessionId(session),
             grant: (0, 3),
@@ -69,6 +69,27 @@ fn written_bytes_are_published_by_age_without_a_flush() {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(world.meta.attr().size, 5);
         assert_eq!(data.budget.used(), 0);
+    });
+}
+
+#[test]
+fn slices_that_were_packed_after_they_were_listed_are_read_from_their_object() {
+    runtime().block_on(async {
+        let world = calm(64 << 10);
+        let file = world.open(&world.mount(1, Tuning::default()));
+        for n in 0..4u8 {
+            file.write(u64::from(n) * 2000, &[n + 1; 1000], false).await.unwrap();
+        }
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!(world.port.len(), 0, "they are staged");
+        let other = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(&other.read(0, 1).await.unwrap()[..], &[1], "the block is listed");
+        world.meta.pack(&world.port);
+        for n in 1..4u8 {
+            assert_eq!(&other.read(u64::from(n) * 2000, 1000).await.unwrap()[..], &[n + 1; 1000]);
+        }
+        let later = world.open(&world.mount(3, Tuning::default()));
+        assert_eq!(&later.read(2000, 1000).await.unwrap()[..], &[2; 1000], "listed as packed");
     });
 }
 

@@ -13,7 +13,6 @@ use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId};
 use futures::StreamExt;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -40,8 +39,6 @@ pub struct Data<M: Meta> {
     /// Read-aheads under way.
     pub(super) read_aheads: Arc<Semaphore>,
     pub(super) runtime: tokio::runtime::Handle,
-    /// Counts what this session writes, for a salvage.
-    pub(super) sequence: AtomicU64,
     grant: tokio::sync::Mutex<Grant>,
     new_grant: Mutex<Option<Grant>>,
     /// Whose ids the server takes: incarnation and session.
@@ -73,7 +70,6 @@ impl<M: Meta> Data<M> {
             uploads: Semaphore::new(tuning.uploads_max),
             read_aheads: Arc::new(Semaphore::new(tuning.read_aheads_max)),
             runtime: tokio::runtime::Handle::current(),
-            sequence: AtomicU64::new(0),
             grant: tokio::sync::Mutex::new(Grant::new(config.incarnation, config.session, config.grant)),
             new_grant: Mutex::new(None),
             writer: Mutex::new((config.incarnation, config.session)),
@@ -184,10 +180,6 @@ impl<M: Meta> Data<M> {
             let range = self.meta.grant(GRANT_COUNT.max(count as u64)).await?;
             grant.extend(range);
         }
-    }
-
-    pub(super) fn next_sequence(&self) -> u64 {
-        self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Sees to it that `file` is written back after `delay`.

@@ -144,12 +144,7 @@ impl Batch {
         let config = &file.data.config;
         let draft = Draft::new(&self.pieces, config.block_size);
         let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
-        let target = Target {
-            volume: config.volume,
-            ino: file.ino,
-            compression: config.compression,
-            sequence: file.data.next_sequence(),
-        };
+        let target = Target { volume: config.volume, ino: file.ino, compression: config.compression };
         if self.bytes < SEAL_BLOCKING_MIN {
             return Ok(draft.seal(&target, &ids));
         }

@@ -1,17 +1,17 @@
 //! Rows of what is counted, kept, and on its way out.
 
 use super::Format;
-use chronofs_core::Version;
+use chronofs_core::{ObjectId, Version};
 use serde::{Deserialize, Serialize};
 
-/// How often an object or a staged slice is named.
+/// How often an object or a small slice is named.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Refs {
     /// None known.
     pub flags: u16,
-    /// Rows, live and past, that name it.
+    /// Rows, live and past, that name it; of an object that the server packed: slices that were moved there.
     pub rows: u32,
-    /// Stored bytes, as far as rows ever told.
+    /// Stored bytes, as far as rows ever told; of a slice that was moved none, since they are the object's.
     pub bytes: u64,
     /// The commit since which no row names it.
     pub retired: Option<Version>,
@@ -39,7 +39,31 @@ pub struct Condemned {
     pub bytes: u64,
 }
 
-/// A number of objects and staged slices, and their stored bytes.
+/// Where the bytes of a slice lie that was staged.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// None known.
+    pub flags: u16,
+    /// The object.
+    pub object: ObjectId,
+    /// Where in it the stored bytes begin.
+    pub at: u64,
+    /// Stored bytes.
+    pub len: u32,
+}
+
+/// Names of objects that the server has granted itself.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Packs {
+    /// None known.
+    pub flags: u16,
+    /// Counters below this are taken.
+    pub granted: u64,
+    /// The one that slices may still be said to lie in.
+    pub open: Option<u64>,
+}
+
+/// A number of objects and small slices, and their stored bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Sum {
     /// How many.
@@ -60,7 +84,7 @@ impl Sum {
     }
 }
 
-/// What objects and staged slices there are in a volume.
+/// What objects and small slices there are in a volume. A slice that was moved into an object is counted with no bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tally {
     /// None known.
@@ -73,6 +97,8 @@ pub struct Tally {
     pub condemned: Sum,
     /// What was retired up to here goes, however much it is.
     pub released: Version,
+    /// Of what is held: slices whose bytes are still in the metadata.
+    pub staged: Sum,
 }
 
 /// An instant that is kept.
@@ -93,5 +119,7 @@ pub struct Kept {
 row_format!(Refs, 0);
 row_format!(Retired, 0);
 row_format!(Condemned, 0);
+row_format!(Moved, 0);
+row_format!(Packs, 0);
 row_format!(Tally, 0);
 row_format!(Kept, 0);

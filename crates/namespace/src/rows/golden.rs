@@ -58,6 +58,7 @@ fn keys_are_big_endian_numbers() {
     assert_eq!(hex(&slice_key(Ino(1), key)), "00000000000000010000000701020304050607080009");
     assert_eq!(hex(&block_key(Ino(1), 7)), "000000000000000100000007");
     assert_eq!(hex(&staged_key(slice_id())), "00010000000000000002000000000000012c00000004");
+    assert_eq!(parse_staged_key(&staged_key(slice_id())), slice_id());
     assert_eq!(parse_slice_key(&slice_key(Ino(1), key)), (Ino(1), key));
 }
 
@@ -100,7 +101,20 @@ fn rows_of_content() {
     );
     golden(&slice(Place::Staged(seal())), "00ac020201020102ac02040102e807effdb6f50d");
     golden(&slice(Place::Object(seal(), 4096)), "00ac020201030102ac02040102e807effdb6f50d8020");
-    golden(&Staged { flags: 0, ino: Ino(300), block: 2, bytes: Bytes::from_static(b"ab") }, "00ac0202026162");
+    let staged = Staged {
+        flags: 0,
+        ino: Ino(300),
+        block: 2,
+        offset: 3,
+        len: 400,
+        codec: Codec::Zstd,
+        full_len: 500,
+        crc32c: 0xdead_beef,
+        bytes: Bytes::from_static(b"ab"),
+    };
+    golden(&staged, "00ac020203900302f403effdb6f50d026162");
+    golden(&Moved { flags: 0, object: slice_id().object, at: 4096, len: 300 }, "000102ac028020ac02");
+    golden(&Packs { flags: 0, granted: 300, open: Some(299) }, "00ac0201ab02");
 }
 
 #[test]
@@ -115,8 +129,15 @@ fn rows_of_what_is_counted_and_kept() {
     golden(&Retired { flags: 0, bytes: 300 }, "00ac02");
     golden(&Condemned { flags: 0, since: Version(5), bytes: 300 }, "0005ac02");
     let sum = |count| Sum { count, bytes: 300 };
-    let tally = Tally { flags: 0, held: sum(1), retired: sum(2), condemned: sum(3), released: Version(4) };
-    golden(&tally, "0001ac0202ac0203ac0204");
+    let tally = Tally {
+        flags: 0,
+        held: sum(1),
+        retired: sum(2),
+        condemned: sum(3),
+        released: Version(4),
+        staged: sum(5),
+    };
+    golden(&tally, "0001ac0202ac0203ac020405ac02");
     let kept = |ends| Kept { flags: 0, at: Version(300), made: Version(4), ends, note: "n".to_owned() };
     golden(&kept(None), "00ac020400016e");
     golden(&kept(Some(Version(5))), "00ac02040105016e");

@@ -4,13 +4,13 @@ use super::Check;
 use super::tree::slot_row;
 use crate::acl::{ACCESS, Acl, DEFAULT};
 use crate::rows::{
-    Body, INODE, Inode, SLICE, STAGED, SliceRow, Staged, XATTR, Xattr, ino_key, number_at, parse_slice_key,
-    staged_key,
+    Body, INODE, Inode, MOVED, Moved, SLICE, STAGED, SliceRow, Staged, XATTR, Xattr, ino_key, number_at,
+    parse_slice_key, staged_key,
 };
 use crate::slices::visible;
 use crate::slots::Slot;
 use chronofs_core::slice::{INLINE_MAX, Place, STAGED_MAX, Slice, SliceKey};
-use chronofs_core::{Ino, Version};
+use chronofs_core::{Ino, SessionId, Version};
 use chronofs_engine::{ReadStop, Reads};
 
 pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), ReadStop> {
@@ -23,6 +23,18 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
     check.each_plain::<Staged>(STAGED, |check, key, row| {
         if row.bytes.is_empty() || row.bytes.len() > STAGED_MAX {
             check.fault(STAGED, key, format!("{} bytes", row.bytes.len()), format!("1 to {STAGED_MAX}"));
+        }
+        Ok(())
+    })?;
+    check.each_plain::<Moved>(MOVED, |check, key, row| {
+        let packs = crate::pack::packs(&check.tables, row.object.incarnation)?;
+        if row.object.session != SessionId::SERVER || row.object.n >= packs.granted {
+            check.fault(
+                MOVED,
+                key,
+                format!("in object {}", row.object),
+                "one that the server granted itself",
+            );
         }
         Ok(())
     })
@@ -115,10 +127,19 @@ pub(super) fn slice<R: Reads + Copy>(
             let staged_key = staged_key(seal.id);
             let row = check.tables.get_plain(STAGED, &staged_key)?;
             let row = row.and_then(|row| check.decode::<Staged>(STAGED, &staged_key, &row));
-            if row.is_none() {
-                check.fault(SLICE, key, format!("staged bytes of {} are not there", seal.id), "a row");
+            let moved = check.tables.get_plain(MOVED, &staged_key)?.is_some();
+            if row.is_some() == moved {
+                let found = if moved { "both there and moved" } else { "not there" };
+                check.fault(SLICE, key, format!("staged bytes of {} are {found}", seal.id), "a row");
+            }
+            if let Some(row) = &row {
+                check.equal(STAGED, &staged_key, "seal", row.seal(seal.id), *seal);
             }
             row.map(|row| row.bytes.len())
+        }
+        Place::Moved(..) => {
+            check.fault(SLICE, key, "a place for replies", "staged");
+            None
         }
         Place::Hole | Place::Object(..) => None,
     };

@@ -4,10 +4,10 @@
 use super::{Check, PAGE};
 use crate::counted::Named;
 use crate::rows::{
-    CONDEMNED, Condemned, Format, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED, SliceRow, Staged,
-    Sum, TALLY, Tally, Volume, number_at, parse_object_key,
+    CONDEMNED, Condemned, Format, MOVED, Moved, OBJECT, RETIRED, Refs, Retired, SHARED, SLICE, STAGED,
+    SliceRow, Staged, Sum, TALLY, Tally, Volume, number_at, parse_object_key, parse_staged_key,
 };
-use chronofs_core::{SliceId, Version};
+use chronofs_core::Version;
 use chronofs_engine::{ReadStop, Reads};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,7 @@ struct Sums {
     held: Sum,
     retired: Sum,
     condemned: Sum,
+    staged: Sum,
 }
 
 /// How many rows name a thing, and how many bytes it has at least.
@@ -29,6 +30,15 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
     let mut names = names(check)?;
     let mut sums = Sums::default();
     let mut retired: BTreeSet<Vec<u8>> = BTreeSet::new();
+    check.each_plain::<Moved>(MOVED, |check, key, moved| {
+        let named = Named::Staged(parse_staged_key(key));
+        let (rows, _) = names.remove(&named).unwrap_or_default();
+        let refs = small(check, key, 0)?;
+        one(check, named, key, &refs, (rows, 0), (&mut sums, &mut retired));
+        let of = names.entry(Named::Object(moved.object)).or_default();
+        *of = (of.0 + 1, of.1.max(moved.at.saturating_add(u64::from(moved.len))));
+        Ok(())
+    })?;
     check.each_plain::<Refs>(OBJECT, |check, key, refs| {
         let named = Named::Object(parse_object_key(key));
         let (rows, bytes) = names.remove(&named).unwrap_or_default();
@@ -36,17 +46,14 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
         Ok(())
     })?;
     check.each_plain::<Staged>(STAGED, |check, key, staged| {
-        let index = key.last_chunk().map_or(0, |part| u32::from_be_bytes(*part));
-        let named = Named::Staged(SliceId { object: parse_object_key(key), index });
-        let row = check.tables.get_plain(SHARED, key)?;
+        let named = Named::Staged(parse_staged_key(key));
         let bytes = staged.bytes.len() as u64;
-        let unshared = Refs { flags: 0, rows: 1, bytes, retired: None, condemned: None };
-        let refs = match row {
-            Some(row) => check.decode::<Refs>(SHARED, key, &row).unwrap_or(unshared),
-            None => unshared,
-        };
+        let refs = small(check, key, bytes)?;
         let (rows, _) = names.remove(&named).unwrap_or_default();
         one(check, named, key, &refs, (rows, bytes), (&mut sums, &mut retired));
+        if refs.retired.is_none() {
+            sums.staged.add(refs.bytes);
+        }
         Ok(())
     })?;
     for (named, (rows, _)) in names {
@@ -54,6 +61,15 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
         check.fault(table, &key, "no count", format!("{rows}: so many rows name it"));
     }
     check_tables(check, sums, retired)
+}
+
+/// The count of a small slice; without a row of its own it is named once.
+fn small<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], bytes: u64) -> Result<Refs, ReadStop> {
+    let unshared = Refs { flags: 0, rows: 1, bytes, retired: None, condemned: None };
+    Ok(match check.tables.get_plain(SHARED, key)? {
+        Some(row) => check.decode::<Refs>(SHARED, key, &row).unwrap_or(unshared),
+        None => unshared,
+    })
 }
 
 /// Everything that slices name, live and past.
@@ -133,5 +149,6 @@ fn check_tables<R: Reads + Copy>(
     check.equal(TALLY, &[], "held", tally.held, sums.held);
     check.equal(TALLY, &[], "retired", tally.retired, sums.retired);
     check.equal(TALLY, &[], "condemned", tally.condemned, sums.condemned);
+    check.equal(TALLY, &[], "staged", tally.staged, sums.staged);
     Ok(())
 }

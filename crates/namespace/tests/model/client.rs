@@ -131,6 +131,10 @@ impl World {
             Place::Hole => return vec![0; slice.len as usize],
             Place::Inline(_, bytes) => bytes.to_vec(),
             Place::Staged(_) => staged.map(|bytes| bytes.to_vec()).unwrap_or_default(),
+            Place::Moved(seal, object, at) => {
+                assert!(!self.deleted.contains(object), "{seal:?} is in {object}, which was deleted");
+                self.packed.get(&(*object, *at)).map(|bytes| bytes.to_vec()).unwrap_or_default()
+            }
             Place::Object(seal, _) => {
                 assert!(!self.deleted.contains(&seal.id.object), "{seal:?} is named and was deleted");
                 object_bytes(seal.id, seal.full_len)

@@ -7,6 +7,7 @@ use chronofs_core::ops::{Request, SystemRequest};
 use chronofs_core::slice::Place;
 use chronofs_engine::Engine;
 use chronofs_namespace::{SystemReply, list_condemned, list_objects};
+use std::collections::BTreeSet;
 
 impl World {
     /// Gives how much was condemned.
@@ -34,6 +35,7 @@ impl World {
     }
 
     pub fn collect_all(&mut self) -> Check {
+        self.condemn_packs()?;
         while self.condemn(7)? > 0 {}
         self.apply();
         while self.delete(5)? > 0 {
@@ -43,6 +45,13 @@ impl World {
         for (id, refs) in objects.map_err(|e| e.to_string())? {
             let gone = self.deleted.contains(&id);
             ensure!(gone == (refs.rows == 0), "{id} is named by {} rows; deleted: {gone}", refs.rows);
+        }
+        let held: BTreeSet<_> =
+            self.packed.keys().map(|(id, _)| *id).filter(|id| !self.deleted.contains(id)).collect();
+        for id in held {
+            let refs = self.with_reads(|reads| list_objects(reads, self.index, None, usize::MAX));
+            let refs = refs.map_err(|e| e.to_string())?;
+            ensure!(refs.iter().any(|(known, _)| *known == id), "{id} holds nothing, and is there");
         }
         self.check_tree(None)?;
         [3, 17, 92].map(|pick| self.instant(pick).0).into_iter().try_for_each(|at| self.check_tree(Some(at)))

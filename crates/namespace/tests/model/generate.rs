@@ -1,6 +1,7 @@
 //! Random sequences, made to collide: few names (some with one hash), few inodes, several callers.
 
 use crate::acl::{self, Ace, Acl};
+use crate::pack::Packing;
 use crate::world::{Action, BLOCK_SIZE, SLOTS, callers, object_bytes};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode, Request, XattrMode};
@@ -198,7 +199,8 @@ impl Maker {
                 let limit = 1 + self.rng.below(3) as u32;
                 Action::Page { cursor: self.rng.below(2) as usize, limit, attrs: self.rng.one_in(2) }
             }
-            88..91 => {
+            88 => self.pack(),
+            89..91 => {
                 let (block, note) = (self.rng.pick(&[0, 0, 0, 1]), self.rng.below(2) as usize);
                 Action::ReadBlock { slot: self.file().0 as usize, block, note }
             }
@@ -222,6 +224,16 @@ impl Maker {
             97 => Action::CheckNow,
             _ => Action::CheckPast { pick: self.rng.next() },
         }
+    }
+
+    /// All that is staged, or some, in several commits, or given up in between.
+    fn pack(&mut self) -> Action {
+        if self.rng.one_in(2) {
+            return Action::Pack(Packing { bytes: 1 << 20, rows: 1000, step: 1000, steps: 1 });
+        }
+        let (bytes, rows) = (self.rng.below(300) as usize, 1 + self.rng.below(6) as usize);
+        let (step, steps) = (1 + self.rng.below(3) as usize, self.rng.below(5) as usize);
+        Action::Pack(Packing { bytes, rows, step, steps })
     }
 
     fn ask(&mut self) -> Action {

@@ -20,6 +20,7 @@ mod compare;
 mod forget;
 mod generate;
 mod mutate;
+mod pack;
 mod query;
 mod state;
 mod world;

@@ -2,6 +2,7 @@
 
 use crate::client::{Cursor, Note};
 use crate::mutate::{Around, Scope};
+use crate::pack::{Packed, Packing};
 use crate::query::Reader;
 use crate::state::State;
 use bytes::Bytes;
@@ -111,6 +112,8 @@ pub enum Action {
         limit: u32,
         pick: u64,
     },
+    /// The server packs staged slices into an object.
+    Pack(Packing),
     /// Objects that no row names are condemned, staged slices go.
     Condemn {
         limit: u32,
@@ -159,6 +162,7 @@ pub struct World {
     pub sweep: Bytes,
     /// Objects that the store has deleted.
     pub deleted: BTreeSet<ObjectId>,
+    pub packed: Packed,
 }
 
 pub type Check = Result<(), String>;
@@ -220,6 +224,7 @@ impl World {
             horizon: start,
             sweep: Bytes::new(),
             deleted: BTreeSet::new(),
+            packed: Packed::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
             SystemReply::Volume { index, .. } => world.index = index,
@@ -304,6 +309,7 @@ impl World {
             Action::Horizon { tick } => self.move_horizon(*tick),
             Action::Forget { limit } => self.forget(*limit),
             Action::ForgetAll { tick, limit, pick } => self.forget_all(*tick, *limit, *pick),
+            Action::Pack(packing) => self.pack(packing),
             Action::Condemn { limit } => self.condemn(*limit).map(drop),
             Action::Delete { limit } => self.delete(*limit).map(drop),
             Action::CollectAll => self.collect_all(),

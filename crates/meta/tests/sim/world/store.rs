@@ -2,6 +2,7 @@
 
 use super::{MS, World};
 use crate::common;
+use chronofs_blocks::seal;
 use chronofs_core::slice::Place;
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::Engine;
@@ -23,6 +24,13 @@ impl World {
                 match &held.slice.place {
                     Place::Object(seal, _) => drop(named.insert(seal.id.object)),
                     Place::Staged(_) => assert!(held.staged.is_some(), "staged bytes are gone: {held:?}"),
+                    Place::Moved(seal, object, at) => {
+                        named.insert(*object);
+                        let store = self.store.lock().unwrap();
+                        let (start, len) = (*at as usize, seal.stored_len as usize);
+                        let stored = store.packs[object].slice(start..start + len);
+                        seal::open(seal, stored).expect("what was packed is whole");
+                    }
                     Place::Hole | Place::Inline(..) => {}
                 }
             }
@@ -33,13 +41,17 @@ impl World {
 
     /// Invariant 3. Rows that no protected instant needs may not dangle either: they go first.
     pub fn check_store(&self) {
+        let named = self.named();
         let store = self.store.lock().unwrap();
-        let lost: Vec<ObjectId> = self.named().into_iter().filter(|id| !store.objects.contains(id)).collect();
+        let lost: Vec<ObjectId> = named.into_iter().filter(|id| !store.objects.contains(id)).collect();
         assert!(lost.is_empty(), "rows name {lost:?}, which the store has deleted");
     }
 
     /// The store does one of the things it is to do, or is looked through.
     pub fn store_works(&mut self) {
+        if self.store_random.one_in(3) {
+            self.tell_packed();
+        }
         if self.store_random.one_in(4) {
             self.look_through();
             return;
@@ -49,6 +61,14 @@ impl World {
             self.with_server(vec![Event::Deleted(Box::new(done))]);
         }
         self.check_store();
+    }
+
+    fn tell_packed(&mut self) {
+        let told = self.store.lock().unwrap().packed.pop_front();
+        if let Some(told) = told {
+            self.with_server(vec![told]);
+            self.check_store();
+        }
     }
 
     /// What the server does with a listing.
@@ -86,6 +106,7 @@ impl World {
             self.now_ns += if round < 3 { 100_000 * MS } else { 100 * MS };
             self.sync();
             self.with_server(vec![Event::Tick]);
+            self.tell_packed();
             self.look_through();
             loop {
                 let done = self.store.lock().unwrap().work(&mut self.store_random);
@@ -93,7 +114,9 @@ impl World {
                 self.with_server(vec![Event::Deleted(Box::new(done))]);
             }
         }
-        let (named, store) = (self.named(), self.store.lock().unwrap());
+        let named = self.named();
+        let store = self.store.lock().unwrap();
+        self.packs_in_the_end = named.iter().filter(|id| store.packs.contains_key(id)).count();
         assert_eq!(store.objects, named, "the store does not hold just what rows name");
         let reads = SharedView(self.server.as_ref().unwrap().engine.view());
         let tally = chronofs_namespace::tally(&reads, INDEX).unwrap();

@@ -192,7 +192,7 @@ async fn play(seed: u64) {
     let mark = file.error_mark();
     let mut story = Story { rng, models: vec![Vec::new()], truncating: VecDeque::new(), size_max };
     for _ in 0..if large { 25 } else { 60 } {
-        match story.rng.below(23) {
+        match story.rng.below(24) {
             0..=5 => story.write(&file).await,
             6..=10 => story.check_read(&file).await,
             11 => story.truncate(&file, &world.meta).await,
@@ -206,6 +206,7 @@ async fn play(seed: u64) {
             18 | 19 => story.truncate_later(&file, &world.meta).await,
             20 => story.extend(&file),
             21 => tokio::time::sleep(Duration::from_millis(story.rng.below(4000))).await,
+            22 => world.meta.pack(&world.port),
             _ => file = world.open(&data),
         }
         let attr = file.overlay(world.meta.attr());

@@ -1,0 +1,261 @@
+//! Small slices leave the metadata: staged bytes of many are packed into one object of the volume's store.
+//!
+//! An object is named in the log first, and only when that is durable are bytes stored under the name: a name is never
+//! used for two contents. Then further commits say where each slice lies and drop its staged bytes. Whatever fails in
+//! between leaves slices staged, and perhaps an object that no row names; the next try is under another name.
+
+use super::Machine;
+use super::group::{Effect, Group, Then};
+use chronofs_core::ops::SystemRequest;
+use chronofs_core::{ObjectId, SliceId, Version, VolumeIndex};
+use chronofs_engine::EngineError;
+use chronofs_namespace::SystemReply;
+use chronofs_namespace::rows::{Sum, Volume};
+use uuid::Uuid;
+
+/// How long packing rests after it failed; twice as long after the next failure, up to a limit.
+const RETRY_NS: u64 = 10_000_000_000;
+const RETRY_DOUBLINGS_MAX: u32 = 5;
+/// The most slices in an object.
+pub const PACK_SLICES_MAX: usize = 8192;
+/// How many slices are said to be moved in one commit, at a tick: what it takes holds up everybody.
+const MOVED_AT_ONCE: usize = 1024;
+
+/// Slices to be packed into an object.
+#[derive(Clone, Debug)]
+pub struct PackJob {
+    /// The volume.
+    pub volume: Uuid,
+    /// Its place in keys.
+    pub index: VolumeIndex,
+    /// The object.
+    pub object: ObjectId,
+    /// The key of the first slice; empty: of all.
+    pub from: Vec<u8>,
+    /// Stored bytes to be taken at the most.
+    pub bytes_max: usize,
+}
+
+/// What was stored.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Slices with their places in the object.
+    pub slices: Vec<(SliceId, u64)>,
+    /// Where staged slices that were not looked at begin, if there may be some.
+    pub next: Option<Vec<u8>>,
+}
+
+/// What the server says of a volume's packing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PackingShown {
+    /// Objects made since the start.
+    pub objects: u64,
+    /// Slices in them.
+    pub slices: u64,
+    /// Why small slices stay in the metadata at the moment.
+    pub problem: Option<String>,
+}
+
+/// How far the packing of a volume is. Not in the state: a restart begins anew.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Packing {
+    step: Step,
+    /// Since when there are staged slices.
+    since_ns: Option<u64>,
+    /// The last object left some.
+    more: bool,
+    /// The key at which the next object begins.
+    from: Vec<u8>,
+    /// Failures in a row, and until when they make it wait.
+    failures: u32,
+    retry_ns: u64,
+    /// For people.
+    pub(super) shown: PackingShown,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Step {
+    /// An object of an earlier start, or a failed one, may count as under way.
+    #[default]
+    Over,
+    Idle,
+    /// The object has a name, which is not durable yet.
+    Named(ObjectId, Version),
+    /// It is being stored.
+    Storing(ObjectId),
+    /// It is stored, and so many of its slices are said to lie in it.
+    Moving {
+        object: ObjectId,
+        packed: Packed,
+        done: usize,
+    },
+    /// Rows cannot be read: nothing is packed until the next start.
+    Stopped,
+}
+
+/// What happened to the packing of a volume, once the commits are applied.
+#[derive(Clone, Debug)]
+pub(super) enum PackStep {
+    Ended,
+    Named(ObjectId, Version),
+    Begun(ObjectId),
+    Moved { done: usize, all: bool },
+    Failed(String),
+}
+
+impl Packing {
+    fn is_due(&mut self, staged: Sum, now_ns: u64, config: &super::Config) -> bool {
+        if staged.count == 0 {
+            (self.since_ns, self.more) = (None, false);
+            return false;
+        }
+        let since_ns = *self.since_ns.get_or_insert(now_ns);
+        let old = now_ns.saturating_sub(since_ns) >= u64::from(config.pack_after_ms) * 1_000_000;
+        now_ns >= self.retry_ns && (old || self.more || staged.bytes >= config.pack_bytes)
+    }
+
+    fn stepped(&mut self, step: PackStep, now_ns: u64) {
+        match step {
+            PackStep::Ended => self.step = Step::Idle,
+            PackStep::Named(object, version) => self.step = Step::Named(object, version),
+            // What is published from here on is not among what is taken.
+            PackStep::Begun(object) => (self.step, self.since_ns) = (Step::Storing(object), None),
+            PackStep::Moved { done, all } => {
+                let Step::Moving { packed, done: before, .. } = &mut self.step else { return };
+                if !all {
+                    *before = done;
+                    return;
+                }
+                self.shown.objects += u64::from(!packed.slices.is_empty());
+                self.shown.slices += packed.slices.len() as u64;
+                self.more = packed.next.is_some();
+                self.from = packed.next.take().unwrap_or_default();
+                (self.failures, self.retry_ns, self.shown.problem) = (0, 0, None);
+                self.step = Step::Idle;
+            }
+            PackStep::Failed(problem) => {
+                self.retry_ns = now_ns + (RETRY_NS << self.failures.min(RETRY_DOUBLINGS_MAX));
+                self.failures += 1;
+                (self.step, self.more, self.shown.problem) = (Step::Over, true, Some(problem));
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Takes the packing of each volume a step further.
+    pub(super) fn pack(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        for index in indexes {
+            match self.pack_volume(group, index) {
+                Ok(Some(step)) => group.thens.push(Then::PackStepped(index, step)),
+                Ok(None) => {}
+                // It was warned of. What stays in the metadata takes nothing but room.
+                Err(EngineError::Damaged { .. }) => {
+                    if let Some(volume) = self.volumes.get_mut(&index) {
+                        volume.packing.step = Step::Stopped;
+                        let problem = "the metadata cannot be read where it has to be".to_owned();
+                        volume.packing.shown.problem = Some(problem);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn pack_volume(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+    ) -> Result<Option<PackStep>, EngineError> {
+        let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
+        if volume.row.deleted.is_some() || volume.row.flags & Volume::COUNTED == 0 {
+            return Ok(None);
+        }
+        let id = volume.id();
+        match &volume.packing.step {
+            Step::Over => {
+                let ended = self.system(group, &SystemRequest::EndPack { volume: id })?;
+                Ok(ended.is_ok().then_some(PackStep::Ended))
+            }
+            Step::Idle => self.name_pack(group, index, id),
+            Step::Named(object, version) if *version <= self.durable => {
+                let (object, from) = (*object, volume.packing.from.clone());
+                let bytes_max = self.config.pack_bytes as usize;
+                let job = PackJob { volume: id, index, object, from, bytes_max };
+                group.effects.push(Effect::Pack(Box::new(job)));
+                Ok(Some(PackStep::Begun(object)))
+            }
+            Step::Moving { object, packed, done } => {
+                let end = (done + MOVED_AT_ONCE).min(packed.slices.len());
+                let (slices, all) = (packed.slices[*done..end].to_vec(), end == packed.slices.len());
+                let request = SystemRequest::MoveStaged { volume: id, object: *object, slices, last: all };
+                Ok(Some(match self.system(group, &request)? {
+                    Ok(_) => PackStep::Moved { done: end, all },
+                    Err(error) => PackStep::Failed(error.to_string()),
+                }))
+            }
+            Step::Named(..) | Step::Storing(_) | Step::Stopped => Ok(None),
+        }
+    }
+
+    fn name_pack(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        id: Uuid,
+    ) -> Result<Option<PackStep>, EngineError> {
+        let staged = match chronofs_namespace::tally(&group.reads, index) {
+            Ok(tally) => tally.staged,
+            Err(stop) => {
+                let what = "looking for staged slices";
+                self.stopped(group, stop, what)?;
+                return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
+            }
+        };
+        let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
+        let due = volume.packing.is_due(staged, group.steady_ns, &self.config);
+        let served = volume.store.is_some() && volume.problem.is_none();
+        // Another copy of the same metadata would use the same names.
+        if !due || !served || !self.owns_store(group.steady_ns) {
+            return Ok(None);
+        }
+        match self.system(group, &SystemRequest::GrantPack { volume: id })? {
+            Ok(SystemReply::Pack(object)) => {
+                group.effects.push(Effect::Hurry);
+                Ok(Some(PackStep::Named(object, self.last)))
+            }
+            Ok(other) => Ok(Some(PackStep::Failed(format!("{other:?} is no name")))),
+            Err(error) => Ok(Some(PackStep::Failed(error.to_string()))),
+        }
+    }
+
+    /// An object was stored, or could not be. What follows from it comes with the ticks.
+    pub(super) fn packed(&mut self, group: &mut Group, job: &PackJob, result: &Result<Packed, String>) {
+        let Some(volume) = self.volumes.get_mut(&job.index) else { return };
+        if !matches!(volume.packing.step, Step::Storing(object) if object == job.object) {
+            return;
+        }
+        match result {
+            Ok(packed) => {
+                volume.packing.step = Step::Moving { object: job.object, packed: packed.clone(), done: 0 };
+            }
+            Err(problem) => {
+                if volume.packing.failures == 0 {
+                    group.effects.push(Effect::Warn(format!(
+                        "small slices of volume {} stay in the metadata store for now: {problem}; it is tried again",
+                        volume.row.spec.name
+                    )));
+                }
+                volume.packing.stepped(PackStep::Failed(problem.clone()), group.steady_ns);
+            }
+        }
+    }
+
+    pub(super) fn pack_stepped(&mut self, group: &Group, index: VolumeIndex, step: PackStep) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.packing.stepped(step, group.steady_ns);
+        }
+    }
+}
