@@ -49,6 +49,24 @@ require_packages() {
         fail "the packages could not be installed: ${missing[*]}" "on another system than Debian 12 their names differ"
 }
 
+# Unpacks Debian packages and what they need into folder $1, without installing them: nothing of them runs by itself.
+unpack_packages() {
+    local folder=$1 package
+    shift
+    [ ! -e "$folder/.unpacked" ] || return 0
+    mkdir -p "$folder/packages/partial"
+    local get=(apt-get install -y -q --no-install-recommends --download-only -o "Dir::Cache::archives=$folder/packages" "$@")
+    "${get[@]}" || { apt-get update -q && "${get[@]}"; } || fail "the packages cannot be had: $*"
+    for package in "$@"; do
+        # Of a package that is installed apt gives nothing.
+        compgen -G "$folder/packages/${package}_*.deb" > /dev/null || fail "$package is installed on this machine" \
+            "remove it, or do this elsewhere: what is unpacked here would be a mixture"
+    done
+    for package in "$folder"/packages/*.deb; do dpkg -x "$package" "$folder"; done
+    rm -r "$folder/packages"
+    touch "$folder/.unpacked"
+}
+
 # Sets CHRONOFS to the path of the executable: CHRONOFS_EXECUTABLE, or one built in profile CHRONOFS_PROFILE (release,
 # or dev). Arguments go to cargo: what else is to be built.
 build_chronofs() {

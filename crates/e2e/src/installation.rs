@@ -182,18 +182,23 @@ impl Installation {
     /// Creates a volume with further flags of `configure create volume`.
     #[track_caller]
     pub fn create_volume(&self, name: &str, flags: &[&str]) {
-        let mut arguments = vec![
-            "configure",
-            "create",
-            "volume",
-            name,
-            "--block-store",
-            "blocks",
-            "--metadata-store",
-            "store",
-        ];
-        arguments.extend(flags);
-        self.ok(&arguments);
+        self.create_volume_in("blocks", name, flags);
+    }
+
+    /// The same in a block store of [`Installation::create_block_store`].
+    #[track_caller]
+    pub fn create_volume_in(&self, store: &str, name: &str, flags: &[&str]) {
+        let create =
+            ["configure", "create", "volume", name, "--block-store", store, "--metadata-store", "store"];
+        self.ok(&[&create[..], flags].concat());
+    }
+
+    /// Creates a block store with flags of `configure create block-store`, and gives what the command said.
+    #[track_caller]
+    pub fn create_block_store(&self, name: &str, flags: &[String], more: &[&str]) -> String {
+        let mut arguments = vec!["configure", "create", "block-store", name];
+        arguments.extend(flags.iter().map(String::as_str).chain(more.iter().copied()));
+        self.ok(&arguments)
     }
 
     /// Creates a token for `volume` with further flags.

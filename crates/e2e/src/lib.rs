@@ -16,12 +16,14 @@ pub mod installation;
 pub mod manifest;
 pub mod model;
 pub mod object_server;
+pub mod place;
 pub mod process;
 pub mod rng;
 pub mod tree;
 
 pub use installation::{Installation, Mount};
 pub use manifest::Manifest;
+pub use place::Place;
 pub use rng::Rng;
 
 /// The number in environment variable `name`, or `default`: how the long variants of tests are asked for.

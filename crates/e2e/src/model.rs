@@ -22,7 +22,7 @@ pub enum Action {
         name: String,
         mode: u32,
     },
-    /// One write of at most 60 KB inside of one block, then fsync.
+    /// One write of at most 250 KB inside of one block, then fsync. Small ones are staged, others make an object.
     WriteSynced {
         name: String,
         offset: u64,
@@ -298,7 +298,8 @@ impl Writer {
         match self.rng.below(16) {
             0..3 => Action::Create { name: fresh, mode: *self.rng.pick(&[0o600, 0o644, 0o751]) },
             3..7 => {
-                let len = self.rng.between(1, 60_000) as usize;
+                let most = if self.rng.one_in(4) { 250_000 } else { 60_000 };
+                let len = self.rng.between(1, most) as usize;
                 Action::WriteSynced { name, offset: self.rng.below(100_000), bytes: self.rng.bytes(len) }
             }
             7 => Action::Truncate { name, size: self.rng.below(120_000) },

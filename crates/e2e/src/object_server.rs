@@ -32,6 +32,10 @@ pub enum Kind {
     Rclone,
     /// Azure.
     Azurite,
+    /// S3 by s3rver: gives other bytes than the range that was asked for.
+    S3rver,
+    /// GCS by gcp-storage-emulator: puts ignore preconditions, and are answered as Google's are not.
+    GcpEmulator,
 }
 
 /// A running server.
@@ -50,8 +54,9 @@ impl ObjectServer {
         let folder =
             tempfile::Builder::new().prefix("chronofs-objects-").tempdir().expect("a temporary folder");
         let mut server = ObjectServer { kind, address: free_address(), folder, child: None };
+        fs::create_dir(server.data()).expect("a folder for its data");
         if kind == Kind::Rclone {
-            fs::create_dir_all(server.data().join(BUCKET)).expect("the bucket's folder");
+            fs::create_dir(server.data().join(BUCKET)).expect("the bucket's folder");
         }
         server.resume();
         server.make_bucket();
@@ -142,7 +147,7 @@ impl ObjectServer {
                 command
             }
             Kind::Azurite => {
-                let mut command = Command::new(tool("azurite/node_modules/.bin/azurite-blob"));
+                let mut command = Command::new(tool("servers-npm/node_modules/.bin/azurite-blob"));
                 command.args([
                     "--silent",
                     "--skipApiVersionCheck",
@@ -152,13 +157,24 @@ impl ObjectServer {
                 command.args(["--blobHost", &host, "--blobPort", &port, "--location", data]);
                 command
             }
+            Kind::S3rver => {
+                let mut command = Command::new(tool("servers-npm/node_modules/.bin/s3rver"));
+                command.args(["-d", data, "-a", &host, "-p", &port, "--configure-bucket", BUCKET]);
+                command
+            }
+            Kind::GcpEmulator => {
+                let mut command = Command::new(tool("servers/bin/gcp-storage-emulator"));
+                let (host, port) = (format!("--host={host}"), format!("--port={port}"));
+                command.args(["start", &host, &port, "--in-memory", &format!("--default-bucket={BUCKET}")]);
+                command
+            }
         }
     }
 
     /// Makes the bucket, which a server that has forgotten everything does not have.
     pub fn make_bucket(&self) {
         let (status, answer) = match self.kind {
-            Kind::Rclone => return,
+            Kind::Rclone | Kind::S3rver | Kind::GcpEmulator => return,
             Kind::Moto => request(self.address, "PUT", &format!("/{BUCKET}"), &[]),
             Kind::Azurite => self.make_container(),
         };

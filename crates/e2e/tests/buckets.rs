@@ -1,8 +1,9 @@
 //! Volumes whose bytes are in a bucket: through the command line, the servers and a mount, as people use them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
-use chronofs_e2e::gcs_double::{Fault, GcsDouble, service_account};
+use chronofs_e2e::gcs_double::{Fault, GcsDouble};
 use chronofs_e2e::object_server::{AZURE_KEY, Kind, ObjectServer, SECRET, request};
+use chronofs_e2e::place::gcs_flags;
 use chronofs_e2e::process::{http_get, wait_for};
 use chronofs_e2e::{Installation, Mount};
 use std::fs::{self, File};
@@ -22,22 +23,9 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(draw).collect()
 }
 
-fn create_store(installation: &Installation, name: &str, server: &ObjectServer, more: &[&str]) -> String {
-    let flags = server.flags();
-    let mut arguments = vec!["configure", "create", "block-store", name];
-    arguments.extend(flags.iter().map(String::as_str).chain(more.iter().copied()));
-    installation.ok(&arguments)
-}
-
-fn create_volume(installation: &Installation, name: &str, store: &str) {
-    let arguments =
-        ["configure", "create", "volume", name, "--block-store", store, "--metadata-store", "store"];
-    installation.ok(&arguments);
-}
-
 fn mounted(installation: &Installation, server: &ObjectServer) -> Mount {
-    create_store(installation, "cloud", server, &["--prefix", "team/one"]);
-    create_volume(installation, "v", "cloud");
+    installation.create_block_store("cloud", &server.flags(), &["--prefix", "team/one"]);
+    installation.create_volume_in("cloud", "v", &[]);
     installation.mount("v", &[])
 }
 
@@ -82,12 +70,8 @@ fn through_server(installation: &Installation) -> (u64, u64) {
 }
 
 fn create_gcs(installation: &Installation, double: &GcsDouble) {
-    let account = installation.path("account.json");
-    fs::write(&account, service_account()).unwrap();
-    let (endpoint, account) = (double.endpoint(), account.to_str().unwrap().to_owned());
-    let create = ["configure", "create", "block-store", "cloud", "--kind", "gcs", "--bucket", "bytes"];
-    installation.ok(&[&create[..], &["--endpoint", &endpoint, "--credentials-file", &account]].concat());
-    create_volume(installation, "v", "cloud");
+    installation.create_block_store("cloud", &gcs_flags(installation, double), &[]);
+    installation.create_volume_in("cloud", "v", &[]);
 }
 
 #[test]
@@ -200,7 +184,7 @@ fn where_signatures_cover_no_headers_whole_objects_are_read_directly_by_whom_the
 fn what_the_probe_found_is_shown_and_is_found_anew_on_demand() {
     let server = ObjectServer::start(Kind::Moto);
     let installation = Installation::start();
-    create_store(&installation, "cloud", &server, &["--unchecked"]);
+    installation.create_block_store("cloud", &server.flags(), &["--unchecked"]);
     let before = installation.ok(&["configure", "show", "block-store", "cloud", "--json"]);
     assert!(before.contains("\"probed\": null"), "{before}");
     let after = installation.ok(&["configure", "probe", "block-store", "cloud"]);
@@ -245,7 +229,7 @@ fn a_bucket_that_cannot_be_used_is_refused_with_the_reason_unless_nobody_is_to_l
     assert!(refused.contains("refused") && began.elapsed() < Duration::from_secs(30), "{refused}");
     assert!(create(&moto.flags()[2..], &["--kind", "local"]).contains("--path"));
     assert_eq!(installation.ok(&["configure", "list", "block-store"]).lines().count(), 2, "nothing was made");
-    create_store(&installation, "later", &moto, &["--unchecked"]);
+    installation.create_block_store("later", &moto.flags(), &["--unchecked"]);
     assert!(installation.ok(&["configure", "list", "block-store"]).contains("later"));
 }
 
@@ -340,8 +324,8 @@ fn files_with(folder: &Path, needle: &str, found: &mut Vec<String>) {
 fn no_file_log_or_answer_of_the_servers_holds_a_secret_and_credentials_can_be_rotated() {
     let server = ObjectServer::start(Kind::Moto);
     let mut installation = Installation::start();
-    let mut said = create_store(&installation, "cloud", &server, &["--prefix", "p"]);
-    create_volume(&installation, "v", "cloud");
+    let mut said = installation.create_block_store("cloud", &server.flags(), &["--prefix", "p"]);
+    installation.create_volume_in("cloud", "v", &[]);
     let mount = installation.mount("v", &["--log-level", "trace"]);
     fs::write(mount.path("first"), noise(1 << 20, 8)).unwrap();
     let second = "another-secret-of-the-tests";

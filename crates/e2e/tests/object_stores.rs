@@ -51,6 +51,16 @@ fn of_server(server: &ObjectServer, prefix: &str, create_only: bool) -> RemoteSt
             StoreKind::Azure(Bucket { account: Some(AZURE_ACCOUNT.to_owned()), ..bucket }),
             Credentials::AccountKey { key: Secret::new(AZURE_KEY) },
         ),
+        Kind::GcpEmulator => {
+            (StoreKind::Gcs(bucket), Credentials::ServiceAccount { json: Secret::new(service_account()) })
+        }
+        // Its key is made up of its name, and no other is taken.
+        Kind::S3rver => {
+            let (id, secret) = (KEY_ID.to_owned(), Secret::new(KEY_ID));
+            let region = Some("us-east-1".to_owned());
+            let key = Credentials::AccessKey { id, secret, session_token: None };
+            (StoreKind::S3(Bucket { region, ..bucket }), key)
+        }
         _ => (StoreKind::S3(Bucket { region: Some("us-east-1".to_owned()), ..bucket }), access_key()),
     };
     RemoteStore::new(kind, STORE, credentials, create_only, Patience::Asking).unwrap()
@@ -190,6 +200,16 @@ async fn rclone_is_found_to_lie_about_create_only_puts_and_to_give_no_ranges() {
     );
     // It sends the part of a range with the status of the whole.
     assert!(report.refusal().unwrap().contains("ranges"), "{report:?}");
+}
+
+#[tokio::test]
+async fn servers_that_give_other_bytes_or_answers_than_they_should_are_refused() {
+    for (kind, why) in [(Kind::S3rver, "ranges"), (Kind::GcpEmulator, "write")] {
+        let server = ObjectServer::start(kind);
+        let report = probe(&of_server(&server, "probed", true)).await;
+        let refusal = report.refusal().unwrap_or_else(|| panic!("{kind:?} was taken: {report:?}"));
+        assert!(refusal.contains(why), "{kind:?}: {report:?}");
+    }
 }
 
 #[tokio::test]

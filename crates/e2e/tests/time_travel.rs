@@ -1,6 +1,7 @@
-//! Every instant of a volume can be mounted and is exactly what was there.
+//! Every instant of a volume can be mounted and is exactly what was there, wherever its bytes lie.
 //!
 //! Long variant: `CHRONOFS_ENTRIES=20000 CHRONOFS_INSTANTS=200 cargo test --workspace --test time_travel`.
+//! In a store of others: `scripts/stores`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs;
@@ -10,11 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chronofs_core::Version;
+use chronofs_e2e::gcs_double::GcsDouble;
 use chronofs_e2e::installation::{assert_failed_cleanly, detach};
 use chronofs_e2e::manifest::Entry;
 use chronofs_e2e::model::{Writer, now_ns};
+use chronofs_e2e::object_server::{Kind, ObjectServer};
 use chronofs_e2e::process::{run, run_within, text_of, wait_for};
-use chronofs_e2e::{Installation, Manifest, Mount, Rng, change, env_number, seed, tree};
+use chronofs_e2e::{Installation, Manifest, Mount, Place, Rng, change, env_number, seed, tree};
+use serde_json::Value;
 
 /// How many writers run beside each other, each in a folder of its own.
 const WRITERS: usize = 3;
@@ -51,13 +55,50 @@ fn in_the_past<T>(
     seen
 }
 
+/// How much is done.
+struct Round {
+    /// Names in the tree.
+    entries: usize,
+    /// Instants during writes that are looked at, beside a third as many quiet ones.
+    instants: usize,
+}
+
 #[test]
 fn every_instant_between_and_during_changes_mounts_exactly() {
-    let seed = seed("time_travel");
     let entries = env_number("CHRONOFS_ENTRIES", 3_000) as usize;
     let instants = env_number("CHRONOFS_INSTANTS", 50) as usize;
+    every_instant_is_exact(&Place::Folder, Round { entries, instants });
+}
+
+#[test]
+fn every_instant_is_exact_in_a_bucket_of_s3() {
+    let server = Place::Server(ObjectServer::start(Kind::Moto));
+    every_instant_is_exact(&server, Round { entries: 1_000, instants: 15 });
+}
+
+#[test]
+fn every_instant_is_exact_in_a_container_of_azure() {
+    let server = Place::Server(ObjectServer::start(Kind::Azurite));
+    every_instant_is_exact(&server, Round { entries: 400, instants: 6 });
+}
+
+#[test]
+fn every_instant_is_exact_in_the_double_of_gcs() {
+    every_instant_is_exact(&Place::Gcs(GcsDouble::start()), Round { entries: 400, instants: 6 });
+}
+
+#[test]
+#[ignore = "needs a store that CHRONOFS_STORE names: scripts/stores"]
+fn every_instant_is_exact_in_the_store_that_the_environment_names() {
+    let entries = env_number("CHRONOFS_ENTRIES", 1_000) as usize;
+    let instants = env_number("CHRONOFS_INSTANTS", 15) as usize;
+    every_instant_is_exact(&Place::of_environment(), Round { entries, instants });
+}
+
+fn every_instant_is_exact(place: &Place, Round { entries, instants }: Round) {
+    let seed = seed("time_travel");
     let mut installation = Installation::start();
-    installation.create_volume("v", &["--retention", "-1"]);
+    place.create_volume(&installation, "v", &["--retention", "-1"]);
     let mut live = installation.mount("v", &[]);
     let rng = Rng::new(seed);
 
@@ -97,8 +138,18 @@ fn every_instant_between_and_during_changes_mounts_exactly() {
     }
     check_while_writes_ran(&installation, &live, &writers, instants, &mut draw, seed);
     println!("{} quiet times and {instants} instants during writes were exact", quiet.len());
+    let found = gc(&installation)["stores"][0]["found"]["count"].as_u64().unwrap();
+    println!("{found} objects lie in the store");
+    assert!(found as usize >= entries / 80, "only {found} objects: little of this was about the store");
     live.unmount();
     installation.stop_meta_and_verify();
+}
+
+/// What `meta gc --full` says.
+fn gc(installation: &Installation) -> Value {
+    let address = installation.http_address.to_string();
+    let said = installation.ok(&["meta", "gc", "--json", "--full", "--http-addr", &address]);
+    serde_json::from_str(&said).unwrap()
 }
 
 /// A time in which nobody changed anything, and how the volume looked.
