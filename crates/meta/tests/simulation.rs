@@ -11,8 +11,8 @@ mod sim;
 
 use sim::world::World;
 
-/// How many calls were replayed late and after a mark, how many objects were deleted while things failed, and how many
-/// starts found replays applied in part, how many objects of packed slices there are in the end.
+/// How many calls were replayed late and after a mark, objects were deleted while things failed, starts found replays
+/// applied in part, and objects of packed slices there are in the end.
 fn run(seed: u64) -> [usize; 4] {
     let mut world = World::new(seed);
     world.run();
