@@ -169,8 +169,10 @@ impl Machine {
         group: &mut Group,
         index: VolumeIndex,
     ) -> Result<Option<PackStep>, EngineError> {
-        let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
-        if volume.row.deleted.is_some() || volume.row.flags & Volume::COUNTED == 0 {
+        let Some(volume) = self.volumes.get(&index) else { return Ok(None) };
+        let counted = volume.row.flags & Volume::COUNTED != 0;
+        // Another copy of this metadata, if it is the owner, gives the same names to other bytes.
+        if volume.row.deleted.is_some() || !counted || !self.owns_store(group.steady_ns) {
             return Ok(None);
         }
         let id = volume.id();

@@ -63,7 +63,10 @@ impl Server {
 }
 
 fn with_staged(count: u64) -> (Server, Ino, SessionId) {
-    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    with_staged_in(Server::start(Arc::new(Memory::default()), START_NS, false), count)
+}
+
+fn with_staged_in(mut server: Server, count: u64) -> (Server, Ino, SessionId) {
     let session = server.open(1, hello(1)).unwrap().session;
     let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
     server.stage(2, ino, session, (0, count));
@@ -130,4 +133,13 @@ fn what_an_earlier_start_was_packing_is_over() {
     server.run(Event::Packed(Box::new(job), Ok(packed)));
     server.second();
     assert_eq!(server.staged(), 10);
+}
+
+#[test]
+fn a_server_that_is_not_known_to_own_its_store_packs_nothing() {
+    let server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let (mut server, ..) = with_staged_in(server, 10);
+    assert!(server.until_packing(200).is_none(), "an owner elsewhere would give its names to other bytes");
+    server.run(Event::Owner(true));
+    assert!(server.until_packing(5).is_some());
 }
