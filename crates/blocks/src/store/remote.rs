@@ -12,10 +12,11 @@ use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::{Errno, SignedRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use object_store::list::PaginatedListOptions;
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as Location;
-use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -65,6 +66,19 @@ impl RemoteStore {
             StoreError::unavailable(MARKER, Errno::EIO, reason)
         })?;
         Ok(RemoteStore { client, kind, id, credentials, create_only, permits, seen: AtomicBool::new(false) })
+    }
+
+    /// The same store, its requests carried by others: simulations put a bucket of their own below it.
+    pub fn through(&self, objects: Arc<dyn ObjectStore>, pages: Arc<dyn PaginatedListStore>) -> RemoteStore {
+        RemoteStore {
+            client: Client { objects, pages, signer: self.client.signer.clone() },
+            kind: self.kind.clone(),
+            id: self.id,
+            credentials: self.credentials.clone(),
+            create_only: self.create_only,
+            permits: Semaphore::new(REQUESTS_MAX),
+            seen: AtomicBool::new(false),
+        }
     }
 
     /// Whether the bucket carries this store's marker. *Missing*: it carries none; *damaged*: another's.
