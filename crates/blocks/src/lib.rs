@@ -25,6 +25,7 @@ pub mod signed;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod work;
 
 pub use cache::{CacheFigures, DiskCache};
 pub use name::{object_name, parse_object_name};

@@ -10,6 +10,7 @@
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, DeletedObjects, Event, PackingShown, SharedView};
 use crate::server::objects::Stores;
+use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, View};
@@ -211,7 +212,7 @@ impl Collector {
             listing.volumes = rows.volumes.values().map(|(_, volume)| volume.spec.name.clone()).collect();
             let names = page.names;
             let mut judged = std::mem::take(listing);
-            let judging = tokio::task::spawn_blocking(move || {
+            let judging = off_thread(move || {
                 let found = judge_page(&rows, &names, &mut judged);
                 (judged, found)
             });
@@ -263,7 +264,7 @@ impl Collector {
     /// Rows of deleted objects stay while the session could name the object again; now it may be over.
     async fn forget_deleted(&self, volumes: &[Uuid]) -> Result<(), String> {
         let rows = self.rows(volumes).await?;
-        let finding = tokio::task::spawn_blocking(move || {
+        let finding = off_thread(move || {
             let reads = SharedView(rows.view.clone());
             let mut found = Vec::new();
             for (&id, &(index, _)) in &rows.volumes {
@@ -329,7 +330,7 @@ impl Collector {
             (core.engine.view(), volumes.collect::<Vec<_>>(), before, unconfirmed)
         });
         let (view, volumes, before, unconfirmed) = asked.await.ok_or("the executor does not answer")?;
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = off_thread(move || {
             let reads = SharedView(view);
             let each = volumes.into_iter().map(|(index, name, (shown, packing))| {
                 let tally = chronofs_namespace::tally(&reads, index)?;

@@ -11,6 +11,8 @@ mod fuse;
 mod objects;
 mod process;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod testing;
 mod vfs;
 

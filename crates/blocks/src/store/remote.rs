@@ -13,9 +13,9 @@ use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::{Errno, SignedRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use object_store::list::PaginatedListOptions;
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as Location;
-use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +70,19 @@ impl RemoteStore {
         })?;
         let seen = AtomicBool::new(false);
         Ok(RemoteStore { client, kind, id, credentials, create_only, permits, hedged, seen })
+    }
+
+    /// The same store, its requests carried by others: simulations put a bucket of their own below it.
+    pub fn through(&self, objects: Arc<dyn ObjectStore>, pages: Arc<dyn PaginatedListStore>) -> RemoteStore {
+        RemoteStore {
+            client: Client { objects, pages, signer: self.client.signer.clone() },
+            kind: self.kind.clone(),
+            id: self.id,
+            credentials: self.credentials.clone(),
+            create_only: self.create_only,
+            permits: Semaphore::new(REQUESTS_MAX),
+            seen: AtomicBool::new(false),
+        }
     }
 
     /// Whether the bucket carries this store's marker. *Missing*: it carries none; *damaged*: another's.

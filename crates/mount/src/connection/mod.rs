@@ -9,7 +9,7 @@ mod driver;
 mod flow;
 mod link;
 mod replay;
-mod state;
+pub(crate) mod state;
 mod target;
 
 pub use driver::Event;

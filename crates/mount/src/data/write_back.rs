@@ -10,6 +10,7 @@ use super::meta::{Meta, Publish, PublishError};
 use crate::clock::jittered;
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
+use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StoreError, Trouble, object_name};
 use chronofs_core::ops::SLICES_PER_PUBLISH_MAX;
 use chronofs_core::slice::{NewSlice, Place, PlacedSlice, SliceKey};
@@ -148,7 +149,7 @@ impl Batch {
         if self.bytes < SEAL_BLOCKING_MIN {
             return Ok(draft.seal(&target, &ids));
         }
-        let sealing = tokio::task::spawn_blocking(move || draft.seal(&target, &ids)).await;
+        let sealing = off_thread(move || draft.seal(&target, &ids)).await;
         sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
     }
 
