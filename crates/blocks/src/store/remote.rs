@@ -81,6 +81,7 @@ impl RemoteStore {
             credentials: self.credentials.clone(),
             create_only: self.create_only,
             permits: Semaphore::new(REQUESTS_MAX),
+            hedged: Arc::default(),
             seen: AtomicBool::new(false),
         }
     }
