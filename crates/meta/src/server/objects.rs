@@ -13,6 +13,7 @@ use crate::watched::Watches;
 use bytes::Bytes;
 use chronofs_blocks::outage::is_outage;
 use chronofs_blocks::signed::Action;
+use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{ObjectPort, StoreError, StorePort, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
 use chronofs_engine::View;
@@ -156,7 +157,7 @@ async fn pack(
 ) -> Result<Packed, String> {
     let store = store.ok_or("its block store is not in reach")?;
     let building = job.clone();
-    let built = tokio::task::spawn_blocking(move || build_pack(&building, view)).await;
+    let built = off_thread(move || build_pack(&building, view)).await;
     let (bytes, packed) = built.map_err(|error| error.to_string())??;
     if !packed.slices.is_empty() {
         let name = object_name(job.volume, job.object);

@@ -13,6 +13,7 @@ use chronofs_wire::frame::FrameReader;
 use chronofs_wire::message::{
     Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, ToServer, Welcome,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -30,6 +31,7 @@ pub(super) struct Client {
     wake: Notify,
     random: Mutex<Random>,
     lease: Mutex<Lease>,
+    boot: AtomicU64,
     pub(super) data: Mutex<Option<Arc<Data<Link>>>>,
 }
 
@@ -65,6 +67,7 @@ fn hello(client: u128, resume: Option<SessionId>, at: Option<Version>, seen: Ver
         at,
         read_only: at.is_some(),
         seen,
+        direct: false,
     }
 }
 
@@ -141,6 +144,7 @@ impl Client {
             wake: Notify::new(),
             random: Mutex::new(random),
             lease: Mutex::new(Lease { shared: true, until: wire.asked, asked: None }),
+            boot: AtomicU64::new(0),
             data: Mutex::default(),
         });
         client.welcomed(&wire);
@@ -164,6 +168,9 @@ impl Client {
 
     fn welcomed(&self, wire: &Wire) {
         let ttl = Duration::from_millis(u64::from(wire.welcome.ttl_ms));
+        if self.at.is_none() {
+            self.boot.store(wire.welcome.boot, Ordering::Relaxed);
+        }
         *lock(&self.lease) = Lease { shared: wire.welcome.shared, until: wire.asked + ttl, asked: None };
     }
 
@@ -202,7 +209,7 @@ impl Client {
                         state.resumed(&wire.welcome);
                         return Some(wire);
                     }
-                    let lost = state.replaced(&wire.welcome);
+                    let (_, lost) = state.replaced(&wire.welcome);
                     drop(state);
                     if lost > 0 {
                         // It says so in the log: whoever needs more than that mounts anew.
@@ -373,6 +380,18 @@ fn attr(reply: Reply) -> Attr {
 }
 
 impl Meta for Link {
+    async fn attributes(&self, ino: Ino) -> Result<Attr, Errno> {
+        self.0.call(Request::GetAttr { ino }).await.map(|(_, reply)| attr(reply))
+    }
+
+    fn boot(&self) -> u64 {
+        self.0.boot.load(Ordering::Relaxed)
+    }
+
+    fn lost(&self, ino: Ino) -> u64 {
+        lock(&self.0.state).lost(ino)
+    }
+
     async fn slices(&self, ino: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         match self.0.call(Request::Slices { ino, first, count, staged: true }).await? {
             (version, Reply::Slices(slices)) => Ok(SliceList { version, slices }),

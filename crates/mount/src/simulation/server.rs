@@ -214,6 +214,11 @@ impl World {
                 let Some(server) = server.as_ref() else { return };
                 server.objects.delete(job, server.queue.downgrade());
             }
+            Effect::Pack(job) => {
+                let server = lock(&self.server);
+                let Some(server) = server.as_ref() else { return };
+                server.objects.pack(*job, server.core.engine.view(), server.queue.downgrade());
+            }
             Effect::Object(_) | Effect::SendSigned(..) => unreachable!("clients reach the bucket themselves"),
             Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
@@ -248,6 +253,7 @@ impl World {
             for held in page {
                 match &held.slice.place {
                     Place::Object(seal, _) => drop(named.insert(object_name(VOLUME, seal.id.object))),
+                    Place::Moved(_, object, _) => drop(named.insert(object_name(VOLUME, *object))),
                     Place::Staged(_) => assert!(held.staged.is_some(), "staged bytes are gone: {held:?}"),
                     Place::Hole | Place::Inline(..) => {}
                 }
