@@ -2,12 +2,14 @@
 //!
 //! `chronofs-loops DIR FILES THREADS [PHASE...]` prints `PHASE OPS/S` for each phase (all of them unless named).
 //! `chronofs-loops --walk DIR` walks a tree that is there, reads all of it, and prints what it took.
+//! `chronofs-loops --latency DIR SECONDS` does a mix of operations and prints `OPERATION P50 P99` in microseconds of each.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -107,6 +109,49 @@ fn walk(dir: &Path, totals: &mut (u64, u64)) -> io::Result<()> {
     Ok(())
 }
 
+/// What one program does with a file from its making to its end, each step timed.
+fn latency(base: &Path, seconds: u64) -> Result<()> {
+    let dir = base.join(format!("latency-{}", std::process::id()));
+    fs::create_dir(&dir).with_context(|| format!("{}", dir.display()))?;
+    let (small, mut large) = (vec![7; 4096], vec![0; 1 << 20]);
+    let (began, mut n, mut took) = (Instant::now(), 0u64, BTreeMap::<&str, Vec<Duration>>::new());
+    let mut timed = |what: &'static str, job: &mut dyn FnMut() -> io::Result<()>| -> io::Result<()> {
+        let started = Instant::now();
+        job()?;
+        took.entry(what).or_default().push(started.elapsed());
+        Ok(())
+    };
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let (file, other) = (dir.join(format!("f{n}")), dir.join(format!("g{n}")));
+        timed("create-4k", &mut || fs::write(&file, &small))?;
+        timed("read-4k", &mut || fs::read(&file).map(drop))?;
+        timed("rename", &mut || fs::rename(&file, &other))?;
+        timed("stat", &mut || fs::metadata(&other).map(drop))?;
+        timed("unlink", &mut || fs::remove_file(&other))?;
+        if n.is_multiple_of(8) {
+            // Nothing that was written before, so nothing that is made small.
+            let mut state = n + 1;
+            large.fill_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u8
+            });
+            timed("write-1m-fsync", &mut || {
+                let file = File::create(&file)?;
+                file.write_all_at(&large, 0)?;
+                file.sync_all()
+            })?;
+            fs::remove_file(&file)?;
+        }
+        n += 1;
+    }
+    for (what, mut took) in took {
+        took.sort_unstable();
+        let part = |hundredths: usize| took[(took.len() * hundredths / 100).min(took.len() - 1)].as_micros();
+        println!("{what} {} {}", part(50), part(99));
+    }
+    fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {
@@ -118,11 +163,12 @@ fn main() -> Result<()> {
             println!("names {} bytes {} seconds {seconds:.4}", totals.0, totals.1);
             Ok(())
         }
+        [flag, dir, seconds] if flag == "--latency" => latency(Path::new(dir), seconds.parse()?),
         [dir, files, threads, phases @ ..] => {
             let all: Vec<String> = PHASES.iter().map(|&phase| phase.to_owned()).collect();
             let phases = if phases.is_empty() { &all[..] } else { phases };
             loops(Path::new(dir), files.parse()?, threads.parse()?, phases)
         }
-        _ => bail!("usage: chronofs-loops DIR FILES THREADS [PHASE...] | chronofs-loops --walk DIR"),
+        _ => bail!("usage: chronofs-loops DIR FILES THREADS [PHASE...] | --walk DIR | --latency DIR SECONDS"),
     }
 }
