@@ -107,6 +107,11 @@ async fn a_mount_learns_where_its_volume_is_once_a_server_has_registered() {
     assert_eq!(mount.resolve(&resolved.volume.to_string()).await.unwrap(), resolved);
     let unknown = mount.resolve("w").await.unwrap_err();
     assert_eq!(unknown.code(), Some("not_found"));
+    let place = mount.store_place("v").await.unwrap();
+    assert_eq!(place.kind, StoreKind::Local { path: "/srv/b".to_owned() });
+    assert_eq!(place.id, meta.assignment(0).await.unwrap().volumes[0].store.id);
+    assert_eq!(mount.store_place("w").await.unwrap_err().code(), Some("not_found"));
+    assert_eq!(meta.store_place("v").await.unwrap_err().code(), Some("forbidden"));
     let wrong_kind = meta.resolve("v").await.unwrap_err();
     assert_eq!(wrong_kind.code(), Some("forbidden"));
     let wrong_kind = mount.assignment(0).await.unwrap_err();

@@ -1,12 +1,14 @@
 //! `chronofs mount` and `chronofs instant`.
 
+use crate::configure::block_store::Keys;
 use crate::logs::LogArgs;
 use crate::options::Words;
 use crate::output::parse_size;
 use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
 use anyhow::{Context, Result, anyhow};
-use chronofs_mount::{DiskCacheSpec, OnStoreOutage, StartConfig};
+use chronofs_core::store::{Credentials, StoreKind};
+use chronofs_mount::{DirectKeys, DiskCacheSpec, OnStoreOutage, StartConfig};
 use chronofs_wire::http::parse_address;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
@@ -99,7 +101,27 @@ pub(crate) struct Start {
     #[arg(long, value_enum, default_value_t)]
     on_store_outage: OnOutage,
     #[command(flatten)]
+    direct: Direct,
+    #[command(flatten)]
     log: LogArgs,
+}
+
+/// A mount that opens the bucket itself. Secrets are not taken from flags: other users of the machine see them for as long
+/// as the mount lasts.
+#[derive(Args, Debug, Default)]
+struct Direct {
+    /// Use the bucket with credentials of this mount, from a file, the environment or the machine
+    #[arg(long)]
+    direct: bool,
+    /// File with them: of the AWS tools (s3, oci), of a service account (gcs), or an account key (azure)
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// Profile in the file of the AWS tools [default: default]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Use what the environment, the container or the machine offers
+    #[arg(long)]
+    ambient_credentials: bool,
 }
 
 /// Quota of a disk cache for which none is given.
@@ -145,6 +167,12 @@ fn start_mount(start: Start) -> Result<()> {
     }
     .start();
     let disk_cache = disk_cache(words.cache_dir.or(start.cache_dir), words.cache_size.or(start.cache_size))?;
+    let direct = direct_keys(Direct {
+        direct: words.direct || start.direct.direct,
+        credentials_file: words.credentials_file.or(start.direct.credentials_file),
+        profile: words.profile.or(start.direct.profile),
+        ambient_credentials: words.ambient_credentials || start.direct.ambient_credentials,
+    })?;
     // What stands in the list of mounts names a past so.
     let (volume, at) = match start.volume.split_once('@') {
         Some((volume, at)) => (volume.to_owned(), Some(at.to_owned())),
@@ -166,11 +194,48 @@ fn start_mount(start: Start) -> Result<()> {
             OnOutage::Wait => OnStoreOutage::Wait,
             OnOutage::Fail => OnStoreOutage::Fail,
         },
+        direct,
         foreground: start.foreground,
         token,
         ready: None,
     };
     Ok(chronofs_mount::start(config)?)
+}
+
+fn direct_keys(direct: Direct) -> Result<Option<DirectKeys>> {
+    let Direct { direct, credentials_file, profile, ambient_credentials } = direct;
+    if !direct {
+        return match credentials_file.is_some() || profile.is_some() || ambient_credentials {
+            true => {
+                Err(anyhow!("credentials of a bucket are for mounts that use it themselves: add --direct"))
+            }
+            false => Ok(None),
+        };
+    }
+    if profile.is_some() && credentials_file.is_none() {
+        return Err(anyhow!("a profile is one of a file: add --credentials-file FILE"));
+    }
+    // The process that serves the mount works elsewhere.
+    let file =
+        credentials_file.map(std::path::absolute).transpose().context("the file with the credentials")?;
+    let keys = Keys::without_secrets(file, profile, ambient_credentials);
+    Ok(Some(DirectKeys::new(move |kind| {
+        own_credentials(keys.clone(), kind).map_err(|error| format!("{error:#}"))
+    })))
+}
+
+fn own_credentials(keys: Keys, kind: &StoreKind) -> Result<Credentials> {
+    keys.found(kind)?.ok_or_else(|| {
+        let variables = match kind {
+            StoreKind::Gcs(_) => "GOOGLE_APPLICATION_CREDENTIALS",
+            StoreKind::Azure(_) => "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+            _ => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        };
+        anyhow!(
+            "no credentials for the {kind}: add --credentials-file FILE, set {variables}, or add --ambient-credentials if \
+             this machine has its own"
+        )
+    })
 }
 
 fn disk_cache(dir: Option<PathBuf>, bytes_max: Option<u64>) -> Result<Option<DiskCacheSpec>> {

@@ -21,6 +21,10 @@ pub(crate) struct Words {
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) cache_size: Option<u64>,
     pub(crate) on_store_outage: Option<OnOutage>,
+    pub(crate) direct: bool,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) profile: Option<String>,
+    pub(crate) ambient_credentials: bool,
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) log_level: Option<LogLevel>,
 }
@@ -39,7 +43,14 @@ impl Words {
     }
 
     fn take_own(&mut self, word: &str) -> Result<bool, String> {
-        let Some((name, value)) = word.split_once('=') else { return Ok(false) };
+        let Some((name, value)) = word.split_once('=') else {
+            match word {
+                "direct" => self.direct = true,
+                "ambient-credentials" | "ambientCredentials" => self.ambient_credentials = true,
+                _ => return Ok(false),
+            }
+            return Ok(true);
+        };
         let value = value.trim_matches('"');
         if value.is_empty() {
             return Err(format!("mount option '{name}' needs a value: {name}=..."));
@@ -52,6 +63,8 @@ impl Words {
             "cache-dir" | "cacheDir" => self.cache_dir = Some(value.into()),
             "cache-size" | "cacheSize" => self.cache_size = Some(parse_size(value)?),
             "on-store-outage" | "onStoreOutage" => self.on_store_outage = Some(one_of(name, value)?),
+            "credentials-file" | "credentialsFile" => self.credentials_file = Some(value.into()),
+            "profile" => self.profile = Some(value.to_owned()),
             "log-format" | "logFormat" => self.log_format = Some(one_of(name, value)?),
             "log-level" | "logLevel" => self.log_level = Some(one_of(name, value)?),
             _ => return Ok(false),
@@ -74,8 +87,8 @@ fn unknown(word: &str) -> String {
         "dirsync" | "mand" => "the kernel does not do this for file systems of this kind; leave it away",
         _ => {
             "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cache-dir=DIR, cache-size=SIZE, \
-             on-store-outage=wait|fail, log-format=F and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, \
-             sync and their like"
+             on-store-outage=wait|fail, direct, credentials-file=FILE, profile=NAME, ambient-credentials, log-format=F \
+             and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, sync and their like"
         }
     };
     format!("mount option '{word}' is not known: {why}")
@@ -101,8 +114,8 @@ mod tests {
     #[test]
     fn every_option_of_mount_start_can_be_said_in_fstab() {
         let list = "rw,noauto,x-systemd.automount,_netdev,nofail,atTime=yesterday 17:00,token-file=\"/etc/a,b\",\
-                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,log-format=json,\
-                    logLevel=debug,ro,noexec";
+                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,direct,\
+                    credentials-file=/k,profile=p,ambientCredentials,log-format=json,logLevel=debug,ro,noexec";
         let mut kernel = MountOptions::default();
         assert!(kernel.take("ro") && kernel.take("noexec"));
         let expected = Words {
@@ -114,6 +127,10 @@ mod tests {
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
             on_store_outage: Some(OnOutage::Fail),
+            direct: true,
+            credentials_file: Some("/k".into()),
+            profile: Some("p".to_owned()),
+            ambient_credentials: true,
             log_format: Some(LogFormat::Json),
             log_level: Some(LogLevel::Debug),
         };

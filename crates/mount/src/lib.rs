@@ -15,6 +15,7 @@ mod testing;
 mod vfs;
 
 pub use chronofs_blocks::StoreOutage;
+pub use objects::direct::DirectKeys;
 pub use objects::outage::OnStoreOutage;
 pub use process::{
     DiskCacheSpec, Listed, MountError, MountOptions, MountSpec, Mounted, StartConfig, State, instant, list,

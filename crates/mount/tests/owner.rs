@@ -16,6 +16,7 @@ fn wanted(folder: &Path, epoch: u64) -> Wanted {
         client_name: "test".to_owned(),
         at: None,
         read_only: false,
+        direct: false,
     }
 }
 

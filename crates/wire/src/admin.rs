@@ -180,6 +180,19 @@ pub struct Resolved {
     pub epoch: u64,
 }
 
+/// The answer to [`Resolve`] at `POST /v1/mount/store`: where the volume's objects are, for a mount that has credentials of
+/// its own. None are in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StorePlace {
+    /// Id of the block store, as its marker has it.
+    pub id: Uuid,
+    /// Where it is.
+    pub kind: StoreKind,
+    /// It was seen to refuse a create-only put of a name that is taken.
+    pub create_only: bool,
+}
+
 /// The body of every answer that is not 2xx.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

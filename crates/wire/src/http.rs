@@ -1,7 +1,7 @@
 //! A client of the admin server's HTTP API: pinned TLS, a token, typed calls for servers and mounts, and plain JSON
 //! calls for `configure`.
 
-use crate::admin::{Assignment, Problem, Register, Registered, Report, Resolve, Resolved};
+use crate::admin::{Assignment, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
 use bytes::Bytes;
@@ -147,6 +147,11 @@ impl AdminClient {
     /// Asks where the volume with this name or id is served.
     pub async fn resolve(&self, volume: &str) -> Result<Resolved, ClientError> {
         self.call(Method::POST, "/v1/mount/resolve", Some(&Resolve { volume: volume.to_owned() })).await
+    }
+
+    /// Asks where the objects of the volume with this name or id are.
+    pub async fn store_place(&self, volume: &str) -> Result<StorePlace, ClientError> {
+        self.call(Method::POST, "/v1/mount/store", Some(&Resolve { volume: volume.to_owned() })).await
     }
 
     /// A call with a JSON body (or none) that is answered with JSON; an empty answer reads as `null`.

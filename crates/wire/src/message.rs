@@ -53,6 +53,8 @@ pub struct Hello {
     pub read_only: bool,
     /// The highest version the client has seen from this store: tells the server whether it lost anything.
     pub seen: Version,
+    /// The client reaches the volume's objects with credentials of its own: no requests are signed for it.
+    pub direct: bool,
 }
 
 /// The server's answer to a [`Hello`] it accepts.

@@ -16,7 +16,7 @@ use chronofs_core::{
 };
 use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Probe, Probed, Problem, Register, Registered,
-    Report, Resolve, Resolved, StoreKind, VolumeReport,
+    Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
@@ -313,6 +313,7 @@ fn hello() -> Hello {
         at: Some(Version(62)),
         read_only: true,
         seen: Version(63),
+        direct: true,
     }
 }
 
@@ -539,6 +540,8 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     let resolved =
         Resolved { volume: uuid(20), name: "work".to_owned(), address, certificate_sha256, epoch: 21 };
     assert_body("resolved.json", &resolved);
+    let kind = StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() });
+    assert_body("store_place.json", &StorePlace { id: uuid(22), kind, create_only: true });
     let problem = Problem { code: "not_found".to_owned(), message: "what to do".to_owned() };
     assert_body("problem.json", &problem);
 }

@@ -209,6 +209,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::report))
         .routes(routes!(servers::resolve))
+        .routes(routes!(servers::store_place))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(system::metrics))

@@ -7,7 +7,7 @@ use crate::db::directory;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved};
+use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved, StorePlace};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -98,4 +98,16 @@ pub(super) async fn resolve(
 ) -> Result<Json<Resolved>, AdminError> {
     let Mount { id, name, metadata_store } = mount;
     app.database.run(move |tx| directory::resolve(tx, &id, &name, &metadata_store, &volume)).await.map(Json)
+}
+
+/// Where the objects of a volume are
+#[utoipa::path(post, path = "/v1/mount/store", request_body = Resolve,
+    responses((status = 200, body = StorePlace)), security(("token" = [])))]
+pub(super) async fn store_place(
+    mount: Mount,
+    State(app): State<Arc<App>>,
+    Body(Resolve { volume }): Body<Resolve>,
+) -> Result<Json<StorePlace>, AdminError> {
+    let Mount { id, name, .. } = mount;
+    app.database.run(move |tx| directory::store_place(tx, &id, &name, &volume)).await.map(Json)
 }

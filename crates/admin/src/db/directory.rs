@@ -6,6 +6,7 @@ use chronofs_core::store::Credentials;
 use chronofs_core::volume::VolumeSpec;
 use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Register, Registered, Report, Resolved,
+    StorePlace,
 };
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::SecretBox;
@@ -182,6 +183,37 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
     Ok(())
 }
 
+fn check_opened(id: &str, name: &str, asked: &str) -> Result<(), AdminError> {
+    if asked == id || asked == name {
+        return Ok(());
+    }
+    Err(AdminError::NotOpened(format!(
+        "the token does not open volume '{asked}': it is one of volume '{name}'; use a token made with \
+         chronofs configure create volume-token --volume {asked}"
+    )))
+}
+
+/// Where the objects of the volume are, for a mount whose token opens volume `id` called `name`.
+pub fn store_place(
+    tx: &Transaction<'_>,
+    id: &str,
+    name: &str,
+    asked: &str,
+) -> Result<StorePlace, AdminError> {
+    check_opened(id, name, asked)?;
+    let sql = "
+        SELECT block_store.id, block_store.definition, block_store.probe
+            FROM volume JOIN block_store ON block_store.id = volume.block_store WHERE volume.id = ?1";
+    let place = tx.query_row(sql, [id], |row| {
+        Ok(StorePlace {
+            id: parsed(row, "id")?,
+            kind: block_stores::definition(row, "definition")?,
+            create_only: block_stores::create_only(row)?,
+        })
+    })?;
+    Ok(place)
+}
+
 /// Where the volume is served, for a mount whose token opens volume `id` called `name`.
 pub fn resolve(
     tx: &Transaction<'_>,
@@ -190,12 +222,7 @@ pub fn resolve(
     store: &str,
     asked: &str,
 ) -> Result<Resolved, AdminError> {
-    if asked != id && asked != name {
-        return Err(AdminError::NotOpened(format!(
-            "the token does not open volume '{asked}': it is one of volume '{name}'; use a token made with \
-             chronofs configure create volume-token --volume {asked}"
-        )));
-    }
+    check_opened(id, name, asked)?;
     let volume: Uuid = id.parse().map_err(|e| AdminError::Internal(format!("id of volume: {e}")))?;
     let sql = "
         SELECT metadata_store.name AS store, registration.* FROM metadata_store

@@ -52,8 +52,8 @@ pub(super) struct Place {
 }
 
 /// What opens a bucket.
-#[derive(Args, Debug, Default)]
-pub(super) struct Keys {
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Keys {
     /// Id of an access key (s3, oci) [env: AWS_ACCESS_KEY_ID]
     #[arg(long, value_name = "ID")]
     access_key_id: Option<String>,
@@ -155,15 +155,31 @@ impl Place {
 }
 
 impl Keys {
+    /// What a process that runs for long may be given on its command line: no secrets.
+    pub(crate) fn without_secrets(
+        credentials_file: Option<PathBuf>,
+        profile: Option<String>,
+        ambient_credentials: bool,
+    ) -> Self {
+        Keys { credentials_file, profile, ambient_credentials, ..Keys::default() }
+    }
+
+    /// The credentials that are given, or those of the environment, if there are any.
+    pub(crate) fn found(self, definition: &StoreKind) -> Result<Option<Credentials>> {
+        match self.given(definition)? {
+            Some(given) => Ok(Some(given)),
+            None => {
+                from_environment(definition, &|name| env::var(name).ok().filter(|value| !value.is_empty()))
+            }
+        }
+    }
+
     /// The credentials that are given, or those of the environment.
     pub(super) fn credentials(self, definition: &StoreKind) -> Result<Credentials> {
         if let StoreKind::Local { .. } = definition {
             return Ok(self.given(definition)?.unwrap_or_default());
         }
-        if let Some(given) = self.given(definition)? {
-            return Ok(given);
-        }
-        from_environment(definition, &|name| env::var(name).ok().filter(|value| !value.is_empty()))?.ok_or_else(|| {
+        self.found(definition)?.ok_or_else(|| {
             anyhow!(
                 "no credentials: give {}, set them in the environment, or add --ambient-credentials if the servers' \
                  machines have their own",

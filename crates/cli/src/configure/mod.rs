@@ -1,6 +1,6 @@
 //! `chronofs configure`: what exists, through the admin server's API.
 
-mod block_store;
+pub(crate) mod block_store;
 mod change;
 mod create;
 

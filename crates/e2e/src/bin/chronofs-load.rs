@@ -49,6 +49,7 @@ impl Client {
             at: None,
             read_only: false,
             seen: Version::ZERO,
+            direct: false,
         };
         loop {
             let stream = TcpStream::connect(&found.address).await.context(found.address.clone())?;

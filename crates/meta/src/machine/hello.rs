@@ -153,6 +153,7 @@ impl Machine {
             session.token = checked.token.id;
             session.client_name.clone_from(&hello.client_name);
             session.read_only = hello.read_only || checked.token.read_only || session.at.is_some();
+            session.direct = hello.direct;
         }
         self.attach(group, conn, id, replay);
         self.recovery_progress(group)
@@ -245,6 +246,7 @@ impl Machine {
                 let mut session = self.session_of_row(id, &row, group.steady_ns);
                 session.protocol = checked.protocol;
                 session.read_only = read_only;
+                session.direct = hello.direct;
                 session.client_name.clone_from(&hello.client_name);
                 (session.reclaimed, session.called) = (true, true);
                 group.thens.push(Then::SessionOpened(Box::new(session), conn));
@@ -271,6 +273,7 @@ impl Machine {
             root: row.scope.root,
             at: row.at,
             read_only: row.flags & rows::Session::READ_ONLY != 0,
+            direct: false,
             conn: None,
             heard_ns: now_ns,
             opened: row.opened,

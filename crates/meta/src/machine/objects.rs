@@ -132,6 +132,9 @@ impl Machine {
     /// Whether and how a session gets requests for what it is told of. An object may hold what the session may not
     /// see: other files, or what was overwritten since. Who may see all of it gets it whole, others only ranges.
     pub(super) fn sign_for(&self, session: &Session) -> Option<SignFor> {
+        if session.direct {
+            return None;
+        }
         let past = || self.tokens.get(&session.token).is_some_and(|token| token.past);
         let whole = match self.signs(session).gets {
             Gets::Never => return None,

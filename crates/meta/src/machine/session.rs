@@ -124,6 +124,8 @@ pub(super) struct Session {
     pub(super) at: Option<Version>,
     /// It cannot write.
     pub(super) read_only: bool,
+    /// It reaches objects by itself.
+    pub(super) direct: bool,
     /// Its connection.
     pub(super) conn: Option<ConnId>,
     /// When it was last heard of.

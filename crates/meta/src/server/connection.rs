@@ -254,6 +254,7 @@ mod tests {
             at: None,
             read_only: false,
             seen: chronofs_core::Version::ZERO,
+            direct: false,
         };
         frame::encode(&hello, &mut bytes).unwrap();
         frames.iter().for_each(|message| frame::encode(message, &mut bytes).unwrap());

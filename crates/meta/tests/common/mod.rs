@@ -106,6 +106,7 @@ pub fn hello(client: u128) -> Hello {
         at: None,
         read_only: false,
         seen: Version::ZERO,
+        direct: false,
     }
 }
 

@@ -177,5 +177,6 @@ fn hello(wanted: &Wanted, target: &Target, opening: &Opening) -> Hello {
         at: wanted.at,
         read_only: wanted.read_only,
         seen: opening.seen,
+        direct: wanted.direct,
     }
 }

@@ -43,6 +43,8 @@ pub struct Wanted {
     pub at: Option<Version>,
     /// The mount will not write.
     pub read_only: bool,
+    /// It needs no way to the objects: it has one of its own.
+    pub direct: bool,
 }
 
 /// How the connection is, for `status`.

@@ -1,9 +1,10 @@
 //! The ways of objects between this mount and the block store.
 //!
-//! [`port`] chooses: the store's own folder where this machine has it, signed requests where the store takes them
+//! [`port`] chooses: the bucket itself with the mount's own credentials ([`direct`]), the store's own folder where this machine has it, signed requests where the store takes them
 //! ([`signed`]), else the metadata server, which is also where a signed request that goes wrong ends up. [`outage`] says what
 //! happens while no way leads to the store. Nothing here believes what it reads: the data path checks every slice.
 
+pub(crate) mod direct;
 pub(crate) mod outage;
 pub(crate) mod requests;
 mod signed;
@@ -12,7 +13,7 @@ mod way;
 use crate::connection::Connection;
 use bytes::Bytes;
 use chronofs_blocks::name::parse_object_name;
-use chronofs_blocks::{BlockStore, ObjectPort, ShownBy, StoreError};
+use chronofs_blocks::{BlockStore, ObjectPort, RemoteStore, ShownBy, StoreError};
 use chronofs_wire::message::StoreAccess;
 use futures::future::BoxFuture;
 use outage::{Patience, Patient};
@@ -24,9 +25,11 @@ use std::sync::Arc;
 pub(crate) fn port(
     access: &StoreAccess,
     connection: &Arc<Connection>,
+    direct: Option<Arc<RemoteStore>>,
     patience: &Arc<Patience>,
 ) -> Arc<dyn ObjectPort> {
-    Patient::new(choose(access, connection), Arc::clone(patience))
+    let port = direct.map(|store| store as Arc<dyn ObjectPort>);
+    Patient::new(port.unwrap_or_else(|| choose(access, connection)), Arc::clone(patience))
 }
 
 fn choose(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {

@@ -52,6 +52,14 @@ pub enum MountError {
         /// Why not.
         source: Box<OpenError>,
     },
+    /// The bucket cannot be used with the mount's own credentials.
+    #[error("cannot mount the volume '{volume}' with credentials of its bucket: {reason}")]
+    Direct {
+        /// The volume.
+        volume: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The child that was to serve the mount said why it does not.
     #[error("{0}")]
     Child(String),

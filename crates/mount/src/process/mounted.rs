@@ -6,6 +6,7 @@ use super::options::MountOptions;
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
 use crate::fuse::pages::{self, Pages};
+use crate::objects::direct::{self, DirectKeys};
 use crate::objects::outage::{OnStoreOutage, Patience};
 use crate::vfs::{Labels, Vfs};
 use chronofs_blocks::DiskCache;
@@ -41,6 +42,8 @@ pub struct MountSpec {
     pub volume: String,
     /// What becomes of operations while the block store cannot be used.
     pub on_store_outage: OnStoreOutage,
+    /// Credentials of the bucket, if this mount uses its own.
+    pub direct: Option<DirectKeys>,
 }
 
 /// Where and how large a disk cache is.
@@ -71,12 +74,21 @@ impl Mounted {
             .enable_all()
             .build()
             .map_err(MountError::system("start threads"))?;
+        let direct = match spec.direct {
+            Some(keys) => Some(
+                runtime
+                    .block_on(direct::open(&spec.source, keys))
+                    .map_err(|reason| MountError::Direct { volume: spec.volume.clone(), reason })?,
+            ),
+            None => None,
+        };
         let wanted = Wanted {
             source: spec.source,
             credentials: spec.credentials,
             client_name: client_name(&spec.dir),
             at: spec.at,
             read_only: spec.options.read_only() || spec.at.is_some(),
+            direct: direct.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
         let (connection, welcome, events) = opened
@@ -85,7 +97,7 @@ impl Mounted {
         let disk = spec.disk_cache.map(|disk| DiskCache::start(&disk.dir, disk.bytes_max));
         let vfs = {
             let _within = runtime.enter();
-            Vfs::new(connection, &welcome, events, labels, disk, Patience::new(spec.on_store_outage))
+            Vfs::new(connection, &welcome, events, labels, disk, direct, Patience::new(spec.on_store_outage))
         };
         let volume = welcome.volume.name.clone();
         let (session, pages) = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;

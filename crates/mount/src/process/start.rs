@@ -6,6 +6,7 @@ use super::mounted::{DiskCacheSpec, MountSpec, Mounted};
 use super::mountinfo;
 use super::options::MountOptions;
 use crate::connection::{Credentials, Source};
+use crate::objects::direct::DirectKeys;
 use crate::objects::outage::OnStoreOutage;
 use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
@@ -33,6 +34,8 @@ pub struct StartConfig {
     pub disk_cache: Option<DiskCacheSpec>,
     /// What becomes of operations while the block store cannot be used.
     pub on_store_outage: OnStoreOutage,
+    /// Credentials of the bucket, if the mount is to use its own.
+    pub direct: Option<DirectKeys>,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -88,6 +91,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         disk_cache,
         volume: config.volume.clone(),
         on_store_outage: config.on_store_outage,
+        direct: config.direct.clone(),
     })
 }
 
@@ -206,6 +210,7 @@ mod tests {
             options: MountOptions::default(),
             disk_cache: None,
             on_store_outage: OnStoreOutage::default(),
+            direct: None,
             foreground: true,
             token: token.into(),
             ready: None,

@@ -28,7 +28,7 @@ use crate::data::{Config, Data};
 use crate::objects;
 use crate::objects::outage::Patience;
 use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
-use chronofs_blocks::DiskCache;
+use chronofs_blocks::{DiskCache, RemoteStore};
 use chronofs_core::ops::{Reply, Request, StatFs};
 use chronofs_core::{Attr, Caller, Errno, Ino, Version};
 use chronofs_wire::message::Welcome;
@@ -86,11 +86,12 @@ impl Vfs {
         events: UnboundedReceiver<Event>,
         labels: Labels,
         disk: Option<Arc<DiskCache>>,
+        direct: Option<Arc<RemoteStore>>,
         patience: Arc<Patience>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
-        let port = objects::port(&welcome.store, &connection, &patience);
+        let port = objects::port(&welcome.store, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,
             incarnation: welcome.incarnation,

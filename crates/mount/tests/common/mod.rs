@@ -118,6 +118,7 @@ pub fn mount_if_asked() {
         disk_cache: None,
         volume: "docs".to_owned(),
         on_store_outage: Default::default(),
+        direct: None,
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let said = PathBuf::from(format!("{dir}.said"));
