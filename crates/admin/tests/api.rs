@@ -4,7 +4,7 @@
 
 mod common;
 
-use chronofs_wire::admin::Assignment;
+use chronofs_wire::admin::{Assignment, Register};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::token::{Token, TokenKind};
@@ -243,6 +243,9 @@ async fn credentials_whose_key_is_lost_stay_with_their_servers_until_they_are_gi
     let volume = json!({"name": "v", "block_store": "cloud", "metadata_store": "m"});
     server.post("/v1/volumes", volume).await;
     let meta = AdminClient::new(&store["token"].as_str().unwrap().parse().unwrap()).unwrap();
+    let certificate_sha256 = Sha256::of(b"meta").to_string();
+    let register = Register { address: "meta:8444".to_owned(), certificate_sha256, boot: 1, epoch: 0 };
+    meta.register(&register).await.unwrap();
     let secret = |assigned: Assignment| {
         assigned.volumes[0]
             .store
@@ -252,16 +255,16 @@ async fn credentials_whose_key_is_lost_stay_with_their_servers_until_they_are_gi
             .map(|s| s.reveal().to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(secret(meta.assignment(0).await.unwrap()), ["hunter2"]);
+    assert_eq!(secret(meta.assignment(1, 0).await.unwrap()), ["hunter2"]);
     std::fs::remove_file(server.folder.path().join("secrets.key")).unwrap();
     let server = server.restarted().await;
-    let refused = meta.assignment(0).await.unwrap_err();
+    let refused = meta.assignment(1, 0).await.unwrap_err();
     assert!(refused.is_transient() && refused.to_string().contains("block-store 'cloud'"), "{refused}");
     let change = json!({"credentials": key("hunter3"), "unchecked": true});
     let changed: Value =
         server.client.call(Method::PATCH, "/v1/block-stores/cloud", Some(&change)).await.unwrap();
     assert!(!changed.to_string().contains("hunter"), "{changed}");
-    assert_eq!(secret(meta.assignment(0).await.unwrap()), ["hunter3"]);
+    assert_eq!(secret(meta.assignment(1, 0).await.unwrap()), ["hunter3"]);
 }
 
 /// A schema says what it allows: a type, a reference that leads somewhere, or a choice of such.

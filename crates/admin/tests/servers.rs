@@ -41,6 +41,28 @@ async fn epochs_rise_with_every_boot_and_an_old_boot_does_not_come_back() {
 }
 
 #[tokio::test]
+async fn only_the_owner_of_a_store_is_told_what_to_serve() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let unknown = meta.assignment(1, 0).await.unwrap_err();
+    assert_eq!(unknown.code(), Some("unavailable"), "{unknown}");
+    meta.register(&register(1)).await.unwrap();
+    let revision = meta.assignment(1, 0).await.unwrap().revision;
+    let waiting = {
+        let meta = meta.clone();
+        tokio::spawn(async move { meta.assignment(1, revision).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    meta.register(&register(2)).await.unwrap();
+    let refused = waiting.await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Some("superseded"), "{refused}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(meta.assignment(2, 0).await.unwrap().revision, revision);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_admin_that_is_an_old_copy_goes_on_above_the_epochs_that_members_had() {
     let server = started().await;
     let meta = server.with_volume().await;
@@ -66,13 +88,14 @@ async fn an_admin_that_is_an_old_copy_goes_on_above_the_epochs_that_members_had(
 async fn an_assignment_waits_for_the_next_change_and_tells_all() {
     let server = started().await;
     let meta = server.with_volume().await;
-    let first = meta.assignment(0).await.unwrap();
+    meta.register(&register(1)).await.unwrap();
+    let first = meta.assignment(1, 0).await.unwrap();
     assert_eq!(first.volumes.len(), 1);
     assert_eq!(first.volumes[0].store.kind, StoreKind::Local { path: "/srv/b".to_owned() });
     assert!(first.tokens.is_empty());
     let waiting = tokio::spawn({
         let meta = meta.clone();
-        async move { meta.assignment(first.revision).await }
+        async move { meta.assignment(1, first.revision).await }
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished());
@@ -87,7 +110,7 @@ async fn an_assignment_waits_for_the_next_change_and_tells_all() {
     let path = format!("/v1/volume-tokens/{}", token.id);
     let _: Value = server.client.call(Method::DELETE, &path, None::<&()>).await.unwrap();
     let _: Value = server.client.call(Method::DELETE, "/v1/volumes/v", None::<&()>).await.unwrap();
-    let last = meta.assignment(second.revision).await.unwrap();
+    let last = meta.assignment(1, second.revision).await.unwrap();
     assert!(last.tokens.is_empty() && last.volumes[0].deleted);
     assert_eq!(last.volumes[0].spec.id, first.volumes[0].spec.id);
 }
@@ -109,12 +132,12 @@ async fn a_mount_learns_where_its_volume_is_once_a_server_has_registered() {
     assert_eq!(unknown.code(), Some("not_found"));
     let place = mount.store_place("v").await.unwrap();
     assert_eq!(place.kind, StoreKind::Local { path: "/srv/b".to_owned() });
-    assert_eq!(place.id, meta.assignment(0).await.unwrap().volumes[0].store.id);
+    assert_eq!(place.id, meta.assignment(5, 0).await.unwrap().volumes[0].store.id);
     assert_eq!(mount.store_place("w").await.unwrap_err().code(), Some("not_found"));
     assert_eq!(meta.store_place("v").await.unwrap_err().code(), Some("forbidden"));
     let wrong_kind = meta.resolve("v").await.unwrap_err();
     assert_eq!(wrong_kind.code(), Some("forbidden"));
-    let wrong_kind = mount.assignment(0).await.unwrap_err();
+    let wrong_kind = mount.assignment(1, 0).await.unwrap_err();
     assert_eq!(wrong_kind.code(), Some("forbidden"));
 }
 
@@ -157,7 +180,7 @@ async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked(
     let server = started().await;
     let meta = server.with_volume().await;
     meta.register(&register(1)).await.unwrap();
-    let revision = meta.assignment(0).await.unwrap().revision;
+    let revision = meta.assignment(1, 0).await.unwrap().revision;
     let to = |path: &str| json!({"definition": {"kind": "local", "path": path}});
     let slow = {
         let (client, change) = (server.client.clone(), to("/srv/slow"));
@@ -166,7 +189,7 @@ async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked(
     let slow = tokio::spawn(slow);
     let begun = Instant::now();
     let asked = loop {
-        let probes = meta.assignment(0).await.unwrap().probes;
+        let probes = meta.assignment(1, 0).await.unwrap().probes;
         if let [asked] = &probes[..] {
             break asked.id;
         }
@@ -187,8 +210,9 @@ async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked(
 async fn a_stop_ends_long_polls_at_once_and_leaves_no_wal() {
     let server = started().await;
     let meta = server.with_volume().await;
-    let revision = meta.assignment(0).await.unwrap().revision;
-    let waiting = tokio::spawn(async move { meta.assignment(revision).await });
+    meta.register(&register(1)).await.unwrap();
+    let revision = meta.assignment(1, 0).await.unwrap().revision;
+    let waiting = tokio::spawn(async move { meta.assignment(1, revision).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     let began = Instant::now();
     let (folder, ..) = server.stop().await;

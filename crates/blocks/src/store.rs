@@ -186,9 +186,21 @@ impl BlockStore {
         self.check_marker(name)?;
         // Not synced: one that a power cut brings back is found in the listing, and goes then.
         match self.files.delete(&location).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.unavailable(name, "it cannot be deleted", &error)),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.unavailable(name, "it cannot be deleted", &error)),
         }
+        self.delete_pieces(name).map_err(|error| self.unavailable(name, "it cannot be deleted", &error))
+    }
+
+    /// What puts of the object left that were cut off by a kill. Nobody puts what is to be deleted.
+    fn delete_pieces(&self, name: &str) -> io::Result<()> {
+        for n in 1..=PIECES {
+            match fs::remove_file(self.folder.join(format!("{name}{PIECE}{n}"))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// A page is one of the 256 folders that objects are spread over.
@@ -276,7 +288,21 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
 /// Where objects lie.
 const OBJECTS: &str = "objects";
 
-/// Every file below `folder` of `root`, with its length. A folder that is not there has none.
+/// Between the name of an object and a number in the name under which `object_store` writes it first.
+const PIECE: char = '#';
+/// One more for each put of an object that is under way or was cut off; a client puts an object once at a time.
+const PIECES: u32 = 4;
+
+/// The object that a file is, or was to be when its put was cut off.
+fn whole(file: &str) -> &str {
+    match file.rsplit_once(PIECE) {
+        Some((object, n)) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => object,
+        _ => file,
+    }
+}
+
+/// Every file below `folder` of `root`, with its length. A folder that is not there has none. What a put that was cut
+/// off has left is listed under the name of its object, with which it goes.
 fn list_below(root: &Path, folder: &str, names: &mut Vec<(String, u64)>) -> io::Result<()> {
     let entries = match fs::read_dir(root.join(folder)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -284,11 +310,13 @@ fn list_below(root: &Path, folder: &str, names: &mut Vec<(String, u64)>) -> io::
     };
     for entry in entries {
         let entry = entry?;
-        let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        let file = entry.file_name();
+        let file = file.to_string_lossy();
         if entry.file_type()?.is_dir() {
-            list_below(root, &name, names)?;
+            list_below(root, &format!("{folder}/{file}"), names)?;
             continue;
         }
+        let name = format!("{folder}/{}", whole(&file));
         match entry.metadata() {
             Ok(metadata) => names.push((name, metadata.len())),
             // Deleted meanwhile.

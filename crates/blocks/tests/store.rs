@@ -113,6 +113,34 @@ async fn objects_are_listed_and_deleted_and_nothing_else_is() {
 }
 
 #[tokio::test]
+async fn what_a_put_that_was_killed_left_is_listed_as_its_object_and_goes_with_it() {
+    let (_folder, path, store) = made();
+    // A put as it is written, stopped in its middle.
+    let held = tokio::spawn({
+        let (store, name) = (BlockStore::open(&path, STORE).unwrap(), name(1));
+        async move { store.put(&name, Bytes::from(vec![1; 64 << 20])).await }
+    });
+    let folder = path.join(name(1)).parent().unwrap().to_owned();
+    let piece = loop {
+        let mut entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        if let Some(piece) = entries.find(|entry| entry.path() != path.join(name(1))) {
+            break piece.path();
+        }
+        assert!(!held.is_finished(), "it is not written under another name first");
+        tokio::task::yield_now().await;
+    };
+    held.await.unwrap().unwrap();
+    store.delete(&name(1)).await.unwrap();
+    assert_eq!(listed(&store).await.unwrap(), BTreeMap::new());
+
+    fs::write(&piece, b"half of it").unwrap();
+    assert_eq!(listed(&store).await.unwrap(), BTreeMap::from([(name(1), 10)]));
+    assert_eq!(store.get(&name(1), 0, 1).await.unwrap_err().trouble, Trouble::Missing);
+    store.delete(&name(1)).await.unwrap();
+    assert!(!piece.exists());
+}
+
+#[tokio::test]
 async fn a_folder_that_lost_its_marker_is_unavailable_and_not_written_to() {
     let (_folder, path, store) = made();
     fs::remove_file(path.join(MARKER)).unwrap();

@@ -218,7 +218,7 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
             if stuck { 0 } else { volume.condemned.count + due }
         };
         let waiting: u64 = status.volumes.iter().map(waits).sum();
-        if status.looks >= look && waiting == 0 {
+        if status.looks >= look && (waiting == 0 || status.unconfirmed) {
             return Ok(status);
         }
         if told.elapsed() >= TELL_EVERY {
@@ -246,6 +246,12 @@ fn show_gc(status: &GcStatus) -> Result<()> {
     }
     let volumes = serde_json::to_value(&status.volumes)?;
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))?;
+    if status.unconfirmed {
+        output::warn(
+            "the admin server has not said lately that this server owns its metadata, so nothing is deleted: is it up? \
+             Has another server taken over (the log says so)?",
+        );
+    }
     status.volumes.iter().for_each(|volume| warn_of(&volume.name, &volume.shown));
     status.stores.iter().try_for_each(show_store)
 }
@@ -288,6 +294,12 @@ fn show_store(store: &StoreListing) -> Result<()> {
             "{} objects of these volumes are of sessions that the metadata never had: is it an old copy? What was never \
              used is not deleted until they are gone",
             store.unexplained
+        ));
+    }
+    for volume in &store.braked {
+        output::warn(format!(
+            "volume {volume}: more objects that were never used than others: is the metadata an old copy? They stay. If \
+             that is meant: chronofs meta gc --release-brake, then --full"
         ));
     }
     store

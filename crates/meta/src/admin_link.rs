@@ -82,6 +82,9 @@ impl AdminLink {
             match self.serve(&mut revision, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
                 Err(error) => {
+                    if error.code() == Some("superseded") {
+                        self.tell(Event::Owner(false)).await;
+                    }
                     if !told_failure {
                         tracing::error!(%error, "no link to the admin server; going on with the last assignment");
                         told_failure = true;
@@ -115,11 +118,11 @@ impl AdminLink {
         // Nobody listens only when the server stops.
         let _ = self.registered.send(registered.epoch);
         // The first answer comes at once whatever is known already: the admin server may have been restored.
-        let mut after = 0;
+        let (mut after, boot) = (0, self.register.boot);
         loop {
             // A question ends the wait: what is known already is asked for at once, so that the answer is newer.
             let asked = tokio::select! {
-                assignment = self.client.assignment(after) => Err(assignment?),
+                assignment = self.client.assignment(boot, after) => Err(assignment?),
                 question = self.questions.next() => Ok(question),
             };
             let (mut assignment, question) = match asked {
@@ -127,6 +130,7 @@ impl AdminLink {
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
+            self.tell(Event::Owner(true)).await;
             let probes = std::mem::take(&mut assignment.probes);
             let used = store_of_volumes(&assignment);
             let news = assignment.revision != *revision;
@@ -151,7 +155,7 @@ impl AdminLink {
     }
 
     async fn assignment_now(&self) -> Result<Assignment, ClientError> {
-        let asked = tokio::time::timeout(ASK_WITHIN, self.client.assignment(0)).await;
+        let asked = tokio::time::timeout(ASK_WITHIN, self.client.assignment(self.register.boot, 0)).await;
         asked.unwrap_or_else(|_| {
             let admin = self.client.address().to_owned();
             Err(ClientError::Unreachable { admin, reason: "no answer in time".to_owned() })
@@ -162,8 +166,12 @@ impl AdminLink {
     async fn answer(&mut self, question: u64, failure: Option<String>) {
         if question > self.questions.answered {
             self.questions.answered = question;
-            drop(self.queue.send(Input::Events(vec![Event::AdminAsked(question, failure)])).await);
+            self.tell(Event::AdminAsked(question, failure)).await;
         }
+    }
+
+    async fn tell(&self, event: Event) {
+        drop(self.queue.send(Input::Events(vec![event])).await);
     }
 
     /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
@@ -181,7 +189,7 @@ impl AdminLink {
         self.stores.set(stores);
         let ids: Vec<Uuid> = assignment.volumes.iter().map(|volume| volume.spec.id).collect();
         let set = problems.clone();
-        drop(self.queue.send(Input::Events(vec![Event::Assignment(Box::new(assignment))])).await);
+        self.tell(Event::Assignment(Box::new(assignment))).await;
         // New volumes are in the state after the next tick.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let ask: Ask = Box::new(move |core, _| {

@@ -13,10 +13,10 @@ use crate::server::objects::Stores;
 use chronofs_blocks::{StorePort, parse_object_name};
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, View};
-use chronofs_namespace::rows::{Sum, Volume};
+use chronofs_namespace::rows::{Sum, Tally, Volume};
 use chronofs_namespace::{Judged, judge};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 const CHUNK: usize = 256;
 /// How many quarantined names are shown.
 const EXAMPLES_MAX: usize = 20;
-/// How many objects one look has deleted; the next one finds the rest.
+/// How many objects of a volume one look has deleted.
 const GARBAGE_MAX: usize = 1 << 18;
 
 /// What `/gc` says.
@@ -43,6 +43,9 @@ pub struct GcStatus {
     pub looks: u64,
     /// How often that was asked for or begun.
     pub asked: u64,
+    /// The admin server has not said lately that this server owns the metadata: nothing is condemned or deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
 }
 
 /// A volume in [`GcStatus`].
@@ -86,6 +89,9 @@ pub struct StoreListing {
     pub unexplained: u64,
     /// Some of the quarantined, with the reason.
     pub examples: Vec<(String, String)>,
+    /// Of these volumes the garbage is so much, compared with what they hold, that it waits for a word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub braked: Vec<String>,
     /// Objects of other volumes.
     pub others: Sum,
     /// Why the look ended early.
@@ -114,6 +120,15 @@ struct Rows {
     view: Arc<dyn View>,
     volumes: BTreeMap<Uuid, (VolumeIndex, Volume)>,
     over_since: Version,
+    brake_from: u64,
+}
+
+/// What a look finds to be garbage of one volume.
+#[derive(Default)]
+struct Garbage {
+    count: u64,
+    /// Those that this look has deleted; the next one finds the rest. A page may name one twice.
+    objects: BTreeSet<ObjectId>,
 }
 
 impl Collector {
@@ -181,7 +196,7 @@ impl Collector {
         listing: &mut StoreListing,
     ) -> Result<(), String> {
         let mut from = None;
-        let mut garbage: Vec<(Uuid, ObjectId)> = Vec::new();
+        let mut garbage: BTreeMap<Uuid, Garbage> = BTreeMap::new();
         loop {
             let page = store.list(from).await.map_err(|error| error.to_string())?;
             // Sessions are opened before they store anything: these rows explain all that is on the page.
@@ -196,29 +211,47 @@ impl Collector {
             });
             let found;
             (*listing, found) = judging.await.map_err(|error| error.to_string())?;
-            garbage.extend(found.map_err(|stop| stop.to_string())?);
-            garbage.truncate(GARBAGE_MAX);
+            for (volume, object) in found.map_err(|stop| stop.to_string())? {
+                let garbage = garbage.entry(volume).or_default();
+                garbage.count += 1;
+                if garbage.objects.len() < GARBAGE_MAX {
+                    garbage.objects.insert(object);
+                }
+            }
             match page.next {
                 Some(next) => from = Some(next),
                 None => break,
             }
         }
         if listing.unexplained == 0 {
-            self.send_garbage(garbage).await;
+            self.send_garbage(garbage, volumes, listing).await?;
         }
         self.forget_deleted(volumes).await
     }
 
-    async fn send_garbage(&self, garbage: Vec<(Uuid, ObjectId)>) {
-        let mut by_volume: BTreeMap<Uuid, Vec<ObjectId>> = BTreeMap::new();
-        for (volume, object) in garbage {
-            by_volume.entry(volume).or_default().push(object);
-        }
-        for (volume, objects) in by_volume {
+    /// More garbage than is held looks like an old copy of the metadata, to which the objects of a newer one are
+    /// leftovers, even if no session betrays it.
+    async fn send_garbage(
+        &self,
+        garbage: BTreeMap<Uuid, Garbage>,
+        volumes: &[Uuid],
+        listing: &mut StoreListing,
+    ) -> Result<(), String> {
+        let rows = self.rows(volumes).await?;
+        for (volume, garbage) in garbage {
+            let Some((index, row)) = rows.volumes.get(&volume) else { continue };
+            let tally = chronofs_namespace::tally(&SharedView(rows.view.clone()), *index);
+            let tally = tally.map_err(|stop| stop.to_string())?;
+            if brakes(garbage.count, &tally, rows.over_since, rows.brake_from) {
+                listing.braked.push(row.spec.name.clone());
+                continue;
+            }
+            let objects: Vec<ObjectId> = garbage.objects.into_iter().collect();
             for chunk in objects.chunks(CHUNK) {
                 self.send(Event::Garbage(volume, chunk.to_vec())).await;
             }
         }
+        Ok(())
     }
 
     /// Rows of deleted objects stay while the session could name the object again; now it may be over.
@@ -261,6 +294,7 @@ impl Collector {
                     .collects_before(steady_ns)
                     .filter(|_| !recovering)
                     .unwrap_or(Version::ZERO),
+                brake_from: core.machine.config().brake_from,
             }
         });
         rows.await.ok_or_else(|| "the server stops".to_owned())
@@ -283,9 +317,10 @@ impl Collector {
             let volumes =
                 live.map(|volume| (volume.index, volume.row.spec.name.clone(), volume.collection().clone()));
             let before = core.machine.collects_before(steady_ns).unwrap_or(Version::ZERO);
-            (core.engine.view(), volumes.collect::<Vec<_>>(), before)
+            let unconfirmed = !core.machine.owns_store(steady_ns);
+            (core.engine.view(), volumes.collect::<Vec<_>>(), before, unconfirmed)
         });
-        let (view, volumes, before) = asked.await.ok_or("the executor does not answer")?;
+        let (view, volumes, before, unconfirmed) = asked.await.ok_or("the executor does not answer")?;
         let reading = tokio::task::spawn_blocking(move || {
             let reads = SharedView(view);
             let each = volumes.into_iter().map(|(index, name, shown)| {
@@ -302,7 +337,8 @@ impl Collector {
         });
         let volumes = reading.await.map_err(|error| error.to_string())?.map_err(|stop| stop.to_string())?;
         let state = self.lock();
-        Ok(GcStatus { volumes, stores: state.stores.clone(), looks: state.looks, asked: state.asked })
+        let (stores, looks, asked) = (state.stores.clone(), state.looks, state.asked);
+        Ok(GcStatus { volumes, stores, looks, asked, unconfirmed })
     }
 
     /// What lost its last name by now may go, however much it is.
@@ -316,6 +352,11 @@ impl Collector {
         self.queue.send(Input::Ask(ask)).await.map_err(|_| "the server stops".to_owned())?;
         answer.await.map_err(stops)?
     }
+}
+
+/// Whether so much garbage of a volume waits until its brake was released after all of its sessions were over.
+fn brakes(garbage: u64, tally: &Tally, over_since: Version, brake_from: u64) -> bool {
+    garbage >= brake_from && garbage > tally.held.count && tally.released < over_since
 }
 
 /// Judges what is on a page of a listing. Gives the garbage.
@@ -362,4 +403,23 @@ fn quarantine(listing: &mut StoreListing, name: &str, bytes: u64, reason: &str) 
 fn add(sum: &mut Sum, bytes: u64) {
     sum.count += 1;
     sum.bytes += bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_garbage_than_is_held_waits_until_the_brake_is_released() {
+        let held = |count, released| Tally {
+            held: Sum { count, bytes: 0 },
+            released: Version(released),
+            ..Tally::default()
+        };
+        let brakes = |garbage, tally| brakes(garbage, &tally, Version(100), 10);
+        assert!(brakes(30, held(20, 0)));
+        assert!(!brakes(30, held(30, 0)), "as much is held");
+        assert!(!brakes(9, held(0, 0)), "a little is no reason");
+        assert!(!brakes(30, held(20, 100)), "released since the last of its sessions was over");
+    }
 }

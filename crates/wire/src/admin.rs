@@ -37,7 +37,7 @@ pub struct Registered {
     pub epoch: u64,
 }
 
-/// `GET /v1/meta/assignment?after=REVISION` with the metadata store's token: waits up to 20 s for a revision above
+/// `GET /v1/meta/assignment?boot=BOOT&after=REVISION` with the metadata store's token: waits up to 20 s for a revision above
 /// `after`, then answers with the newest. The server keeps the last one, for when the admin server is down.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -134,9 +134,10 @@ impl AdminClient {
     }
 
     /// Waits for an assignment with a revision above `after`; answers after about [`ASSIGNMENT_WAIT`] at the
-    /// latest, then perhaps with the same revision.
-    pub async fn assignment(&self, after: u64) -> Result<Assignment, ClientError> {
-        self.call(Method::GET, &format!("/v1/meta/assignment?after={after}"), None::<&()>).await
+    /// latest, then perhaps with the same revision. An answer says also that the start with this `boot` owns the store.
+    pub async fn assignment(&self, boot: u64, after: u64) -> Result<Assignment, ClientError> {
+        let path = format!("/v1/meta/assignment?boot={boot}&after={after}");
+        self.call(Method::GET, &path, None::<&()>).await
     }
 
     /// Says what became of the assignment.

@@ -119,7 +119,7 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
-    fn wake_pollers(&self) {
+    pub(super) fn wake_pollers(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
 }

@@ -24,23 +24,29 @@ pub(super) async fn register(
     let address = register.address.clone();
     let registered = app.database.run(move |tx| directory::register(tx, &server.id, &register)).await?;
     app.heard_of(&registered.store.to_string());
+    // The one that owned the store until now is to know.
+    app.wake_pollers();
     tracing::info!(store = %registered.name, %address, epoch = registered.epoch, "metadata server registered");
     Ok(Json(registered))
 }
 
 #[derive(Deserialize)]
 pub(super) struct After {
+    /// Drawn at the start that asks.
+    boot: u64,
     #[serde(default)]
     after: u64,
 }
 
 /// What a metadata server is to serve; waits up to 20 s for a revision other than `after`
-#[utoipa::path(get, path = "/v1/meta/assignment", params(("after" = u64, Query)),
+///
+/// It is answered only while the start with this `boot` owns the store.
+#[utoipa::path(get, path = "/v1/meta/assignment", params(("boot" = u64, Query), ("after" = u64, Query)),
     responses((status = 200, body = Assignment)), security(("token" = [])))]
 pub(super) async fn assignment(
     server: MetadataServer,
     State(app): State<Arc<App>>,
-    Query(After { after }): Query<After>,
+    Query(After { boot, after }): Query<After>,
 ) -> Result<Json<Assignment>, AdminError> {
     let until = Instant::now() + ASSIGNMENT_WAIT;
     let mut changed = app.changed.subscribe();
@@ -49,7 +55,11 @@ pub(super) async fn assignment(
     loop {
         changed.mark_unchanged();
         let id = server.id.clone();
-        let revision = app.database.run(move |tx| directory::revision(tx, &id)).await?;
+        let asked = app.database.run(move |tx| {
+            directory::check_owner(tx, &id, boot)?;
+            directory::revision(tx, &id)
+        });
+        let revision = asked.await?;
         // Another revision, not only a higher one: a server restored from an old copy counts from there.
         if revision != after || *stopping.borrow() || !app.probes.of(&server.id).is_empty() {
             break;
@@ -67,7 +77,11 @@ pub(super) async fn assignment(
     app.heard_of(&server.id);
     let probes = app.probes.of(&server.id);
     let secrets = Arc::clone(&app.secrets);
-    let assignment = app.database.run(move |tx| directory::assignment(tx, &secrets, &server.id)).await?;
+    let asked = app.database.run(move |tx| {
+        directory::check_owner(tx, &server.id, boot)?;
+        directory::assignment(tx, &secrets, &server.id)
+    });
+    let assignment = asked.await?;
     Ok(Json(Assignment { probes, ..assignment }))
 }
 

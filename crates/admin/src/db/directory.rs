@@ -2,6 +2,7 @@
 
 use super::{block_stores, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
 use crate::AdminError;
+use crate::model::MetadataStore;
 use chronofs_core::store::Credentials;
 use chronofs_core::volume::VolumeSpec;
 use chronofs_wire::admin::{
@@ -26,8 +27,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let found = stores::find_metadata(tx, store)?;
     let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
     let boot = register.boot.to_string();
-    let sql = "SELECT epoch FROM registration WHERE metadata_store = ?1 AND boot = ?2";
-    let known: Option<i64> = tx.query_row(sql, params![found.id, boot], |row| row.get(0)).optional()?;
+    let known = epoch_of(tx, &found.id, &boot)?;
     let behind = register.epoch > found.epoch;
     if behind {
         tracing::warn!(
@@ -36,17 +36,9 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
              after it was made is missing"
         );
     }
-    let epoch = match known.map(i64::unsigned_abs) {
+    let epoch = match known {
         _ if behind => register.epoch + 1,
-        Some(epoch) if epoch < found.epoch => {
-            return Err(AdminError::Superseded(format!(
-                "metadata store '{}' has been taken over by the server at {} (epoch {}, yours is {epoch}); stop this \
-                 server, or restart it to take the store back",
-                found.name,
-                found.address.as_deref().unwrap_or("another address"),
-                found.epoch,
-            )));
-        }
+        Some(epoch) if epoch < found.epoch => return Err(superseded(&found, epoch)),
         Some(epoch) => epoch,
         None => found.epoch + 1,
     };
@@ -69,6 +61,37 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
     )?;
     Ok(Registered { store: id, name: found.name, epoch })
+}
+
+fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {
+    let sql = "SELECT epoch FROM registration WHERE metadata_store = ?1 AND boot = ?2";
+    let epoch: Option<i64> = tx.query_row(sql, params![store, boot], |row| row.get(0)).optional()?;
+    Ok(epoch.map(i64::unsigned_abs))
+}
+
+/// Refuses a start that does not own the store, or not any more. Metadata servers delete nothing without hearing that
+/// they do.
+pub fn check_owner(tx: &Transaction<'_>, store: &str, boot: u64) -> Result<(), AdminError> {
+    let found = stores::find_metadata(tx, store)?;
+    match epoch_of(tx, &found.id, &boot.to_string())? {
+        Some(epoch) if epoch == found.epoch => Ok(()),
+        Some(epoch) => Err(superseded(&found, epoch)),
+        None => {
+            let name = &found.name;
+            let reason = format!("this start of the server of metadata store '{name}' is not registered");
+            Err(AdminError::Unavailable(reason))
+        }
+    }
+}
+
+fn superseded(found: &MetadataStore, epoch: u64) -> AdminError {
+    AdminError::Superseded(format!(
+        "metadata store '{}' has been taken over by the server at {} (epoch {}, yours is {epoch}); stop this server, or \
+         restart it to take the store back",
+        found.name,
+        found.address.as_deref().unwrap_or("another address"),
+        found.epoch,
+    ))
 }
 
 fn check_registration(register: &Register) -> Result<(), AdminError> {

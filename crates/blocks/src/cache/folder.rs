@@ -14,9 +14,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const PREFIX: &str = "cache1-";
 const LOCK: &str = "lock";
+/// It is held for milliseconds.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Permission bits with which others than the owner could put bytes into the folder.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -48,11 +51,20 @@ impl Folder {
         Ok(())
     }
 
-    /// Waits until no other process begins segments or lets them go, and holds them off.
+    /// Waits until no other process begins segments or lets them go, and holds them off. Not for ever: one that is
+    /// stopped while it holds the lock would hold up the unmount of all that share the folder.
     pub(super) fn lock(&self) -> io::Result<File> {
         let path = self.dir.join(LOCK);
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        file.lock()?;
+        let until = Instant::now() + LOCK_WAIT;
+        while !try_lock(&file)? {
+            if Instant::now() >= until {
+                let reason =
+                    "another mount holds its lock and does not go on; is it stopped, or its disk stuck?";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
+            std::thread::sleep(LOCK_WAIT / 200);
+        }
         Ok(file)
     }
 

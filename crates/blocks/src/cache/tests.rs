@@ -412,6 +412,24 @@ fn the_thread_keeps_what_is_put_and_its_end_leaves_everything() {
 }
 
 #[test]
+fn a_mount_that_is_stopped_with_the_lock_in_its_hand_holds_up_nobody() {
+    let dir = TempDir::new().unwrap();
+    let mut other = Direct::open(dir.path(), LIMITS);
+    other.put(1, 700);
+    other.close();
+    let stopped = super::folder::Folder::new(dir.path()).lock().unwrap();
+    let cache = DiskCache::with(dir.path(), LIMITS);
+    let (seal, stored, _) = slice(2, 700);
+    cache.put(VOLUME, &seal, stored);
+    let begun = std::time::Instant::now();
+    cache.close();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    let figures = cache.figures();
+    assert_eq!((figures.kept, figures.slices), (0, 1), "what is there can be read");
+    drop(stopped);
+}
+
+#[test]
 fn no_more_than_a_fixed_amount_waits_for_a_slow_disk() {
     let dir = tempfile::tempdir().unwrap();
     let shared = Arc::new(Shared::new(dir.path(), LIMITS));

@@ -24,6 +24,8 @@ const IDLE_NS: u64 = 1_000_000_000;
 /// After a failure of the store nothing is deleted for so long; twice as long after the next, up to a limit.
 const RETRY_NS: u64 = 2_000_000_000;
 const RETRY_DOUBLINGS_MAX: u32 = 7;
+/// For so long it counts that the admin server has said who owns the store. It says so every 20 s.
+const OWNER_NS: u64 = 60_000_000_000;
 
 /// What became of objects that were handed out for deletion.
 #[derive(Clone, Debug)]
@@ -95,10 +97,21 @@ impl Machine {
         u64::from(self.config.slice_life_ms) * 1_000_000
     }
 
+    /// Whether the admin server said lately that this start owns the store. Another copy of the same metadata, or an
+    /// owner that was followed by another, would delete what the owner's rows name: its own have not heard of them.
+    pub fn owns_store(&self, steady_ns: u64) -> bool {
+        !self.config.asks_admin || self.owns_until_ns.is_some_and(|until| steady_ns < until)
+    }
+
+    pub(super) fn heard_of_owner(&mut self, group: &Group, owns: bool) {
+        self.owns_until_ns = owns.then_some(group.steady_ns + OWNER_NS);
+    }
+
     /// What was retired, or which session was over, up to here may be collected. `None` before the server has run for
-    /// that long.
+    /// that long, and while it does not know that it owns the store.
     pub fn collects_before(&self, steady_ns: u64) -> Option<Version> {
-        self.ages.before(steady_ns, self.life_ns())
+        let before = self.ages.before(steady_ns, self.life_ns());
+        before.filter(|_| self.owns_store(steady_ns))
     }
 
     /// Condemns what is retired for long enough, and hands out what is condemned for good.
@@ -151,7 +164,7 @@ impl Machine {
         let Some(volume) = self.volumes.get(&index) else { return Ok(false) };
         let Collecting { in_flight, retry_ns, .. } = &volume.collecting;
         let room = IN_FLIGHT_MAX.saturating_sub(in_flight.len()).min(HAND_OUT_MAX);
-        if room == 0 || group.steady_ns < *retry_ns {
+        if room == 0 || group.steady_ns < *retry_ns || !self.owns_store(group.steady_ns) {
             return Ok(false);
         }
         let condemned = match list_condemned(&group.reads, index, None, room + in_flight.len()) {

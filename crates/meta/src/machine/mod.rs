@@ -141,6 +141,8 @@ pub enum Event {
     Deleted(Box<DeletedObjects>),
     /// Objects of a volume were found in its store that look like garbage.
     Garbage(Uuid, Vec<ObjectId>),
+    /// The admin server says whether this start owns the store.
+    Owner(bool),
 }
 
 /// Someone waits until a version is durable.
@@ -224,6 +226,8 @@ pub struct Machine {
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
     ages: Ages,
+    /// Until then it is known that no other start has taken the store over.
+    owns_until_ns: Option<u64>,
 }
 
 impl Machine {
@@ -260,6 +264,7 @@ impl Machine {
             parked: 0,
             forget_turn: 0,
             ages: Ages::default(),
+            owns_until_ns: None,
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
@@ -350,6 +355,7 @@ impl Machine {
             }
             Event::Deleted(done) => self.objects_deleted(group, &done)?,
             Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
+            Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())

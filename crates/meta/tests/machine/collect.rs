@@ -66,7 +66,10 @@ fn done(job: &DeleteJob, works: bool) -> DeletedObjects {
 
 /// A server with a file whose object was written over: gives the object that is unnamed once an hour has passed.
 fn with_an_object_over() -> (Server, ObjectId) {
-    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    with_an_object_over_in(Server::start(Arc::new(Memory::default()), START_NS, false))
+}
+
+fn with_an_object_over_in(mut server: Server) -> (Server, ObjectId) {
     let session = server.open(1, hello(1)).unwrap().session;
     let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
     let object = |n| ObjectId { incarnation: 0, session, n };
@@ -220,4 +223,31 @@ fn garbage_that_a_listing_finds_is_condemned_and_deleted() {
     assert_eq!(server.tally().condemned.count, 1, "the other is named by a row");
     assert_eq!(server.pass(40, true), [never]);
     server.verify();
+}
+
+#[test]
+fn a_server_that_is_not_known_to_own_its_store_condemns_and_deletes_nothing() {
+    let server = Server::start_with(Arc::new(Memory::default()), START_NS, false, true);
+    let (mut server, object) = with_an_object_over_in(server);
+    let never = ObjectId { n: 9, ..object };
+    server.frame(1, ToServer::Goodbye);
+    let found = |server: &mut Server| server.run(Event::Garbage(common::VOLUME, vec![never]));
+    // Another copy of this folder may be the owner, and its rows name what no row here does.
+    assert_eq!(server.pass(4400, true), []);
+    found(&mut server);
+    assert_eq!((server.tally().retired.count, server.tally().condemned.count), (1, 0));
+
+    // Owner for long enough to condemn, and superseded before that is durable.
+    server.run(Event::Owner(true));
+    server.tick_later();
+    found(&mut server);
+    assert_eq!(server.tally().condemned.count, 2);
+    server.run(Event::Owner(false));
+    assert_eq!(server.pass(100, true), []);
+
+    server.run(Event::Owner(true));
+    assert_eq!(server.pass(20, true).len(), 2);
+    assert!(server.core.machine.owns_store(server.now_ns));
+    server.pass(60, true);
+    assert!(!server.core.machine.owns_store(server.now_ns), "an old word does not count");
 }

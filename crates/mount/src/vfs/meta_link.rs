@@ -56,10 +56,13 @@ impl Meta for MetaLink {
     }
 
     async fn grant(&self, count: u64) -> Result<(u64, u64), Errno> {
-        match self.connection.call(Caller::ROOT, Request::Grant { count }).await? {
-            (_, Reply::Grant { first, end }) => Ok((first, end)),
-            (_, other) => Err(reply::unexpected(&other)),
-        }
+        let (first, end) = match self.connection.call(Caller::ROOT, Request::Grant { count }).await? {
+            (_, Reply::Grant { first, end }) => (first, end),
+            (_, other) => return Err(reply::unexpected(&other)),
+        };
+        // After a power cut that took the grant, nothing would explain what was stored under it.
+        self.connection.call(Caller::ROOT, Request::Sync).await?;
+        Ok((first, end))
     }
 
     fn now_ns(&self) -> i64 {
