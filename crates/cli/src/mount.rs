@@ -24,7 +24,7 @@ pub(crate) enum Command {
                             chronofs mount start data /mnt/data -o nosuid,nodev,noexec\n  \
                             chronofs mount start data /mnt/data --cache-dir /var/cache/chronofs --cache-size 50G\n  \
                             chronofs mount start data /mnt/past --at-time 'yesterday 17:00'")]
-    Start(Start),
+    Start(Box<Start>),
     /// Unmount, and wait until everything that was written is stored
     Stop {
         /// Folder the volume is mounted on
@@ -148,7 +148,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
         Command::Start(start) => {
             let what = format!("mount {} on {}", start.volume, start.dir.display());
-            start_mount(start).context(what)
+            start_mount(*start).context(what)
         }
         Command::Stop { dir, force } => chronofs_mount::stop(&dir, force, |notice| output::warn(notice))
             .with_context(|| format!("stop {}", dir.display())),

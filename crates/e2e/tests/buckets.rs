@@ -269,8 +269,8 @@ fn a_bucket_that_is_away_holds_up_bytes_and_nothing_else() {
 fn nothing_is_put_into_a_bucket_that_forgot_whose_it_is() {
     let mut server = ObjectServer::start(Kind::Moto);
     let mut installation = Installation::start();
-    create_store(&installation, "cloud", &server, &["--prefix", "team/one"]);
-    create_volume(&installation, "v", "cloud");
+    installation.create_block_store("cloud", &server.flags(), &["--prefix", "team/one"]);
+    installation.create_volume_in("cloud", "v", &[]);
     let mount = installation.mount("v", &["--on-store-outage", "fail"]);
     fs::write(mount.path("kept"), noise(1 << 20, 5)).unwrap();
     File::open(mount.path("kept")).unwrap().sync_all().unwrap();

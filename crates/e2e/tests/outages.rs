@@ -183,7 +183,7 @@ fn while_the_block_store_is_away_operations_wait_or_fail_as_was_asked_and_nothin
     {
         assert!(&fs::read(writer.path(name)).unwrap() == bytes, "{name}");
     }
-    assert!(&fs::read(fails.path("kept")).unwrap() == &kept_bytes);
+    assert!(fs::read(fails.path("kept")).unwrap() == kept_bytes);
 }
 
 #[test]

@@ -8,9 +8,12 @@ use chronofs_core::store::{Credentials, StoreKind};
 use std::fmt;
 use std::sync::Arc;
 
+/// The credentials for a store of this kind, or why there are none.
+type Find = dyn Fn(&StoreKind) -> Result<Credentials, String> + Send + Sync;
+
 /// Finds the credentials for a store of some kind. Not called before that kind is known.
 #[derive(Clone)]
-pub struct DirectKeys(Arc<dyn Fn(&StoreKind) -> Result<Credentials, String> + Send + Sync>);
+pub struct DirectKeys(Arc<Find>);
 
 impl DirectKeys {
     /// Credentials that `find` finds, or why not.
