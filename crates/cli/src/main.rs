@@ -12,6 +12,7 @@ mod meta;
 mod mount;
 mod options;
 mod output;
+mod restore;
 mod snap_create;
 mod systemd;
 
@@ -55,6 +56,9 @@ enum Command {
         after_help = "Example:\n  fdb> snapshot /usr/lib/chronofs/snap-create.fdb --destdir /mnt/backup --method btrfs"
     )]
     SnapCreate(snap_create::SnapCreate),
+    /// Prepare the images of a disk snapshot for a new cluster
+    #[command(subcommand)]
+    Restore(restore::Command),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
@@ -109,6 +113,7 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::SnapCreate(args) => snap_create::run(args),
+        Command::Restore(command) => restore::run(command),
         Command::Completions { shell } => {
             // Not to standard output at once: there it panics when the reader has left.
             let mut script = Vec::new();

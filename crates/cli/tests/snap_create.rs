@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use support::{ADDRESSES, Recorded, UID, run};
+use support::{ADDRESSES, Recorded, UID, assert_restored, right_restore, run};
 use tempfile::TempDir;
 
 const BIN: &str = env!("CARGO_BIN_EXE_chronofs");
@@ -88,7 +88,7 @@ fn command_line(recorded: &Recorded, address: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_foundationdb_server_calls_it_unchanged() {
+fn a_foundationdb_server_calls_it_unchanged_and_its_images_are_restored() {
     let recorded = Recorded::new();
     let server = FdbServer::new();
     let backup = tempfile::tempdir().unwrap();
@@ -136,10 +136,17 @@ fn a_foundationdb_server_calls_it_unchanged() {
         verified.lines().filter(|line| line.contains("content") && line.ends_with("whole")).count(),
         9
     );
+    restore(&recorded, &backup.path().join(UID));
 
     let flipped = support::one_named(&image.join("files"), "log2-");
     File::options().write(true).open(&flipped).unwrap().write_all_at(&[1], 50 << 20).unwrap();
     fails(&["snap-create", "verify", "--destdir", destdir], "127.0.0.1:4602/tlog: log2-");
+    let set = text(&backup.path().join(UID)).to_owned();
+    let maps: Vec<String> = ADDRESSES.iter().map(|old| format!("--map={old}={old}")).collect();
+    let out = tempfile::tempdir().unwrap();
+    let mut prepare = vec!["restore", "prepare", &set, "--out", text(out.path())];
+    prepare.extend(maps.iter().map(String::as_str));
+    fails(&prepare, "has other content than when it was made");
 
     ok(&[
         "snap-create",
@@ -157,6 +164,42 @@ fn a_foundationdb_server_calls_it_unchanged() {
     ok(&["snap-create", "delete", "--destdir", destdir, "--uid", UID]);
     assert_eq!(fs::read_dir(backup.path()).unwrap().count(), 0);
     fails(&["snap-create", "delete", "--destdir", destdir, "--uid", UID], "no image of de01497a");
+}
+
+/// The whole way of an operator, by the commands.
+fn restore(recorded: &Recorded, set: &Path) {
+    let out = tempfile::tempdir().unwrap();
+    let map = out.path().join("map");
+    let lines = ADDRESSES.map(|old| format!("{old} {}\n", old.replace(":4", ":5")));
+    fs::write(&map, lines.concat()).unwrap();
+    let to = out.path().join("restored");
+    let (map, to_text, set) = (text(&map), text(&to), text(set));
+    let plan = ok(&["restore", "plan", set, "--map-file", map]);
+    assert!(
+        plan.contains("127.0.0.1:4601") && plan.contains("@127.0.0.1:5601,127.0.0.1:5602,127.0.0.1:5603"),
+        "{plan}"
+    );
+    fails(
+        &["restore", "plan", set, "--map", "127.0.0.1:4601=127.0.0.1:5601"],
+        "127.0.0.1:4602 has no new address",
+    );
+    let dry = ok(&["restore", "prepare", set, "--map-file", map, "--out", to_text, "--dry-run"]);
+    assert!(dry.contains("would prepare") && !to.exists(), "{dry}");
+    let prepared = ok(&["restore", "prepare", set, "--map-file", map, "--out", to_text]);
+    let start = format!(
+        "fdbserver --cluster-file {to_text}/127.0.0.1:5602/fdb.cluster --public-address 127.0.0.1:5602"
+    );
+    assert!(prepared.contains(&start) && prepared.contains("--locality-machineid m2"), "{prepared}");
+    for old in ADDRESSES {
+        let data = to.join(old.replace(":4", ":5")).join("data");
+        assert_restored(&data, &right_restore(|role| recorded.image(old, role).join("files")));
+    }
+    fails(&["restore", "prepare", set, "--map-file", map, "--out", to_text], "exists and is not empty");
+    assert_eq!(ok(&["restore", "status", to_text]).matches("as prepared").count(), 3);
+    assert_eq!(ok(&["restore", "verify", to_text]).matches("as prepared").count(), 3);
+    fs::remove_file(to.join("127.0.0.1:5603/data/processId")).unwrap();
+    fails(&["restore", "verify", to_text], "processId is missing");
+    assert_eq!(ok(&["restore", "status", to_text]).matches("changed").count(), 1);
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub enum Error {
     NoImages { uid: crate::SnapshotUid, place: PathBuf },
     #[error("{place}: {damage}; this image must not be restored, take another")]
     Damaged { place: PathBuf, damage: Damage },
+    #[error(transparent)]
+    Restore(#[from] crate::restore::Refused),
 }
 
 impl Error {

@@ -11,6 +11,7 @@ mod error;
 pub mod images;
 pub mod manifest;
 pub mod name;
+pub mod restore;
 pub mod run;
 pub mod server;
 pub mod tree;
