@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-const ROLES: [&str; 4] = ["admin", "meta", "configure", "mount"];
+const ROLES: [&str; 5] = ["admin", "meta", "configure", "mount", "snap-create"];
 /// What follows `mount.chronofs` when a person and not mount(8) calls it.
 const MOUNT_COMMANDS: [&str; 6] = ["init", "start", "stop", "list", "help", "--help"];
 
@@ -112,6 +112,7 @@ mod tests {
             ("/usr/bin/chronofs admin start --dbFolder X", "/usr/bin/chronofs admin start --db-folder X"),
             ("chronofs x --dbFolder=/A/B -- --dbFolder", "chronofs x --db-folder=/A/B -- --dbFolder"),
             ("/sbin/meta.chronofs start --bindAddr :1", "chronofs meta start --bind-addr :1"),
+            ("/lib/snap-create.fdb --destdir D --path P", "chronofs snap-create --destdir D --path P"),
             ("configure.sh list volume", "chronofs configure list volume"),
             ("mount.chronofs", "chronofs mount"),
             ("mount.chronofs start v /mnt --atTime -2h", "chronofs mount start v /mnt --at-time -2h"),

@@ -12,6 +12,8 @@ mod meta;
 mod mount;
 mod options;
 mod output;
+mod restore;
+mod snap_create;
 mod systemd;
 
 use anyhow::{Context, Result};
@@ -49,6 +51,14 @@ enum Command {
         /// Folder in the mount
         dir: PathBuf,
     },
+    /// Make an image of a server's data folder for a disk snapshot; list, verify and delete images
+    #[command(
+        after_help = "Example:\n  fdb> snapshot /usr/lib/chronofs/snap-create.fdb --destdir /mnt/backup --method btrfs"
+    )]
+    SnapCreate(snap_create::SnapCreate),
+    /// Prepare the images of a disk snapshot for a new cluster
+    #[command(subcommand)]
+    Restore(restore::Command),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
@@ -102,6 +112,8 @@ fn run(command: Command) -> Result<()> {
         Command::Meta(command) => meta::run(command),
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
+        Command::SnapCreate(args) => snap_create::run(args),
+        Command::Restore(command) => restore::run(command),
         Command::Completions { shell } => {
             // Not to standard output at once: there it panics when the reader has left.
             let mut script = Vec::new();

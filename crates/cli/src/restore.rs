@@ -1,0 +1,227 @@
+//! `chronofs restore`: from the images of a disk snapshot to folders that a new cluster starts on.
+
+use crate::output::{self, Column};
+use crate::snap_create::now;
+use anyhow::{Context, Result, bail};
+use chronofs_snapshot::Address;
+use chronofs_snapshot::restore::{self, Attached, Machine, Mapping, Plan, Prepared, Set, Source};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+const EXAMPLE: &str = "Example:\n  chronofs restore plan /mnt/backup/UID --map 10.0.0.1:4500=10.0.1.1:4500";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Show what would go where, or why the set is refused
+    #[command(after_help = EXAMPLE)]
+    Plan {
+        #[command(flatten)]
+        from: Origin,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the set into a folder per server: data, cluster file and a record of both
+    #[command(
+        after_help = "Example:\n  chronofs restore prepare /mnt/backup/UID --map-file map --out /mnt/restore"
+    )]
+    Prepare {
+        #[command(flatten)]
+        from: Origin,
+        /// Folder to make the servers' folders in, each named by its new address
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Prepare only the server with this old or new address
+        #[arg(long, value_name = "IP:PORT")]
+        only: Option<Address>,
+        /// Check everything and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare every byte of prepared folders with what was put there
+    Verify {
+        /// Folder of restore prepare, or of one server in it
+        dir: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which servers were prepared in a folder
+    Status {
+        /// Folder of restore prepare, or of one server in it
+        dir: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What is restored, and to where.
+#[derive(Args, Debug)]
+pub(crate) struct Origin {
+    /// Folder of the snapshot's images, named by its UID; ADDRESS=DIR if it holds those of one server without its address
+    #[arg(value_name = "[ADDRESS=]DIR", required = true)]
+    sets: Vec<Source>,
+    /// New address of a server
+    #[arg(long, value_name = "OLD=NEW")]
+    map: Vec<String>,
+    /// File with a line OLD=NEW for each server
+    #[arg(long, value_name = "FILE")]
+    map_file: Option<PathBuf>,
+    /// Cluster file of the source cluster, for images that hold none
+    #[arg(long, value_name = "FILE")]
+    cluster_file: Option<PathBuf>,
+    /// Where the files of an image are that is a snapshot of a volume
+    #[arg(long, value_name = "ADDRESS/ROLE=DIR")]
+    attached: Vec<Attached>,
+}
+
+impl Origin {
+    fn plan(&self) -> Result<Plan> {
+        let mapping = Mapping::read(&self.map, self.map_file.as_deref())?;
+        let set = Set::read(&self.sets, &self.attached, self.cluster_file.as_deref())?;
+        Ok(Plan::new(&set, &mapping)?)
+    }
+}
+
+pub(crate) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Plan { from, json } => show_plan(&from.plan().context("restore plan")?, json),
+        Command::Prepare { from, out, only, dry_run, json } => {
+            let plan = from.plan().context("restore prepare")?;
+            let folders =
+                restore::prepare(&plan, &out, only.as_ref(), dry_run, &now()).context("restore prepare")?;
+            show_prepared(&plan, &folders, dry_run, json)
+        }
+        Command::Verify { dir, json } => {
+            let prepared = restore::verify(&dir).context("restore verify")?;
+            show_state(&prepared, json)?;
+            let damages: Vec<String> = prepared
+                .iter()
+                .flat_map(|p| {
+                    p.state.damages.iter().map(|damage| format!("{}: {damage}", p.folder.display()))
+                })
+                .collect();
+            damages.iter().for_each(output::note);
+            match damages.is_empty() {
+                true => Ok(()),
+                false => bail!(
+                    "restore verify: {} is not as it was prepared: if no server was started on it, prepare it anew",
+                    dir.display()
+                ),
+            }
+        }
+        Command::Status { dir, json } => show_state(&restore::status(&dir).context("restore status")?, json),
+    }
+}
+
+const PARTS: [Column; 8] = [
+    ("OLD", "old"),
+    ("NEW", "new"),
+    ("ROLE", "role"),
+    ("CREATED", "created"),
+    ("FILES", "files"),
+    ("SIZE", "bytes"),
+    ("CHECKSUMS", "checksums"),
+    ("IMAGE", "image"),
+];
+
+fn show_plan(plan: &Plan, json: bool) -> Result<()> {
+    if json {
+        return output::line(serde_json::to_string_pretty(plan)?);
+    }
+    let mut rows = Vec::new();
+    for machine in &plan.machines {
+        for part in &machine.parts {
+            let mut row = serde_json::to_value(part)?;
+            row["old"] = json!(machine.old.to_string());
+            row["new"] = json!(machine.new.to_string());
+            rows.push(row);
+        }
+    }
+    output::line(output::table(&PARTS, &rows))?;
+    output::line(format_args!("\nsnapshot      {}\ncluster file  {}", plan.uid, plan.cluster_file))?;
+    warn_of_unknown(plan);
+    Ok(())
+}
+
+fn warn_of_unknown(plan: &Plan) {
+    let parts = || plan.machines.iter().flat_map(|machine| &machine.parts);
+    let unknown = parts().filter(|part| !part.checksums).count();
+    if unknown > 0 {
+        let all = parts().count();
+        output::warn(format_args!(
+            "{unknown} of {all} images hold no checksums: what was damaged in them since cannot be seen here"
+        ));
+    }
+}
+
+fn show_prepared(plan: &Plan, folders: &[PathBuf], dry_run: bool, json: bool) -> Result<()> {
+    let machine_of = |folder: &Path| {
+        let name = folder.file_name().unwrap_or_default();
+        plan.machines.iter().find(|machine| name == machine.new.to_string().as_str())
+    };
+    if json {
+        let rows = folders.iter().map(|folder| {
+            let start = machine_of(folder).map(|machine| start_line(machine, folder));
+            json!({ "folder": folder, "prepared": !dry_run, "start": start })
+        });
+        return output::line(serde_json::to_string_pretty(&rows.collect::<Vec<Value>>())?);
+    }
+    for folder in folders {
+        let Some(machine) = machine_of(folder) else { continue };
+        let done = if dry_run { "would prepare" } else { "prepared" };
+        output::line(format_args!("{done} {}", folder.display()))?;
+        output::line(format_args!("  start with  {}", start_line(machine, folder)))?;
+        if !machine.command_line.is_empty() {
+            output::line(format_args!("  was         {}", machine.command_line.join(" ")))?;
+        }
+    }
+    warn_of_unknown(plan);
+    Ok(())
+}
+
+/// How the server is started on its folder. Its other options it takes from its configuration, as before.
+fn start_line(machine: &Machine, folder: &Path) -> String {
+    let shown = folder.display();
+    let new = &machine.new;
+    let mut line =
+        format!("fdbserver --cluster-file {shown}/fdb.cluster --public-address {new} --datadir {shown}/data");
+    for (key, value) in &machine.locality {
+        line += &format!(" --locality-{key} {value}");
+    }
+    line
+}
+
+fn show_state(prepared: &[Prepared], json: bool) -> Result<()> {
+    if json {
+        return output::line(serde_json::to_string_pretty(prepared)?);
+    }
+    let rows: Vec<Value> = prepared
+        .iter()
+        .map(|p| {
+            let record = &p.record;
+            let bytes: u64 = record.entries.iter().map(|entry| entry.size).sum();
+            json!({
+                "old": record.old.to_string(), "new": record.new.to_string(), "uid": record.uid.as_str(),
+                "prepared": record.prepared, "files": record.entries.len(), "bytes": bytes, "folder": p.folder,
+                "state": if p.state.whole { "as prepared" } else { "changed" },
+            })
+        })
+        .collect();
+    let columns = [
+        ("OLD", "old"),
+        ("NEW", "new"),
+        ("UID", "uid"),
+        ("PREPARED", "prepared"),
+        ("FILES", "files"),
+        ("SIZE", "bytes"),
+        ("STATE", "state"),
+        ("FOLDER", "folder"),
+    ];
+    output::line(output::table(&columns, &rows))
+}

@@ -1,0 +1,16 @@
+//! From a set of images of FoundationDB to folders that a new cluster starts on: read the set, refuse what is not whole,
+//! map old addresses to new ones, keep of each image what is its role's, write the new cluster file.
+//!
+//! What is decided (is the set whole, who goes where) reads a [`Set`] and touches nothing.
+
+mod check;
+mod plan;
+mod prepare;
+mod refused;
+mod set;
+
+pub use check::{belongs, check};
+pub use plan::{Machine, Mapping, Part, Plan};
+pub use prepare::{Prepared, Record, State, prepare, status, verify};
+pub use refused::Refused;
+pub use set::{Attached, Image, Set, Source};
