@@ -1,9 +1,9 @@
-//! The format of an object: header, sealed slices, index, footer. Version 1; all numbers little-endian.
+//! The format of an object: sealed slices, label, index, footer. Version 1; all numbers little-endian.
 //!
 //! ```text
-//! header, 64 bytes    magic "CFSOBJ01" | format u16 | header length u16 | incarnation u16 | 0 u16
-//!                     | volume (16 bytes) | session u64 | n u64 | 0 (12 bytes) | CRC32C of the 60 bytes before
 //! slices              the stored bytes of each, one after the other
+//! label, 64 bytes     magic "CFSOBJ01" | format u16 | label length u16 | incarnation u16 | 0 u16
+//!                     | volume (16 bytes) | session u64 | n u64 | 0 (12 bytes) | CRC32C of the 60 bytes before
 //! index               64 bytes for each slice: inode u64 | session u64 | n u64 | at u64 | slice index u32
 //!                     | block u32 | offset u32 | len u32 | stored length u32 | full length u32 | CRC32C u32
 //!                     | incarnation u16 | codec u8 | 0
@@ -11,8 +11,11 @@
 //!                     | CRC32C of the 20 bytes before u32 | magic "CFSOBJND"
 //! ```
 //!
-//! Reading a file needs none of this: rows say where a slice lies. Header and index are for a salvage that has
-//! only the bucket: it reads the tail, then the index, and learns of each slice which bytes of which file it was
+//! Slices come first, so that a full block that is alone in its object begins where the object does: stores cut objects
+//! into stripes, and a range that lies in two of them takes twice as long.
+//!
+//! Reading a file needs none of this: rows say where a slice lies. Label and index are for a salvage that has
+//! only the bucket: it reads the tail, then label and index, and learns of each slice which bytes of which file it was
 //! and, from session, n and slice index, in what order the slices of a session were written. These are the slice's id:
 //! a slice that was packed was born elsewhere.
 
@@ -26,8 +29,8 @@ const MAGIC: &[u8; 8] = b"CFSOBJ01";
 const END_MAGIC: &[u8; 8] = b"CFSOBJND";
 const FORMAT: u16 = 1;
 
-/// Bytes of the header: slices begin after it.
-pub const HEADER_LEN: usize = 64;
+/// Bytes of the label, which ends where the index begins.
+pub const LABEL_LEN: usize = 64;
 /// Bytes of an entry of the index.
 pub const ENTRY_LEN: usize = 64;
 /// Bytes of the footer.
@@ -54,7 +57,7 @@ pub struct Entry {
 
 /// What an object says about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Header {
+pub struct Label {
     /// Its volume.
     pub volume: Uuid,
     /// Its id.
@@ -72,6 +75,11 @@ pub struct Footer {
 }
 
 impl Footer {
+    /// Where in the object its label begins.
+    pub fn label_at(&self) -> u64 {
+        self.index_at - LABEL_LEN as u64
+    }
+
     /// Bytes of the index.
     pub fn index_len(&self) -> usize {
         self.count as usize * ENTRY_LEN
@@ -120,6 +128,7 @@ pub enum FormatError {
 /// Puts sealed slices together into an object.
 #[derive(Debug)]
 pub struct ObjectWriter {
+    label: Label,
     bytes: BytesMut,
     entries: Vec<Entry>,
 }
@@ -127,10 +136,8 @@ pub struct ObjectWriter {
 impl ObjectWriter {
     /// An empty object `id` of `volume`, with room for `capacity` stored bytes.
     pub fn new(volume: Uuid, id: ObjectId, capacity: usize) -> Self {
-        let header = Header { volume, id };
-        let mut bytes = BytesMut::with_capacity(HEADER_LEN + capacity + ENTRY_LEN + FOOTER_LEN);
-        bytes.put_slice(&encode_header(&header));
-        ObjectWriter { bytes, entries: Vec::new() }
+        let bytes = BytesMut::with_capacity(capacity + LABEL_LEN + ENTRY_LEN + FOOTER_LEN);
+        ObjectWriter { label: Label { volume, id }, bytes, entries: Vec::new() }
     }
 
     /// Adds a slice; gives where in the object it lies (as `entry.at` will say, whatever it says now).
@@ -149,8 +156,9 @@ impl ObjectWriter {
 
     /// The whole object.
     pub fn finish(mut self) -> Bytes {
+        self.bytes.reserve(LABEL_LEN + self.entries.len() * ENTRY_LEN + FOOTER_LEN);
+        self.bytes.put_slice(&encode_label(&self.label));
         let index_at = self.bytes.len();
-        self.bytes.reserve(self.entries.len() * ENTRY_LEN + FOOTER_LEN);
         for entry in &self.entries {
             put_entry(&mut self.bytes, entry);
         }
@@ -167,19 +175,19 @@ impl ObjectWriter {
     }
 }
 
-fn encode_header(header: &Header) -> [u8; HEADER_LEN] {
-    let mut bytes = BytesMut::with_capacity(HEADER_LEN);
+fn encode_label(label: &Label) -> [u8; LABEL_LEN] {
+    let mut bytes = BytesMut::with_capacity(LABEL_LEN);
     bytes.put_slice(MAGIC);
     bytes.put_u16_le(FORMAT);
-    bytes.put_u16_le(HEADER_LEN as u16);
-    bytes.put_u16_le(header.id.incarnation);
+    bytes.put_u16_le(LABEL_LEN as u16);
+    bytes.put_u16_le(label.id.incarnation);
     bytes.put_u16_le(0);
-    bytes.put_slice(header.volume.as_bytes());
-    bytes.put_u64_le(header.id.session.0);
-    bytes.put_u64_le(header.id.n);
+    bytes.put_slice(label.volume.as_bytes());
+    bytes.put_u64_le(label.id.session.0);
+    bytes.put_u64_le(label.id.n);
     bytes.put_bytes(0, 12);
     bytes.put_u32_le(crc32c::crc32c(&bytes));
-    let mut out = [0; HEADER_LEN];
+    let mut out = [0; LABEL_LEN];
     out.copy_from_slice(&bytes);
     out
 }
@@ -226,11 +234,11 @@ impl Fields<'_> {
     }
 }
 
-/// Reads the header from the first [`HEADER_LEN`] bytes of an object (more do no harm).
-pub fn read_header(front: &[u8]) -> Result<Header, FormatError> {
-    let part = "header";
-    let Some((bytes, _)) = front.split_first_chunk::<HEADER_LEN>() else {
-        return Err(FormatError::Short { part, expected: HEADER_LEN as u64, found: front.len() as u64 });
+/// Reads the label from its bytes ([`Footer::label_at`], for [`LABEL_LEN`]).
+pub fn read_label(bytes: &[u8]) -> Result<Label, FormatError> {
+    let part = "label";
+    let Ok(bytes) = <&[u8; LABEL_LEN]>::try_from(bytes) else {
+        return Err(FormatError::Short { part, expected: LABEL_LEN as u64, found: bytes.len() as u64 });
     };
     let mut fields = Fields(bytes);
     if &fields.take::<8>() != MAGIC {
@@ -240,13 +248,13 @@ pub fn read_header(front: &[u8]) -> Result<Header, FormatError> {
     if format != FORMAT {
         return Err(FormatError::Format(format));
     }
-    check(part, &bytes[..HEADER_LEN - 4], Fields(&bytes[HEADER_LEN - 4..]).u32())?;
-    let _header_len = fields.u16();
+    check(part, &bytes[..LABEL_LEN - 4], Fields(&bytes[LABEL_LEN - 4..]).u32())?;
+    let _label_len = fields.u16();
     let incarnation = fields.u16();
     let _reserved = fields.u16();
     let volume = Uuid::from_bytes(fields.take());
     let session = SessionId(fields.u64());
-    Ok(Header { volume, id: ObjectId { incarnation, session, n: fields.u64() } })
+    Ok(Label { volume, id: ObjectId { incarnation, session, n: fields.u64() } })
 }
 
 /// Reads the footer from the last bytes of an object of `object_len` bytes.
@@ -265,7 +273,7 @@ pub fn read_footer(tail: &[u8], object_len: u64) -> Result<Footer, FormatError> 
         .index_at
         .saturating_add(u64::from(footer.count) * ENTRY_LEN as u64)
         .saturating_add(FOOTER_LEN as u64);
-    if expected != object_len || footer.index_at < HEADER_LEN as u64 {
+    if expected != object_len || footer.index_at < LABEL_LEN as u64 {
         return Err(FormatError::Short { part: "index", expected, found: object_len });
     }
     Ok(footer)
@@ -297,7 +305,7 @@ fn read_entry(footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, Format
         _ => return Err(FormatError::Entry { entry, reason: "a codec that this program does not know" }),
     };
     let end = at.saturating_add(u64::from(stored_len));
-    if at < HEADER_LEN as u64 || end > footer.index_at {
+    if end > footer.label_at() {
         return Err(FormatError::Entry { entry, reason: "stored bytes outside the object's slices" });
     }
     let seal = Seal { id, codec, stored_len, full_len, crc32c };
@@ -312,8 +320,8 @@ fn check(part: &'static str, bytes: &[u8], expected: u32) -> Result<(), FormatEr
 /// An object read whole: what it says about itself, and its slices.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// Its header.
-    pub header: Header,
+    /// Its label.
+    pub label: Label,
     /// Its index.
     pub entries: Vec<Entry>,
     bytes: Bytes,
@@ -322,12 +330,14 @@ pub struct Object {
 impl Object {
     /// Reads an object from all of its bytes. Its slices are verified when they are opened.
     pub fn read(bytes: Bytes) -> Result<Object, FormatError> {
-        let header = read_header(&bytes)?;
         let footer = read_footer(&bytes, bytes.len() as u64)?;
-        let start = usize::try_from(footer.index_at).unwrap_or(usize::MAX).min(bytes.len());
-        let index = bytes.get(start..start.saturating_add(footer.index_len())).unwrap_or(&[]);
-        let entries = read_index(&footer, index)?;
-        Ok(Object { header, entries, bytes })
+        let part = |at: u64, len| {
+            let start = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+            bytes.get(start..start.saturating_add(len)).unwrap_or(&[])
+        };
+        let label = read_label(part(footer.label_at(), LABEL_LEN))?;
+        let entries = read_index(&footer, part(footer.index_at, footer.index_len()))?;
+        Ok(Object { label, entries, bytes })
     }
 
     /// The stored bytes of a slice of this object, or `None` if the entry is not one of its own.

@@ -262,7 +262,7 @@ mod tests {
             Place::Object(seal, at) => {
                 let (id, bytes) = sealed.objects.iter().find(|(id, _)| *id == seal.id.object).unwrap();
                 let object = Object::read(bytes.clone()).unwrap();
-                assert_eq!((object.header.id, object.header.volume), (*id, Uuid::from_u128(1)));
+                assert_eq!((object.label.id, object.label.volume), (*id, Uuid::from_u128(1)));
                 let entry = object.entries.iter().find(|e| e.seal.id == seal.id).unwrap();
                 assert_eq!((entry.at, entry.block, entry.offset), (*at, new.block, new.slice.offset));
                 assert_eq!((entry.ino, entry.len), (Ino(5), new.slice.len));

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use chronofs_blocks::object::{
-    ENTRY_LEN, Entry, FOOTER_LEN, FormatError, HEADER_LEN, Object, ObjectWriter, read_footer, read_header,
-    read_index,
+    ENTRY_LEN, Entry, FOOTER_LEN, FormatError, LABEL_LEN, Object, ObjectWriter, read_footer, read_index,
+    read_label,
 };
 use chronofs_blocks::seal::{open, seal};
 use chronofs_core::volume::Compression;
@@ -58,9 +58,14 @@ fn an_object_is_written_as_format_1_lays_down() {
 }
 
 #[test]
+fn the_first_slice_begins_where_the_object_does() {
+    assert_eq!(Object::read(written()).unwrap().entries[0].at, 0);
+}
+
+#[test]
 fn the_golden_object_reads_back() {
     let object = Object::read(golden().into()).unwrap();
-    assert_eq!((object.header.volume, object.header.id), (VOLUME, ID));
+    assert_eq!((object.label.volume, object.label.id), (VOLUME, ID));
     for ((entry, bytes), n) in object.entries.iter().zip(contents()).zip(0u32..) {
         assert_eq!(entry.ino, Ino(77));
         assert_eq!((entry.block, entry.offset, entry.len), (n, 10, bytes.len() as u32));
@@ -80,10 +85,10 @@ fn the_index_is_found_from_the_tail_alone() {
 }
 
 #[test]
-fn every_changed_byte_of_header_index_or_footer_is_noticed() {
+fn every_changed_byte_of_label_index_or_footer_is_noticed() {
     let good = golden();
-    let tail = good.len() - FOOTER_LEN - 3 * ENTRY_LEN;
-    for at in (0..HEADER_LEN).chain(tail..good.len()) {
+    let tail = good.len() - FOOTER_LEN - 3 * ENTRY_LEN - LABEL_LEN;
+    for at in tail..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         assert!(Object::read(bad.into()).is_err(), "byte {at}");
@@ -95,9 +100,11 @@ fn every_changed_byte_of_header_index_or_footer_is_noticed() {
 
 #[test]
 fn a_later_format_is_refused_by_name() {
-    let mut later = golden();
+    let golden = golden();
+    let at = golden.len() - FOOTER_LEN - 3 * ENTRY_LEN - LABEL_LEN;
+    let mut later = golden[at..at + LABEL_LEN].to_vec();
     later[8] = 9;
-    let error = read_header(&later).unwrap_err();
+    let error = read_label(&later).unwrap_err();
     assert_eq!(error, FormatError::Format(9));
     assert!(error.to_string().contains("newer chronofs"), "{error}");
 }
@@ -111,7 +118,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0u64..500) {
-        let _ = read_header(&bytes);
+        let _ = read_label(&bytes);
         let _ = read_footer(&bytes, at);
         let _ = Object::read(bytes.into());
     }
@@ -127,9 +134,10 @@ proptest! {
             bytes[at % len] = value;
         }
         bytes[len - 8..].copy_from_slice(b"CFSOBJND");
-        bytes[..10].copy_from_slice(b"CFSOBJ01\x01\0");
-        let header = crc32c::crc32c(&bytes[..60]).to_le_bytes();
-        bytes[60..64].copy_from_slice(&header);
+        let label = len - FOOTER_LEN - 3 * ENTRY_LEN - LABEL_LEN;
+        bytes[label..label + 10].copy_from_slice(b"CFSOBJ01\x01\0");
+        let sum = crc32c::crc32c(&bytes[label..label + 60]).to_le_bytes();
+        bytes[label + 60..label + 64].copy_from_slice(&sum);
         let index = crc32c::crc32c(&bytes[len - FOOTER_LEN - 3 * ENTRY_LEN..len - FOOTER_LEN]).to_le_bytes();
         bytes[len - 20..len - 16].copy_from_slice(&index);
         let footer = crc32c::crc32c(&bytes[len - FOOTER_LEN..len - 12]).to_le_bytes();
