@@ -14,12 +14,20 @@ pub(crate) fn since_boot() -> Duration {
 /// A random time to wait before try `attempt` + 1, from half of `first` on; the longest doubles with each try up to
 /// `max`. Random, so that clients that failed together do not come back together.
 pub(crate) fn jittered(first: Duration, attempt: u32, max: Duration) -> Duration {
+    jittered_by(random_share(), first, attempt, max)
+}
+
+/// The same with a share from 0 to 1 that was drawn by somebody else.
+pub(crate) fn jittered_by(share: f64, first: Duration, attempt: u32, max: Duration) -> Duration {
     let longest = first.saturating_mul(1 << attempt.min(16)).min(max);
     let shortest = (first / 2).min(longest);
-    // Without random numbers it waits the longest.
-    let share = chronofs_wire::identity::random()
-        .map_or(1.0, |drawn| f64::from(u32::from_le_bytes(drawn)) / f64::from(u32::MAX));
     shortest + (longest - shortest).mul_f64(share)
+}
+
+/// From 0 to 1; without random numbers 1, so that it is waited the longest.
+pub(crate) fn random_share() -> f64 {
+    chronofs_wire::identity::random()
+        .map_or(1.0, |drawn| f64::from(u32::from_le_bytes(drawn)) / f64::from(u32::MAX))
 }
 
 /// See the module.

@@ -118,6 +118,8 @@ pub struct Tuning {
     pub read_ahead_bytes: u64,
     /// Slices of a block beyond which they are merged.
     pub slices_per_block_max: usize,
+    /// Draws what share of the longest wait comes before another try. A simulation draws by its seed, or not at all.
+    pub random_share: fn() -> f64,
 }
 
 impl Default for Tuning {
@@ -130,6 +132,7 @@ impl Default for Tuning {
             read_aheads_max: 8,
             read_ahead_bytes: 16 << 20,
             slices_per_block_max: chronofs_core::ops::SLICES_PER_BLOCK_MAX,
+            random_share: crate::clock::random_share,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::file::FileData;
 use super::meta::Meta;
 use super::slices::SliceCache;
 use super::{Config, lock};
-use crate::clock::jittered;
+use crate::clock::jittered_by;
 use chronofs_blocks::grant::Grant;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::{DiskCache, ObjectPort};
@@ -243,11 +243,13 @@ async fn flush_in_background<M: Meta>(data: Weak<Data<M>>) {
             let Some(strong) = data.upgrade() else { return };
             let Ok(permit) = strong.flushes.clone().acquire_owned().await else { return };
             let Some(file) = strong.next_due(Instant::now()) else { break };
+            let random_share = strong.config.tuning.random_share;
             strong.runtime.spawn(async move {
                 let written = file.write_back().await;
                 drop(permit);
                 if written.is_err() {
-                    tokio::time::sleep(jittered(RETRY_AFTER, 1, RETRY_AFTER * 2)).await;
+                    let wait = jittered_by(random_share(), RETRY_AFTER, 1, RETRY_AFTER * 2);
+                    tokio::time::sleep(wait).await;
                 }
                 file.requeue();
             });

@@ -7,7 +7,7 @@ use super::file::FileData;
 use super::lock;
 use super::merge;
 use super::meta::{Meta, Publish, PublishError};
-use crate::clock::jittered;
+use crate::clock::jittered_by;
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
 use chronofs_blocks::work::off_thread;
@@ -200,7 +200,8 @@ async fn put_object<M: Meta>(file: &FileData<M>, id: ObjectId, bytes: Bytes) -> 
             tracing::warn!(ino = %file.ino, tries, "written bytes are kept in memory: {error}");
             return Err(error);
         }
-        tokio::time::sleep(jittered(PUT_RETRY, tries, PUT_RETRY * 4)).await;
+        let share = (file.data.config.tuning.random_share)();
+        tokio::time::sleep(jittered_by(share, PUT_RETRY, tries, PUT_RETRY * 4)).await;
         tries += 1;
     }
 }

@@ -121,6 +121,7 @@ impl Client {
             dirty_age_max: Duration::from_millis(300 + random.below(1500)),
             cache_bytes_max: if random.one_in(2) { 1 } else { 64 << 20 },
             slices_per_block_max: 5,
+            random_share: || 0.5,
             ..Tuning::default()
         };
         let welcome = &wire.welcome;
