@@ -12,12 +12,12 @@ mod sim;
 use sim::world::World;
 
 /// How many calls were replayed late and after a mark, how many objects were deleted while things failed, and how many
-/// objects of packed slices there are in the end.
-fn run(seed: u64) -> [usize; 3] {
+/// objects of packed slices and how many repacked slices there are in the end.
+fn run(seed: u64) -> [usize; 4] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
-    [world.late_after_mark, world.deleted_meanwhile, world.packs_in_the_end]
+    [world.late_after_mark, world.deleted_meanwhile, world.packs_in_the_end, world.repacked_in_the_end]
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let mut sums = [0; 3];
+    let mut sums = [0; 4];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
@@ -37,12 +37,13 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
             }
         }
     }
-    let [late, deleted, packs] = sums;
+    let [late, deleted, packs, repacked] = sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {packs} \
-         objects of packed slices in the end"
+         objects of packed slices and {repacked} repacked slices in the end"
     );
     assert!(late > 0 || cases < 2_000, "no call was replayed late and after a mark");
     assert!(deleted > 0 || cases < 2_000, "no object was deleted while things failed");
     assert!(packs > 0 || cases < 2_000, "nothing was packed");
+    assert!(repacked > 0 || cases < 2_000, "nothing was repacked");
 }
