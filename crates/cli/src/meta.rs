@@ -228,7 +228,8 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
         let waits = |volume: &VolumeCollection| {
             let stuck = volume.shown.problem.is_some() || volume.shown.stopped;
             let due = if volume.shown.braked { 0 } else { volume.due.count };
-            if stuck { 0 } else { volume.condemned.count + due }
+            let poor = if volume.packing.problem.is_some() { 0 } else { volume.packing.poor };
+            poor + if stuck { 0 } else { volume.condemned.count + due }
         };
         let waiting: u64 = status.volumes.iter().map(waits).sum();
         if status.looks >= look && (waiting == 0 || status.unconfirmed) {
@@ -236,7 +237,9 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
         }
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
-            output::note(format!("{waiting} objects are to be deleted; looking through the block stores"));
+            output::note(format!(
+                "{waiting} objects are to be deleted or repacked; looking through the block stores"
+            ));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -255,6 +258,7 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         ("SIZE", "/due/bytes"),
         ("BEING DELETED", "/condemned/count"),
         ("DELETED", "deleted"),
+        ("TO BE REPACKED", "/packing/poor"),
     ];
     if status.volumes.iter().any(|volume| volume.live_bytes.is_some()) {
         columns.push(("NEEDED NOW", "live_bytes"));
@@ -294,7 +298,7 @@ fn warn_of(name: &str, shown: &CollectionShown) {
 
 fn warn_of_packing(name: &str, shown: &PackingShown) {
     if let Some(problem) = &shown.problem {
-        output::warn(format!("volume {name}: small slices stay in the metadata for now: {problem}"));
+        output::warn(format!("volume {name}: slices are not packed for now: {problem}"));
     }
 }
 

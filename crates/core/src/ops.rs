@@ -289,6 +289,29 @@ pub enum SystemRequest {
     MoveStaged { volume: uuid::Uuid, object: ObjectId, slices: Vec<(SliceId, u64)>, last: bool },
     /// Nothing more will be said to lie in the object that was granted last.
     EndPack { volume: uuid::Uuid },
+    /// These slices, which lay in `from`, lie in the object `to` that was granted last. Of an object that a session put
+    /// they are all that rows name; if anything has changed in that since `as_of`, nothing is moved.
+    MoveSlices {
+        volume: uuid::Uuid,
+        from: ObjectId,
+        to: ObjectId,
+        as_of: Version,
+        slices: Vec<MovedSlice>,
+        last: bool,
+    },
+}
+
+/// A slice that was put into another object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MovedSlice {
+    /// The slice.
+    pub id: SliceId,
+    /// Where in the new object it begins.
+    pub at: u64,
+    /// Its stored bytes.
+    pub len: u32,
+    /// Rows, live and past, that name it; of one that was moved before always 1.
+    pub rows: u32,
 }
 
 /// A mutation as the client keeps it until it is durable, to send it again after a power cut of the server.

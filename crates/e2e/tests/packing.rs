@@ -137,3 +137,90 @@ fn while_the_store_is_away_small_files_stay_in_the_metadata_and_are_packed_when_
     live.unmount();
     installation.stop_meta_and_verify();
 }
+
+/// Bytes of all objects below `path`.
+fn stored(path: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    let each = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => stored(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    });
+    each.sum()
+}
+
+/// Collects until the store holds at most 5 % more than what is needed; gives both.
+fn collect(installation: &Installation, what: &str) -> (u64, u64) {
+    let (blocks, begun) = (installation.path("blocks/objects"), Instant::now());
+    let address = installation.http_address.to_string();
+    loop {
+        installation.ok(&["meta", "gc", "--full", "--http-addr", &address]);
+        let status = installation.ok(&["meta", "gc", "--dry-run", "--json", "--http-addr", &address]);
+        let status = serde_json::from_str::<Value>(&status).unwrap()["volumes"][0].clone();
+        let (kept, needed) = (stored(&blocks), status["live_bytes"].as_u64().unwrap());
+        if kept * 100 <= needed * 105 {
+            return (kept, needed);
+        }
+        let late = begun.elapsed() > Duration::from_secs(90);
+        assert!(!late, "{what}: {kept} bytes are kept and {needed} needed: {status}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn objects_of_which_little_is_needed_are_repacked_and_the_space_comes_back() {
+    const BLOCK: usize = 256 << 10;
+    let mut rng = Rng::new(seed("repacking"));
+    let timing = ["--pack-after", "1", "--slice-life", "1", "--horizon-step", "1"];
+    let mut installation = Installation::start_with_meta_arguments(&timing);
+    let flags = ["--retention", "10s", "--compression", "none", "--block-size", "256KiB"];
+    installation.create_volume("v", &flags);
+    let blocks = installation.path("blocks/objects");
+    let mut live = installation.mount("v", &[]);
+    small_files(&live, &mut rng);
+    // One object each, of ten slices.
+    let large: Vec<String> = (0..6).map(|n| format!("large{n}")).collect();
+    large.iter().for_each(|name| fs::write(live.path(name), rng.bytes(10 * BLOCK)).unwrap());
+    let mut leased = installation.mount_past(&live, &live.instant());
+    let before = manifest(&live.dir);
+    until(&installation, "packing", is_packed);
+    // The session that put the large ones ends: nobody can name their slices anew.
+    live.unmount();
+    let mut live = installation.mount("v", &[]);
+    for n in (0..FILES).filter(|n| n % 8 != 0) {
+        fs::remove_file(live.path(&format!("d{}/f{n}", n % 7))).unwrap();
+    }
+    for name in &large {
+        let file = fs::OpenOptions::new().write(true).open(live.path(name)).unwrap();
+        for block in (0..10).filter(|block| block % 3 != 0) {
+            let bytes = rng.bytes(BLOCK);
+            std::os::unix::fs::FileExt::write_all_at(&file, &bytes, (block * BLOCK) as u64).unwrap();
+        }
+    }
+    live.instant();
+    let after = manifest(&live.dir);
+    // A mount that has listed slices where they lie now, and reads some of them when they lie elsewhere.
+    let listed = installation.mount_with("v", &live.token, &[]);
+    large.iter().for_each(|name| {
+        let file = fs::File::open(listed.path(name)).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut [0], 0).unwrap();
+    });
+    let address = installation.http_address.to_string();
+    installation.ok(&["meta", "gc", "--full", "--http-addr", &address]);
+    before.assert_same(&manifest(&leased.dir), "the mounted past, which needs all of it");
+    let most = stored(&blocks);
+    leased.unmount();
+
+    let (kept, needed) = collect(&installation, "after all of the past left the window");
+    println!("{most} bytes were stored; {kept} are now, for {needed} that are needed");
+    assert!(2 * most > 3 * kept, "{most} bytes were stored, {kept} are now");
+    let status = volume_status(&installation);
+    assert!(status["packing"]["repacked"].as_u64() > Some(0), "{status}");
+    after.assert_same(&manifest(&listed.dir), "a mount that knew where slices were");
+    drop(listed);
+    let cold = installation.mount_with("v", &live.token, &[]);
+    after.assert_same(&manifest(&cold.dir), "another mount");
+    drop(cold);
+    live.unmount();
+    installation.stop_meta_and_verify();
+}

@@ -15,7 +15,7 @@ use chronofs_blocks::{StorePort, parse_object_name};
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, View};
 use chronofs_namespace::rows::{Sum, Tally, Volume};
-use chronofs_namespace::{Judged, judge};
+use chronofs_namespace::{Judged, PoorObject, judge, poor_object};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +32,11 @@ const CHUNK: usize = 256;
 const EXAMPLES_MAX: usize = 20;
 /// How many objects of a volume one look has deleted.
 const GARBAGE_MAX: usize = 1 << 18;
+/// Objects of which less than so much is needed are repacked, in percent: by itself, and when somebody asks.
+const POOR_BELOW: u64 = 50;
+const POOR_BELOW_IF_ASKED: u64 = 95;
+/// How many objects of a volume one look has repacked; the next one finds the rest.
+const POOR_MAX: usize = 1 << 16;
 
 /// What `/gc` says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -120,6 +125,8 @@ struct State {
     looks: u64,
     asked: u64,
     looking: bool,
+    /// The look under way was asked for.
+    wanted: bool,
 }
 
 /// The metadata as it is after a page of a listing came.
@@ -160,7 +167,11 @@ impl Collector {
             drop(tokio::time::timeout(wait, self.wake.notified()).await);
             wait = LOOK_EVERY;
             loop {
-                self.lock().looking = true;
+                {
+                    let mut state = self.lock();
+                    state.looking = true;
+                    state.wanted = state.looks < state.asked;
+                }
                 let listings = self.look().await;
                 let mut state = self.lock();
                 state.stores = listings;
@@ -204,6 +215,9 @@ impl Collector {
     ) -> Result<(), String> {
         let mut from = None;
         let mut garbage: BTreeMap<Uuid, Garbage> = BTreeMap::new();
+        let mut poor: BTreeMap<Uuid, Vec<PoorObject>> =
+            volumes.iter().map(|volume| (*volume, Vec::new())).collect();
+        let below = if self.lock().wanted { POOR_BELOW_IF_ASKED } else { POOR_BELOW };
         loop {
             let page = store.list(from).await.map_err(|error| error.to_string())?;
             // Sessions are opened before they store anything: these rows explain all that is on the page.
@@ -213,12 +227,19 @@ impl Collector {
             let names = page.names;
             let mut judged = std::mem::take(listing);
             let judging = off_thread(move || {
-                let found = judge_page(&rows, &names, &mut judged);
+                let found = judge_page(&rows, &names, below, &mut judged);
                 (judged, found)
             });
             let found;
             (*listing, found) = judging.await.map_err(|error| error.to_string())?;
-            for (volume, object) in found.map_err(|stop| stop.to_string())? {
+            let found = found.map_err(|stop| stop.to_string())?;
+            for (volume, object) in found.poor {
+                let poor = poor.entry(volume).or_default();
+                if poor.len() < POOR_MAX {
+                    poor.push(object);
+                }
+            }
+            for (volume, object) in found.garbage {
                 let garbage = garbage.entry(volume).or_default();
                 garbage.count += 1;
                 if garbage.objects.len() < GARBAGE_MAX {
@@ -232,6 +253,9 @@ impl Collector {
         }
         if listing.unexplained == 0 {
             self.send_garbage(garbage, volumes, listing).await?;
+            for (volume, objects) in poor {
+                self.send(Event::Poor(volume, objects)).await;
+            }
         }
         self.forget_deleted(volumes).await
     }
@@ -378,14 +402,22 @@ fn brakes(garbage: u64, tally: &Tally, over_since: Version, brake_from: u64) -> 
     garbage >= brake_from && garbage > tally.held.count && tally.released < over_since
 }
 
-/// Judges what is on a page of a listing. Gives the garbage.
+/// What is to be done about objects of a store.
+#[derive(Default)]
+struct Found {
+    garbage: Vec<(Uuid, ObjectId)>,
+    poor: Vec<(Uuid, PoorObject)>,
+}
+
+/// Judges what is on a page of a listing. Poor is an object of which less than `below` percent are needed.
 fn judge_page(
     rows: &Rows,
     names: &[(String, u64)],
+    below: u64,
     listing: &mut StoreListing,
-) -> Result<Vec<(Uuid, ObjectId)>, ReadStop> {
+) -> Result<Found, ReadStop> {
     let reads = SharedView(rows.view.clone());
-    let mut garbage = Vec::new();
+    let mut found = Found::default();
     for (name, bytes) in names {
         let Some((volume, object)) = parse_object_name(name) else {
             quarantine(listing, name, *bytes, "it is not the name of an object");
@@ -397,11 +429,14 @@ fn judge_page(
         };
         add(&mut listing.found, *bytes);
         match judge(&reads, *index, row, object, rows.over_since)? {
-            Judged::Known => {}
+            Judged::Known => {
+                let poor = poor_object(&reads, *index, object, *bytes, below)?;
+                found.poor.extend(poor.map(|poor| (volume, poor)));
+            }
             Judged::Open => add(&mut listing.open, *bytes),
             Judged::Garbage => {
                 add(&mut listing.garbage, *bytes);
-                garbage.push((volume, object));
+                found.garbage.push((volume, object));
             }
             Judged::Quarantined(reason) => {
                 listing.unexplained += 1;
@@ -409,7 +444,7 @@ fn judge_page(
             }
         }
     }
-    Ok(garbage)
+    Ok(found)
 }
 
 fn quarantine(listing: &mut StoreListing, name: &str, bytes: u64, reason: &str) {

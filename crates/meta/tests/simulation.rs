@@ -12,12 +12,13 @@ mod sim;
 use sim::world::World;
 
 /// How many calls were replayed late and after a mark, objects were deleted while things failed, starts found replays
-/// applied in part, and objects of packed slices there are in the end.
-fn run(seed: u64) -> [usize; 4] {
+/// applied in part, and objects of packed slices and repacked slices there are in the end.
+fn run(seed: u64) -> [usize; 5] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
-    [world.late_after_mark, world.deleted_meanwhile, world.unfinished, world.packs_in_the_end]
+    let (packs, repacked) = (world.packs_in_the_end, world.repacked_in_the_end);
+    [world.late_after_mark, world.deleted_meanwhile, world.unfinished, packs, repacked]
 }
 
 #[test]
@@ -27,7 +28,7 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let mut sums = [0; 4];
+    let mut sums = [0; 5];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
@@ -37,13 +38,14 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
             }
         }
     }
-    let [late, deleted, unfinished, packs] = sums;
+    let [late, deleted, unfinished, packs, repacked] = sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {unfinished} \
-         starts found replays applied in part; {packs} objects of packed slices in the end"
+         starts found replays applied in part; {packs} objects of packed slices and {repacked} repacked slices in the end"
     );
     assert!(unfinished > 0 || cases < 2_000, "no start found replays applied in part");
     assert!(late > 0 || cases < 2_000, "no call was replayed late and after a mark");
     assert!(deleted > 0 || cases < 2_000, "no object was deleted while things failed");
     assert!(packs > 0 || cases < 2_000, "nothing was packed");
+    assert!(repacked > 0 || cases < 2_000, "nothing was repacked");
 }

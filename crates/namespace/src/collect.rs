@@ -324,7 +324,7 @@ impl<R: Reads + ?Sized> Ledger<'_, R> {
                 self.txn.delete_plain(STAGED, &key);
                 if let Some(moved) = self.get::<Moved>(MOVED, &key)? {
                     self.txn.delete_plain(MOVED, &key);
-                    self.unname(moved.object)?;
+                    self.unname(&moved)?;
                 }
             }
         }
@@ -332,11 +332,13 @@ impl<R: Reads + ?Sized> Ledger<'_, R> {
     }
 
     /// A slice that was moved into the object is gone.
-    fn unname(&mut self, object: ObjectId) -> Result<(), ReadStop> {
-        let (named, key) = (Named::Object(object), object_key(object));
+    fn unname(&mut self, moved: &Moved) -> Result<(), ReadStop> {
+        let (named, key) = (Named::Object(moved.object), object_key(moved.object));
         let refs = self.get::<Refs>(OBJECT, &key)?.filter(|refs| refs.rows > 0 && refs.condemned.is_none());
         let mut refs = refs.ok_or_else(|| damaged(named))?;
         refs.rows -= 1;
+        refs.named = refs.named.saturating_sub(u64::from(moved.len));
+        refs.changed = self.txn.version();
         if refs.rows == 0 {
             self.retire(named, &mut refs)?;
         }

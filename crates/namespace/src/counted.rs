@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Named {
     /// An object in a block store.
     Object(ObjectId),
-    /// A slice that is staged, or was and is moved.
+    /// A slice that is staged, or was moved into an object, from another one or from the metadata.
     Staged(SliceId),
 }
 
@@ -64,9 +64,21 @@ impl Named {
 #[derive(Clone, Copy, Default)]
 struct Delta {
     rows: i64,
+    /// What it has at least.
     bytes: u64,
+    /// Stored bytes of the slices that rows name.
+    named: i64,
     /// A live row was added: the object may have more bytes than any row told before.
     grown: bool,
+}
+
+impl Delta {
+    fn add(&mut self, other: Delta) {
+        self.rows += other.rows;
+        self.bytes = self.bytes.max(other.bytes);
+        self.named += other.named;
+        self.grown |= other.grown;
+    }
 }
 
 /// Adds to `batch`, which is to be committed at `version` on `reads`, what it changes in the counts. `known`: what some
@@ -87,12 +99,15 @@ pub(crate) fn count<R: Reads + ?Sized>(
         return Ok(());
     }
     let mut ledger = Ledger::open(reads, index, version)?;
-    for (named, delta) in deltas {
+    for (named, delta) in ledger.resolve(deltas)? {
         ledger.settle(named, delta, &staged)?;
     }
     batch.0.extend(ledger.close()?.0);
     Ok(())
 }
+
+/// By slice and what it was born as.
+type SliceDeltas = BTreeMap<(Named, SliceId), Delta>;
 
 /// What the batch changes in how often things are named, and the keys of the staged slices that it brings.
 fn deltas<R: Reads + ?Sized>(
@@ -101,7 +116,7 @@ fn deltas<R: Reads + ?Sized>(
     version: Version,
     known: &[(Bytes, Bytes)],
     batch: &Batch,
-) -> Result<(BTreeMap<Named, Delta>, BTreeSet<Bytes>), ReadStop> {
+) -> Result<(SliceDeltas, BTreeSet<Bytes>), ReadStop> {
     let mut staged = BTreeSet::new();
     // The last change of a key wins.
     let mut changed: BTreeMap<&Bytes, Option<&Bytes>> = BTreeMap::new();
@@ -114,16 +129,16 @@ fn deltas<R: Reads + ?Sized>(
             staged.insert(key.clone());
         }
     }
-    let mut deltas: BTreeMap<Named, Delta> = BTreeMap::new();
+    let mut deltas = SliceDeltas::new();
     let mut note = |key: &Bytes, stored: Option<&Bytes>, rows: i64, grown: bool| {
         // A damaged row counts for nothing when it goes: what it named is kept.
         let Some(row) = stored.and_then(|stored| stored_row(key, stored).ok()) else { return };
         let Ok(row) = SliceRow::decode(SLICE, key, &row.value) else { return };
-        let Some((named, bytes)) = Named::by(&row.slice.place) else { return };
-        let delta = deltas.entry(named).or_default();
-        delta.rows += rows;
-        delta.bytes = delta.bytes.max(bytes);
-        delta.grown |= grown;
+        let (Some((of, bytes)), Some(seal)) = (Named::by(&row.slice.place), row.slice.place.seal()) else {
+            return;
+        };
+        let named = i64::from(seal.stored_len) * rows;
+        deltas.entry((of, seal.id)).or_default().add(Delta { rows, bytes, named, grown });
     };
     for (key, after) in &changed {
         let before = match known.binary_search_by(|(known, _)| known.cmp(key)) {
@@ -184,10 +199,25 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         self.txn.get_plain(table, key)?.map(|row| T::decode(table, key, &row)).transpose()
     }
 
+    /// What was born in an object and lies in another one is counted by itself.
+    fn resolve(&self, deltas: SliceDeltas) -> Result<BTreeMap<Named, Delta>, ReadStop> {
+        let repacked = self.tally.flags & Tally::REPACKED != 0;
+        let mut resolved: BTreeMap<Named, Delta> = BTreeMap::new();
+        for ((mut named, id), delta) in deltas {
+            let born = matches!(named, Named::Object(_));
+            if repacked && born && self.txn.get_plain(MOVED, &staged_key(id))?.is_some() {
+                named = Named::Staged(id);
+            }
+            resolved.entry(named).or_default().add(delta);
+        }
+        Ok(resolved)
+    }
+
     fn settle(&mut self, named: Named, mut delta: Delta, staged: &BTreeSet<Bytes>) -> Done<()> {
         let (table, key) = named.count();
         let row = self.get::<Refs>(table, &key)?;
-        let moved = matches!(named, Named::Staged(_)) && self.txn.get_plain(MOVED, &key)?.is_some();
+        let small = matches!(named, Named::Staged(_));
+        let moved = small && self.txn.get_plain(MOVED, &key)?.is_some();
         if moved {
             delta.bytes = 0;
         }
@@ -200,7 +230,7 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         let had_row = row.is_some();
         let mut refs = match row {
             Some(refs) if !new => refs,
-            _ => Refs { flags: 0, rows: unshared, bytes: delta.bytes, retired: None, condemned: None },
+            _ => Refs { rows: unshared, bytes: delta.bytes, ..Refs::new(self.txn.version()) },
         };
         if refs.condemned.is_some() {
             return if delta.rows > 0 { Err(Errno::EINVAL.into()) } else { Ok(()) };
@@ -214,7 +244,7 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
         }
         let was_held = !new && refs.retired.is_none();
         self.sum(named, &mut refs, delta.bytes, after, new)?;
-        if matches!(named, Named::Staged(_)) && !moved {
+        if small && !moved {
             match (was_held, after > 0) {
                 (false, true) => self.tally.staged.add(refs.bytes),
                 (true, false) => self.tally.staged.take(refs.bytes),
@@ -222,6 +252,10 @@ impl<'a, R: Reads + ?Sized> Ledger<'a, R> {
             }
         }
         refs.rows = after;
+        refs.changed = self.txn.version();
+        if !small {
+            refs.named = refs.named.saturating_add_signed(delta.named);
+        }
         match named {
             Named::Staged(_) if after == 1 && had_row => self.txn.delete_plain(table, &key),
             Named::Staged(_) if after == 1 => {}

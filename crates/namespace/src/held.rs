@@ -74,6 +74,11 @@ pub fn held_slices<R: Reads + ?Sized>(
                 slice.place = Place::Moved(seal, moved.object, moved.at);
             }
         }
+        if let Place::Object(seal, _) = slice.place
+            && let Some(moved) = moved(&tables, seal.id)?
+        {
+            slice.place = Place::Moved(seal, moved.object, moved.at);
+        }
         found.push(HeldSlice { ino, key: slice_key, slice, staged, since: row.since, until });
     }
     Ok((found, next))

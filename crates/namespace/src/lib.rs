@@ -22,6 +22,7 @@ mod read;
 mod readdir;
 mod remove;
 mod rename;
+mod repack;
 pub mod rows;
 mod slices;
 mod slots;
@@ -45,6 +46,7 @@ pub use protect::{KeptInstant, list_kept, protected_instants};
 pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
+pub use repack::{IndexedSlice, PoorObject, needed_slices, poor_object};
 pub use step::GRANT_MAX;
 pub use system::{
     SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes, session,

@@ -118,42 +118,65 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         slices: &[(SliceId, u64)],
         last: bool,
     ) -> Decided<SystemReply> {
-        let (index, volume) = self.live_volume(id)?;
-        let mut packs = packs(&Snapshot::new(self.reads, index, None), object.incarnation)?;
-        let open = packs.open == Some(object.n) && object.incarnation == volume.incarnation;
-        let (named, key) = (Named::Object(object), object_key(object));
+        let index = self.open_pack(id, object, last)?;
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
-        let row = ledger.get::<Refs>(OBJECT, &key)?;
-        let condemned = row.as_ref().is_some_and(|refs| refs.condemned.is_some());
-        if !open || object.session != SessionId::SERVER || condemned {
-            return Err(SystemError::NotGranted(object).into());
-        }
-        let (mut count, mut bytes) = (0, 0);
+        let (mut count, mut end, mut bytes) = (0, 0u64, 0u64);
         for (slice, at) in slices {
             if let Some(len) = ledger.move_slice(*slice, object, *at)? {
-                (count, bytes) = (count + 1, bytes.max(at.saturating_add(u64::from(len))));
+                (count, bytes) = (count + 1, bytes + len);
+                end = end.max(at.saturating_add(len));
             }
         }
         if count > 0 {
-            let new = row.is_none();
-            let mut refs = row.unwrap_or(Refs { flags: 0, rows: 0, bytes, retired: None, condemned: None });
-            let after = refs.rows.saturating_add(count);
-            ledger.sum(named, &mut refs, bytes, after, new)?;
-            refs.rows = after;
-            ledger.txn.put_plain(OBJECT, &key, &refs.encode()?);
+            ledger.give_names(object, count, end, bytes)?;
             self.batch.0.extend(ledger.close()?.0);
+        }
+        Ok(SystemReply::Done)
+    }
+
+    /// The volume of an object that slices may still be said to lie in; for the last time, if so.
+    pub(crate) fn open_pack(&mut self, id: Uuid, object: ObjectId, last: bool) -> Decided<VolumeIndex> {
+        let (index, volume) = self.live_volume(id)?;
+        let tables = Snapshot::new(self.reads, index, None);
+        let mut packs = packs(&tables, object.incarnation)?;
+        let open = packs.open == Some(object.n) && object.incarnation == volume.incarnation;
+        let key = object_key(object);
+        let refs = tables.get_plain(OBJECT, &key)?.map(|row| Refs::decode(OBJECT, &key, &row)).transpose()?;
+        let condemned = refs.is_some_and(|refs| refs.condemned.is_some());
+        if !open || object.session != SessionId::SERVER || condemned {
+            return Err(SystemError::NotGranted(object).into());
         }
         if last {
             packs.open = None;
             self.put_packs(index, object.incarnation, &packs)?;
         }
-        Ok(SystemReply::Done)
+        Ok(index)
     }
 }
 
 impl<R: Reads + ?Sized> Ledger<'_, R> {
+    /// So many slices of so many bytes lie in the object from now on, up to `end`.
+    pub(crate) fn give_names(
+        &mut self,
+        object: ObjectId,
+        count: u32,
+        end: u64,
+        bytes: u64,
+    ) -> Result<(), ReadStop> {
+        let key = object_key(object);
+        let row = self.get::<Refs>(OBJECT, &key)?;
+        let new = row.is_none();
+        let mut refs = row.unwrap_or(Refs { bytes: end, ..Refs::new(self.txn.version()) });
+        let after = refs.rows.saturating_add(count);
+        self.sum(Named::Object(object), &mut refs, end, after, new)?;
+        (refs.rows, refs.changed) = (after, self.txn.version());
+        refs.named = refs.named.saturating_add(bytes);
+        self.txn.put_plain(OBJECT, &key, &refs.encode()?);
+        Ok(())
+    }
+
     /// Says where a slice lies now; gives its stored bytes. `None`: it is not staged, or no row names it.
-    fn move_slice(&mut self, id: SliceId, object: ObjectId, at: u64) -> Result<Option<u32>, ReadStop> {
+    fn move_slice(&mut self, id: SliceId, object: ObjectId, at: u64) -> Result<Option<u64>, ReadStop> {
         let key = staged_key(id);
         let Some(row) = self.get::<Staged>(STAGED, &key)? else { return Ok(None) };
         match self.get::<Refs>(SHARED, &key)? {
@@ -164,9 +187,10 @@ impl<R: Reads + ?Sized> Ledger<'_, R> {
         let len = row.bytes.len() as u32;
         self.txn.delete_plain(STAGED, &key);
         self.txn.put_plain(MOVED, &key, &Moved { flags: 0, object, at, len }.encode()?);
-        self.tally.staged.take(u64::from(len));
-        self.tally.held.take(u64::from(len));
+        let bytes = u64::from(len);
+        self.tally.staged.take(bytes);
+        self.tally.held.take(bytes);
         self.tally.held.add(0);
-        Ok(Some(len))
+        Ok(Some(bytes))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::ctx::Done;
 use crate::look::{EXEC, Look, READ, WRITE, missing};
-use crate::rows::{Body, COUNTERS, Counters, Format, Inode, STAGED, Staged, staged_key};
+use crate::rows::{Body, COUNTERS, Counters, Format, Inode, STAGED, Staged, TALLY, Tally, staged_key};
 use crate::{readdir, slices, xattr};
 use bytes::Bytes;
 use chronofs_core::ops::{REPLY_BYTES_MAX, Reply, Request, SLICES_PER_BLOCK_MAX, StatFs};
@@ -100,6 +100,7 @@ fn place<R: Reads + Copy>(
     mut budget: usize,
 ) -> Done<(Vec<PlacedSlice>, bool)> {
     let mut whole = true;
+    let repacked = is_repacked(look)?;
     let mut placed = Vec::with_capacity(found.len());
     for (key, mut slice) in found {
         let mut staged = None;
@@ -120,9 +121,22 @@ fn place<R: Reads + Copy>(
                 },
             }
         }
+        if let Place::Object(seal, _) = slice.place
+            && repacked
+            && let Some(moved) = crate::pack::moved(&look.tables, seal.id)?
+        {
+            slice.place = Place::Moved(seal, moved.object, moved.at);
+        }
         placed.push(PlacedSlice { key, slice, staged });
     }
     Ok((placed, whole))
+}
+
+/// Whether slices that were born in objects may lie elsewhere.
+fn is_repacked<R: Reads + Copy>(look: &Look<'_, R>) -> Result<bool, ReadStop> {
+    let row = look.tables.get_plain(TALLY, &[])?;
+    let tally = row.map(|row| Tally::decode(TALLY, &[], &row)).transpose()?;
+    Ok(tally.is_some_and(|tally| tally.flags & Tally::REPACKED != 0))
 }
 
 fn staged_row<R: Reads + Copy>(look: &Look<'_, R>, id: SliceId) -> Result<Option<Staged>, ReadStop> {

@@ -35,7 +35,7 @@ pub const STAGED: Table = Table { number: 0x20, key_len: 22, name: "staged" };
 pub const ORPHAN: Table = Table { number: 0x21, key_len: 8, name: "orphan" };
 /// The volume's counters, one row. Key: none.
 pub const COUNTERS: Table = Table { number: 0x22, key_len: 0, name: "counters" };
-/// Where the bytes of slices lie that were staged and then packed into objects. Key: as of [`STAGED`].
+/// Where the bytes of slices lie that were staged or in an object, and then put into another. Key: as of [`STAGED`].
 pub const MOVED: Table = Table { number: 0x23, key_len: 22, name: "moved" };
 /// How many rows, live and past, name a staged or moved slice; where there is none, one row does. Key: as of [`STAGED`].
 pub const SHARED: Table = Table { number: 0x24, key_len: 22, name: "shared" };

@@ -209,6 +209,9 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 self.move_staged(*volume, *object, slices, *last)
             }
             SystemRequest::EndPack { volume } => self.end_pack(*volume),
+            SystemRequest::MoveSlices { volume, from, to, as_of, slices, last } => {
+                self.move_slices(*volume, (*from, *to), *as_of, slices, *last)
+            }
         }
     }
 

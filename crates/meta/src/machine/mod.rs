@@ -7,6 +7,7 @@
 mod asking;
 mod calls;
 mod collect;
+mod figures;
 mod forget;
 mod group;
 mod hello;
@@ -25,11 +26,12 @@ mod volumes;
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, kind_of};
 pub use collect::{CollectionShown, DeletedObjects};
+pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
 pub use now::Now;
-pub use packing::{PACK_SLICES_MAX, PackJob, Packed, PackingShown};
+pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -37,6 +39,7 @@ use asking::Asking;
 use chronofs_core::ops::{Missed, Request};
 use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
+use chronofs_namespace::PoorObject;
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
 use collect::Ages;
@@ -155,6 +158,8 @@ pub enum Event {
     Garbage(Uuid, Vec<ObjectId>),
     /// [`Effect::Pack`] was carried out, or could not be.
     Packed(Box<PackJob>, Result<Packed, String>),
+    /// All the objects of a volume of which little is needed were found.
+    Poor(Uuid, Vec<PoorObject>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
 }
@@ -179,27 +184,6 @@ struct WaitingHello {
     conn: ConnId,
     hello: Box<Hello>,
     volume: VolumeIndex,
-}
-
-/// Figures for people and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Figures {
-    /// Sessions.
-    pub sessions: usize,
-    /// Of them with a connection.
-    pub connected: usize,
-    /// Open files.
-    pub opens: usize,
-    /// Clients that wait for a volume to become shared.
-    pub waiting: usize,
-    /// Replayed calls that could not be applied, since the start.
-    pub parked: u64,
-    /// Lost mutations are being collected.
-    pub recovering: bool,
-    /// The revision of the assignment in force.
-    pub revision: u64,
-    /// Rows of the past that were forgotten, since the start.
-    pub forgotten: u64,
 }
 
 /// The machine.
@@ -330,25 +314,6 @@ impl Machine {
         self.volumes.get(&index)
     }
 
-    /// How many sessions each volume has.
-    pub fn sessions_of(&self, index: VolumeIndex) -> u32 {
-        self.sessions.values().filter(|session| session.index == index).count() as u32
-    }
-
-    /// Figures.
-    pub fn figures(&self) -> Figures {
-        Figures {
-            sessions: self.sessions.len(),
-            connected: self.sessions.values().filter(|session| session.conn.is_some()).count(),
-            opens: self.volumes.values().map(|volume| volume.opens.len()).sum(),
-            waiting: self.waiting.len(),
-            parked: self.parked,
-            recovering: matches!(self.phase, Phase::Recovering(_)),
-            revision: self.assignment.as_ref().map_or(0, |assignment| assignment.revision),
-            forgotten: self.volumes.values().map(|volume| volume.forgetting.rows).sum(),
-        }
-    }
-
     /// Whether a volume list was received: before it no client can be admitted.
     pub fn is_assigned(&self) -> bool {
         self.assignment.is_some()
@@ -376,6 +341,7 @@ impl Machine {
             Event::Deleted(done) => self.objects_deleted(group, &done)?,
             Event::Garbage(volume, objects) => self.garbage_found(group, volume, &objects)?,
             Event::Packed(job, result) => self.packed(group, &job, &result),
+            Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }

@@ -3,14 +3,17 @@
 //! An object is named in the log first, and only when that is durable are bytes stored under the name: a name is never
 //! used for two contents. Then further commits say where each slice lies and drop its staged bytes. Whatever fails in
 //! between leaves slices staged, and perhaps an object that no row names; the next try is under another name.
+//!
+//! What is needed of objects of which little is needed goes the same way: they are found when the store is looked through.
 
 use super::Machine;
 use super::group::{Effect, Group, Then};
-use chronofs_core::ops::SystemRequest;
+use chronofs_core::ops::{MovedSlice, SystemRequest};
 use chronofs_core::{ObjectId, SliceId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::SystemReply;
 use chronofs_namespace::rows::{Sum, Volume};
+use chronofs_namespace::{PoorObject, SystemReply};
+use std::collections::VecDeque;
 use uuid::Uuid;
 
 /// How long packing rests after it failed; twice as long after the next failure, up to a limit.
@@ -18,8 +21,11 @@ const RETRY_NS: u64 = 10_000_000_000;
 const RETRY_DOUBLINGS_MAX: u32 = 5;
 /// The most slices in an object.
 pub const PACK_SLICES_MAX: usize = 8192;
-/// How many slices are said to be moved in one commit, at a tick: what it takes holds up everybody.
-const MOVED_AT_ONCE: usize = 1024;
+/// How many objects are repacked into one at the most, and how many bytes are read for it.
+const SOURCES_MAX: usize = 64;
+const SOURCE_BYTES_MAX: u64 = 64 << 20;
+/// How long repacking rests after each object, so that it takes little of what clients need.
+const REPACK_REST_NS: u64 = 1_000_000_000;
 
 /// Slices to be packed into an object.
 #[derive(Clone, Debug)]
@@ -30,19 +36,46 @@ pub struct PackJob {
     pub index: VolumeIndex,
     /// The object.
     pub object: ObjectId,
-    /// The key of the first slice; empty: of all.
-    pub from: Vec<u8>,
+    /// Which slices.
+    pub source: Source,
     /// Stored bytes to be taken at the most.
     pub bytes_max: usize,
+}
+
+/// What is packed.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Staged slices from a key on; empty: all.
+    Staged(Vec<u8>),
+    /// What is needed of these objects.
+    Objects(Vec<PoorObject>),
 }
 
 /// What was stored.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    /// Slices with their places in the object.
-    pub slices: Vec<(SliceId, u64)>,
+    /// The commit up to which rows were looked at for it.
+    pub as_of: Version,
+    /// What is to be said of it, a commit each.
+    pub moves: Vec<Move>,
+    /// Slices in it.
+    pub slices: usize,
     /// Where staged slices that were not looked at begin, if there may be some.
     pub next: Option<Vec<u8>>,
+}
+
+/// Slices that lie in an object now.
+#[derive(Clone, Debug)]
+pub enum Move {
+    /// They were staged: with their places.
+    Staged(Vec<(SliceId, u64)>),
+    /// They were in another object.
+    Slices {
+        /// That one.
+        from: ObjectId,
+        /// They.
+        slices: Vec<MovedSlice>,
+    },
 }
 
 /// What the server says of a volume's packing.
@@ -52,6 +85,10 @@ pub struct PackingShown {
     pub objects: u64,
     /// Slices in them.
     pub slices: u64,
+    /// Objects that were looked at to be repacked, since the start.
+    pub repacked: u64,
+    /// Objects of which little is needed, and that wait to be repacked.
+    pub poor: u64,
     /// Why small slices stay in the metadata at the moment.
     pub problem: Option<String>,
 }
@@ -66,6 +103,12 @@ pub(super) struct Packing {
     more: bool,
     /// The key at which the next object begins.
     from: Vec<u8>,
+    /// Objects to be repacked, those under way first.
+    poor: VecDeque<PoorObject>,
+    /// So many of them are under way.
+    sources: usize,
+    /// Until then repacking rests.
+    repack_ns: u64,
     /// Failures in a row, and until when they make it wait.
     failures: u32,
     retry_ns: u64,
@@ -80,7 +123,7 @@ enum Step {
     Over,
     Idle,
     /// The object has a name, which is not durable yet.
-    Named(ObjectId, Version),
+    Named(ObjectId, Version, Source),
     /// It is being stored.
     Storing(ObjectId),
     /// It is stored, and so many of its slices are said to lie in it.
@@ -97,7 +140,7 @@ enum Step {
 #[derive(Clone, Debug)]
 pub(super) enum PackStep {
     Ended,
-    Named(ObjectId, Version),
+    Named(ObjectId, Version, Source),
     Begun(ObjectId),
     Moved { done: usize, all: bool },
     Failed(String),
@@ -117,28 +160,62 @@ impl Packing {
     fn stepped(&mut self, step: PackStep, now_ns: u64) {
         match step {
             PackStep::Ended => self.step = Step::Idle,
-            PackStep::Named(object, version) => self.step = Step::Named(object, version),
-            // What is published from here on is not among what is taken.
-            PackStep::Begun(object) => (self.step, self.since_ns) = (Step::Storing(object), None),
+            PackStep::Named(object, version, source) => {
+                self.sources = if let Source::Objects(poor) = &source { poor.len() } else { 0 };
+                self.step = Step::Named(object, version, source);
+            }
+            PackStep::Begun(object) => {
+                self.step = Step::Storing(object);
+                if self.sources == 0 {
+                    // What is published from here on is not among what is taken.
+                    self.since_ns = None;
+                }
+            }
             PackStep::Moved { done, all } => {
                 let Step::Moving { packed, done: before, .. } = &mut self.step else { return };
                 if !all {
                     *before = done;
                     return;
                 }
-                self.shown.objects += u64::from(!packed.slices.is_empty());
-                self.shown.slices += packed.slices.len() as u64;
-                self.more = packed.next.is_some();
-                self.from = packed.next.take().unwrap_or_default();
+                self.shown.objects += u64::from(packed.slices > 0);
+                self.shown.slices += packed.slices as u64;
+                if self.sources == 0 {
+                    self.more = packed.next.is_some();
+                    self.from = packed.next.take().unwrap_or_default();
+                } else {
+                    self.shown.repacked += self.sources as u64;
+                    self.poor.drain(..self.sources.min(self.poor.len()));
+                    self.repack_ns = now_ns + REPACK_REST_NS;
+                }
                 (self.failures, self.retry_ns, self.shown.problem) = (0, 0, None);
                 self.step = Step::Idle;
             }
             PackStep::Failed(problem) => {
+                // They may be the reason; the next look through the store finds them again.
+                self.poor.drain(..self.sources.min(self.poor.len()));
                 self.retry_ns = now_ns + (RETRY_NS << self.failures.min(RETRY_DOUBLINGS_MAX));
                 self.failures += 1;
-                (self.step, self.more, self.shown.problem) = (Step::Over, true, Some(problem));
+                self.more |= self.sources == 0;
+                (self.step, self.shown.problem) = (Step::Over, Some(problem));
             }
         }
+        self.shown.poor = self.poor.len() as u64;
+    }
+
+    /// The objects to be repacked next.
+    fn sources(&self, bytes_max: u64, now_ns: u64) -> Vec<PoorObject> {
+        let (mut size, mut named, mut rows) = (0u64, 0u64, 0u64);
+        let fits = |poor: &&PoorObject| {
+            let first = size == 0;
+            size = size.saturating_add(poor.size);
+            named = named.saturating_add(poor.named);
+            rows += u64::from(poor.rows);
+            first || (size <= SOURCE_BYTES_MAX && named <= bytes_max && rows <= PACK_SLICES_MAX as u64)
+        };
+        if now_ns < self.repack_ns.max(self.retry_ns) {
+            return Vec::new();
+        }
+        self.poor.iter().take(SOURCES_MAX).take_while(fits).cloned().collect()
     }
 }
 
@@ -182,19 +259,28 @@ impl Machine {
                 Ok(ended.is_ok().then_some(PackStep::Ended))
             }
             Step::Idle => self.name_pack(group, index, id),
-            Step::Named(object, version) if *version <= self.durable => {
-                let (object, from) = (*object, volume.packing.from.clone());
+            Step::Named(object, version, source) if *version <= self.durable => {
+                let (object, source) = (*object, source.clone());
                 let bytes_max = self.config.pack_bytes as usize;
-                let job = PackJob { volume: id, index, object, from, bytes_max };
+                let job = PackJob { volume: id, index, object, source, bytes_max };
                 group.effects.push(Effect::Pack(Box::new(job)));
                 Ok(Some(PackStep::Begun(object)))
             }
             Step::Moving { object, packed, done } => {
-                let end = (done + MOVED_AT_ONCE).min(packed.slices.len());
-                let (slices, all) = (packed.slices[*done..end].to_vec(), end == packed.slices.len());
-                let request = SystemRequest::MoveStaged { volume: id, object: *object, slices, last: all };
+                let (volume, object, last) = (id, *object, done + 1 >= packed.moves.len());
+                let request = match packed.moves.get(*done) {
+                    Some(Move::Slices { from, slices }) => {
+                        let (from, slices, as_of) = (*from, slices.clone(), packed.as_of);
+                        SystemRequest::MoveSlices { volume, from, to: object, as_of, slices, last }
+                    }
+                    Some(Move::Staged(slices)) => {
+                        SystemRequest::MoveStaged { volume, object, slices: slices.clone(), last }
+                    }
+                    None => SystemRequest::EndPack { volume },
+                };
+                let done = done + 1;
                 Ok(Some(match self.system(group, &request)? {
-                    Ok(_) => PackStep::Moved { done: end, all },
+                    Ok(_) => PackStep::Moved { done, all: last },
                     Err(error) => PackStep::Failed(error.to_string()),
                 }))
             }
@@ -217,16 +303,20 @@ impl Machine {
             }
         };
         let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
-        let due = volume.packing.is_due(staged, group.steady_ns, &self.config);
+        let packing = &mut volume.packing;
+        let source = match packing.is_due(staged, group.steady_ns, &self.config) {
+            true => Source::Staged(packing.from.clone()),
+            false => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
+        };
+        let nothing = matches!(&source, Source::Objects(sources) if sources.is_empty());
         let served = volume.store.is_some() && volume.problem.is_none();
-        // Another copy of the same metadata would use the same names.
-        if !due || !served || !self.owns_store(group.steady_ns) {
+        if nothing || !served {
             return Ok(None);
         }
         match self.system(group, &SystemRequest::GrantPack { volume: id })? {
             Ok(SystemReply::Pack(object)) => {
                 group.effects.push(Effect::Hurry);
-                Ok(Some(PackStep::Named(object, self.last)))
+                Ok(Some(PackStep::Named(object, self.last, source)))
             }
             Ok(other) => Ok(Some(PackStep::Failed(format!("{other:?} is no name")))),
             Err(error) => Ok(Some(PackStep::Failed(error.to_string()))),
@@ -246,13 +336,24 @@ impl Machine {
             Err(problem) => {
                 if volume.packing.failures == 0 {
                     group.effects.push(Effect::Warn(format!(
-                        "small slices of volume {} stay in the metadata store for now: {problem}; it is tried again",
+                        "slices of volume {} are not packed for now: {problem}; it is tried again",
                         volume.row.spec.name
                     )));
                 }
                 volume.packing.stepped(PackStep::Failed(problem.clone()), group.steady_ns);
             }
         }
+    }
+
+    /// Objects of a volume were found of which little is needed: all that there are.
+    pub(super) fn poor_found(&mut self, volume: Uuid, poor: &[PoorObject]) {
+        let Some(volume) = self.volumes.values_mut().find(|found| found.id() == volume) else { return };
+        let packing = &mut volume.packing;
+        // Those under way stay.
+        let under_way = if matches!(packing.step, Step::Over | Step::Idle) { 0 } else { packing.sources };
+        packing.poor.truncate(under_way);
+        packing.poor.extend(poor.iter().cloned());
+        packing.shown.poor = packing.poor.len() as u64;
     }
 
     pub(super) fn pack_stepped(&mut self, group: &Group, index: VolumeIndex, step: PackStep) {

@@ -5,18 +5,19 @@ use super::outbox::Outbox;
 use crate::executor::{Input, ObjectHandler};
 use crate::machine::objects::SIGNED_VALID_MS;
 use crate::machine::{
-    DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, PackJob, Packed, SignFor, SignedAnswer,
+    DeleteJob, DeletedObjects, Event, ObjectAction, ObjectJob, PackJob, Packed, SignFor, SignedAnswer, Source,
 };
 use crate::metrics::Metrics;
-use crate::pack::build_pack;
+use crate::pack::{Repacker, build_pack};
 use crate::watched::Watches;
 use bytes::Bytes;
 use chronofs_blocks::outage::is_outage;
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::work::off_thread;
-use chronofs_blocks::{ObjectPort, StoreError, StorePort, object_name};
+use chronofs_blocks::{ObjectPort, StoreError, StorePort, Trouble, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
 use chronofs_engine::View;
+use chronofs_namespace::PoorObject;
 use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -156,14 +157,52 @@ async fn pack(
     view: Arc<dyn View>,
 ) -> Result<Packed, String> {
     let store = store.ok_or("its block store is not in reach")?;
-    let building = job.clone();
-    let built = off_thread(move || build_pack(&building, view)).await;
-    let (bytes, packed) = built.map_err(|error| error.to_string())??;
-    if !packed.slices.is_empty() {
+    let (bytes, packed) = match &job.source {
+        Source::Staged(from) => {
+            let (building, from) = (job.clone(), from.clone());
+            let built = off_thread(move || build_pack(&building, &from, view)).await;
+            built.map_err(|error| error.to_string())??
+        }
+        Source::Objects(sources) => repack(&*store, job, sources, view).await?,
+    };
+    if packed.slices > 0 {
         let name = object_name(job.volume, job.object);
         store.put(&name, bytes).await.map_err(|error| error.to_string())?;
     }
     Ok(packed)
+}
+
+/// Puts what is needed of objects together. One that cannot be read, or not be taken, stays as it is.
+async fn repack(
+    store: &dyn StorePort,
+    job: &PackJob,
+    sources: &[PoorObject],
+    view: Arc<dyn View>,
+) -> Result<(Bytes, Packed), String> {
+    let mut repacker = Repacker::new(job, view);
+    for source in sources {
+        let name = object_name(job.volume, source.id);
+        let size = u32::try_from(source.size).map_err(|_| format!("object {name} is too large"))?;
+        let bytes = match store.get(&name, 0, size).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.trouble == Trouble::Unavailable => return Err(error.to_string()),
+            Err(error) => {
+                tracing::error!(%error, "an object cannot be repacked");
+                continue;
+            }
+        };
+        let source = source.clone();
+        let adding = off_thread(move || {
+            let added = repacker.add(&source, bytes);
+            (repacker, added)
+        });
+        let added;
+        (repacker, added) = adding.await.map_err(|error| error.to_string())?;
+        if let Err(reason) = added {
+            tracing::info!(object = name, "not repacked: {reason}");
+        }
+    }
+    Ok(repacker.finish())
 }
 
 fn push(outbox: &Outbox, answer: &ToClient) {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use chronofs_blocks::seal;
 use chronofs_core::volume::Compression;
 use chronofs_core::{ObjectId, SliceId, VolumeIndex};
-use chronofs_meta::machine::{PackJob, Packed};
+use chronofs_meta::machine::{PackJob, Packed, Source};
 use chronofs_meta::pack::build_pack;
 use chronofs_namespace::rows::Tally;
 use chronofs_namespace::{Judged, judge};
@@ -44,7 +44,8 @@ impl Server {
     }
 
     fn built(&self, job: &PackJob) -> Packed {
-        build_pack(job, self.core.engine.view()).unwrap().1
+        let Source::Staged(from) = &job.source else { panic!("{job:?}") };
+        build_pack(job, from, self.core.engine.view()).unwrap().1
     }
 
     fn staged(&self) -> u64 {
@@ -83,7 +84,7 @@ fn slices_are_packed_a_minute_after_the_first_of_them_came_and_not_before_the_na
     }
     let job = server.until_packing(1).expect("the name is durable");
     let packed = server.built(&job);
-    assert_eq!((packed.slices.len(), packed.next.is_some()), (2500, false));
+    assert_eq!((packed.slices, packed.next.is_some()), (2500, false));
     assert_eq!(server.judged(job.object), Judged::Open);
     server.stage(3, ino, session, (5000, 3));
     server.run(Event::Packed(Box::new(job.clone()), Ok(packed)));

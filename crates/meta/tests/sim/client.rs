@@ -3,9 +3,10 @@
 use super::store::SharedStore;
 use crate::common;
 use bytes::Bytes;
+use chronofs_blocks::object::{Entry, HEADER_LEN, ObjectWriter};
 use chronofs_blocks::seal;
 use chronofs_core::ops::{NewNode, Replayed, Reply, Request, XattrMode};
-use chronofs_core::slice::{Codec, NewSlice, Place, Seal, Slice};
+use chronofs_core::slice::{NewSlice, Place, Seal, Slice};
 use chronofs_core::volume::Compression;
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SetAttr, SliceId, Version};
 use chronofs_engine::sim::Random;
@@ -214,7 +215,7 @@ impl SimClient {
             let id = ObjectId { incarnation: 0, session, n: self.next_object };
             self.next_object += 1;
             self.put.push(id);
-            self.store.lock().unwrap().put(id);
+            self.store.lock().unwrap().put(id, whole_object(id, ino));
             if random.one_in(8) {
                 return Request::StatFs;
             }
@@ -222,20 +223,20 @@ impl SimClient {
         let object = self.put[self.put.len() - 1 - random.below(self.put.len().min(3) as u64) as usize];
         let slices = (0..1 + random.below(3)).map(|n| {
             let id = SliceId { object, index: n as u32 };
-            let seal = Seal { id, codec: Codec::Raw, stored_len: 64, full_len: 64, crc32c: 0 };
+            let (seal, _) = sealed(id);
             let offset = random.below(4) as u32 * 32;
             let staged = random.one_in(4).then(|| {
-                self.next_object += 1;
                 let object = ObjectId { n: self.next_object, ..object };
+                self.next_object += 1;
                 let bytes = Bytes::from(vec![random.number() as u8; 64]);
                 seal::seal(SliceId { object, index: 0 }, Compression::None, &bytes)
             });
             let (place, staged) = match staged {
                 Some((seal, bytes)) => (Place::Staged(seal), Some(bytes)),
-                None => (Place::Object(seal, 64 * n), None),
+                None => (Place::Object(seal, HEADER_LEN as u64 + 64 * n), None),
             };
             let slice = Slice { offset, len: 64, skip: 0, place };
-            NewSlice { block: random.below(2) as u32, slice, staged }
+            NewSlice { block: block_of(object), slice, staged }
         });
         let slices = slices.collect();
         Request::Publish { ino, slices, size_min: None, mtime_ns: None, kill_priv: false, merge: None }
@@ -329,4 +330,25 @@ impl SimClient {
             self.undurable.push(Replayed { id, version, caller: Caller::ROOT, request, made, found });
         }
     }
+}
+
+/// A slice of 64 bytes.
+fn sealed(id: SliceId) -> (Seal, Bytes) {
+    let bytes = Bytes::from(vec![(id.object.n as u8).wrapping_mul(31) ^ id.index as u8; 64]);
+    seal::seal(id, Compression::None, &bytes)
+}
+
+fn block_of(object: ObjectId) -> u32 {
+    (object.n % 2) as u32
+}
+
+/// An object of three slices for a file.
+fn whole_object(id: ObjectId, ino: Ino) -> Bytes {
+    let mut writer = ObjectWriter::new(common::VOLUME, id, 0);
+    for index in 0..3 {
+        let (seal, stored) = sealed(SliceId { object: id, index });
+        let block = block_of(id);
+        writer.push(Entry { ino, at: 0, block, offset: 0, len: 64, seal }, &stored);
+    }
+    writer.finish()
 }

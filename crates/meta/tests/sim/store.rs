@@ -5,8 +5,9 @@ use bytes::Bytes;
 use chronofs_core::ObjectId;
 use chronofs_engine::View;
 use chronofs_engine::sim::Random;
-use chronofs_meta::machine::{DeleteJob, DeletedObjects, Event, PackJob};
-use chronofs_meta::pack::build_pack;
+use chronofs_meta::machine::{DeleteJob, DeletedObjects, Event, PackJob, Packed, Source};
+use chronofs_meta::pack::{Repacker, build_pack};
+use chronofs_namespace::PoorObject;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
@@ -22,30 +23,48 @@ pub struct SimStore {
     /// It does what it is asked.
     pub honest: bool,
     pub deleted: usize,
-    /// What was packed, also when it is gone.
-    pub packs: BTreeMap<ObjectId, Bytes>,
-    /// What the server is to be told of them.
+    /// What was put, also when it is gone.
+    pub bytes: BTreeMap<ObjectId, Bytes>,
+    /// What the server is to be told of what it had packed.
     pub packed: VecDeque<Event>,
 }
 
 impl SimStore {
-    pub fn put(&mut self, id: ObjectId) {
+    pub fn put(&mut self, id: ObjectId, bytes: Bytes) {
+        let old = self.bytes.insert(id, bytes);
+        assert!(old.is_none(), "{id} is stored twice");
         self.objects.insert(id);
         self.ever.insert(id);
     }
 
+    /// Whether the slice was put by a client, as part of an object.
+    pub fn was_born_in(&self, object: ObjectId) -> bool {
+        self.ever.contains(&object)
+    }
+
     /// An object of staged slices is made and stored, or not.
     pub fn pack(&mut self, job: PackJob, view: Arc<dyn View>, random: &mut Random) {
-        let result = build_pack(&job, view).and_then(|(bytes, packed)| {
+        let built = match &job.source {
+            Source::Staged(from) => build_pack(&job, from, view),
+            Source::Objects(sources) => Ok(self.repack(&job, sources, view)),
+        };
+        let result = built.and_then(|(bytes, packed)| {
             let fails = !self.honest && random.one_in(4);
-            if !packed.slices.is_empty() && (!fails || random.one_in(2)) {
-                let old = self.packs.insert(job.object, bytes);
-                assert!(old.is_none(), "{} is stored twice", job.object);
-                self.put(job.object);
+            if packed.slices > 0 && (!fails || random.one_in(2)) {
+                self.put(job.object, bytes);
             }
             if fails { Err("503".to_owned()) } else { Ok(packed) }
         });
         self.packed.push_back(Event::Packed(Box::new(job), result));
+    }
+
+    fn repack(&self, job: &PackJob, sources: &[PoorObject], view: Arc<dyn View>) -> (Bytes, Packed) {
+        let mut repacker = Repacker::new(job, view);
+        for source in sources.iter().filter(|source| self.objects.contains(&source.id)) {
+            // What is named elsewhere than it was put for stays where it is.
+            drop(repacker.add(source, self.bytes[&source.id].clone()));
+        }
+        repacker.finish()
     }
 
     pub fn asked(&mut self, job: DeleteJob) {

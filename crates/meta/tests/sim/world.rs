@@ -63,6 +63,8 @@ pub struct World {
     pub deleted_meanwhile: usize,
     /// Objects of packed slices that are needed in the end.
     pub packs_in_the_end: usize,
+    /// Slices that lie in other objects than they were put in.
+    pub repacked_in_the_end: usize,
     store_random: Random,
     /// Replays take several groups, and things fail between them.
     small_groups: bool,
@@ -83,6 +85,7 @@ impl World {
             store,
             deleted_meanwhile: 0,
             packs_in_the_end: 0,
+            repacked_in_the_end: 0,
             busy,
             store_random,
             disk: SimDisk::new(random.number()),

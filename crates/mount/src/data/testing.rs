@@ -117,9 +117,9 @@ impl Inner {
         Attr { size: self.size, mtime_ns, data_version, ..testing::attr(INO.0) }
     }
 
-    /// Shows a slice that was packed where it lies.
+    /// Shows a slice that was packed, or repacked, where it lies.
     fn show_moved(&self, placed: &mut PlacedSlice) {
-        if let Place::Staged(seal) = placed.slice.place
+        if let Place::Staged(seal) | Place::Object(seal, _) = placed.slice.place
             && let Some(&(object, at)) = self.moved.get(&seal.id)
         {
             placed.slice.place = Place::Moved(seal, object, at);
@@ -247,6 +247,28 @@ impl MemoryMeta {
         }
         let name = chronofs_blocks::object_name(VOLUME, object);
         lock(&port.objects).insert(name, packed.into());
+    }
+
+    /// Moves the bytes of every slice in an object into a new one, and removes the old ones.
+    pub(super) fn repack(&self, port: &MemoryPort) {
+        let mut inner = lock(&self.inner);
+        inner.packs += 1;
+        let object = ObjectId { incarnation: 1, session: SessionId::SERVER, n: inner.packs };
+        let (mut packed, mut moved, mut objects) = (Vec::new(), Vec::new(), lock(&port.objects));
+        for mut placed in inner.slices.clone() {
+            inner.show_moved(&mut placed);
+            let (seal, from, at) = match placed.slice.place {
+                Place::Object(seal, at) => (seal, seal.id.object, at as usize),
+                Place::Moved(seal, from, at) => (seal, from, at as usize),
+                _ => continue,
+            };
+            let stored = &objects[&chronofs_blocks::object_name(VOLUME, from)];
+            moved.push((seal.id, (object, packed.len() as u64)));
+            packed.extend_from_slice(&stored[at..at + seal.stored_len as usize]);
+        }
+        objects.clear();
+        objects.insert(chronofs_blocks::object_name(VOLUME, object), packed.into());
+        inner.moved.extend(moved);
     }
 
     pub(super) fn refuse(&self, error: Option<PublishError>) {

@@ -435,6 +435,22 @@ fn slices_that_were_replaced_and_collected_since_they_were_listed_are_asked_for_
 }
 
 #[test]
+fn slices_whose_objects_were_repacked_and_deleted_since_they_were_listed_are_read_where_they_lie_now() {
+    runtime().block_on(async {
+        let world = calm(128 << 10);
+        let writer = world.open(&world.mount(1, Tuning::default()));
+        writer.write(0, &vec![7; 512 << 10], false).await.unwrap();
+        writer.flush(&writer.error_mark()).await.unwrap();
+        let reader = world.open(&world.mount(2, Tuning::default()));
+        assert_eq!(&reader.read(0, 1).await.unwrap()[..], &[7], "the blocks are listed");
+        for block in 1..4 {
+            world.meta.repack(&world.port);
+            assert_eq!(&reader.read(block * (128 << 10) + 5, 9).await.unwrap()[..], &[7; 9]);
+        }
+    });
+}
+
+#[test]
 fn slices_that_are_shown_and_never_readable_are_eio_in_the_end() {
     runtime().block_on(async {
         let world = calm(128 << 10);

@@ -17,6 +17,17 @@ pub struct Refs {
     pub retired: Option<Version>,
     /// The commit since which none can any more. The row of a deleted object stays while its session could name it.
     pub condemned: Option<Version>,
+    /// Of an object: stored bytes of the slices that rows name; of a slice that several name as often.
+    pub named: u64,
+    /// The last commit that changed this row.
+    pub changed: Version,
+}
+
+impl Refs {
+    /// Of what no row names yet.
+    pub(crate) fn new(changed: Version) -> Refs {
+        Refs { flags: 0, rows: 0, bytes: 0, retired: None, condemned: None, named: 0, changed }
+    }
 }
 
 /// What no row names any more.
@@ -39,7 +50,7 @@ pub struct Condemned {
     pub bytes: u64,
 }
 
-/// Where the bytes of a slice lie that was staged.
+/// Where the bytes of a slice lie that was staged, or that was in another object.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Moved {
     /// None known.
@@ -87,7 +98,7 @@ impl Sum {
 /// What objects and small slices there are in a volume. A slice that was moved into an object is counted with no bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tally {
-    /// None known.
+    /// [`Tally::REPACKED`].
     pub flags: u16,
     /// Named by rows, live or past.
     pub held: Sum,
@@ -99,6 +110,11 @@ pub struct Tally {
     pub released: Version,
     /// Of what is held: slices whose bytes are still in the metadata.
     pub staged: Sum,
+}
+
+impl Tally {
+    /// Slices that were born in objects may lie elsewhere.
+    pub const REPACKED: u16 = 1;
 }
 
 /// An instant that is kept.
@@ -121,5 +137,5 @@ row_format!(Retired, 0);
 row_format!(Condemned, 0);
 row_format!(Moved, 0);
 row_format!(Packs, 0);
-row_format!(Tally, 0);
+row_format!(Tally, Tally::REPACKED);
 row_format!(Kept, 0);

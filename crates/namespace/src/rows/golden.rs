@@ -122,10 +122,11 @@ fn rows_of_what_is_counted_and_kept() {
     let object = ObjectId { incarnation: 1, session: SessionId(2), n: 300 };
     assert_eq!(hex(&object_key(object)), "00010000000000000002000000000000012c");
     assert_eq!(parse_object_key(&object_key(object)), object);
-    let refs = Refs { flags: 0, rows: 2, bytes: 300, retired: None, condemned: None };
-    golden(&refs, "0002ac020000");
+    let (named, changed) = (200, Version(6));
+    let refs = Refs { flags: 0, rows: 2, bytes: 300, retired: None, condemned: None, named, changed };
+    golden(&refs, "0002ac020000c80106");
     let gone = Refs { rows: 0, retired: Some(Version(4)), condemned: Some(Version(5)), ..refs };
-    golden(&gone, "0000ac0201040105");
+    golden(&gone, "0000ac0201040105c80106");
     golden(&Retired { flags: 0, bytes: 300 }, "00ac02");
     golden(&Condemned { flags: 0, since: Version(5), bytes: 300 }, "0005ac02");
     let sum = |count| Sum { count, bytes: 300 };

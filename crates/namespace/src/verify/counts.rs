@@ -20,8 +20,23 @@ struct Sums {
     staged: Sum,
 }
 
-/// How many rows name a thing, and how many bytes it has at least.
-type Names = BTreeMap<Named, (u32, u64)>;
+/// How many rows name a thing, how many bytes it has at least, and how many of them are named.
+#[derive(Clone, Copy, Default)]
+struct Name {
+    rows: u32,
+    bytes: u64,
+    named: u64,
+}
+
+impl Name {
+    fn add(&mut self, bytes: u64, len: u32) {
+        self.rows += 1;
+        self.bytes = self.bytes.max(bytes);
+        self.named += u64::from(len);
+    }
+}
+
+type Names = BTreeMap<Named, Name>;
 
 pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), ReadStop> {
     if check.volume.flags & Volume::COUNTED == 0 {
@@ -32,31 +47,32 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
     let mut retired: BTreeSet<Vec<u8>> = BTreeSet::new();
     check.each_plain::<Moved>(MOVED, |check, key, moved| {
         let named = Named::Staged(parse_staged_key(key));
-        let (rows, _) = names.remove(&named).unwrap_or_default();
+        let name = Name { bytes: 0, ..names.remove(&named).unwrap_or_default() };
         let refs = small(check, key, 0)?;
-        one(check, named, key, &refs, (rows, 0), (&mut sums, &mut retired));
-        let of = names.entry(Named::Object(moved.object)).or_default();
-        *of = (of.0 + 1, of.1.max(moved.at.saturating_add(u64::from(moved.len))));
+        one(check, named, key, &refs, name, (&mut sums, &mut retired));
+        let end = moved.at.saturating_add(u64::from(moved.len));
+        names.entry(Named::Object(moved.object)).or_default().add(end, moved.len);
         Ok(())
     })?;
     check.each_plain::<Refs>(OBJECT, |check, key, refs| {
         let named = Named::Object(parse_object_key(key));
-        let (rows, bytes) = names.remove(&named).unwrap_or_default();
-        one(check, named, key, &refs, (rows, bytes), (&mut sums, &mut retired));
+        let name = names.remove(&named).unwrap_or_default();
+        check.equal(OBJECT, key, "named bytes", refs.named, name.named);
+        one(check, named, key, &refs, name, (&mut sums, &mut retired));
         Ok(())
     })?;
     check.each_plain::<Staged>(STAGED, |check, key, staged| {
         let named = Named::Staged(parse_staged_key(key));
         let bytes = staged.bytes.len() as u64;
         let refs = small(check, key, bytes)?;
-        let (rows, _) = names.remove(&named).unwrap_or_default();
-        one(check, named, key, &refs, (rows, bytes), (&mut sums, &mut retired));
+        let name = Name { bytes, ..names.remove(&named).unwrap_or_default() };
+        one(check, named, key, &refs, name, (&mut sums, &mut retired));
         if refs.retired.is_none() {
             sums.staged.add(refs.bytes);
         }
         Ok(())
     })?;
-    for (named, (rows, _)) in names {
+    for (named, Name { rows, .. }) in names {
         let (table, key) = named.count();
         check.fault(table, &key, "no count", format!("{rows}: so many rows name it"));
     }
@@ -65,7 +81,7 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
 
 /// The count of a small slice; without a row of its own it is named once.
 fn small<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], bytes: u64) -> Result<Refs, ReadStop> {
-    let unshared = Refs { flags: 0, rows: 1, bytes, retired: None, condemned: None };
+    let unshared = Refs { rows: 1, bytes, ..Refs::new(Version::ZERO) };
     Ok(match check.tables.get_plain(SHARED, key)? {
         Some(row) => check.decode::<Refs>(SHARED, key, &row).unwrap_or(unshared),
         None => unshared,
@@ -74,24 +90,29 @@ fn small<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], bytes: u64) -> R
 
 /// Everything that slices name, live and past.
 fn names<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<Names, ReadStop> {
+    let row = check.tables.get_plain(TALLY, &[])?;
+    let tally = row.and_then(|row| check.decode::<Tally>(TALLY, &[], &row)).unwrap_or_default();
+    let repacked = tally.flags & Tally::REPACKED != 0;
+    let tables = check.tables;
     let mut names = Names::new();
-    let mut note = |row: &SliceRow| {
-        if let Some((named, bytes)) = Named::by(&row.slice.place) {
-            let of = names.entry(named).or_default();
-            *of = (of.0 + 1, of.1.max(bytes));
+    let mut note = |row: &SliceRow| -> Result<(), ReadStop> {
+        let place = &row.slice.place;
+        let (Some((mut named, bytes)), Some(seal)) = (Named::by(place), place.seal()) else { return Ok(()) };
+        let born = matches!(named, Named::Object(_));
+        if repacked && born && crate::pack::moved(&tables, seal.id)?.is_some() {
+            named = Named::Staged(seal.id);
         }
-    };
-    check.each::<SliceRow>(SLICE, &[], |_, _, row| {
-        note(&row);
+        names.entry(named).or_default().add(bytes, seal.stored_len);
         Ok(())
-    })?;
+    };
+    check.each::<SliceRow>(SLICE, &[], |_, _, row| note(&row))?;
     let mut start = Vec::new();
     loop {
         let page = check.tables.history(SLICE, &start, PAGE)?;
         for past in &page {
             // One that cannot be read is named where the past is checked.
             if let Ok(row) = SliceRow::decode(SLICE, past.key(), &past.row.value) {
-                note(&row);
+                note(&row)?;
             }
         }
         match page.last() {
@@ -106,7 +127,7 @@ fn one<R: Reads + Copy>(
     named: Named,
     key: &[u8],
     refs: &Refs,
-    (rows, bytes): (u32, u64),
+    Name { rows, bytes, .. }: Name,
     (sums, retired): (&mut Sums, &mut BTreeSet<Vec<u8>>),
 ) {
     let (table, _) = named.count();

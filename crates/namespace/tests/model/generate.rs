@@ -93,7 +93,17 @@ pub fn case(seed: u64) -> Case {
         pick: maker.rng.next(),
     };
     actions.extend([Action::Apply, Action::CheckNow, Action::Verify, all]);
-    actions.extend([Action::Verify, Action::CollectAll, Action::Verify, Action::Expire { picks, limit }]);
+    actions.extend([Action::Verify, Action::CollectAll, Action::Verify, Action::RepackAll, Action::Verify]);
+    // Slices that lie elsewhere are cut and removed, too.
+    let cuts = (dirs..slots).map(|slot| {
+        let set = SetAttr { size: Some(maker.rng.below(70)), by_handle: true, ..SetAttr::default() };
+        let request = Request::SetAttr { ino: Ino(slot), set };
+        Action::Ask { caller: 0, scope: 0, read_only: false, tick: 1, keep: 0, request }
+    });
+    actions.extend(cuts.collect::<Vec<_>>());
+    let all = Action::ForgetAll { tick: maker.time(), limit: 9, pick: maker.rng.next() };
+    actions.extend([Action::Verify, all, Action::Verify, Action::CollectAll, Action::Verify]);
+    actions.push(Action::Expire { picks, limit });
     Case { retention, actions }
 }
 
@@ -198,6 +208,9 @@ impl Maker {
             84..88 => {
                 let limit = 1 + self.rng.below(3) as u32;
                 Action::Page { cursor: self.rng.below(2) as usize, limit, attrs: self.rng.one_in(2) }
+            }
+            88 if self.rng.one_in(3) => {
+                Action::Repack { pick: self.rng.next(), step: 1 + self.rng.below(3) as usize }
             }
             88 => self.pack(),
             89..91 => {

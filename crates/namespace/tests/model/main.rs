@@ -22,6 +22,7 @@ mod generate;
 mod mutate;
 mod pack;
 mod query;
+mod repack;
 mod state;
 mod world;
 

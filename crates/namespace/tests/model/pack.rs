@@ -24,7 +24,7 @@ pub struct Packing {
 }
 
 impl World {
-    fn next_version(&self) -> Version {
+    pub fn next_version(&self) -> Version {
         Version(self.now().version.0 + 1)
     }
 

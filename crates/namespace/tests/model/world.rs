@@ -114,6 +114,13 @@ pub enum Action {
     },
     /// The server packs staged slices into an object.
     Pack(Packing),
+    /// What is needed of an object that the server made goes into another one.
+    Repack {
+        pick: u64,
+        step: usize,
+    },
+    /// No client writes any more, and what is needed of every object goes into another one.
+    RepackAll,
     /// Objects that no row names are condemned, staged slices go.
     Condemn {
         limit: u32,
@@ -145,7 +152,7 @@ pub struct World {
     pub pending: Vec<Commit>,
     applied: Applied,
     pub index: VolumeIndex,
-    session: SessionId,
+    pub session: SessionId,
     pub spec: VolumeSpec,
     /// Every version, oldest first; the last is the present.
     past: Vec<Arc<State>>,
@@ -310,6 +317,8 @@ impl World {
             Action::Forget { limit } => self.forget(*limit),
             Action::ForgetAll { tick, limit, pick } => self.forget_all(*tick, *limit, *pick),
             Action::Pack(packing) => self.pack(packing),
+            Action::Repack { pick, step } => self.repack_one(*pick, *step),
+            Action::RepackAll => self.repack_all(),
             Action::Condemn { limit } => self.condemn(*limit).map(drop),
             Action::Delete { limit } => self.delete(*limit).map(drop),
             Action::CollectAll => self.collect_all(),

@@ -3,11 +3,11 @@
 use super::{MS, World};
 use crate::common;
 use chronofs_blocks::seal;
-use chronofs_core::slice::Place;
-use chronofs_core::{ObjectId, Version, VolumeIndex};
+use chronofs_core::slice::{Place, Seal};
+use chronofs_core::{ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::Engine;
 use chronofs_meta::machine::{DeletedObjects, Event, SharedView};
-use chronofs_namespace::{HeldFrom, Judged, gone_objects, held_slices, judge};
+use chronofs_namespace::{HeldFrom, HeldSlice, Judged, gone_objects, held_slices, judge, poor_object};
 use std::collections::BTreeSet;
 
 const INDEX: VolumeIndex = VolumeIndex(1);
@@ -22,14 +22,14 @@ impl World {
             let (page, next) = held_slices(&reads, INDEX, &start, 64).unwrap();
             for held in page {
                 match &held.slice.place {
-                    Place::Object(seal, _) => drop(named.insert(seal.id.object)),
+                    Place::Object(seal, at) => {
+                        named.insert(seal.id.object);
+                        self.check_slice(seal, seal.id.object, *at);
+                    }
                     Place::Staged(_) => assert!(held.staged.is_some(), "staged bytes are gone: {held:?}"),
                     Place::Moved(seal, object, at) => {
                         named.insert(*object);
-                        let store = self.store.lock().unwrap();
-                        let (start, len) = (*at as usize, seal.stored_len as usize);
-                        let stored = store.packs[object].slice(start..start + len);
-                        seal::open(seal, stored).expect("what was packed is whole");
+                        self.check_slice(seal, *object, *at);
                     }
                     Place::Hole | Place::Inline(..) => {}
                 }
@@ -37,6 +37,21 @@ impl World {
             from = next;
         }
         named
+    }
+
+    fn check_slice(&self, seal: &Seal, object: ObjectId, at: u64) {
+        let store = self.store.lock().unwrap();
+        let (start, len) = (at as usize, seal.stored_len as usize);
+        seal::open(seal, store.bytes[&object].slice(start..start + len)).expect("what was put is whole");
+    }
+
+    /// How many slices that clients put in objects lie in other ones.
+    fn repacked(&self) -> usize {
+        let reads = SharedView(self.server.as_ref().unwrap().engine.view());
+        let (page, _) = held_slices(&reads, INDEX, &HeldFrom::default(), 10_000).unwrap();
+        let store = self.store.lock().unwrap();
+        let elsewhere = |held: &HeldSlice| matches!(&held.slice.place, Place::Moved(seal, ..) if store.was_born_in(seal.id.object));
+        page.iter().filter(|held| elsewhere(held)).count()
     }
 
     /// Invariant 3. Rows that no protected instant needs may not dangle either: they go first.
@@ -53,7 +68,8 @@ impl World {
             self.tell_packed();
         }
         if self.store_random.one_in(4) {
-            self.look_through();
+            let repacks = self.store_random.one_in(2);
+            self.look_through(repacks);
             return;
         }
         let done = self.store.lock().unwrap().work(&mut self.store_random);
@@ -72,18 +88,22 @@ impl World {
     }
 
     /// What the server does with a listing.
-    fn look_through(&mut self) {
+    fn look_through(&mut self, repacks: bool) {
         let page = self.store.lock().unwrap().list(&mut self.store_random);
         let Some(server) = &self.server else { return };
         let reads = SharedView(server.engine.view());
         let Some(volume) = chronofs_namespace::volume(&reads, INDEX).unwrap() else { return };
         let machine = &server.core.machine;
         let over_since = machine.collects_before(self.now_ns).unwrap_or(Version::ZERO);
-        let mut garbage = Vec::new();
+        let (mut garbage, mut poor) = (Vec::new(), Vec::new());
         for id in page {
             match judge(&reads, INDEX, &volume, id, over_since).unwrap() {
                 Judged::Garbage => garbage.push(id),
-                Judged::Known | Judged::Open => {}
+                Judged::Known => {
+                    let size = self.store.lock().unwrap().bytes[&id].len() as u64;
+                    poor.extend(poor_object(&reads, INDEX, id, size, 95).unwrap());
+                }
+                Judged::Open => {}
                 // The session that put it was durable before it was told of.
                 Judged::Quarantined(reason) => panic!("{id}: {reason}"),
             }
@@ -92,6 +112,9 @@ impl World {
         let (volume, asked) = (common::VOLUME, Vec::new());
         let gone = DeletedObjects { volume, asked, deleted: gone, failure: None };
         self.with_server(vec![Event::Garbage(volume, garbage), Event::Deleted(Box::new(gone))]);
+        if repacks {
+            self.with_server(vec![Event::Poor(volume, poor)]);
+        }
     }
 
     /// Clients are gone for good; then the store holds what rows name, and no more.
@@ -102,21 +125,22 @@ impl World {
                 self.with_server(vec![Event::Gone(conn)]);
             }
         }
-        for round in 0..60 {
+        for round in 0..100 {
             self.now_ns += if round < 3 { 100_000 * MS } else { 100 * MS };
             self.sync();
             self.with_server(vec![Event::Tick]);
             self.tell_packed();
-            self.look_through();
+            self.look_through(round < 30);
             loop {
                 let done = self.store.lock().unwrap().work(&mut self.store_random);
                 let Some(done) = done else { break };
                 self.with_server(vec![Event::Deleted(Box::new(done))]);
             }
         }
+        self.repacked_in_the_end = self.repacked();
         let named = self.named();
         let store = self.store.lock().unwrap();
-        self.packs_in_the_end = named.iter().filter(|id| store.packs.contains_key(id)).count();
+        self.packs_in_the_end = named.iter().filter(|id| id.session == SessionId::SERVER).count();
         assert_eq!(store.objects, named, "the store does not hold just what rows name");
         let reads = SharedView(self.server.as_ref().unwrap().engine.view());
         let tally = chronofs_namespace::tally(&reads, INDEX).unwrap();
