@@ -312,6 +312,9 @@ impl Machine {
         note: &str,
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
+        if self.is_recovering() {
+            return Ok(Err(SystemError::NotNow));
+        }
         let request = SystemRequest::Keep { volume, id, at, ends, note: note.to_owned() };
         Ok(self.system(group, &request)?.map(drop))
     }
@@ -324,6 +327,9 @@ impl Machine {
         id: Uuid,
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
+        if self.is_recovering() {
+            return Ok(Err(SystemError::NotNow));
+        }
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
         if let (Ok(()), Some(volume)) = (&released, self.volume_by_id(volume)) {
             group.thens.push(Then::Released(volume.index));

@@ -4,6 +4,7 @@ use super::*;
 use chronofs_core::slice::{Codec, Seal};
 use chronofs_core::{ObjectId, SliceId, VolumeIndex};
 use chronofs_meta::machine::{DeleteJob, DeletedObjects};
+use chronofs_namespace::SystemError;
 use chronofs_namespace::rows::{RETIRED, Tally};
 use uuid::Uuid;
 
@@ -250,4 +251,25 @@ fn a_server_that_is_not_known_to_own_its_store_condemns_and_deletes_nothing() {
     assert!(server.core.machine.owns_store(server.now_ns));
     server.pass(60, true);
     assert!(!server.core.machine.owns_store(server.now_ns), "an old word does not count");
+}
+
+/// A commit in the window has a version above all that was lost: the next start would take that for what had survived,
+/// and clients would let go of what they are still to replay.
+#[test]
+fn nothing_is_pinned_or_released_while_what_a_power_cut_took_is_collected() {
+    let (server, _) = with_an_object_over();
+    let at = server.core.machine.last();
+    let engine = server.core.engine.clone();
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, true);
+    assert!(server.core.machine.figures().recovering);
+    let (before, id) = (engine.view().version(), Uuid::from_u128(1));
+    let mut said = Vec::new();
+    let decided = server.core.decide(server.now_ns, |machine, group| {
+        said.push(machine.keep_instant(group, common::VOLUME, id, at, None, "a snapshot")?);
+        said.push(machine.release_instant(group, common::VOLUME, id)?);
+        Ok(())
+    });
+    decided.unwrap();
+    assert_eq!(engine.view().version(), before);
+    assert!(said.iter().all(|said| matches!(said, Err(SystemError::NotNow))), "{said:?}");
 }
