@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use uuid::Uuid;
 
-/// Bytes of an object beside its slices, and beside each of them: header, footer, index.
+/// Bytes of an object beside its slices, and beside each of them: label, footer, index.
 const OBJECT_OVERHEAD: u64 = 96;
 const SLICE_OVERHEAD: u64 = 64;
 const PAGE: usize = 256;

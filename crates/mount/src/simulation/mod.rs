@@ -210,7 +210,10 @@ fn number(name: &str) -> Option<u64> {
 fn no_wrong_byte_nothing_reachable_deleted_nothing_durable_lost_over_a_store_that_lies() {
     let seeds = match number("CHRONOFS_SEED") {
         Some(seed) => seed..seed + 1,
-        None => number("CHRONOFS_FROM").unwrap_or(0)..number("CHRONOFS_SEEDS").unwrap_or(2_000),
+        None => {
+            let from = number("CHRONOFS_FROM").unwrap_or(0);
+            from..from + number("CHRONOFS_SEEDS").unwrap_or(2_000)
+        }
     };
     let many = seeds.end - seeds.start >= 2_000;
     let (mut told, mut lies, mut deleted) = (BTreeMap::new(), BTreeMap::new(), 0);
