@@ -105,6 +105,7 @@ impl Server {
         let (stopping, stopped) = watch::channel(false);
         let app = App::new(self.database.clone(), self.secrets, stopped.clone());
         let mut graceful = stopped.clone();
+        let giving_up = api::deleted::watch(app.clone());
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;
         });
@@ -115,6 +116,7 @@ impl Server {
         };
         tokio::select! {
             served = serving.into_future() => served.map_err(AdminError::io("serve"))?,
+            () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
         self.database.checkpoint()?;

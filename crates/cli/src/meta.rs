@@ -6,7 +6,7 @@ use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::collect::{GcStatus, StoreListing, VolumeCollection};
-use chronofs_meta::machine::{CollectionShown, PackingShown};
+use chronofs_meta::machine::{CollectionShown, LeavingShown, PackingShown};
 use chronofs_meta::{Checked, StartConfig, Timing};
 use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
@@ -196,6 +196,9 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
         warn_of(&volume.name, &volume.collection);
         warn_of_packing(&volume.name, &volume.packing);
     }
+    for volume in &status.volumes {
+        show_leaving(&volume.name, volume.leaving.as_ref())?;
+    }
     let columns = [
         ("VOLUME", "name"),
         ("MOUNTS", "sessions"),
@@ -274,6 +277,7 @@ fn show_gc(status: &GcStatus) -> Result<()> {
     for volume in &status.volumes {
         warn_of(&volume.name, &volume.shown);
         warn_of_packing(&volume.name, &volume.packing);
+        show_leaving(&volume.name, volume.leaving.as_ref())?;
     }
     status.stores.iter().try_for_each(show_store)
 }
@@ -294,6 +298,24 @@ fn warn_of(name: &str, shown: &CollectionShown) {
     if let Some(problem) = &shown.problem {
         output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));
     }
+}
+
+fn show_leaving(name: &str, leaving: Option<&LeavingShown>) -> Result<()> {
+    let Some(leaving) = leaving else { return Ok(()) };
+    if leaving.stopped {
+        output::warn(format!(
+            "volume {name}: its metadata is damaged, so the rest of it stays; stop the server and run chronofs meta verify"
+        ));
+    }
+    output::line(match leaving {
+        LeavingShown { kept: true, .. } => format!("volume {name}: kept whole"),
+        LeavingShown { rows_gone: true, .. } => {
+            format!("volume {name}: given up, its files are gone; its objects go")
+        }
+        LeavingShown { rows_dropped, .. } => {
+            format!("volume {name}: given up, its files go ({rows_dropped} rows so far), then its objects")
+        }
+    })
 }
 
 fn warn_of_packing(name: &str, shown: &PackingShown) {

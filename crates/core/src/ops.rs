@@ -240,7 +240,7 @@ pub enum SystemRequest {
     CreateVolume(VolumeSpec),
     /// Changes name, compression, retention and quotas.
     UpdateVolume(VolumeSpec),
-    /// Marks the volume as deleted. Its rows stay until the collector takes them.
+    /// Marks the volume as deleted: it is out of reach, and keeps all that it holds.
     DeleteVolume { id: uuid::Uuid },
     /// A new session with its first grant. `client` is chosen by the client and makes the request repeatable.
     OpenSession {
@@ -299,6 +299,15 @@ pub enum SystemRequest {
         slices: Vec<MovedSlice>,
         last: bool,
     },
+    /// Takes a deleted volume back, as it was.
+    UndeleteVolume { id: uuid::Uuid },
+    /// From now on a deleted volume cannot be taken back, and what it holds is to go.
+    GiveUpVolume { id: uuid::Uuid },
+    /// Drops up to `limit` rows of a volume that is given up, live and past, from the engine's key `from` on (empty: from
+    /// the start), unless sessions, holds or pins need it.
+    DropRows { volume: uuid::Uuid, from: Bytes, limit: u32 },
+    /// The store of a volume that is given up has no object of it any more.
+    VolumeGone { id: uuid::Uuid },
 }
 
 /// A slice that was put into another object.

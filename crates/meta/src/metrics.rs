@@ -206,6 +206,9 @@ impl Metrics {
 
     /// Shows how collection stands.
     pub fn show_collection(&self, status: &GcStatus) {
+        // A volume may have another name by now, or be gone.
+        self.stored_objects.clear();
+        self.stored_bytes.clear();
         for volume in &status.volumes {
             for (state, sum) in
                 [("held", volume.held), ("retired", volume.retired), ("condemned", volume.condemned)]

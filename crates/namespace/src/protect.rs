@@ -68,7 +68,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
 
     /// The instant need not be kept for this any more. Doing it again is no error.
     pub(crate) fn release(&mut self, volume: Uuid, id: Uuid) -> Decided<SystemReply> {
-        let (index, mut row) = self.live_volume(volume)?;
+        let (index, mut row) = self.any_volume(volume)?;
         let key = kept_key(index, id);
         for table in [PIN, HOLD] {
             if self.store.get_plain(table, &key)?.is_some() {

@@ -122,7 +122,7 @@ impl Machine {
         for index in indexes {
             let Some(volume) = self.volumes.get(&index) else { continue };
             let Collecting { next_ns, shown, .. } = &volume.collecting;
-            if volume.row.deleted.is_some() || shown.stopped || group.steady_ns < *next_ns {
+            if !volume.row.is_collected() || shown.stopped || group.steady_ns < *next_ns {
                 continue;
             }
             match self.collect_volume(group, index) {
@@ -266,7 +266,8 @@ impl Machine {
         objects: &[ObjectId],
     ) -> Result<(), EngineError> {
         let Some(over_since) = self.collects_before(group.steady_ns) else { return Ok(()) };
-        let Some(index) = self.volume_by_id(volume).map(|volume| volume.index) else { return Ok(()) };
+        let found = self.volumes.values().find(|found| found.id() == volume && found.row.is_collected());
+        let Some(index) = found.map(|volume| volume.index) else { return Ok(()) };
         if group.full || self.is_recovering() {
             return Ok(());
         }
@@ -331,7 +332,8 @@ impl Machine {
             return Ok(Err(SystemError::NotNow));
         }
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
-        if let (Ok(()), Some(volume)) = (&released, self.volume_by_id(volume)) {
+        if let (Ok(()), Some(volume)) = (&released, self.volumes.values().find(|found| found.id() == volume))
+        {
             group.thens.push(Then::Released(volume.index));
         }
         Ok(released)
@@ -347,9 +349,7 @@ impl Machine {
         };
         for (index, id, row) in kept {
             let over = row.ends.is_some_and(|ends| ends <= now);
-            let Some(volume) = self.volumes.get(&index).filter(|volume| volume.row.deleted.is_none()) else {
-                continue;
-            };
+            let Some(volume) = self.volumes.get(&index) else { continue };
             if over && self.system(group, &SystemRequest::Release { volume: volume.id(), id })?.is_ok() {
                 group.thens.push(Then::Released(index));
             }

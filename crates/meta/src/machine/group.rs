@@ -181,6 +181,8 @@ pub(super) enum Then {
     LeaseRenewed(SessionId),
     /// A sweep forgot rows and goes on here.
     Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
+    /// Rows of a volume that is given up are gone, and it goes on here.
+    Dropped { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// What was retired is condemned.
     Condemned { index: VolumeIndex, staged: u32, braked: bool },
     /// Condemned objects are handed out for deletion.

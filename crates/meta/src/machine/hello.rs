@@ -419,13 +419,17 @@ fn refuse_session(error: SystemError) -> Refusal {
     let reason = match error {
         SystemError::Instant { earliest, latest, .. } => RefusalReason::Instant { earliest, latest },
         SystemError::Gap { before, after, .. } => RefusalReason::Gap { before, after },
-        SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
+        SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) | SystemError::GivenUp(_) => {
+            RefusalReason::UnknownVolume
+        }
         SystemError::UnknownSession(_) => RefusalReason::SessionOver,
         SystemError::BadSpec(_)
         | SystemError::Exhausted(_)
         | SystemError::NotGranted(_)
         | SystemError::NotNow
-        | SystemError::NotCounted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
+        | SystemError::NotCounted(_)
+        | SystemError::NotDeleted(_)
+        | SystemError::StillNeeded(_) => RefusalReason::NotNow { retry_ms: 60_000 },
     };
     refusal(reason, message)
 }

@@ -11,6 +11,7 @@ mod figures;
 mod forget;
 mod group;
 mod hello;
+mod leave;
 mod lifetime;
 mod now;
 pub mod objects;
@@ -30,6 +31,7 @@ pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
+pub use leave::LeavingShown;
 pub use now::Now;
 pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
 pub use session::ConnId;
@@ -162,6 +164,8 @@ pub enum Event {
     Poor(Uuid, Vec<PoorObject>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
+    /// A store was looked through, and this volume, which is given up, has no object in it.
+    NoneFound(Uuid),
 }
 
 /// Someone waits until a version is durable.
@@ -343,6 +347,7 @@ impl Machine {
             Event::Packed(job, result) => self.packed(group, &job, &result),
             Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
+            Event::NoneFound(volume) => self.none_found(group, volume)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -543,6 +548,11 @@ impl Machine {
             Then::Forgot { index, rows, next } => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.stepped(next, rows);
+                }
+            }
+            Then::Dropped { index, rows, next } => {
+                if let Some(volume) = self.volumes.get_mut(&index) {
+                    volume.leaving.stepped(next, rows);
                 }
             }
             Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),

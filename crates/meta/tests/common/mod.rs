@@ -52,6 +52,7 @@ pub fn volume(folder: &Path) -> AssignedVolume {
             hash_key: [7; 16],
         },
         deleted: false,
+        give_up_after_s: None,
         store: AssignedStore {
             id: Uuid::from_u128(0x22),
             kind: StoreKind::Local { path: folder.to_str().unwrap().to_owned() },

@@ -8,6 +8,7 @@ mod common;
 mod damaged;
 mod forget;
 mod late;
+mod leave;
 mod pack;
 mod past;
 mod reclaim;

@@ -139,7 +139,7 @@ impl World {
             past: true,
             ends_ns: None,
         };
-        let volumes = vec![AssignedVolume { spec, deleted: false, store }];
+        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }];
         Assignment { revision: 1, volumes, tokens: vec![token], probes: Vec::new() }
     }
 

@@ -173,6 +173,11 @@ fn rows_of_volume_and_store() {
         &volume,
         "0110000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050100",
     );
+    let (flags, deleted) = (Volume::COUNTED | Volume::GIVEN_UP, Some(Version(300)));
+    golden(
+        &Volume { flags, deleted, ..volume },
+        "0310000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050101ac02",
+    );
     let session = Session {
         flags: Session::READ_ONLY,
         volume: VolumeIndex(1),
