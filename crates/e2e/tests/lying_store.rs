@@ -8,7 +8,7 @@ use chronofs_e2e::object_server::{BUCKET, Kind, ObjectServer, request};
 use chronofs_e2e::process::wait_for;
 use chronofs_e2e::{Installation, Mount, Rng, env_number, seed};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Error, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -59,6 +59,18 @@ fn flags(server: &ObjectServer, proxy: &LyingProxy) -> Vec<String> {
     server.flags().into_iter().map(|flag| if flag == honest { through.clone() } else { flag }).collect()
 }
 
+/// Mounts while the store is honest: with each new token the server looks whether the store is still the one it knows, and one
+/// that shows something else is not served until it is looked at again.
+fn mount(installation: &Installation, proxy: &LyingProxy, past: Option<(&Mount, &str)>) -> Mount {
+    proxy.lie_one_in(0);
+    let mount = match past {
+        Some((live, at)) => installation.mount_past(live, at),
+        None => installation.mount("v", &[]),
+    };
+    proxy.lie_one_in(3);
+    mount
+}
+
 /// How many objects the server behind the proxy has, however many pages that takes.
 fn objects(server: &ObjectServer) -> usize {
     let path = format!("/{BUCKET}?list-type=2&prefix=objects/&max-keys=1000");
@@ -94,7 +106,7 @@ fn over_a_store_that_lies_no_wrong_byte_is_read_and_nothing_that_was_synced_is_l
         match round % 2 {
             0 => {
                 writer.kill();
-                writer = installation.mount("v", &[]);
+                writer = mount(&installation, &proxy, None);
             }
             _ => {
                 installation.meta.kill();
@@ -105,11 +117,11 @@ fn over_a_store_that_lies_no_wrong_byte_is_read_and_nothing_that_was_synced_is_l
             }
         }
         // Its caches are empty: it reads what the store says.
-        let mut reader = installation.mount("v", &[]);
+        let mut reader = mount(&installation, &proxy, None);
         failed += read_all(&reader, &now, &format!("seed {seed}, live"));
         reader.unmount();
         let (at, _, then) = &instants[rng.below(instants.len() as u64) as usize];
-        let mut past = installation.mount_past(&writer, at);
+        let mut past = mount(&installation, &proxy, Some((&writer, at)));
         failed += read_all(&past, then, &format!("seed {seed}, at {at}"));
         past.unmount();
     }
@@ -153,7 +165,7 @@ fn a_store_that_always_lies_is_refused_or_its_weakness_is_told() {
     let installation = Installation::start();
     for (lie, word) in [
         (Lie::WrongByte, "write"),
-        (Lie::Page, "write"),
+        (Lie::Page, "not a marker"),
         (Lie::CutsShort, ""),
         (Lie::Missing, "write"),
         (Lie::Fails, ""),
