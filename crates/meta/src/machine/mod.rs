@@ -398,7 +398,10 @@ impl Machine {
             ToServer::Call { id, acked, caller, request } => {
                 self.call(group, conn, &Call { id, acked, caller, request })?;
             }
-            ToServer::Renew => group.send(conn, ToClient::Renewed { now_ns: group.now_ns }),
+            ToServer::Renew => {
+                group.send(conn, ToClient::Renewed { now_ns: group.now_ns });
+                self.tell_window(group, session, conn);
+            }
             ToServer::Reclaim { opens } => self.reclaim(session, opens),
             ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
             ToServer::SharedAck => self.shared_ack(group, session)?,

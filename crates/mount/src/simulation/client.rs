@@ -324,6 +324,7 @@ impl Client {
                 drop(state);
                 self.die();
             }
+            ToClient::Window { .. } => {}
             ToClient::Closing | ToClient::Refused { .. } => return false,
             other => unreachable!("{other:?}"),
         }
