@@ -14,6 +14,7 @@ mod hello;
 mod lifetime;
 mod now;
 pub mod objects;
+mod pace;
 mod packing;
 mod parked;
 mod recovery;
@@ -31,7 +32,7 @@ pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
 pub use now::Now;
-pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
+pub use packing::{MOVED_AT_ONCE, Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -228,6 +229,8 @@ pub struct Machine {
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
     ages: Ages,
+    /// When a client's call was decided last.
+    called_ns: Option<u64>,
     /// Until then it is known that no other start has taken the store over.
     owns_until_ns: Option<u64>,
 }
@@ -268,6 +271,7 @@ impl Machine {
             parked: 0,
             forget_turn: 0,
             ages: Ages::default(),
+            called_ns: None,
             owns_until_ns: None,
             config,
         };

@@ -251,3 +251,81 @@ fn a_server_that_is_not_known_to_own_its_store_condemns_and_deletes_nothing() {
     server.pass(60, true);
     assert!(!server.core.machine.owns_store(server.now_ns), "an old word does not count");
 }
+
+/// A server with so many objects to be deleted that a session left behind, and with a client.
+fn with_condemned(count: u64) -> Server {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    server.frame(1, ToServer::Goodbye);
+    server.pass(700, true);
+    let objects = (0..count).map(|n| ObjectId { incarnation: 0, session, n }).collect();
+    server.run(Event::Garbage(common::VOLUME, objects));
+    assert_eq!(server.tally().condemned.count, count);
+    server.open(2, hello(2)).unwrap();
+    server
+}
+
+impl Server {
+    /// What is handed out at the next tick at which anything is; the store deletes it.
+    fn hands_out(&mut self, tick: impl Fn(&mut Server) -> Vec<Effect>) -> usize {
+        let ticks = (0..20).find_map(|_| jobs(tick(self)).pop());
+        let job = ticks.expect("something is handed out within two seconds");
+        self.run(Event::Deleted(Box::new(done(&job, true))));
+        job.objects.len()
+    }
+
+    fn quiet_tick(&mut self) -> Vec<Effect> {
+        self.now_ns += SECOND / 10;
+        self.durable();
+        self.run(Event::Tick)
+    }
+}
+
+#[test]
+fn beside_clients_few_objects_are_deleted_at_a_time_and_all_that_goes_when_they_rest() {
+    let mut server = with_condemned(600);
+    for _ in 0..10 {
+        assert_eq!(server.hands_out(|server| server.busy_tick(2)), 8);
+    }
+    // A call is remembered for half a second.
+    assert_eq!(server.hands_out(Server::quiet_tick), 8);
+    server.now_ns += SECOND;
+    for _ in 0..4 {
+        assert_eq!(server.hands_out(Server::quiet_tick), 128);
+    }
+    server.durable();
+    assert_eq!(server.tally().condemned.count, 0, "600 are 11 times 8 and four times 128");
+    server.verify();
+}
+
+#[test]
+fn the_more_there_is_to_delete_the_more_is_deleted_beside_clients() {
+    let mut server = with_condemned(30 << 10);
+    assert_eq!(server.hands_out(|server| server.busy_tick(2)), 30);
+    assert_eq!(server.hands_out(|server| server.busy_tick(2)), 29, "it is less already");
+}
+
+#[test]
+fn beside_clients_little_is_condemned_at_a_time() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    for n in 0..300 {
+        server.publish(2 + n, ino, ObjectId { incarnation: 0, session, n });
+    }
+    while server.tally().retired.count == 0 {
+        server.pass(20, true);
+    }
+    assert_eq!(server.pass(560, true), []);
+    let left = |server: &Server| server.tally().retired.count;
+    while left(&server) == 299 {
+        server.busy_tick(1);
+    }
+    assert_eq!(left(&server), 299 - 64);
+    server.busy_tick(1);
+    assert_eq!(left(&server), 299 - 128);
+    server.now_ns += SECOND;
+    server.quiet_tick();
+    assert_eq!(left(&server), 0);
+    server.verify();
+}

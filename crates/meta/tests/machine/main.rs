@@ -75,6 +75,14 @@ impl Server {
         returned(effects, id).expect("an answer")
     }
 
+    /// A tenth of a second with a call of the client behind `conn`.
+    fn busy_tick(&mut self, conn: u64) -> Vec<Effect> {
+        self.now_ns += SECOND / 10;
+        self.call(conn, self.now_ns, Request::GetAttr { ino: Ino::ROOT }).1.unwrap();
+        self.durable();
+        self.run(Event::Tick)
+    }
+
     fn frame(&mut self, conn: u64, frame: ToServer) -> Vec<Effect> {
         self.run(Event::Frame(ConnId(conn), frame))
     }
