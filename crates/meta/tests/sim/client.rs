@@ -3,7 +3,7 @@
 use super::store::SharedStore;
 use crate::common;
 use bytes::Bytes;
-use chronofs_blocks::object::{Entry, HEADER_LEN, ObjectWriter};
+use chronofs_blocks::object::{Entry, ObjectWriter};
 use chronofs_blocks::seal;
 use chronofs_core::ops::{NewNode, Replayed, Reply, Request, XattrMode};
 use chronofs_core::slice::{NewSlice, Place, Seal, Slice};
@@ -233,7 +233,7 @@ impl SimClient {
             });
             let (place, staged) = match staged {
                 Some((seal, bytes)) => (Place::Staged(seal), Some(bytes)),
-                None => (Place::Object(seal, HEADER_LEN as u64 + 64 * n), None),
+                None => (Place::Object(seal, 64 * n), None),
             };
             let slice = Slice { offset, len: 64, skip: 0, place };
             NewSlice { block: block_of(object), slice, staged }
