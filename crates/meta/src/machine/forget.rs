@@ -96,6 +96,9 @@ impl Machine {
             indexes.rotate_left(first);
         }
         for index in indexes {
+            if self.unread_pins(index, group.steady_ns).is_some() {
+                continue;
+            }
             let (last, durable) = (self.last, self.durable);
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
             // Up to its birth, all of its life is protected.
