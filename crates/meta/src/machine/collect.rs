@@ -68,6 +68,9 @@ pub struct CollectionShown {
     pub braked: bool,
     /// Why the store does not delete at the moment.
     pub problem: Option<String>,
+    /// Why nothing is forgotten or deleted at the moment, if it is the pins in the block store that are in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
     /// The metadata cannot be read where it has to be: nothing is collected until the next start.
     pub stopped: bool,
 }
@@ -126,6 +129,14 @@ impl Machine {
             let Some(volume) = self.volumes.get(&index) else { continue };
             let Collecting { next_ns, shown, .. } = &volume.collecting;
             if volume.row.deleted.is_some() || shown.stopped || group.steady_ns < *next_ns {
+                continue;
+            }
+            let waits = self.unread_pins(index, group.steady_ns);
+            let may = waits.is_none();
+            if let Some(volume) = self.volumes.get_mut(&index) {
+                volume.collecting.shown.waits = waits;
+            }
+            if !may {
                 continue;
             }
             match self.collect_volume(group, index) {
@@ -294,7 +305,7 @@ impl Machine {
     ) -> Result<(), EngineError> {
         let Some(over_since) = self.collects_before(group.steady_ns) else { return Ok(()) };
         let Some(index) = self.volume_by_id(volume).map(|volume| volume.index) else { return Ok(()) };
-        if group.full || self.is_recovering() {
+        if group.full || self.is_recovering() || self.unread_pins(index, group.steady_ns).is_some() {
             return Ok(());
         }
         let request = SystemRequest::CondemnGarbage { volume, objects: objects.to_vec(), over_since };
@@ -328,23 +339,22 @@ impl Machine {
         Ok(())
     }
 
-    /// Keeps an instant of a volume readable until it is released, or, as a hold, until `ends`.
-    pub fn keep_instant(
+    /// Keeps the instants `at..=to` of a volume readable until they are released, or, as a hold, until `ends`.
+    pub fn keep_instants(
         &mut self,
         group: &mut Group,
-        volume: Uuid,
-        id: Uuid,
-        at: Version,
+        (volume, id): (Uuid, Uuid),
+        (at, to): (Version, Version),
         ends: Option<Version>,
         note: &str,
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
-        let request = SystemRequest::Keep { volume, id, at, ends, note: note.to_owned() };
+        let request = SystemRequest::Keep { volume, id, at, to, ends, note: note.to_owned(), found: false };
         Ok(self.system(group, &request)?.map(drop))
     }
 
-    /// An instant need not be kept for this any more.
-    pub fn release_instant(
+    /// These instants need not be kept for this any more.
+    pub fn release_instants(
         &mut self,
         group: &mut Group,
         volume: Uuid,
@@ -352,8 +362,11 @@ impl Machine {
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
-        if let (Ok(()), Some(volume)) = (&released, self.volume_by_id(volume)) {
-            group.thens.push(Then::Released(volume.index));
+        if let (Ok(()), Some(index)) = (&released, self.volume_by_id(volume).map(|volume| volume.index)) {
+            group.thens.push(Then::Released(index));
+            if let Some(volume) = self.volumes.get_mut(&index) {
+                volume.pins.released(group.steady_ns);
+            }
         }
         Ok(released)
     }

@@ -109,6 +109,9 @@ impl Machine {
             indexes.rotate_left(first);
         }
         for index in indexes {
+            if self.unread_pins(index, group.steady_ns).is_some() {
+                continue;
+            }
             let (last, durable) = (self.last, self.durable);
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
             if !forgets(volume) {

@@ -324,11 +324,14 @@ impl Machine {
         id: Uuid,
     ) -> Result<Option<PackStep>, EngineError> {
         let staged = self.tally(group, index, "looking for staged slices")?.staged;
+        // A pin that is not known of needs objects where they are.
+        let may_move = self.unread_pins(index, group.steady_ns).is_none();
         let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
         let packing = &mut volume.packing;
         let source = match packing.is_due(staged, group.steady_ns, &self.config) {
             true => Source::Staged(packing.from.clone()),
-            false => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
+            false if may_move => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
+            false => return Ok(None),
         };
         let nothing = matches!(&source, Source::Objects(sources) if sources.is_empty());
         let served = volume.store.is_some() && volume.problem.is_none();

@@ -7,10 +7,10 @@ use chronofs_meta::machine::{DeleteJob, DeletedObjects};
 use chronofs_namespace::rows::{RETIRED, Tally};
 use uuid::Uuid;
 
-const INDEX: VolumeIndex = VolumeIndex(1);
+pub const INDEX: VolumeIndex = VolumeIndex(1);
 
 impl Server {
-    fn publish(&mut self, id: u64, ino: Ino, object: ObjectId) {
+    pub fn publish(&mut self, id: u64, ino: Ino, object: ObjectId) {
         let id_of = SliceId { object, index: 0 };
         let seal = Seal { id: id_of, codec: Codec::Raw, stored_len: 100, full_len: 100, crc32c: 1 };
         let slice = Slice { offset: 0, len: 100, skip: 0, place: Place::Object(seal, 0) };
@@ -21,7 +21,7 @@ impl Server {
     }
 
     /// Time passes, everything becomes durable, and the store deletes what it is handed out, if it can.
-    fn pass(&mut self, seconds: u64, store_works: bool) -> Vec<ObjectId> {
+    pub fn pass(&mut self, seconds: u64, store_works: bool) -> Vec<ObjectId> {
         let mut deleted = Vec::new();
         for _ in 0..seconds.div_ceil(20) {
             self.now_ns += 20 * SECOND;
@@ -39,21 +39,21 @@ impl Server {
         self.run(Event::Tick)
     }
 
-    fn tally(&self) -> Tally {
+    pub fn tally(&self) -> Tally {
         chronofs_namespace::tally(&SharedView(self.core.engine.view()), INDEX).unwrap()
     }
 
-    fn verify(&self) {
+    pub fn verify(&self) {
         let faults = chronofs_namespace::verify(&SharedView(self.core.engine.view())).unwrap();
         assert!(faults.is_empty(), "{faults:?}");
     }
 
-    fn collection(&self) -> chronofs_meta::machine::CollectionShown {
+    pub fn collection(&self) -> chronofs_meta::machine::CollectionShown {
         self.core.machine.volume(INDEX).unwrap().collection().clone()
     }
 }
 
-fn jobs(effects: Vec<Effect>) -> Vec<DeleteJob> {
+pub fn jobs(effects: Vec<Effect>) -> Vec<DeleteJob> {
     let job = |effect| if let Effect::Delete(job) = effect { Some(job) } else { None };
     effects.into_iter().filter_map(job).collect()
 }
@@ -65,7 +65,7 @@ fn done(job: &DeleteJob, works: bool) -> DeletedObjects {
 }
 
 /// A server with a file whose object was written over: gives the object that is unnamed once an hour has passed.
-fn with_an_object_over() -> (Server, ObjectId) {
+pub fn with_an_object_over() -> (Server, ObjectId) {
     with_an_object_over_in(Server::start(Arc::new(Memory::default()), START_NS, false))
 }
 
@@ -164,7 +164,7 @@ fn a_hold_keeps_what_it_names_until_it_ends_and_a_pin_until_it_is_released() {
         let now_ns = server.now_ns;
         let kept = server.core.decide(now_ns, |machine, group| {
             machine
-                .keep_instant(group, common::VOLUME, Uuid::from_u128(id), at, ends, "a snapshot")?
+                .keep_instants(group, (common::VOLUME, Uuid::from_u128(id)), (at, at), ends, "a snapshot")?
                 .unwrap();
             Ok(())
         });
@@ -180,7 +180,7 @@ fn a_hold_keeps_what_it_names_until_it_ends_and_a_pin_until_it_is_released() {
     assert_eq!(server.pass(10_000, true), [], "the hold is over, the pin is not");
     let now_ns = server.now_ns;
     let released = server.core.decide(now_ns, |machine, group| {
-        machine.release_instant(group, common::VOLUME, Uuid::from_u128(2))?.unwrap();
+        machine.release_instants(group, common::VOLUME, Uuid::from_u128(2))?.unwrap();
         Ok(())
     });
     released.unwrap();
