@@ -138,11 +138,17 @@ impl Writer {
                     self.world.check_live(n, oldest, &content);
                     found.push((n, content));
                 }
+                client.sync().await
             };
             let death = client.life.ended();
+            let cuts = self.world.cuts.load(Ordering::Relaxed);
             {
                 pin_mut!(reading, death);
-                if matches!(select(reading, death).await, futures::future::Either::Right(_)) {
+                let read = select(reading, death).await;
+                // What the dead one had published and nobody had made durable goes with the server's power: it does not
+                // come back to make it again.
+                let kept = matches!(read, futures::future::Either::Left((Ok(_), _)));
+                if !kept || self.world.cuts.load(Ordering::Relaxed) != cuts {
                     continue;
                 }
             }
