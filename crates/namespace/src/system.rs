@@ -113,6 +113,9 @@ pub enum SystemError {
         "volume {0} is of before objects were counted, so its slices stay where they are; copy it into a new one"
     )]
     NotCounted(Uuid),
+    /// What a power cut took is being collected: nothing else is committed before it.
+    #[error("the server is still collecting what a power cut took; try again in some seconds")]
+    NotNow,
     /// The store can number no more of these.
     #[error("this metadata store cannot make another {0}; use a new store")]
     Exhausted(String),

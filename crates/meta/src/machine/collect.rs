@@ -349,6 +349,9 @@ impl Machine {
         note: &str,
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
+        if self.is_recovering() {
+            return Ok(Err(SystemError::NotNow));
+        }
         let request = SystemRequest::Keep { volume, id, at, to, ends, note: note.to_owned(), found: false };
         Ok(self.system(group, &request)?.map(drop))
     }
@@ -361,6 +364,9 @@ impl Machine {
         id: Uuid,
     ) -> Result<Result<(), SystemError>, EngineError> {
         group.last_before = self.last;
+        if self.is_recovering() {
+            return Ok(Err(SystemError::NotNow));
+        }
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
         if let (Ok(()), Some(index)) = (&released, self.volume_by_id(volume).map(|volume| volume.index)) {
             group.thens.push(Then::Released(index));

@@ -434,6 +434,7 @@ fn refuse_session(error: SystemError) -> Refusal {
         SystemError::BadSpec(_)
         | SystemError::Exhausted(_)
         | SystemError::NotGranted(_)
+        | SystemError::NotNow
         | SystemError::NotCounted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
     };
     refusal(reason, message)

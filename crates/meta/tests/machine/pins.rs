@@ -3,6 +3,7 @@
 
 use super::collect::{INDEX, jobs, with_an_object_over};
 use super::*;
+use chronofs_namespace::SystemError;
 use uuid::Uuid;
 
 fn pin(server: &Server, id: u128, at: Version) -> Pin {
@@ -188,4 +189,25 @@ fn while_pins_cannot_be_read_nothing_is_moved_out_of_its_object() {
     assert!(!packs(&mut server));
     server.pins = Some(Ok(Vec::new()));
     assert!(packs(&mut server));
+}
+
+/// A commit in the window has a version above all that was lost: the next start would take that for what had survived,
+/// and clients would let go of what they are still to replay.
+#[test]
+fn nothing_is_pinned_or_released_while_what_a_power_cut_took_is_collected() {
+    let (server, _) = with_an_object_over();
+    let at = server.core.machine.last();
+    let engine = server.core.engine.clone();
+    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, true);
+    assert!(server.core.machine.figures().recovering);
+    let (before, id) = (engine.view().version(), Uuid::from_u128(1));
+    let mut said = Vec::new();
+    let decided = server.core.decide(server.now_ns, |machine, group| {
+        said.push(machine.keep_instants(group, (common::VOLUME, id), (at, at), None, "a snapshot")?);
+        said.push(machine.release_instants(group, common::VOLUME, id)?);
+        Ok(())
+    });
+    decided.unwrap();
+    assert_eq!(engine.view().version(), before);
+    assert!(said.iter().all(|said| matches!(said, Err(SystemError::NotNow))), "{said:?}");
 }

@@ -19,11 +19,12 @@
 //! at once instead of after a while (12), pins that cannot be read taken for none (6), deleting before they were read
 //! (293); and on an earlier form of the stories, a checksum that is not looked at (2), a put that is acknowledged although
 //! the store answered an error (0), a put whose name is taken by other bytes and that is acknowledged all the same (7).
-//! Objects handed out before the commit that condemns them is durable are found only where syncs take up to 1.5 s (49).
+//! Objects handed out before the commit that condemns them is durable are found only where syncs take up to 1.5 s (49). A pin
+//! that was committed while the server still collected what a power cut took was a fault of the code: the next start told
+//! clients that all below it had survived.
 //! Not found: taking a listing of objects that failed for an empty one, since nothing in here is unexplained.
 //!
-//! Syncs take up to 100 ms. Where they take 400 ms and more, one seed in about a thousand ends with a writer that reads
-//! something else than it wrote; why is not known yet.
+//! Syncs take up to 100 ms. With 1.5 s some seed does not come to its end; why is not known yet.
 //!
 //! [`RemoteStore`]: chronofs_blocks::RemoteStore
 
