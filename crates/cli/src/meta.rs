@@ -226,7 +226,8 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
     loop {
         let status = chronofs_meta::gc_status(http_addr, false).await?;
         let waits = |volume: &VolumeCollection| {
-            let stuck = volume.shown.problem.is_some() || volume.shown.stopped;
+            let shown = &volume.shown;
+            let stuck = shown.problem.is_some() || shown.stopped || shown.waits.is_some();
             let due = if volume.shown.braked { 0 } else { volume.due.count };
             let poor = if volume.packing.problem.is_some() { 0 } else { volume.packing.poor };
             poor + if stuck { 0 } else { volume.condemned.count + due }
@@ -290,6 +291,9 @@ fn warn_of(name: &str, shown: &CollectionShown) {
             "volume {name}: its metadata is damaged, so nothing is collected; stop the server and run chronofs meta \
                  verify"
         ));
+    }
+    if let Some(reason) = &shown.waits {
+        output::warn(format!("volume {name}: nothing is forgotten or deleted: {reason}"));
     }
     if let Some(problem) = &shown.problem {
         output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));

@@ -8,7 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, DeletedObjects, Event, PackingShown, SharedView};
+use crate::machine::{CollectionShown, DeletedObjects, Event, Now, PackingShown, SharedView};
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -114,7 +114,7 @@ pub struct StoreListing {
 #[derive(Clone)]
 pub struct Collector {
     queue: mpsc::Sender<Input>,
-    stores: Stores,
+    pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
 }
@@ -160,8 +160,12 @@ impl Collector {
         state.asked
     }
 
-    /// Looks through the stores for as long as the server runs.
+    /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
+        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+    }
+
+    async fn look_now_and_then(self) {
         let mut wait = FIRST_LOOK;
         loop {
             drop(tokio::time::timeout(wait, self.wake.notified()).await);
@@ -307,7 +311,7 @@ impl Collector {
         Ok(())
     }
 
-    async fn send(&self, event: Event) {
+    pub(crate) async fn send(&self, event: Event) {
         drop(self.queue.send(Input::Events(vec![event])).await);
     }
 
@@ -331,12 +335,19 @@ impl Collector {
         rows.await.ok_or_else(|| "the server stops".to_owned())
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut crate::core::Core, u64) -> T + Send + 'static,
     ) -> Option<T> {
+        self.ask_at(move |core, now| question(core, now.steady_ns)).await
+    }
+
+    pub(crate) async fn ask_at<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut crate::core::Core, Now) -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now.steady_ns))));
+        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now))));
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }

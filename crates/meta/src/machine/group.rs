@@ -189,6 +189,8 @@ pub(super) enum Then {
     ObjectsGone(VolumeIndex, u64),
     /// The packing of a volume went on.
     PackStepped(VolumeIndex, PackStep),
+    /// The pins of a block store were read then, and all are obeyed, but for this problem.
+    PinsRead(VolumeIndex, u64, Option<String>),
     /// An instant is no longer kept.
     Released(VolumeIndex),
     /// An inode was freed.
