@@ -229,7 +229,9 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
             let shown = &volume.shown;
             let stuck = shown.problem.is_some() || shown.stopped || shown.waits.is_some();
             let due = if volume.shown.braked { 0 } else { volume.due.count };
-            let poor = if volume.packing.problem.is_some() { 0 } else { volume.packing.poor };
+            // What pins need stays where it is, too.
+            let held_up = volume.packing.problem.is_some() || shown.waits.is_some();
+            let poor = if held_up { 0 } else { volume.packing.poor };
             poor + if stuck { 0 } else { volume.condemned.count + due }
         };
         let waiting: u64 = status.volumes.iter().map(waits).sum();

@@ -117,6 +117,8 @@ pub struct Collector {
     pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    /// Held by whoever reads pins.
+    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -148,7 +150,7 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default() }
+        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -195,6 +197,8 @@ impl Collector {
         let mut listings = Vec::new();
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
+            // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
+            self.read_pins(&*store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);

@@ -7,17 +7,35 @@ use crate::collect::Collector;
 use crate::core::Core;
 use crate::machine::{Event, Machine, PinsRead};
 use bytes::Bytes;
-use chronofs_blocks::Pin;
 use chronofs_blocks::pin::parse_pin_name;
+use chronofs_blocks::{Pin, StorePort};
 use chronofs_engine::EngineError;
 use chronofs_namespace::SystemError;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::Instant;
 use uuid::Uuid;
 
-/// The longest until a volume that is new is looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// After a reading that failed or did not count the next one comes so much later, then twice as late each time, up to a
+/// limit: a store that was away is noticed soon. A volume that is new is read as soon.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Readings of a volume's pins since the last one that counts.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    /// When the next one may be, by the steady clock.
+    next_ns: u64,
+}
+
+impl Tries {
+    /// One was begun at `now_ns`, where one is due `every` so often.
+    fn tried(&mut self, now_ns: u64, every: Duration) {
+        let pause = RETRY_FIRST.min(every / 5).saturating_mul(1 << self.count.min(16));
+        self.next_ns = now_ns + pause.min(RETRY_MAX).min(every).as_nanos() as u64;
+        self.count += 1;
+    }
+}
 
 /// The pins of a volume among all that lies where pins lie, or why that is not known.
 fn pins_of(volume: Uuid, found: &[(String, Bytes)]) -> Result<Vec<Pin>, String> {
@@ -38,32 +56,57 @@ fn pins_of(volume: Uuid, found: &[(String, Bytes)]) -> Result<Vec<Pin>, String> 
 
 impl Collector {
     /// Reads the pins of every block store again and again: as often as that three readings in a row may fail before
-    /// what is known is too old, and sooner after a failure.
+    /// what is known is too old, and after one that failed or did not count soon again, since nothing is collected
+    /// meanwhile.
     pub(crate) async fn watch_pins(self) {
-        let mut due: HashMap<Uuid, Instant> = HashMap::new();
+        let mut tries: HashMap<Uuid, Tries> = HashMap::new();
         loop {
-            let asked = self.ask(|core, _| core.machine.config().pins_age_ms).await;
-            let Some(age_ms) = asked else { return };
+            let Some(age_ms) = self.ask(|core, _| core.machine.config().pins_age_ms).await else { return };
             let every = Duration::from_millis(u64::from(age_ms)) / 4;
             for (store, volumes) in self.stores.each() {
-                let now = Instant::now();
-                if volumes.iter().all(|volume| due.get(volume).is_some_and(|due| *due > now)) {
+                let asked = volumes.clone();
+                let read = self.ask(move |core, now_ns| {
+                    let read = asked.iter().map(|volume| (*volume, core.machine.pins_read_ns(*volume)));
+                    (now_ns, read.collect::<Vec<_>>())
+                });
+                let Some((now_ns, read)) = read.await else { return };
+                let mut due = false;
+                for (volume, read_ns) in read {
+                    let age_ns = read_ns.map(|read_ns| now_ns.saturating_sub(read_ns));
+                    if age_ns.is_some_and(|age_ns| age_ns < every.as_nanos() as u64) {
+                        tries.remove(&volume);
+                    } else {
+                        due |= tries.get(&volume).is_none_or(|tries| tries.next_ns <= now_ns);
+                    }
+                }
+                if !due {
                     continue;
                 }
-                let Some(began_ns) = self.ask(|_, steady_ns| steady_ns).await else { return };
-                let read = store.pins().await.map_err(|error| error.to_string());
+                if !self.read_pins(&*store, &volumes).await {
+                    return;
+                }
                 for volume in volumes {
-                    let found = match &read {
-                        Ok(found) => pins_of(volume, found),
-                        Err(error) => Err(format!("its pins cannot be read: {error}")),
-                    };
-                    let wait = if found.is_ok() { every } else { every / 5 };
-                    due.insert(volume, Instant::now() + wait);
-                    self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
+                    tries.entry(volume).or_default().tried(now_ns, every);
                 }
             }
-            tokio::time::sleep(LOOK_AGAIN.min(every / 5)).await;
+            tokio::time::sleep(RETRY_FIRST.min(every / 5)).await;
         }
+    }
+
+    /// Reads the pins of a block store, and tells the machine. `false`: the server stops.
+    pub(crate) async fn read_pins(&self, store: &dyn StorePort, volumes: &[Uuid]) -> bool {
+        // One after the other, so that what is told last was also found last.
+        let _turn = self.pins_turn.lock().await;
+        let Some(began_ns) = self.ask(|_, steady_ns| steady_ns).await else { return false };
+        let read = store.pins().await.map_err(|error| error.to_string());
+        for &volume in volumes {
+            let found = match &read {
+                Ok(found) => pins_of(volume, found),
+                Err(error) => Err(format!("its pins cannot be read: {error}")),
+            };
+            self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
+        }
+        true
     }
 
     /// Has the instants of `pin` kept, in the state and in the block store. When it returns, both are durable. Doing it
@@ -120,6 +163,24 @@ mod tests {
         let (volume, id) = (Uuid::from_u128(volume), Uuid::from_u128(id));
         let pin = Pin::new(volume, 0, id, Version(1), Version(2));
         (pin.name(), pin.encode().unwrap())
+    }
+
+    #[test]
+    fn pins_that_could_not_be_read_are_read_again_after_half_a_minute_at_the_latest() {
+        let paused = |every| {
+            let mut tries = Tries::default();
+            (0..40u64)
+                .map(|n| {
+                    let now_ns = n << 40;
+                    tries.tried(now_ns, every);
+                    (tries.next_ns - now_ns) / 1_000_000
+                })
+                .collect::<Vec<_>>()
+        };
+        let pauses = paused(Duration::from_secs(225));
+        assert_eq!(pauses[..6], [1_000, 2_000, 4_000, 8_000, 16_000, 30_000]);
+        assert!(pauses[6..].iter().all(|pause| *pause == 30_000), "{pauses:?}");
+        assert_eq!(paused(Duration::from_secs(1))[..5], [200, 400, 800, 1_000, 1_000]);
     }
 
     #[test]

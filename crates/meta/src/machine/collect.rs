@@ -24,9 +24,10 @@ const IN_FLIGHT_MAX: usize = 512;
 const HANDED_OUT: Pace = Pace { beside: 8, full: 128, one_in: 1024 };
 /// A volume where nothing was to be done is looked at again after so long.
 const IDLE_NS: u64 = 1_000_000_000;
-/// After a failure of the store nothing is deleted for so long; twice as long after the next, up to a limit.
+/// After a failure of the store nothing is deleted for so long; twice as long after the next, up to 32 s: when it is back,
+/// it goes on soon.
 const RETRY_NS: u64 = 2_000_000_000;
-const RETRY_DOUBLINGS_MAX: u32 = 7;
+const RETRY_DOUBLINGS_MAX: u32 = 4;
 /// For so long it counts that the admin server has said who owns the store. It says so every 20 s.
 const OWNER_NS: u64 = 60_000_000_000;
 

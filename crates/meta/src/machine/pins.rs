@@ -61,6 +61,14 @@ impl Machine {
         }
     }
 
+    /// When the reading began that says what is pinned of a volume, by the steady clock. `None` if another one is needed.
+    /// Of a volume that does not live nothing is needed.
+    pub fn pins_read_ns(&self, volume: Uuid) -> Option<u64> {
+        let live = self.volume_by_id(volume).filter(|volume| volume.row.deleted.is_none());
+        let Some(volume) = live else { return Some(u64::MAX) };
+        volume.pins.read_ns.filter(|_| volume.pins.problem.is_none())
+    }
+
     /// The pins of a volume were read, or not. What the state does not have is taken into it.
     pub(super) fn pins_read(&mut self, group: &mut Group, read: &PinsRead) -> Result<(), EngineError> {
         let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == read.volume) else {
