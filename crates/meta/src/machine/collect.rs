@@ -6,11 +6,11 @@
 
 use super::Machine;
 use super::group::{DeleteJob, Effect, Group, Then};
-use super::pace::Pace;
+use super::pace::{Lately, Pace};
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::rows::Tally;
+use chronofs_namespace::rows::{Sum, Tally};
 use chronofs_namespace::{SystemError, SystemReply, list_condemned, list_kept};
 use std::collections::{BTreeSet, VecDeque};
 use uuid::Uuid;
@@ -54,6 +54,8 @@ pub(super) struct Collecting {
     retry_ns: u64,
     /// Until then there is nothing to look for.
     next_ns: u64,
+    /// Objects that were deleted.
+    lately: Lately,
     /// For people.
     pub(super) shown: CollectionShown,
 }
@@ -63,6 +65,15 @@ pub(super) struct Collecting {
 pub struct CollectionShown {
     /// Objects deleted since the start.
     pub deleted: u64,
+    /// Their stored bytes, as far as rows ever told.
+    #[serde(default)]
+    pub deleted_bytes: u64,
+    /// Objects deleted in a second, lately.
+    #[serde(default)]
+    pub deleted_per_second: u64,
+    /// More could go now, and goes slowly because clients are at work.
+    #[serde(default)]
+    pub slowed: bool,
     /// Staged slices removed since the start.
     pub staged: u64,
     /// So much was retired at once that it waits for a word: `chronofs meta gc --release-brake`.
@@ -127,8 +138,9 @@ impl Machine {
         self.ages.note(group.steady_ns, self.last, life_ns);
         let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
         for index in indexes {
-            let Some(volume) = self.volumes.get(&index) else { continue };
-            let Collecting { next_ns, shown, .. } = &volume.collecting;
+            let Some(volume) = self.volumes.get_mut(&index) else { continue };
+            let Collecting { next_ns, shown, lately, .. } = &mut volume.collecting;
+            shown.deleted_per_second = lately.per_second(group.steady_ns);
             if volume.row.deleted.is_some() || shown.stopped || group.steady_ns < *next_ns {
                 continue;
             }
@@ -157,20 +169,26 @@ impl Machine {
     fn collect_volume(&mut self, group: &mut Group, index: VolumeIndex) -> Result<(), EngineError> {
         let Some(id) = self.volumes.get(&index).map(|volume| volume.id()) else { return Ok(()) };
         let tally = self.tally(group, index, "looking for retired objects")?;
-        let mut busy = false;
+        let (mut busy, mut slowed) = (false, false);
         if let Some(before) = self.collects_before(group.steady_ns) {
             let brake = self.config.brake_from;
             let limit = self.at_pace(group, &CONDEMNED, tally.retired.count) as u32;
             let request = SystemRequest::Condemn { volume: id, before, limit, brake };
             if let Ok(SystemReply::Condemned { objects, staged, braked }) = self.system(group, &request)? {
                 busy = objects + staged > 0;
+                slowed = objects + staged >= limit && u64::from(limit) < CONDEMNED.full;
                 group.thens.push(Then::Condemned { index, staged, braked });
             }
         }
-        busy |= self.hand_out(group, index, tally.condemned.count)?;
+        let condemned = tally.condemned.count;
+        let handed_out = self.hand_out(group, index, condemned)?;
+        busy |= handed_out;
+        let at_pace = self.at_pace(group, &HANDED_OUT, condemned);
+        slowed |= handed_out && condemned > at_pace && at_pace < HANDED_OUT.full;
         let wait_ns = if busy { 0 } else { IDLE_NS.min(self.life_ns() / 8) };
         if let Some(volume) = self.volumes.get_mut(&index) {
             volume.collecting.next_ns = group.steady_ns + wait_ns;
+            volume.collecting.shown.slowed = slowed;
         }
         Ok(())
     }
@@ -281,19 +299,38 @@ impl Machine {
         if group.full || self.is_recovering() || done.deleted.is_empty() {
             return Ok(());
         }
-        let request = SystemRequest::Deleted { volume: done.volume, objects: done.deleted.clone() };
-        match self.system(group, &request) {
-            Ok(Ok(_)) => group.thens.push(Then::ObjectsGone(index, done.deleted.len() as u64)),
-            Ok(Err(_)) => {}
+        match self.commit_deleted(group, index, done) {
             Err(EngineError::Damaged { .. }) => self.stop_collecting(index),
-            Err(error) => return Err(error),
+            result => return result,
         }
         Ok(())
     }
 
-    pub(super) fn objects_gone(&mut self, index: VolumeIndex, count: u64) {
+    fn commit_deleted(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        done: &DeletedObjects,
+    ) -> Result<(), EngineError> {
+        // Of those that are gone some were said to be before, and their rows went only now.
+        let what = "looking for condemned objects";
+        let before = self.tally(group, index, what)?.condemned;
+        let request = SystemRequest::Deleted { volume: done.volume, objects: done.deleted.clone() };
+        if self.system(group, &request)?.is_ok() {
+            let left = self.tally(group, index, what)?.condemned;
+            let count = before.count.saturating_sub(left.count);
+            let bytes = before.bytes.saturating_sub(left.bytes);
+            group.thens.push(Then::ObjectsGone(index, Sum { count, bytes }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn objects_gone(&mut self, group: &Group, index: VolumeIndex, gone: Sum) {
         if let Some(volume) = self.volumes.get_mut(&index) {
-            volume.collecting.shown.deleted += count;
+            let Collecting { lately, shown, .. } = &mut volume.collecting;
+            lately.add(group.steady_ns, gone.count);
+            shown.deleted += gone.count;
+            shown.deleted_bytes += gone.bytes;
         }
     }
 

@@ -563,7 +563,7 @@ impl Machine {
             Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
-            Then::ObjectsGone(index, count) => self.objects_gone(index, count),
+            Then::ObjectsGone(index, gone) => self.objects_gone(group, index, gone),
             Then::PinsRead(index, read_ns, problem) => self.pins_known(index, read_ns, problem),
             Then::Released(index) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {

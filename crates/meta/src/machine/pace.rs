@@ -5,6 +5,7 @@
 
 use super::Machine;
 use super::group::Group;
+use std::collections::VecDeque;
 
 /// So long after their last call clients count as being at work.
 const QUIET_NS: u64 = 500_000_000;
@@ -22,6 +23,34 @@ pub(super) struct Pace {
 impl Pace {
     fn at(&self, clients_work: bool, waiting: u64) -> u64 {
         if clients_work { (waiting / self.one_in).clamp(self.beside, self.full) } else { self.full }
+    }
+}
+
+/// So long is lately, and what is counted together in it.
+const LATELY_S: u64 = 10;
+const SLOT_NS: u64 = 1_000_000_000;
+
+/// What was done lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lately {
+    /// Since when, and how much.
+    slots: VecDeque<(u64, u64)>,
+}
+
+impl Lately {
+    pub(super) fn add(&mut self, steady_ns: u64, count: u64) {
+        match self.slots.back_mut() {
+            Some((since_ns, sum)) if steady_ns < *since_ns + SLOT_NS => *sum += count,
+            _ => self.slots.push_back((steady_ns, count)),
+        }
+    }
+
+    /// In a second of the last ten on average, rounded up: 0 means nothing.
+    pub(super) fn per_second(&mut self, steady_ns: u64) -> u64 {
+        while self.slots.front().is_some_and(|(since_ns, _)| since_ns + LATELY_S * SLOT_NS <= steady_ns) {
+            self.slots.pop_front();
+        }
+        self.slots.iter().map(|(_, sum)| sum).sum::<u64>().div_ceil(LATELY_S)
     }
 }
 
@@ -60,5 +89,21 @@ mod tests {
         ] {
             assert_eq!(pace.at(clients_work, waiting), done, "{clients_work} {waiting}");
         }
+    }
+
+    #[test]
+    fn what_was_done_is_shown_for_ten_seconds_and_takes_no_more_room_than_that() {
+        let mut lately = Lately::default();
+        for tenth in 0..1000 {
+            lately.add(tenth * SLOT_NS / 10, 8);
+            let shown = lately.per_second(tenth * SLOT_NS / 10);
+            assert!(tenth < 200 || (72..=80).contains(&shown), "{shown} after {tenth} tenths");
+        }
+        assert!(lately.slots.len() <= 10);
+        let end_ns = 999 * SLOT_NS / 10;
+        assert!((1..80).contains(&lately.per_second(end_ns + 5 * SLOT_NS)));
+        assert_eq!(lately.per_second(end_ns + 10 * SLOT_NS), 0);
+        lately.add(end_ns + 11 * SLOT_NS, 1);
+        assert_eq!(lately.per_second(end_ns + 11 * SLOT_NS), 1, "something is not nothing");
     }
 }

@@ -306,6 +306,36 @@ fn the_more_there_is_to_delete_the_more_is_deleted_beside_clients() {
 }
 
 #[test]
+fn it_is_shown_how_much_was_deleted_how_fast_it_goes_and_that_clients_slow_it_down() {
+    let mut server = with_condemned(600);
+    for _ in 0..10 {
+        server.hands_out(|server| server.busy_tick(2));
+    }
+    server.busy_tick(2);
+    let shown = server.collection();
+    assert_eq!((shown.deleted, shown.deleted_per_second, shown.slowed), (80, 8, true));
+    server.now_ns += SECOND;
+    for _ in 0..5 {
+        server.quiet_tick();
+    }
+    assert!(!server.collection().slowed, "nobody is there to be held up");
+    // What is said of objects that are gone already counts for nothing.
+    let deleted = (0..8).map(|n| ObjectId { incarnation: 0, session: SessionId(1), n }).collect();
+    let again = DeletedObjects { volume: common::VOLUME, asked: Vec::new(), deleted, failure: None };
+    server.run(Event::Deleted(Box::new(again)));
+    assert_eq!(server.collection().deleted, 80);
+    server.now_ns += 10 * SECOND;
+    server.quiet_tick();
+    assert_eq!(server.collection().deleted_per_second, 0);
+
+    let (mut server, _) = with_an_object_over();
+    while server.collection().deleted == 0 {
+        server.pass(20, true);
+    }
+    assert_eq!((server.collection().deleted, server.collection().deleted_bytes), (1, 100));
+}
+
+#[test]
 fn beside_clients_little_is_condemned_at_a_time() {
     let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
     let session = server.open(1, hello(1)).unwrap().session;

@@ -149,6 +149,7 @@ impl Client {
             data: Mutex::default(),
         });
         client.welcomed(&wire);
+        lock(&world.clients).push(Arc::downgrade(&client));
         *lock(&client.data) = Some(Data::start(config, Arc::new(Link(client.clone())), port));
         world.spawn(client.clone().run(wire, number));
         Ok(client)

@@ -20,8 +20,25 @@ pub(super) struct Pinned {
     file: usize,
     at: Version,
     state: usize,
+    /// When it ends by itself, as a hold does.
+    ends: Option<Version>,
     /// It was said to be kept.
     sure: bool,
+}
+
+impl Pinned {
+    fn pin(&self) -> Pin {
+        let mut pin = Pin::new(VOLUME, 0, self.id, self.at, self.at);
+        pin.ends = self.ends;
+        pin
+    }
+
+    /// Whether it surely is kept. Versions are never behind the clock, so a hold may end a little early.
+    fn is_kept(&self, world: &Shared) -> bool {
+        let known = lock(&world.pinned).iter().any(|other| other.id == self.id && other.sure);
+        let now = world.now().wall_ns + world.ahead_ns_max();
+        known && self.ends.is_none_or(|ends| now < ends.0)
+    }
 }
 
 /// Reads rows as of an instant, without a session: it need not be one that can be mounted.
@@ -129,7 +146,11 @@ fn choose(world: &Shared, random: &mut Random) -> Option<Pinned> {
         return None;
     }
     let (file, at, state) = known[random.below(known.len() as u64) as usize];
-    Some(Pinned { id: Uuid::from_u128(u128::from(world.number())), file, at, state, sure: false })
+    let id = Uuid::from_u128(u128::from(world.number()));
+    // Longer than any window that passes here.
+    let hold_ns = random.one_in(3).then(|| (4 + random.below(60)) * 1_000_000_000);
+    let ends = hold_ns.map(|hold_ns| Version(world.now().wall_ns + world.ahead_ns_max() + hold_ns));
+    Some(Pinned { id, file, at, state, ends, sure: false })
 }
 
 /// The server starts on metadata that is older than a pin: only the store has it.
@@ -140,7 +161,7 @@ fn pin_beside_an_old_copy(world: &Shared, random: &mut Random) {
         return;
     }
     world.stop_server(false);
-    let pin = Pin::new(VOLUME, 0, pinned.id, pinned.at, pinned.at);
+    let pin = pinned.pin();
     world.bucket.lay(pin.name(), pin.encode().unwrap());
     count(&world.told.pinned_beside);
     lock(&world.pinned).push(Pinned { sure: true, ..pinned });
@@ -150,10 +171,10 @@ fn pin_beside_an_old_copy(world: &Shared, random: &mut Random) {
 async fn pin(world: &Shared, random: &mut Random) {
     let Some(pinned) = choose(world, random) else { return };
     let Some(collector) = world.collector() else { return };
-    let Pinned { id, at, .. } = pinned;
+    let id = pinned.id;
     // Without an answer it may be kept, or not.
     lock(&world.pinned).push(pinned);
-    let done = collector.pin(&Pin::new(VOLUME, 0, id, at, at)).await.is_ok();
+    let done = collector.pin(&pinned.pin()).await.is_ok();
     if done {
         count(&world.told.pinned);
         lock(&world.pinned).iter_mut().filter(|pinned| pinned.id == id).for_each(|pinned| pinned.sure = true);
@@ -176,8 +197,7 @@ async fn look(world: &Shared, pinned: Pinned) -> Result<(), Errno> {
     let attr = match rows.attributes(ino).await {
         Ok(attr) => attr,
         other => {
-            let still = lock(&world.pinned).iter().any(|other| other.id == pinned.id && other.sure);
-            assert!(!still, "what is pinned is not known any more: {other:?}");
+            assert!(!pinned.is_kept(world), "what is pinned is not known any more: {other:?}");
             return Ok(());
         }
     };
@@ -197,9 +217,11 @@ async fn look(world: &Shared, pinned: Pinned) -> Result<(), Errno> {
     let file = data.file(&attr);
     file.opened(&attr, None);
     let found = file.read(0, u32::MAX).await;
-    let still = lock(&world.pinned).iter().any(|other| other.id == pinned.id && other.sure);
-    if !(pinned.sure && still) {
+    if !(pinned.sure && pinned.is_kept(world)) {
         return Ok(());
+    }
+    if pinned.ends.is_some() {
+        count(&world.told.held);
     }
     assert!(found.clone().is_ok_and(|found| found == **expected) || found == Err(Errno::EIO), "pinned bytes");
     found.map(drop)

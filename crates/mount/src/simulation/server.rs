@@ -114,6 +114,11 @@ impl World {
         self.spawn(tick(self.clone(), life));
     }
 
+    /// Versions are ahead of the clock for a while after a restart, which begins above what it had reserved.
+    pub(super) fn ahead_ns_max(&self) -> u64 {
+        self.boots.load(Ordering::Relaxed) * 2_100_000_000
+    }
+
     fn assignment(&self) -> Assignment {
         let spec = VolumeSpec {
             id: VOLUME,

@@ -149,6 +149,7 @@ impl Writer {
                 // come back to make it again.
                 let kept = matches!(read, futures::future::Either::Left((Ok(_), _)));
                 if !kept || self.world.cuts.load(Ordering::Relaxed) != cuts {
+                    client.die();
                     continue;
                 }
             }
@@ -370,9 +371,7 @@ async fn mount_past(world: &Shared, at: Version) -> Option<Arc<Client>> {
                 Retention::Forever => u64::MAX,
             };
             let RefusalReason::Instant { latest, .. } = refusal.reason else { panic!("{refusal:?}") };
-            // Versions are ahead of the clock for a while after a restart, which begins above what it had reserved.
-            let ahead_max = world.boots.load(Ordering::Relaxed) * 2_100_000_000;
-            assert!(latest.0 <= world.now().wall_ns + ahead_max, "{refusal:?}");
+            assert!(latest.0 <= world.now().wall_ns + world.ahead_ns_max(), "{refusal:?}");
             let age = latest.0.saturating_sub(at.0);
             assert!(
                 age >= window,
