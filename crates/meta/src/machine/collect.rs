@@ -147,7 +147,8 @@ impl Machine {
             let waits = self.unread_pins(index, group.steady_ns);
             let may = waits.is_none();
             if let Some(volume) = self.volumes.get_mut(&index) {
-                volume.collecting.shown.waits = waits;
+                let shown = &mut volume.collecting.shown;
+                (shown.waits, shown.slowed) = (waits, shown.slowed && may);
             }
             if !may {
                 continue;

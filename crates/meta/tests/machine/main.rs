@@ -74,13 +74,18 @@ impl Server {
 
     /// Starts again, on the same state, with a block store of which nothing is known yet.
     fn forget_pins(&mut self) {
+        self.pins = None;
+        self.start_again(Config::default());
+    }
+
+    /// Starts again, on the same state.
+    fn start_again(&mut self, config: Config) {
         let (engine, now_ns) = (self.core.engine.clone(), self.now_ns);
         engine.sync().unwrap();
         let found = Found { last_commit: engine.applied(), ..Found::default() };
-        let config = Config { boot: now_ns, ..Config::default() };
+        let config = Config { boot: now_ns, ..config };
         let reads = SharedView(engine.view());
         self.core.machine = Machine::new(config, &reads, engine.applied(), found, now_ns.into()).unwrap();
-        self.pins = None;
         self.run(Event::Assignment(Box::new(common::assignment(std::path::Path::new("/nowhere")))));
     }
 
