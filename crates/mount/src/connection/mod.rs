@@ -254,9 +254,13 @@ impl Connection {
 
     /// Ends the session: says goodbye if the server is there, and stops trying if it is not.
     pub async fn close(&self) {
-        self.state().send_if_up(ToServer::Goodbye);
+        {
+            // Nothing is taken out before it is known why the server will hang up: else its end looks like a loss.
+            let mut state = self.state();
+            state.send_if_up(ToServer::Goodbye);
+            self.closing.send_replace(true);
+        }
         self.wake.notify_one();
-        self.closing.send_replace(true);
         // The driver writes what is queued and ends; there is nothing to wait for when the server is away.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.closing.closed()).await;
     }
