@@ -83,6 +83,7 @@ impl Machine {
             Ok(pins) => pins,
             Err(problem) => {
                 volume.pins.problem = Some(problem.clone());
+                volume.collecting.shown.waits = Some(problem.clone());
                 return Ok(());
             }
         };
@@ -149,6 +150,8 @@ impl Machine {
         if problem.is_none() {
             volume.pins.read_ns = volume.pins.read_ns.max(Some(read_ns));
         }
+        // Whoever asked for it is to see it at once, and not at the next tick.
+        volume.collecting.shown.waits.clone_from(&problem);
         volume.pins.problem = problem;
     }
 }
