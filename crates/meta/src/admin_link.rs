@@ -247,7 +247,8 @@ impl AdminLink {
                     volumes.extend(core.machine.report_of_deleted(volume));
                     continue;
                 }
-                let (earliest, _) = instants(&volume.row, core.machine.last());
+                // The window moves on also where nothing changes.
+                let (earliest, _) = instants(&volume.row, core.machine.last().next(now.wall_ns));
                 volumes.push(VolumeReport {
                     id: volume.id(),
                     born_ns: volume.row.born.0,

@@ -8,7 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, PackingShown, SharedView};
+use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -120,9 +120,11 @@ pub struct StoreListing {
 #[derive(Clone)]
 pub struct Collector {
     queue: mpsc::Sender<Input>,
-    stores: Stores,
+    pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    /// Held by whoever reads pins.
+    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -160,7 +162,7 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default() }
+        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -172,8 +174,12 @@ impl Collector {
         state.asked
     }
 
-    /// Looks through the stores for as long as the server runs.
+    /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
+        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+    }
+
+    async fn look_now_and_then(self) {
         let life = self.ask(|core, _| Duration::from_millis(core.machine.config().slice_life_ms.into()));
         let life = life.await.unwrap_or(LOOK_EVERY).max(Duration::from_secs(1));
         let (mut next, mut tries) = (Instant::now() + FIRST_LOOK, 0);
@@ -223,6 +229,8 @@ impl Collector {
         let mut listings = Vec::new();
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
+            // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
+            self.read_pins(&*store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);
@@ -345,7 +353,7 @@ impl Collector {
         Ok(())
     }
 
-    async fn send(&self, event: Event) {
+    pub(crate) async fn send(&self, event: Event) {
         drop(self.queue.send(Input::Events(vec![event])).await);
     }
 
@@ -369,12 +377,19 @@ impl Collector {
         rows.await.ok_or_else(|| "the server stops".to_owned())
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut crate::core::Core, u64) -> T + Send + 'static,
     ) -> Option<T> {
+        self.ask_at(move |core, now| question(core, now.steady_ns)).await
+    }
+
+    pub(crate) async fn ask_at<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut crate::core::Core, Now) -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now.steady_ns))));
+        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now))));
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }

@@ -5,6 +5,7 @@
 //! stop, be lost in a crash and start anywhere: there is no order in which they have to go.
 
 use super::Machine;
+use super::forget::{STEPS, STEPS_BESIDE};
 use super::group::{Group, Then};
 use super::volumes::VolumeState;
 use bytes::Bytes;
@@ -16,9 +17,6 @@ use chronofs_namespace::rows::Tally;
 use chronofs_wire::admin::{AssignedVolume, VolumeReport};
 use uuid::Uuid;
 
-/// How many rows go with a commit, and with how many commits at a tick for all volumes together.
-const STEP_ROWS: u32 = 512;
-const STEPS: usize = 4;
 /// After so long it is tried again to begin with a volume that something still needed.
 const RETRY_NS: u64 = 1_000_000_000;
 
@@ -63,7 +61,7 @@ impl Leaving {
     }
 
     /// A step was taken.
-    pub(super) fn stepped(&mut self, next: Option<Bytes>, rows: u32) {
+    fn stepped(&mut self, next: Option<Bytes>, rows: u32) {
         self.swept = next.is_none();
         self.at = next.unwrap_or_default();
         self.rows += u64::from(rows);
@@ -126,14 +124,15 @@ impl Machine {
 
     /// Takes a few steps in volumes that are given up.
     pub(super) fn drop_rows(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let mut steps = STEPS;
+        let (mut steps, limit) = if self.clients_work(group) { STEPS_BESIDE } else { STEPS };
         let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
         for index in indexes {
             let Some(VolumeState { row, leaving, .. }) = self.volumes.get(&index) else { continue };
             let due = row.is_given_up() && !leaving.swept && !leaving.damaged;
-            if due && leaving.changed <= self.durable && leaving.next_ns <= group.steady_ns {
-                let from = leaving.at.clone();
-                self.drop_rows_of(group, index, from, &mut steps)?;
+            let due = due && leaving.changed <= self.durable && leaving.next_ns <= group.steady_ns;
+            // A pin that lies in the block store alone needs it, too.
+            if due && self.unread_pins(index, group.steady_ns).is_none() {
+                self.drop_rows_of(group, index, (&mut steps, limit))?;
             }
         }
         Ok(())
@@ -143,13 +142,13 @@ impl Machine {
         &mut self,
         group: &mut Group,
         index: VolumeIndex,
-        mut from: Bytes,
-        steps: &mut usize,
+        (steps, limit): (&mut usize, u32),
     ) -> Result<(), EngineError> {
+        let Some(volume) = self.volumes.get(&index) else { return Ok(()) };
+        let (volume, mut from) = (volume.id(), volume.leaving.at.clone());
         while *steps > 0 {
-            let Some(volume) = self.volumes.get(&index).map(VolumeState::id) else { return Ok(()) };
             *steps -= 1;
-            match self.system(group, &SystemRequest::DropRows { volume, from, limit: STEP_ROWS }) {
+            match self.system(group, &SystemRequest::DropRows { volume, from, limit }) {
                 Ok(Ok(SystemReply::Expired { rows, next })) => {
                     group.thens.push(Then::Dropped { index, rows, next: next.clone() });
                     match next {
@@ -174,6 +173,12 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn dropped(&mut self, index: VolumeIndex, rows: u32, next: Option<Bytes>) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.leaving.stepped(next, rows);
+        }
     }
 
     /// A store was looked through and has no object of this volume, which is given up.

@@ -6,6 +6,7 @@ use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::leave::{self, Leaving};
 use super::packing::{Packing, PackingShown};
+use super::pins::PinsKnown;
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
@@ -69,6 +70,8 @@ pub struct VolumeState {
     pub(super) packing: Packing,
     /// How far it is gone, if it is given up.
     pub(super) leaving: Leaving,
+    /// What is known of the pins in its block store.
+    pub(super) pins: PinsKnown,
 }
 
 impl VolumeState {
@@ -86,6 +89,7 @@ impl VolumeState {
             collecting: Collecting::default(),
             packing: Packing::default(),
             leaving: Leaving::default(),
+            pins: PinsKnown::default(),
         }
     }
 

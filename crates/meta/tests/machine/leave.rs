@@ -63,7 +63,7 @@ impl Server {
         let config = Config { boot: self.now_ns, asks_admin: true, ..Config::default() };
         let (reads, now_ns) = (SharedView(engine.view()), self.now_ns + SECOND);
         let machine = Machine::new(config, &reads, engine.applied(), found, now_ns.into()).unwrap();
-        Server { core: Core { machine, engine }, now_ns }
+        Server { core: Core { machine, engine }, now_ns, pins: self.pins }
     }
 
     fn verified(&self) {
@@ -91,6 +91,8 @@ fn with_files() -> (Server, ObjectId) {
     server.call(1, 3001, Request::Unlink { parent: Ino::ROOT, name: name("f1") }).1.unwrap();
     server.frame(1, ToServer::Goodbye);
     server.durable();
+    // Beside clients everything goes slowly.
+    server.now_ns += 60 * SECOND;
     (server, object)
 }
 
@@ -189,7 +191,7 @@ fn nothing_goes_before_it_is_durable_that_the_volume_is_given_up_and_while_a_pin
     let (mut server, _) = with_files();
     let (at, id) = (server.core.machine.last(), Uuid::from_u128(1));
     let pinned = server.core.decide(server.now_ns, |machine, group| {
-        machine.keep_instant(group, common::VOLUME, id, at, None, "a snapshot")?.unwrap();
+        machine.keep_instants(group, (common::VOLUME, id), (at, at), None, "a snapshot")?.unwrap();
         Ok(())
     });
     pinned.unwrap();
@@ -199,11 +201,20 @@ fn nothing_goes_before_it_is_durable_that_the_volume_is_given_up_and_while_a_pin
     let before = server.rows();
     assert_eq!((server.minutes(120), server.rows()), (vec![], before));
     let released = server.core.decide(server.now_ns, |machine, group| {
-        machine.release_instant(group, common::VOLUME, id)?.unwrap();
+        machine.release_instants(group, common::VOLUME, id)?.unwrap();
         Ok(())
     });
     released.unwrap();
     assert_eq!(server.minutes(120).len(), 1);
+
+    let (mut server, _) = with_files();
+    // One that lies in the store alone needs it, too, and what cannot be read may be one.
+    server.pins = Some(Err("its pins cannot be read".to_owned()));
+    server.deleted(true);
+    server.deleted(true);
+    let before = server.rows();
+    assert!(!server.leaving().unwrap().kept);
+    assert_eq!((server.minutes(60), server.rows()), (vec![], before));
 
     let (mut server, _) = with_files();
     server.deleted(false);

@@ -148,7 +148,7 @@ fn sessions_holds_and_pins_keep_a_volume_that_is_given_up_and_a_late_object_does
     let (at, hold, pin) = (fs.now(), Uuid::from_u128(1), Uuid::from_u128(2));
     for (id, ends) in [(hold, Some(Version::MAX)), (pin, None)] {
         let note = "a snapshot".to_owned();
-        fs.system(SystemRequest::Keep { volume: ID, id, at, ends, note }).unwrap();
+        fs.system(SystemRequest::Keep { volume: ID, id, at, to: at, ends, note, found: false }).unwrap();
     }
     let granted = fs.system(SystemRequest::GrantPack { volume: ID }).unwrap();
     let SystemReply::Pack(packed) = granted else { panic!("{granted:?}") };
