@@ -7,6 +7,7 @@ mod store;
 use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
 use super::store::SharedStore;
+use crate::common;
 use chronofs_core::{Ino, Retention, SessionId, Version};
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
