@@ -6,6 +6,7 @@
 //! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
 pub mod api;
+mod cluster;
 pub mod db;
 mod error;
 mod lock;

@@ -5,6 +5,7 @@
 
 mod admin;
 mod argv;
+mod cluster;
 mod configure;
 mod credentials;
 mod logs;

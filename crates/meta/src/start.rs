@@ -14,7 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
 use chronofs_wire::admin::Register;
-use chronofs_wire::http::AdminClient;
+use chronofs_wire::cluster::ClusterFile;
+use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::random;
 use chronofs_wire::message::ToClient;
 use chronofs_wire::tls::ServerIdentity;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -44,6 +45,8 @@ pub struct StartConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How long things take.
     pub timing: Timing,
+    /// The cluster that the server is to belong to, if that is said.
+    pub cluster: Option<ClusterFile>,
 }
 
 /// How long things take. Shorter only in tests, but for the packing.
@@ -83,6 +86,8 @@ pub struct Server {
     executor: Executor,
     shared: Arc<Shared>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Resolves when the admin server says that it is of another cluster.
+    misled: oneshot::Receiver<ClientError>,
     /// Where clients reach it.
     pub address: SocketAddr,
     /// Where figures are served.
@@ -101,6 +106,10 @@ pub async fn start(config: StartConfig) -> Result<()> {
     let failure = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        Ok(error) = &mut server.misled => {
+            server.stop().await?;
+            return Err(error.into());
+        }
         error = &mut server.executor.failed => Some(error),
     };
     match failure {
@@ -116,6 +125,9 @@ impl Server {
         let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
         let token = if with_admin { Some(folder.token()?) } else { None };
+        if let Some(cluster) = &config.cluster {
+            folder.must_be_of(&cluster.name)?;
+        }
         let identity = match &config.tls {
             Some((certificate, key)) => ServerIdentity::load(certificate, key)?,
             None => ServerIdentity::load_or_make(&folder.0, &[])?,
@@ -153,17 +165,28 @@ impl Server {
             let pages = Pages { queue, registry, metrics, collector, stores };
             tasks.push(spawn_http(http_listener, pages));
         }
+        let (mislead, misled) = oneshot::channel();
         if let Some(token) = token {
+            let client = AdminClient::reached(&token, None, config.cluster.as_ref())?;
             let register = Register {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
                 boot,
                 epoch,
             };
-            tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone(), questions)?);
+            let link = AdminLink {
+                client,
+                register,
+                folder,
+                queue: queue.clone(),
+                stores: stores.clone(),
+                questions: Questions::new(questions),
+                mislead: Some(mislead),
+            };
+            tasks.extend(spawn_link(link)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
-        Ok(Server { folder: locked, executor, shared, tasks, address, http_address, queue, stores })
+        Ok(Server { folder: locked, executor, shared, tasks, misled, address, http_address, queue, stores })
     }
 
     /// Stops in order: nobody new, clients are told, everything is durable.
@@ -298,30 +321,15 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
-fn spawn_link(
-    token: &Token,
-    register: Register,
-    folder: Folder,
-    queue: mpsc::Sender<Input>,
-    stores: Stores,
-    questions: watch::Receiver<u64>,
-) -> Result<[tokio::task::JoinHandle<()>; 2]> {
-    let kept = folder.assignment()?;
+fn spawn_link(link: AdminLink) -> Result<[tokio::task::JoinHandle<()>; 2]> {
+    let kept = link.folder.assignment()?;
     let (registered, mut epochs) = mpsc::unbounded_channel();
-    let link = AdminLink {
-        client: AdminClient::new(token)?,
-        register,
-        folder,
-        queue: queue.clone(),
-        stores,
-        registered,
-        questions: Questions::new(questions),
-    };
+    let queue = link.queue.clone();
     let follow = tokio::spawn(async move {
         while let Some(epoch) = epochs.recv().await {
             let ask: crate::executor::Ask = Box::new(move |core, _| core.machine.set_epoch(epoch));
             drop(queue.send(Input::Ask(ask)).await);
         }
     });
-    Ok([tokio::spawn(link.run(kept)), follow])
+    Ok([tokio::spawn(link.run(kept, registered)), follow])
 }

@@ -15,8 +15,8 @@ use chronofs_core::{
     SignedRequest, SliceId, Version,
 };
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Probe, Probed, Problem, Register, Registered,
-    Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Probe, Probed, Problem, Register,
+    Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
@@ -535,7 +535,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         epoch: 17,
     };
     assert_body("register.json", &register);
-    assert_body("registered.json", &Registered { store: uuid(18), name: "main".to_owned(), epoch: 19 });
+    assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
     assert_body("report.json", &report());
     assert_body("resolve.json", &Resolve { volume: "work".to_owned() });
@@ -544,8 +544,19 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("resolved.json", &resolved);
     let kind = StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() });
     assert_body("store_place.json", &StorePlace { id: uuid(22), kind, create_only: true });
+    let cluster = Cluster {
+        description: "lab".to_owned(),
+        id: "23".to_owned(),
+        coordinators: vec!["admin:8443".to_owned()],
+        line: "lab:23@admin:8443".to_owned(),
+    };
+    assert_body("cluster.json", &cluster);
     let problem = Problem { code: "not_found".to_owned(), message: "what to do".to_owned() };
     assert_body("problem.json", &problem);
+}
+
+fn registered() -> Registered {
+    Registered { store: uuid(18), name: "main".to_owned(), epoch: 19, cluster: Some("lab:23".to_owned()) }
 }
 
 #[test]
@@ -556,6 +567,8 @@ fn bodies_of_programs_that_are_older_are_understood() {
         assert!(body.as_object_mut().unwrap().remove(without).is_some(), "{file} has no {without}");
         body
     };
+    let older: Registered = serde_json::from_value(read("registered.json", "cluster")).unwrap();
+    assert_eq!(older, Registered { cluster: None, ..registered() });
     let register: Register = serde_json::from_value(read("register.json", "epoch")).unwrap();
     assert_eq!((register.boot, register.epoch), (16, 0));
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "probes")).unwrap();

@@ -21,10 +21,11 @@ use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
+use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
 use probes::Probes;
 use rusqlite::Transaction;
@@ -46,6 +47,7 @@ const CONNECTED_FOR: Duration = Duration::from_secs(45);
 pub(crate) struct App {
     pub(crate) database: Database,
     pub(crate) secrets: Arc<SecretBox>,
+    pub(crate) cluster: ClusterFile,
     pub(crate) metrics: Metrics,
     /// Changed after every commit that may concern a metadata server; long polls look again then.
     pub(crate) changed: watch::Sender<u64>,
@@ -59,6 +61,7 @@ impl App {
     pub(crate) fn new(
         database: Database,
         secrets: Arc<SecretBox>,
+        cluster: ClusterFile,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
@@ -66,6 +69,7 @@ impl App {
         Arc::new(App {
             database,
             secrets,
+            cluster,
             metrics,
             changed,
             stopping,
@@ -205,6 +209,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
+        .routes(routes!(system::cluster))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::report))
@@ -245,11 +250,30 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Refuses who says that another cluster is meant.
+fn means_this_cluster(cluster: &ClusterFile, headers: &HeaderMap) -> Result<(), AdminError> {
+    let Some(meant) = headers.get(CLUSTER_HEADER).map(|meant| String::from_utf8_lossy(meant.as_bytes()))
+    else {
+        return Ok(());
+    };
+    if meant == cluster.name.as_str() {
+        return Ok(());
+    }
+    Err(AdminError::WrongCluster(format!(
+        "this is the admin server of cluster {}, and the cluster file is of cluster {meant}: use the cluster file of {} \
+         (--cluster-file), or another token",
+        cluster.name, cluster.name
+    )))
+}
+
 async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("(unknown)", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await.into_response();
+    let response = match means_this_cluster(&app.cluster, request.headers()) {
+        Ok(()) => next.run(request).await.into_response(),
+        Err(refused) => refused.into_response(),
+    };
     let status = response.status().as_u16();
     tracing::debug!(%method, %route, status, took_us = started.elapsed().as_micros(), "answered");
     app.metrics.answered(method, route, status, started.elapsed());

@@ -27,7 +27,7 @@ pub(super) async fn register(
     // The one that owned the store until now is to know.
     app.wake_pollers();
     tracing::info!(store = %registered.name, %address, epoch = registered.epoch, "metadata server registered");
-    Ok(Json(registered))
+    Ok(Json(Registered { cluster: Some(app.cluster.name.to_string()), ..registered }))
 }
 
 #[derive(Deserialize)]
