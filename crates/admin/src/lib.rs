@@ -14,6 +14,7 @@ mod metrics;
 pub mod model;
 mod server;
 mod setup;
+mod state;
 
 pub use error::AdminError;
 pub use lock::FolderLock;

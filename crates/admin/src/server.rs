@@ -66,6 +66,7 @@ pub struct Server {
     database: Database,
     secrets: Arc<SecretBox>,
     cluster: ClusterFile,
+    folder: PathBuf,
     // Held until the server is gone.
     lock: FolderLock,
 }
@@ -97,7 +98,8 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, cluster, lock })
+        let folder = folder.clone();
+        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, cluster, folder, lock })
     }
 
     /// Where it listens.
@@ -118,7 +120,7 @@ impl Server {
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), self.secrets, self.cluster, stopped.clone());
+        let app = App::new(self.database.clone(), self.secrets, self.cluster, self.folder, stopped.clone());
         let mut graceful = stopped.clone();
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;

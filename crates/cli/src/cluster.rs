@@ -29,6 +29,13 @@ impl ClusterArgs {
         Ok(ClusterFile::find(&credentials::folder().join(CLUSTER_FILE))?)
     }
 
+    /// The same, with its path.
+    pub(crate) fn read_with_path(&self) -> Result<Option<(PathBuf, ClusterFile)>> {
+        let usual = || credentials::folder().join(CLUSTER_FILE);
+        let path = self.clone().named().unwrap_or_else(usual);
+        Ok(self.read()?.map(|file| (path, file)))
+    }
+
     /// The path that was named.
     pub(crate) fn named(self) -> Option<PathBuf> {
         self.cluster_file.filter(|path| !path.as_os_str().is_empty())

@@ -14,9 +14,12 @@ pub mod http;
 pub mod machine;
 pub mod metrics;
 pub mod pack;
+mod questions;
+mod rates;
 pub mod server;
 mod start;
 mod stores;
+mod sync;
 mod verify;
 mod watched;
 

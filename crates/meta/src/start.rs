@@ -5,9 +5,10 @@ use crate::collect::Collector;
 use crate::core::Core;
 use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
-use crate::http::Pages;
+use crate::http::{self, Pages};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
+use crate::questions;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
 use anyhow::{Context, Result, anyhow, bail};
@@ -23,7 +24,7 @@ use chronofs_wire::token::{Token, TokenKind};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -122,6 +123,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
 impl Server {
     /// Starts a server; `with_admin`: also its link to the admin server.
     pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
+        let started = Instant::now();
         let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
         let token = if with_admin { Some(folder.token()?) } else { None };
@@ -139,9 +141,15 @@ impl Server {
             None => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let core = open_core(&locked, with_admin, config.timing).await?;
+        let boot = u64::from_le_bytes(random()?);
+        let client =
+            token.map(|token| AdminClient::reached(&token, None, config.cluster.as_ref())).transpose()?;
+        let starting = client.clone().map(|client| tokio::spawn(questions::tell_starting(client)));
+        let core = open_core(&locked, boot, with_admin, config.timing).await;
+        starting.inspect(|starting| starting.abort());
+        let core = core?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
-        let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
+        let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
@@ -150,7 +158,7 @@ impl Server {
             runtime: tokio::runtime::Handle::current(),
             metrics: metrics.clone(),
         };
-        let (asked, questions) = watch::channel(0);
+        let (asked, wanted) = watch::channel(0);
         let executor = Executor::start(core, metrics.clone(), objects, asked)?;
         let queue = executor.queue.clone();
         let shared = Shared::new(queue.clone(), metrics.clone(), life);
@@ -159,15 +167,22 @@ impl Server {
         tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
         let collector = Collector::new(queue.clone(), stores.clone());
         tasks.push(tokio::spawn(collector.clone().run()));
+        tasks.push(tokio::spawn(http::look_at_counters(metrics.clone())));
+        let pages = Pages {
+            queue: queue.clone(),
+            registry: Arc::new(registry),
+            metrics: metrics.clone(),
+            collector,
+            stores: stores.clone(),
+            engine: folder.engine(),
+            started,
+        };
         if let Some(http_listener) = http_listener {
-            let (queue, registry) = (queue.clone(), Arc::new(registry));
-            let (metrics, stores) = (metrics.clone(), stores.clone());
-            let pages = Pages { queue, registry, metrics, collector, stores };
-            tasks.push(spawn_http(http_listener, pages));
+            tasks.push(spawn_http(http_listener, pages.clone()));
         }
         let (mislead, misled) = oneshot::channel();
-        if let Some(token) = token {
-            let client = AdminClient::reached(&token, None, config.cluster.as_ref())?;
+        if let Some(client) = client {
+            tasks.push(tokio::spawn(questions::answer_all(client.clone(), boot, pages)));
             let register = Register {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
@@ -180,7 +195,7 @@ impl Server {
                 folder,
                 queue: queue.clone(),
                 stores: stores.clone(),
-                questions: Questions::new(questions),
+                questions: Questions::new(wanted),
                 mislead: Some(mislead),
             };
             tasks.extend(spawn_link(link)?);
@@ -235,7 +250,7 @@ pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
-async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> Result<Core> {
+async fn open_core(locked: &LockedFolder, boot: u64, asks_admin: bool, timing: Timing) -> Result<Core> {
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -255,7 +270,7 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> R
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let config = Config {
-            boot: u64::from_le_bytes(random()?),
+            boot,
             epoch,
             asks_admin,
             slice_life_ms: ms(timing.slice_life),

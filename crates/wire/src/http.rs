@@ -5,6 +5,7 @@ use crate::admin::{
     Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
+use crate::question::{Answers, Questions, Starting};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
 use bytes::Bytes;
@@ -175,6 +176,21 @@ impl AdminClient {
     /// Says what became of the assignment.
     pub async fn report(&self, report: &Report) -> Result<(), ClientError> {
         self.call(Method::POST, "/v1/meta/report", Some(report)).await
+    }
+
+    /// Says that the server is starting.
+    pub async fn starting(&self, starting: &Starting) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/starting", Some(starting)).await
+    }
+
+    /// Waits for questions to the server with this `boot`; after about 20 s there are none.
+    pub async fn questions(&self, boot: u64) -> Result<Questions, ClientError> {
+        self.call(Method::GET, &format!("/v1/meta/questions?boot={boot}"), None::<&()>).await
+    }
+
+    /// Answers questions.
+    pub async fn answers(&self, answers: &Answers) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/answers", Some(answers)).await
     }
 
     /// Asks where the volume with this name or id is served.

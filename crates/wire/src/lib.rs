@@ -10,6 +10,8 @@ pub mod frame;
 pub mod http;
 pub mod identity;
 pub mod message;
+pub mod question;
 pub mod secrets;
+pub mod status;
 pub mod tls;
 pub mod token;

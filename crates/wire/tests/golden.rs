@@ -22,6 +22,9 @@ use chronofs_wire::frame;
 use chronofs_wire::message::{
     Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome,
 };
+use chronofs_wire::question::{
+    Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions, Said, Starting,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::{Debug, Write};
@@ -551,8 +554,49 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         line: "lab:23@admin:8443".to_owned(),
     };
     assert_body("cluster.json", &cluster);
+    assert_body("questions.json", &questions());
+    assert_body("answers.json", &answers());
+    assert_body("starting.json", &Starting { seconds: 24 });
     let problem = Problem { code: "not_found".to_owned(), message: "what to do".to_owned() };
     assert_body("problem.json", &problem);
+}
+
+fn questions() -> Questions {
+    let blob = |text: &str| Blob::from(text.as_bytes());
+    let ops = [
+        KeyOp::Get { key: blob("k") },
+        KeyOp::GetRange { begin: blob(""), end: Some(blob("z")), limit: 25 },
+        KeyOp::GetRange { begin: blob("a"), end: None, limit: 1 },
+        KeyOp::Set { key: blob("k"), value: Blob::from(&[0, 255][..]) },
+        KeyOp::Clear { key: blob("k") },
+    ];
+    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys));
+    Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
+}
+
+fn answers() -> Answers {
+    let blob = |text: &str| Blob::from(text.as_bytes());
+    let said = [
+        Said::Status(serde_json::json!({"pid": 1})),
+        Said::Keys(KeyReply::Value { version: 1, value: Some(blob("v")) }),
+        Said::Keys(KeyReply::Value { version: 2, value: None }),
+        Said::Keys(KeyReply::Range {
+            version: 3,
+            pairs: vec![KeyValue { key: blob("k"), value: blob("v") }],
+            more: true,
+        }),
+        Said::Keys(KeyReply::Committed { version: 1_800_000_000_000_000_000 }),
+        Said::Refused(KeyRefused::KeyTooLarge(10_001)),
+        Said::Refused(KeyRefused::ValueTooLarge(100_001)),
+        Said::Refused(KeyRefused::InvertedRange),
+        Said::Refused(KeyRefused::Limit(0)),
+        Said::Refused(KeyRefused::SpaceFull(5)),
+        Said::Refused(KeyRefused::DiskFull),
+        Said::Refused(KeyRefused::Replaying),
+        Said::Refused(KeyRefused::Damaged),
+        Said::Refused(KeyRefused::Stopped("why".to_owned())),
+    ];
+    Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
 
 fn registered() -> Registered {

@@ -6,7 +6,9 @@
 mod accounts;
 mod auth;
 mod block_stores;
+mod cluster;
 mod probes;
+mod questions;
 mod servers;
 mod stores;
 mod system;
@@ -31,6 +33,7 @@ use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -54,6 +57,10 @@ pub(crate) struct App {
     /// True once the server is to stop.
     pub(crate) stopping: watch::Receiver<bool>,
     probes: Probes,
+    questions: questions::Open,
+    /// Where the database is.
+    folder: PathBuf,
+    started: Instant,
     seen: Mutex<HashMap<String, Instant>>,
 }
 
@@ -62,6 +69,7 @@ impl App {
         database: Database,
         secrets: Arc<SecretBox>,
         cluster: ClusterFile,
+        folder: PathBuf,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
@@ -74,6 +82,9 @@ impl App {
             changed,
             stopping,
             probes: Probes::default(),
+            questions: questions::Open::default(),
+            folder,
+            started: Instant::now(),
             seen: Mutex::default(),
         })
     }
@@ -83,9 +94,13 @@ impl App {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), Instant::now());
     }
 
+    /// How long ago the server of metadata store `id` was heard of.
+    fn heard(&self, id: &str) -> Option<Duration> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(Instant::elapsed)
+    }
+
     fn is_connected(&self, id: &str) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(id).is_some_and(|at| at.elapsed() < CONNECTED_FOR)
+        self.heard(id).is_some_and(|ago| ago < CONNECTED_FOR)
     }
 
     /// What any account may see.
@@ -209,7 +224,12 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
-        .routes(routes!(system::cluster))
+        .routes(routes!(cluster::cluster))
+        .routes(routes!(cluster::status))
+        .routes(routes!(cluster::keys))
+        .routes(routes!(questions::questions))
+        .routes(routes!(questions::answers))
+        .routes(routes!(questions::starting))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::report))

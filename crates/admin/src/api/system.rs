@@ -1,15 +1,12 @@
 //! Health, metrics and the document of the API: without a token.
 
 use super::App;
-use super::auth::Known;
 use crate::AdminError;
 use crate::db::{stores, volumes};
-use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
 use axum::response::{IntoResponse, Response};
-use chronofs_wire::admin::Cluster;
 use std::sync::Arc;
 
 /// The process runs
@@ -41,18 +38,6 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Adm
     app.metrics.metadata_stores_connected.set(gauge(connected));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], app.metrics.encode()).into_response())
-}
-
-/// Which cluster this is; any token will do
-#[utoipa::path(get, path = "/v1/cluster", responses((status = 200, body = Cluster)), security(("token" = [])))]
-pub(super) async fn cluster(_: Known, State(app): State<Arc<App>>) -> Json<Cluster> {
-    let file = &app.cluster;
-    Json(Cluster {
-        description: file.name.description().to_owned(),
-        id: file.name.id().to_owned(),
-        coordinators: file.coordinators.clone(),
-        line: file.to_string(),
-    })
 }
 
 /// This document

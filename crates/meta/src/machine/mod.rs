@@ -11,6 +11,7 @@ mod figures;
 mod forget;
 mod group;
 mod hello;
+mod keys;
 mod lifetime;
 mod now;
 pub mod objects;
@@ -24,12 +25,13 @@ pub mod tag;
 mod volumes;
 
 pub use asking::{Asked, Told};
-pub use calls::{KINDS, kind_of};
+pub use calls::{KINDS, READS, WRITES, kind_of};
 pub use collect::{CollectionShown, DeletedObjects};
 pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
+pub use keys::{KeySum, key_sum, verify_keys};
 pub use now::Now;
 pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
 pub use session::ConnId;
@@ -42,6 +44,7 @@ use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_namespace::PoorObject;
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
+use chronofs_wire::question::{KeyOp, KeyReply};
 use collect::Ages;
 use group::{Then, Undo};
 use objects::AskedSlice;
@@ -84,6 +87,8 @@ pub struct Config {
     pub pack_after_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
     pub asks_admin: bool,
+    /// The key space of operators holds no more than so many bytes of keys and values.
+    pub key_bytes_max: u64,
 }
 
 impl Default for Config {
@@ -102,6 +107,7 @@ impl Default for Config {
             pack_bytes: chronofs_blocks::object::OBJECT_BYTES_MAX as u64,
             pack_after_ms: 60_000,
             asks_admin: false,
+            key_bytes_max: 256 << 20,
         }
     }
 }
@@ -162,6 +168,8 @@ pub enum Event {
     Poor(Uuid, Vec<PoorObject>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
+    /// An operator asks something of the key space; [`Effect::Keyed`] brings the answer, under this number.
+    Keys(u64, KeyOp),
 }
 
 /// Someone waits until a version is durable.
@@ -202,6 +210,8 @@ pub struct Machine {
     asked: Vec<Asked>,
     questions: u64,
     deferred: VecDeque<Deferred>,
+    /// Answers of the key space that rest on what is not durable yet.
+    keyed: Vec<(u64, KeyReply)>,
     phase: Phase,
     /// What is being applied again, if anything.
     replaying: Option<replays::Replaying>,
@@ -257,6 +267,7 @@ impl Machine {
             asked: Vec::new(),
             questions: 0,
             deferred: VecDeque::new(),
+            keyed: Vec::new(),
             released: Vec::new(),
             last,
             durable: last,
@@ -343,6 +354,7 @@ impl Machine {
             Event::Packed(job, result) => self.packed(group, &job, &result),
             Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
+            Event::Keys(id, op) => self.key_call(group, id, &op)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -453,6 +465,7 @@ impl Machine {
         if version >= self.believed && !self.is_recovering() {
             self.durable = self.durable.max(version);
         }
+        self.keys_durable(group);
         let durable = self.durable;
         for deferred in std::mem::take(&mut self.deferred) {
             if deferred.version > durable {
@@ -515,6 +528,7 @@ impl Machine {
                 }
             }
             Undo::Deferred => drop(self.deferred.pop_back()),
+            Undo::Keyed => drop(self.keyed.pop()),
             Undo::Counted(session, id) => {
                 let kept = self.sessions.get_mut(&session).and_then(|session| session.replies.get_mut(id));
                 if let Some(Kept::Brief { counted, .. }) = kept {
