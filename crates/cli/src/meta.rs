@@ -230,9 +230,12 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
     loop {
         let status = chronofs_meta::gc_status(http_addr, false).await?;
         let waits = |volume: &VolumeCollection| {
-            let stuck = volume.shown.problem.is_some() || volume.shown.stopped;
+            let shown = &volume.shown;
+            let stuck = shown.problem.is_some() || shown.stopped || shown.waits.is_some();
             let due = if volume.shown.braked { 0 } else { volume.due.count };
-            let poor = if volume.packing.problem.is_some() { 0 } else { volume.packing.poor };
+            // What pins need stays where it is, too.
+            let held_up = volume.packing.problem.is_some() || shown.waits.is_some();
+            let poor = if held_up { 0 } else { volume.packing.poor };
             poor + if stuck { 0 } else { volume.condemned.count + due }
         };
         let waiting: u64 = status.volumes.iter().map(waits).sum();
@@ -241,8 +244,12 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
         }
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
+            let per_second: u64 = status.volumes.iter().map(|volume| volume.shown.deleted_per_second).sum();
+            let slowed = status.volumes.iter().any(|volume| volume.shown.slowed);
             output::note(format!(
-                "{waiting} objects are to be deleted or repacked; looking through the block stores"
+                "{waiting} objects are to be deleted or repacked, {per_second} a second were deleted lately{}; looking \
+                 through the block stores",
+                if slowed { ", slowly because clients are at work" } else { "" }
             ));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -256,12 +263,15 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         ("SIZE", "/held/bytes"),
         ("TO BE PACKED", "/to_pack/count"),
         ("SIZE", "/to_pack/bytes"),
+        ("PACKED", "/packing/slices"),
         ("WAITING", "/retired/count"),
         ("SIZE", "/retired/bytes"),
         ("COULD GO", "/due/count"),
         ("SIZE", "/due/bytes"),
         ("BEING DELETED", "/condemned/count"),
         ("DELETED", "deleted"),
+        ("SIZE", "deleted_bytes"),
+        ("PER SECOND", "deleted_per_second"),
         ("TO BE REPACKED", "/packing/poor"),
     ];
     if status.volumes.iter().any(|volume| volume.live_bytes.is_some()) {
@@ -276,6 +286,12 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         );
     }
     for volume in &status.volumes {
+        if volume.shown.slowed {
+            output::note(format_args!(
+                "volume {}: clients are at work, so what could go goes slowly",
+                volume.name
+            ));
+        }
         warn_of(&volume.name, &volume.shown);
         warn_of_packing(&volume.name, &volume.packing);
     }
@@ -294,6 +310,9 @@ fn warn_of(name: &str, shown: &CollectionShown) {
             "volume {name}: its metadata is damaged, so nothing is collected; stop the server and run chronofs meta \
                  verify"
         ));
+    }
+    if let Some(reason) = &shown.waits {
+        output::warn(format!("volume {name}: nothing is forgotten or deleted: {reason}"));
     }
     if let Some(problem) = &shown.problem {
         output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));

@@ -278,8 +278,17 @@ pub enum SystemRequest {
     Deleted { volume: uuid::Uuid, objects: Vec<ObjectId> },
     /// What no row names by now may go, however much it is.
     ReleaseBrake { volume: uuid::Uuid },
-    /// Keeps an instant readable under an id of the caller's choice: with an end it is a hold, without one a pin.
-    Keep { volume: uuid::Uuid, id: uuid::Uuid, at: Version, ends: Option<Version>, note: String },
+    /// Keeps the instants `at..=to` readable under an id of the caller's choice: with an end it is a hold, without one a
+    /// pin. One that was `found` in the block store is kept even if some of it is forgotten already.
+    Keep {
+        volume: uuid::Uuid,
+        id: uuid::Uuid,
+        at: Version,
+        to: Version,
+        ends: Option<Version>,
+        note: String,
+        found: bool,
+    },
     /// Ends a hold or a pin.
     Release { volume: uuid::Uuid, id: uuid::Uuid },
     /// Names the next object of the volume that the server packs staged slices into. The one before is over.

@@ -249,7 +249,8 @@ impl AdminLink {
                 if volume.row.deleted.is_some() {
                     continue;
                 }
-                let (earliest, _) = instants(&volume.row, core.machine.last());
+                // The window moves on also where nothing changes.
+                let (earliest, _) = instants(&volume.row, core.machine.last().next(now.wall_ns));
                 volumes.push(VolumeReport {
                     id: volume.id(),
                     born_ns: volume.row.born.0,

@@ -8,7 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, DeletedObjects, Event, PackingShown, SharedView};
+use crate::machine::{CollectionShown, DeletedObjects, Event, Now, PackingShown, SharedView};
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -114,9 +114,11 @@ pub struct StoreListing {
 #[derive(Clone)]
 pub struct Collector {
     queue: mpsc::Sender<Input>,
-    stores: Stores,
+    pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    /// Held by whoever reads pins.
+    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -148,7 +150,7 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default() }
+        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -160,8 +162,12 @@ impl Collector {
         state.asked
     }
 
-    /// Looks through the stores for as long as the server runs.
+    /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
+        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+    }
+
+    async fn look_now_and_then(self) {
         let mut wait = FIRST_LOOK;
         loop {
             drop(tokio::time::timeout(wait, self.wake.notified()).await);
@@ -191,6 +197,8 @@ impl Collector {
         let mut listings = Vec::new();
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
+            // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
+            self.read_pins(&*store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);
@@ -307,7 +315,7 @@ impl Collector {
         Ok(())
     }
 
-    async fn send(&self, event: Event) {
+    pub(crate) async fn send(&self, event: Event) {
         drop(self.queue.send(Input::Events(vec![event])).await);
     }
 
@@ -331,12 +339,19 @@ impl Collector {
         rows.await.ok_or_else(|| "the server stops".to_owned())
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut crate::core::Core, u64) -> T + Send + 'static,
     ) -> Option<T> {
+        self.ask_at(move |core, now| question(core, now.steady_ns)).await
+    }
+
+    pub(crate) async fn ask_at<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut crate::core::Core, Now) -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now.steady_ns))));
+        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now))));
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }

@@ -14,6 +14,7 @@ pub mod http;
 pub mod machine;
 pub mod metrics;
 pub mod pack;
+mod pins;
 mod questions;
 mod rates;
 pub mod server;

@@ -1,7 +1,7 @@
 //! Figures for Prometheus.
 
 use crate::collect::GcStatus;
-use crate::machine::{KINDS, READS, WRITES};
+use crate::machine::{CollectionShown, KINDS, READS, WRITES};
 use crate::rates::{Counts, Looks};
 use crate::watched::StoreStatus;
 use chronofs_blocks::hedge::Hedges;
@@ -249,7 +249,8 @@ impl Metrics {
                 self.stored_bytes.get_or_create(&labels).set(sum.bytes.try_into().unwrap_or(i64::MAX));
             }
         }
-        let stopped = status.volumes.iter().filter(|volume| volume.shown.braked || volume.shown.stopped);
+        let stops = |shown: &CollectionShown| shown.braked || shown.stopped || shown.waits.is_some();
+        let stopped = status.volumes.iter().filter(|volume| stops(&volume.shown));
         self.collection_stopped.set(stopped.count().try_into().unwrap_or(i64::MAX));
         let quarantined: u64 = status.stores.iter().map(|store| store.quarantined.count).sum();
         self.quarantined.set(quarantined.try_into().unwrap_or(i64::MAX));

@@ -144,10 +144,7 @@ impl Server {
         let boot = u64::from_le_bytes(random()?);
         let client =
             token.map(|token| AdminClient::reached(&token, None, config.cluster.as_ref())).transpose()?;
-        let starting = client.clone().map(|client| tokio::spawn(questions::tell_starting(client)));
-        let core = open_core(&locked, boot, with_admin, config.timing).await;
-        starting.inspect(|starting| starting.abort());
-        let core = core?;
+        let core = open_told(&locked, boot, client.as_ref(), config.timing).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
@@ -182,23 +179,13 @@ impl Server {
         }
         let (mislead, misled) = oneshot::channel();
         if let Some(client) = client {
-            tasks.push(tokio::spawn(questions::answer_all(client.clone(), boot, pages)));
             let register = Register {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
                 boot,
                 epoch,
             };
-            let link = AdminLink {
-                client,
-                register,
-                folder,
-                queue: queue.clone(),
-                stores: stores.clone(),
-                questions: Questions::new(wanted),
-                mislead: Some(mislead),
-            };
-            tasks.extend(spawn_link(link)?);
+            tasks.extend(spawn_link(client, register, folder, pages, Questions::new(wanted), mislead)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
         Ok(Server { folder: locked, executor, shared, tasks, misled, address, http_address, queue, stores })
@@ -248,6 +235,19 @@ pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
     let path = folder.engine();
     embedded::open(&path, Options::default(), &RocksOptions::default())
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
+}
+
+/// Opens the store, and says meanwhile that it is at it.
+async fn open_told(
+    locked: &LockedFolder,
+    boot: u64,
+    client: Option<&AdminClient>,
+    timing: Timing,
+) -> Result<Core> {
+    let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
+    let core = open_core(locked, boot, client.is_some(), timing).await;
+    starting.inspect(|starting| starting.abort());
+    core
 }
 
 async fn open_core(locked: &LockedFolder, boot: u64, asks_admin: bool, timing: Timing) -> Result<Core> {
@@ -336,15 +336,26 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
-fn spawn_link(link: AdminLink) -> Result<[tokio::task::JoinHandle<()>; 2]> {
-    let kept = link.folder.assignment()?;
+/// Starts all that has to do with the admin server: the link, and the answers to operators' questions.
+fn spawn_link(
+    client: AdminClient,
+    register: Register,
+    folder: Folder,
+    pages: Pages,
+    questions: Questions,
+    mislead: oneshot::Sender<ClientError>,
+) -> Result<[tokio::task::JoinHandle<()>; 3]> {
+    let kept = folder.assignment()?;
     let (registered, mut epochs) = mpsc::unbounded_channel();
-    let queue = link.queue.clone();
+    let (queue, stores) = (pages.queue.clone(), pages.stores.clone());
+    let answers = questions::answer_all(client.clone(), register.boot, pages);
+    let mislead = Some(mislead);
+    let link = AdminLink { client, register, folder, queue: queue.clone(), stores, questions, mislead };
     let follow = tokio::spawn(async move {
         while let Some(epoch) = epochs.recv().await {
             let ask: crate::executor::Ask = Box::new(move |core, _| core.machine.set_epoch(epoch));
             drop(queue.send(Input::Ask(ask)).await);
         }
     });
-    Ok([tokio::spawn(link.run(kept, registered)), follow])
+    Ok([tokio::spawn(link.run(kept, registered)), follow, tokio::spawn(answers)])
 }

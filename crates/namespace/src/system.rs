@@ -6,8 +6,8 @@ use crate::op::Op;
 use crate::protect::{list_kept, protected_instants};
 use crate::read;
 use crate::rows::{
-    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
-    Session, Store, VOLUME, Volume, ino_key,
+    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, Kept, SESSION, STORE,
+    STORE_WIDE, Session, Store, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
@@ -205,7 +205,17 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             }
             SystemRequest::Deleted { volume, objects } => self.deleted(*volume, objects),
             SystemRequest::ReleaseBrake { volume } => self.release_brake(*volume),
-            SystemRequest::Keep { volume, id, at, ends, note } => self.keep(*volume, *id, *at, *ends, note),
+            SystemRequest::Keep { volume, id, at, to, ends, note, found } => {
+                let kept = Kept {
+                    flags: 0,
+                    at: *at,
+                    to: *to,
+                    made: self.ctx.version,
+                    ends: *ends,
+                    note: note.clone(),
+                };
+                self.keep(*volume, *id, kept, *found)
+            }
             SystemRequest::Release { volume, id } => self.release(*volume, *id),
             SystemRequest::GrantPack { volume } => self.grant_pack(*volume),
             SystemRequest::MoveStaged { volume, object, slices, last } => {

@@ -20,7 +20,7 @@ use chronofs_wire::admin::{
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
-    Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome,
+    Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome, Window,
 };
 use chronofs_wire::question::{
     Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions, Said, Starting,
@@ -402,6 +402,7 @@ fn to_client() -> Lines<ToClient> {
     };
     let get =
         SignedGet { object: seal(Codec::Raw).id.object, range: Some((118, 119)), request: request.clone() };
+    let window = Window { retention: Retention::Seconds(90_061), earliest: Version(121) };
     every!(ToClient {
         Return = ToClient::Return { id: 91, version: Version(92), durable: Version(93), result },
         Durable = ToClient::Durable { version: Version(94) },
@@ -413,6 +414,7 @@ fn to_client() -> Lines<ToClient> {
         Parked = ToClient::Parked { calls: vec![(97, Errno::ESTALE)] },
         Signed = ToClient::Signed { gets: vec![get] },
         SignedPuts = ToClient::SignedPuts { id: 120, result: Ok(vec![request]) },
+        Window = ToClient::Window { window },
     })
 }
 

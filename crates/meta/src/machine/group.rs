@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{Missed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
-use chronofs_namespace::rows::Volume;
+use chronofs_namespace::rows::{Sum, Volume};
 use chronofs_wire::message::{HelloAnswer, ToClient};
 use chronofs_wire::question::{KeyRefused, KeyReply};
 use std::collections::BTreeMap;
@@ -189,9 +189,11 @@ pub(super) enum Then {
     /// Condemned objects are handed out for deletion.
     HandedOut(VolumeIndex, Vec<ObjectId>),
     /// So many objects are gone.
-    ObjectsGone(VolumeIndex, u64),
+    ObjectsGone(VolumeIndex, Sum),
     /// The packing of a volume went on.
     PackStepped(VolumeIndex, PackStep),
+    /// The pins of a block store were read then, and all are obeyed, but for this problem.
+    PinsRead(VolumeIndex, u64, Option<String>),
     /// An instant is no longer kept.
     Released(VolumeIndex),
     /// An inode was freed.

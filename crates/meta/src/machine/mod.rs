@@ -15,8 +15,10 @@ mod keys;
 mod lifetime;
 mod now;
 pub mod objects;
+mod pace;
 mod packing;
 mod parked;
+mod pins;
 mod recovery;
 mod replays;
 mod session;
@@ -33,7 +35,8 @@ pub use group::{
 };
 pub use keys::{KeySum, key_sum, verify_keys};
 pub use now::Now;
-pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
+pub use packing::{MOVED_AT_ONCE, Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
+pub use pins::PinsRead;
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -79,6 +82,8 @@ pub struct Config {
     pub slice_life_ms: u32,
     /// So much has to be retired at once for the brake to look at it.
     pub brake_from: u64,
+    /// Nothing is forgotten or deleted when the pins in the block store were last read longer ago.
+    pub pins_age_ms: u32,
     /// The least that a horizon moves by.
     pub horizon_step_ms: u32,
     /// Staged slices of a volume are packed into an object when they are so many bytes,
@@ -103,6 +108,7 @@ impl Default for Config {
             mark_after_commits: 50_000,
             slice_life_ms: 600_000,
             brake_from: 10_000,
+            pins_age_ms: 900_000,
             horizon_step_ms: 60_000,
             pack_bytes: chronofs_blocks::object::OBJECT_BYTES_MAX as u64,
             pack_after_ms: 60_000,
@@ -170,6 +176,8 @@ pub enum Event {
     Owner(bool),
     /// An operator asks something of the key space; [`Effect::Keyed`] brings the answer, under this number.
     Keys(u64, KeyOp),
+    /// The pins of a volume in its block store were read, or could not be.
+    Pins(Box<PinsRead>),
 }
 
 /// Someone waits until a version is durable.
@@ -238,6 +246,8 @@ pub struct Machine {
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
     ages: Ages,
+    /// When a client's call was decided last.
+    called_ns: Option<u64>,
     /// Until then it is known that no other start has taken the store over.
     owns_until_ns: Option<u64>,
 }
@@ -279,6 +289,7 @@ impl Machine {
             parked: 0,
             forget_turn: 0,
             ages: Ages::default(),
+            called_ns: None,
             owns_until_ns: None,
             config,
         };
@@ -355,6 +366,7 @@ impl Machine {
             Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::Keys(id, op) => self.key_call(group, id, &op)?,
+            Event::Pins(read) => self.pins_read(group, &read)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -406,7 +418,10 @@ impl Machine {
             ToServer::Call { id, acked, caller, request } => {
                 self.call(group, conn, &Call { id, acked, caller, request })?;
             }
-            ToServer::Renew => group.send(conn, ToClient::Renewed { now_ns: group.now_ns }),
+            ToServer::Renew => {
+                group.send(conn, ToClient::Renewed { now_ns: group.now_ns });
+                self.tell_window(group, session, conn);
+            }
             ToServer::Reclaim { opens } => self.reclaim(session, opens),
             ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
             ToServer::SharedAck => self.shared_ack(group, session)?,
@@ -458,27 +473,6 @@ impl Machine {
         });
         if let Some(index) = index {
             self.settle_sharing(group, index);
-        }
-    }
-
-    fn became_durable(&mut self, group: &mut Group, version: Version) {
-        if version >= self.believed && !self.is_recovering() {
-            self.durable = self.durable.max(version);
-        }
-        self.keys_durable(group);
-        let durable = self.durable;
-        for deferred in std::mem::take(&mut self.deferred) {
-            if deferred.version > durable {
-                self.deferred.push_back(deferred);
-                continue;
-            }
-            match deferred.what {
-                Waits::Sync { id } => {
-                    let result = Ok(chronofs_core::ops::Reply::Instant(deferred.version));
-                    group.answer(deferred.conn, id, calls::SYNC, deferred.version, durable, result);
-                }
-                Waits::Welcome { session, replay } => self.welcome(group, deferred.conn, session, replay),
-            }
         }
     }
 
@@ -562,7 +556,8 @@ impl Machine {
             Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
-            Then::ObjectsGone(index, count) => self.objects_gone(index, count),
+            Then::ObjectsGone(index, gone) => self.objects_gone(group, index, gone),
+            Then::PinsRead(index, read_ns, problem) => self.pins_known(index, read_ns, problem),
             Then::Released(index) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.lease_ended(self.last);

@@ -5,6 +5,7 @@ use super::collect::{Collecting, CollectionShown};
 use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::packing::{Packing, PackingShown};
+use super::pins::PinsKnown;
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
@@ -66,6 +67,8 @@ pub struct VolumeState {
     pub(super) collecting: Collecting,
     /// How far the packing of its staged slices is.
     pub(super) packing: Packing,
+    /// What is known of the pins in its block store.
+    pub(super) pins: PinsKnown,
 }
 
 impl VolumeState {
@@ -82,6 +85,7 @@ impl VolumeState {
             forgetting: Forgetting::default(),
             collecting: Collecting::default(),
             packing: Packing::default(),
+            pins: PinsKnown::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
-use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
 use keys::Operators;
 use past::Lease;
@@ -152,8 +152,13 @@ impl World {
         }
     }
 
-    fn with_server(&mut self, events: Vec<Event>) {
+    fn with_server(&mut self, mut events: Vec<Event>) {
         let Some(server) = &mut self.server else { return };
+        // Pins are read now and then, mostly.
+        if matches!(events[..], [.., Event::Tick]) && !self.store_random.one_in(5) {
+            let read = PinsRead { volume: common::VOLUME, began_ns: self.now_ns, found: Ok(Vec::new()) };
+            events.insert(0, Event::Pins(Box::new(read)));
+        }
         let mut decided = Vec::new();
         let result = server.core.run(self.now_ns, events, &mut |group| decided.push(group));
         let applied = server.engine.applied();
