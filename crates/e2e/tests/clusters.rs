@@ -109,6 +109,14 @@ fn an_admin_server_that_moved_is_found_by_the_cluster_file_alone() {
     let list = ["configure", "list", "volume"];
     assert!(installation.fails(&list).contains(&before));
     assert!(installation.ok(&[&list[..], &["--cluster-file", text(&file)]].concat()).contains('v'));
+    // So does the metadata server, which goes on with what it knows until it is started with the file.
+    installation.meta.stop();
+    let (meta, address) = (installation.path("meta"), installation.meta_address.to_string());
+    let (http, log) = (installation.http_address.to_string(), installation.path("meta-moved.log"));
+    let mut arguments = vec!["meta", "start", "--db-folder", text(&meta), "--bind-addr", &address];
+    arguments.extend(["--http-addr", &http, "--cluster-file", text(&file)]);
+    installation.meta = Process::new("meta", &arguments, &[], &log);
+    installation.start_meta();
     // New tokens name the new address.
     let made = installation.ok(&[
         &["configure", "create", "volume-token", "--volume", "v", "--cluster-file"][..],

@@ -66,7 +66,7 @@ fn place(key: &Blob) -> Bytes {
 
 impl World {
     pub fn operators_work(&mut self) {
-        if self.operators.random.one_in(6) {
+        if self.server.is_some() && self.operators.random.one_in(6) {
             let event = self.operators.draw();
             self.with_server(vec![event]);
         }
