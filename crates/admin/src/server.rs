@@ -2,8 +2,9 @@
 
 use crate::api::{self, App};
 use crate::db::{Database, block_stores, set_setting, setting, tokens};
-use crate::{AdminError, FolderLock};
+use crate::{AdminError, FolderLock, cluster};
 use axum::serve::Listener;
+use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::{KEY_FILE, SecretBox};
 use chronofs_wire::tls::ServerIdentity;
@@ -32,6 +33,8 @@ pub struct StartConfig {
     pub bind_addr: SocketAddr,
     /// Own certificate (chain) and key, instead of the self-made one.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The cluster file; `None`: the one in the folder.
+    pub cluster_file: Option<PathBuf>,
 }
 
 /// Runs an admin server until SIGTERM or SIGINT.
@@ -39,7 +42,10 @@ pub async fn start(config: StartConfig) -> Result<(), AdminError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AdminError::io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AdminError::io("listen for SIGINT"))?;
     let server = Server::bind(config).await?;
-    tracing::info!(address = %server.local_addr(), certificate_sha256 = %server.pin(), "admin server is ready");
+    tracing::info!(
+        address = %server.local_addr(), certificate_sha256 = %server.pin(), cluster = %server.cluster().name,
+        "admin server is ready"
+    );
     server
         .run(async move {
             tokio::select! {
@@ -59,6 +65,8 @@ pub struct Server {
     pin: Sha256,
     database: Database,
     secrets: Arc<SecretBox>,
+    cluster: ClusterFile,
+    folder: PathBuf,
     // Held until the server is gone.
     lock: FolderLock,
 }
@@ -79,6 +87,9 @@ impl Server {
         let secrets = Arc::new(open_secrets(folder, &database)?);
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
+        let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
+        let place = cluster::place(folder, config.cluster_file.as_deref());
+        let cluster = cluster::settle(&database, &place, None, &address)?;
         let listening = TcpListener::bind(config.bind_addr).await;
         let tcp = listening.map_err(AdminError::io(format!(
             "listen on {} (--bind-addr chooses another address)",
@@ -87,7 +98,8 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, lock })
+        let folder = folder.clone();
+        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, cluster, folder, lock })
     }
 
     /// Where it listens.
@@ -100,10 +112,15 @@ impl Server {
         self.pin
     }
 
+    /// Which cluster it is of.
+    pub fn cluster(&self) -> &ClusterFile {
+        &self.cluster
+    }
+
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), self.secrets, stopped.clone());
+        let app = App::new(self.database.clone(), self.secrets, self.cluster, self.folder, stopped.clone());
         let mut graceful = stopped.clone();
         let giving_up = api::deleted::watch(app.clone());
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {

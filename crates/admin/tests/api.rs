@@ -5,6 +5,7 @@
 mod common;
 
 use chronofs_wire::admin::{Assignment, Register};
+use chronofs_wire::cluster::{CLUSTER_FILE, ClusterFile};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::token::{Token, TokenKind};
@@ -153,6 +154,38 @@ async fn a_wrong_token_and_a_wrong_pin_are_refused() {
 }
 
 #[tokio::test]
+async fn who_means_another_cluster_is_refused_by_name_whatever_they_ask() {
+    let server = started().await;
+    let cluster = server.client.cluster().await.unwrap();
+    assert_eq!(cluster.coordinators, std::slice::from_ref(&server.address));
+    let path = server.folder.path().join(CLUSTER_FILE);
+    let ours = ClusterFile::read(&path).unwrap();
+    assert_eq!(cluster.line, ours.to_string());
+    // The first address that can be reached is used.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let several = ClusterFile { coordinators: vec![free, server.address.clone()], ..ours.clone() };
+    for file in [&ours, &several] {
+        let client = AdminClient::reached(&server.root, None, Some(file)).unwrap();
+        client.call::<Value>(Method::GET, "/v1/volumes", None::<&()>).await.unwrap();
+        client.ready().await.unwrap();
+    }
+    let other = ClusterFile { name: "lab:42".parse().unwrap(), ..ours.clone() };
+    let client = AdminClient::reached(&server.root, None, Some(&other)).unwrap();
+    let refused = client.ready().await.unwrap_err();
+    assert!(refused.is_wrong_cluster() && !refused.is_transient(), "{refused}");
+    let store = json!({"name": "m"});
+    for (method, path) in [(Method::POST, "/v1/metadata-stores"), (Method::POST, "/v1/meta/register")] {
+        let refused = client.call::<Value>(method, path, Some(&store)).await.unwrap_err();
+        assert!(refused.is_wrong_cluster(), "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains("lab:42") && said.contains(ours.name.as_str()), "{said}");
+    }
+    assert_eq!(server.get("/v1/metadata-stores").await, json!([]));
+    let restarted = server.restarted().await;
+    assert_eq!(restarted.client.cluster().await.unwrap(), cluster, "the identity is kept");
+}
+
+#[tokio::test]
 async fn a_role_bounds_what_an_account_may_do() {
     let server = started().await;
     for (role, volumes, accounts) in
@@ -291,10 +324,13 @@ fn assert_typed(document: &Value, schema: &Value, place: &str) {
 #[tokio::test]
 async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
     let document: Value = serde_json::from_str(&chronofs_admin::api::openapi_json().unwrap()).unwrap();
-    let sources = ["accounts", "block_stores", "servers", "stores", "system", "volumes"].map(|name| {
-        let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
-        std::fs::read_to_string(path).unwrap()
-    });
+    let sources =
+        ["accounts", "block_stores", "cluster", "questions", "servers", "stores", "system", "volumes"].map(
+            |name| {
+                let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+                std::fs::read_to_string(path).unwrap()
+            },
+        );
     // The router is made of nothing else: api::router takes what the document is made of.
     let handlers: usize = sources.iter().map(|source| source.matches("#[utoipa::path(").count()).sum();
     let mut operations = 0;

@@ -5,6 +5,7 @@
 
 mod admin;
 mod argv;
+mod cluster;
 mod configure;
 mod credentials;
 mod logs;
@@ -13,6 +14,7 @@ mod mount;
 mod options;
 mod output;
 mod restore;
+mod shell;
 mod snap_create;
 mod systemd;
 
@@ -59,6 +61,11 @@ enum Command {
     /// Prepare the images of a disk snapshot for a new cluster
     #[command(subcommand)]
     Restore(restore::Command),
+    /// Look at a cluster and its key space, in a shell of its own
+    #[command(
+        after_help = "Examples:\n  chronofs cli\n  chronofs cli --exec status\n  chronofs cli --exec 'writemode on; set key1 value1'"
+    )]
+    Cli(shell::Cli),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
@@ -82,7 +89,7 @@ fn main() -> ExitCode {
     // Prints help and usage errors itself, and exits with 0 and 2.
     let cli = Cli::parse_from(args);
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&told(&error), ExitCode::FAILURE),
     }
 }
@@ -105,8 +112,9 @@ fn failed(message: &str, code: ExitCode) -> ExitCode {
     code
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Cli(cli) => return shell::run(cli),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
         Command::Meta(command) => meta::run(command),
@@ -123,7 +131,8 @@ fn run(command: Command) -> Result<()> {
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir).with_context(|| {
             format!("cannot write manual pages into {}; name a folder that exists", dir.display())
         }),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs a task on all cores.

@@ -63,15 +63,16 @@ pub struct AdminLink {
     pub queue: mpsc::Sender<Input>,
     /// The block stores in reach.
     pub stores: Stores,
-    /// Told the epoch at every registration.
-    pub registered: mpsc::UnboundedSender<u64>,
     /// Asked for by the executor.
     pub questions: Questions,
+    /// Told when the admin server says that it is of another cluster than was meant.
+    pub mislead: Option<oneshot::Sender<ClientError>>,
 }
 
 impl AdminLink {
-    /// Runs until it is dropped.
-    pub async fn run(mut self, kept: Option<Assignment>) {
+    /// Runs until it is dropped, or until the admin server says that another cluster is meant. `registered` is told the
+    /// epoch at every registration.
+    pub async fn run(mut self, kept: Option<Assignment>, registered: mpsc::UnboundedSender<u64>) {
         let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
         let mut problems = BTreeMap::new();
         if let Some(mut assignment) = kept {
@@ -83,8 +84,14 @@ impl AdminLink {
         }
         let mut told_failure = false;
         loop {
-            match self.serve(&mut revision, &mut problems, &mut told_failure).await {
+            match self.serve(&mut revision, &mut problems, &mut told_failure, &registered).await {
                 Ok(()) => {}
+                Err(error) if error.is_wrong_cluster() => {
+                    if let Some(mislead) = self.mislead.take() {
+                        drop(mislead.send(error));
+                    }
+                    return;
+                }
                 Err(error) => {
                     if error.code() == Some("superseded") {
                         self.tell(Event::Owner(false)).await;
@@ -111,6 +118,7 @@ impl AdminLink {
         revision: &mut u64,
         problems: &mut BTreeMap<Uuid, String>,
         told_failure: &mut bool,
+        epochs: &mpsc::UnboundedSender<u64>,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
         self.register.epoch = self.register.epoch.max(registered.epoch);
@@ -120,7 +128,7 @@ impl AdminLink {
             tracing::error!("{error:#}");
         }
         // Nobody listens only when the server stops.
-        let _ = self.registered.send(registered.epoch);
+        let _ = epochs.send(registered.epoch);
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
         loop {

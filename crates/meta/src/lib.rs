@@ -15,9 +15,12 @@ pub mod machine;
 pub mod metrics;
 pub mod pack;
 mod pins;
+mod questions;
+mod rates;
 pub mod server;
 mod start;
 mod stores;
+mod sync;
 mod verify;
 mod watched;
 

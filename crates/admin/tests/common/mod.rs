@@ -30,14 +30,19 @@ pub async fn started() -> Running {
         address: Some(address.clone()),
         tls: None,
         rotate: false,
+        cluster_file: None,
     };
     let root: Token = init_creds(&config).unwrap().parse().unwrap();
     serving(folder, root, address).await
 }
 
 async fn serving(folder: TempDir, root: Token, address: String) -> Running {
-    let config =
-        StartConfig { db_folder: folder.path().to_owned(), bind_addr: address.parse().unwrap(), tls: None };
+    let config = StartConfig {
+        db_folder: folder.path().to_owned(),
+        bind_addr: address.parse().unwrap(),
+        tls: None,
+        cluster_file: None,
+    };
     let server = Server::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
