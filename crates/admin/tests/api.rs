@@ -29,8 +29,21 @@ async fn what_was_created_is_shown_listed_changed_and_deleted() {
     assert_eq!(changed["id"], volume["id"]);
     assert_eq!((&changed["name"], &changed["retention"]), (&json!("w"), &json!("-1")));
     assert_eq!(server.get("/v1/block-stores/b").await["volumes"], json!(["w"]));
-    for path in ["/v1/volumes/w", "/v1/block-stores/b", "/v1/metadata-stores/m"] {
+    let delete = async |path| {
         let _: Value = server.client.call(Method::DELETE, path, None::<&()>).await.unwrap();
+    };
+    delete("/v1/volumes/w").await;
+    assert_eq!(server.get("/v1/deleted-volumes/w").await["state"], "kept");
+    for store in ["/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        let (code, message) = server.refused(Method::DELETE, store, Value::Null).await;
+        assert_eq!(code, "in_use", "what can be taken back stays whole: {message}");
+        assert!(message.contains("deleted-volume 'w'"), "{message}");
+    }
+    delete("/v1/deleted-volumes/w").await;
+    for store in ["/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        delete(store).await;
+    }
+    for path in ["/v1/volumes/w", "/v1/block-stores/b", "/v1/metadata-stores/m"] {
         let (code, _) = server.refused(Method::GET, path, Value::Null).await;
         assert_eq!(code, "not_found", "{path}");
     }
@@ -324,13 +337,21 @@ fn assert_typed(document: &Value, schema: &Value, place: &str) {
 #[tokio::test]
 async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
     let document: Value = serde_json::from_str(&chronofs_admin::api::openapi_json().unwrap()).unwrap();
-    let sources =
-        ["accounts", "block_stores", "cluster", "questions", "servers", "stores", "system", "volumes"].map(
-            |name| {
-                let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
-                std::fs::read_to_string(path).unwrap()
-            },
-        );
+    let sources = [
+        "accounts",
+        "block_stores",
+        "cluster",
+        "deleted",
+        "questions",
+        "servers",
+        "stores",
+        "system",
+        "volumes",
+    ]
+    .map(|name| {
+        let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    });
     // The router is made of nothing else: api::router takes what the document is made of.
     let handlers: usize = sources.iter().map(|source| source.matches("#[utoipa::path(").count()).sum();
     let mut operations = 0;
