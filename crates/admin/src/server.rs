@@ -2,8 +2,10 @@
 
 use crate::api::{self, App};
 use crate::db::{Database, block_stores, set_setting, setting, tokens};
+use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
 use crate::{AdminError, FolderLock};
 use axum::serve::Listener;
+use chronofs_snapshot::Whitelist;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::{KEY_FILE, SecretBox};
 use chronofs_wire::tls::ServerIdentity;
@@ -32,6 +34,8 @@ pub struct StartConfig {
     pub bind_addr: SocketAddr,
     /// Own certificate (chain) and key, instead of the self-made one.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// How disk snapshots are made.
+    pub snapshots: SnapshotConfig,
 }
 
 /// Runs an admin server until SIGTERM or SIGINT.
@@ -59,6 +63,9 @@ pub struct Server {
     pin: Sha256,
     database: Database,
     secrets: Arc<SecretBox>,
+    snapshots: Arc<Snapshots>,
+    whitelist: Whitelist,
+    folder: PathBuf,
     // Held until the server is gone.
     lock: FolderLock,
 }
@@ -74,9 +81,12 @@ impl Server {
                 folder.display()
             )));
         }
+        let whitelist = Whitelist::new(config.snapshots.whitelist.clone());
+        let whitelist = whitelist.map_err(|e| AdminError::Invalid(format!("--whitelist-binpath: {e}")))?;
         let mut lock = FolderLock::take(folder)?;
         let database = Database::open(folder)?;
         let secrets = Arc::new(open_secrets(folder, &database)?);
+        let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let listening = TcpListener::bind(config.bind_addr).await;
@@ -87,7 +97,8 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, lock })
+        let (pin, folder) = (identity.pin(), config.db_folder);
+        Ok(Server { listener, local_addr, pin, database, secrets, snapshots, whitelist, folder, lock })
     }
 
     /// Where it listens.
@@ -103,7 +114,12 @@ impl Server {
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), self.secrets, stopped.clone());
+        let app = App::new(self.database.clone(), self.secrets, self.snapshots.clone(), stopped.clone());
+        let member = tokio::spawn(async move {
+            if let Err(error) = take_part(self.snapshots, self.folder, self.whitelist).await {
+                tracing::error!(%error, "this server takes part in no disk snapshot");
+            }
+        });
         let mut graceful = stopped.clone();
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;
@@ -117,6 +133,8 @@ impl Server {
             served = serving.into_future() => served.map_err(AdminError::io("serve"))?,
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
+        member.abort();
+        let _ = member.await;
         self.database.checkpoint()?;
         drop(self.lock);
         Ok(())

@@ -14,6 +14,7 @@ mod options;
 mod output;
 mod restore;
 mod snap_create;
+mod snapshot;
 mod systemd;
 
 use anyhow::{Context, Result};
@@ -51,6 +52,8 @@ enum Command {
         /// Folder in the mount
         dir: PathBuf,
     },
+    /// Take disk snapshots of all servers, and look after them
+    Snapshot(snapshot::Snapshot),
     /// Make an image of a server's data folder for a disk snapshot; list, verify and delete images
     #[command(
         after_help = "Example:\n  fdb> snapshot /usr/lib/chronofs/snap-create.fdb --destdir /mnt/backup --method btrfs"
@@ -82,7 +85,7 @@ fn main() -> ExitCode {
     // Prints help and usage errors itself, and exits with 0 and 2.
     let cli = Cli::parse_from(args);
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&told(&error), ExitCode::FAILURE),
     }
 }
@@ -105,8 +108,10 @@ fn failed(message: &str, code: ExitCode) -> ExitCode {
     code
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        // It says itself how it failed.
+        Command::Snapshot(snapshot) => return snapshot::run(snapshot),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
         Command::Meta(command) => meta::run(command),
@@ -123,7 +128,8 @@ fn run(command: Command) -> Result<()> {
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir).with_context(|| {
             format!("cannot write manual pages into {}; name a folder that exists", dir.display())
         }),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs a task on all cores.

@@ -1,6 +1,6 @@
 //! `chronofs meta`.
 
-use crate::admin::Tls;
+use crate::admin::{Tls, Whitelist};
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
@@ -72,6 +72,8 @@ pub(crate) enum Command {
         http_addr: SocketAddr,
         #[command(flatten)]
         tls: Tls,
+        #[command(flatten)]
+        whitelist: Whitelist,
         #[command(flatten)]
         log: LogArgs,
         #[command(flatten)]
@@ -159,11 +161,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, tls, log, timing } => {
+        Command::Start { folder, bind_addr, advertise, http_addr, tls, whitelist, log, timing } => {
             log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
             let (http_addr, timing) = (Some(http_addr), timing.timing());
-            let config = StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing };
+            let whitelist = whitelist.whitelist_binpath;
+            let config = StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing, whitelist };
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),

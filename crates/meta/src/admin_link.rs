@@ -7,7 +7,9 @@ use crate::machine::Event;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
 use chronofs_namespace::instants;
-use chronofs_wire::admin::{AssignedStore, Assignment, Probe, Probed, Register, Report, VolumeReport};
+use chronofs_wire::admin::{
+    AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
+};
 use chronofs_wire::http::{AdminClient, ClientError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -63,8 +65,8 @@ pub struct AdminLink {
     pub queue: mpsc::Sender<Input>,
     /// The block stores in reach.
     pub stores: Stores,
-    /// Told the epoch at every registration.
-    pub registered: mpsc::UnboundedSender<u64>,
+    /// Told at every registration.
+    pub registered: watch::Sender<Option<Registered>>,
     /// Asked for by the executor.
     pub questions: Questions,
 }
@@ -115,8 +117,7 @@ impl AdminLink {
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
-        // Nobody listens only when the server stops.
-        let _ = self.registered.send(registered.epoch);
+        self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
         loop {

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod metrics;
 pub mod pack;
 pub mod server;
+mod snapshot;
 mod start;
 mod stores;
 mod verify;

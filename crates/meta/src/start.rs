@@ -10,9 +10,11 @@ use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
+use crate::snapshot::{self, Part};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
+use chronofs_snapshot::Whitelist;
 use chronofs_wire::admin::Register;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::random;
@@ -44,6 +46,8 @@ pub struct StartConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How long things take.
     pub timing: Timing,
+    /// Programs that may run here for a disk snapshot: `whitelist_binpath`.
+    pub whitelist: Vec<PathBuf>,
 }
 
 /// How long things take. Shorter only in tests, but for the packing.
@@ -113,6 +117,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
 impl Server {
     /// Starts a server; `with_admin`: also its link to the admin server.
     pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
+        let whitelist = Whitelist::new(config.whitelist.clone()).context("--whitelist-binpath")?;
         let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
         let token = if with_admin { Some(folder.token()?) } else { None };
@@ -127,7 +132,7 @@ impl Server {
             None => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let core = open_core(&locked, with_admin, config.timing).await?;
+        let (core, engine) = open_core(&locked, with_admin, config.timing).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
         let (metrics, registry) = Metrics::new();
@@ -160,7 +165,16 @@ impl Server {
                 boot,
                 epoch,
             };
-            tasks.extend(spawn_link(&token, register, folder, queue.clone(), stores.clone(), questions)?);
+            let client = AdminClient::new(&token)?;
+            let part = Part {
+                engine,
+                folder: folder.engine(),
+                queue: queue.clone(),
+                client: client.clone(),
+                whitelist,
+            };
+            let link = (client, register, folder, stores.clone(), Questions::new(questions));
+            tasks.extend(spawn_link(link, queue.clone(), part)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
         Ok(Server { folder: locked, executor, shared, tasks, address, http_address, queue, stores })
@@ -170,6 +184,10 @@ impl Server {
     pub async fn stop(self) -> Result<()> {
         tracing::info!("stopping");
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        // With the last of them what they hold of the engine goes.
+        for task in self.tasks {
+            let _ = task.await;
+        }
         self.shared.close_all(&ToClient::Closing);
         // A stop in the middle of collecting what was lost leaves that to the next start.
         let recovering = ask(&self.queue, |core| core.machine.figures().recovering).await.unwrap_or(true);
@@ -212,7 +230,11 @@ pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
-async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> Result<Core> {
+async fn open_core(
+    locked: &LockedFolder,
+    asks_admin: bool,
+    timing: Timing,
+) -> Result<(Core, Arc<EmbeddedFolder>)> {
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -228,7 +250,8 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> R
             );
         }
         tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
-        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let folder = Arc::new(engine);
+        let engine: Arc<dyn Engine> = folder.clone();
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let config = Config {
@@ -242,7 +265,7 @@ async fn open_core(locked: &LockedFolder, asks_admin: bool, timing: Timing) -> R
         };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, now())?;
-        anyhow::Ok(Core { machine, engine })
+        anyhow::Ok((Core { machine, engine }, folder))
     });
     core.await?
 }
@@ -298,30 +321,26 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
+/// The link's own: its client, what the server says of itself, its folder, the stores in reach, what is asked.
+type Linked = (AdminClient, Register, Folder, Stores, Questions);
+
 fn spawn_link(
-    token: &Token,
-    register: Register,
-    folder: Folder,
+    (client, register, folder, stores, questions): Linked,
     queue: mpsc::Sender<Input>,
-    stores: Stores,
-    questions: watch::Receiver<u64>,
-) -> Result<[tokio::task::JoinHandle<()>; 2]> {
+    part: Part,
+) -> Result<[tokio::task::JoinHandle<()>; 3]> {
     let kept = folder.assignment()?;
-    let (registered, mut epochs) = mpsc::unbounded_channel();
-    let link = AdminLink {
-        client: AdminClient::new(token)?,
-        register,
-        folder,
-        queue: queue.clone(),
-        stores,
-        registered,
-        questions: Questions::new(questions),
-    };
+    let (registered, mut epochs) = watch::channel(None);
+    let snapshots = tokio::spawn(snapshot::take_part(part, epochs.clone()));
+    let link = AdminLink { client, register, folder, queue: queue.clone(), stores, registered, questions };
     let follow = tokio::spawn(async move {
-        while let Some(epoch) = epochs.recv().await {
+        while epochs.changed().await.is_ok() {
+            let Some(epoch) = epochs.borrow_and_update().as_ref().map(|registered| registered.epoch) else {
+                continue;
+            };
             let ask: crate::executor::Ask = Box::new(move |core, _| core.machine.set_epoch(epoch));
             drop(queue.send(Input::Ask(ask)).await);
         }
     });
-    Ok([tokio::spawn(link.run(kept)), follow])
+    Ok([tokio::spawn(link.run(kept)), follow, snapshots])
 }

@@ -8,6 +8,7 @@ mod auth;
 mod block_stores;
 mod probes;
 mod servers;
+mod snapshots;
 mod stores;
 mod system;
 mod volumes;
@@ -17,6 +18,7 @@ use crate::db::Database;
 use crate::db::volumes::Found;
 use crate::metrics::Metrics;
 use crate::model::{Account, BlockStore, MetadataStore, Role, VolumeToken};
+use crate::snapshots::Snapshots;
 use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
@@ -51,6 +53,7 @@ pub(crate) struct App {
     pub(crate) changed: watch::Sender<u64>,
     /// True once the server is to stop.
     pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) snapshots: Arc<Snapshots>,
     probes: Probes,
     seen: Mutex<HashMap<String, Instant>>,
 }
@@ -59,6 +62,7 @@ impl App {
     pub(crate) fn new(
         database: Database,
         secrets: Arc<SecretBox>,
+        snapshots: Arc<Snapshots>,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
@@ -69,6 +73,7 @@ impl App {
             metrics,
             changed,
             stopping,
+            snapshots,
             probes: Probes::default(),
             seen: Mutex::default(),
         })
@@ -205,6 +210,10 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(snapshots::abort))
+        .routes(routes!(snapshots::poll))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::report))

@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -128,6 +128,15 @@ INSERT INTO block_store_new (id, name, definition, created_ns)
     SELECT id, name, json_object('kind', kind, 'path', path), created_ns FROM block_store;
 DROP TABLE block_store;
 ALTER TABLE block_store_new RENAME TO block_store;
+";
+
+const VERSION_3: &str = "
+-- Disk snapshots, from their intent to their end; those that are deleted stay, so that what servers keep for them goes.
+CREATE TABLE snapshot (
+    uid TEXT PRIMARY KEY,
+    -- JSON.
+    record TEXT NOT NULL
+) STRICT;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

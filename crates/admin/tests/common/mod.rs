@@ -36,8 +36,12 @@ pub async fn started() -> Running {
 }
 
 async fn serving(folder: TempDir, root: Token, address: String) -> Running {
-    let config =
-        StartConfig { db_folder: folder.path().to_owned(), bind_addr: address.parse().unwrap(), tls: None };
+    let config = StartConfig {
+        db_folder: folder.path().to_owned(),
+        bind_addr: address.parse().unwrap(),
+        tls: None,
+        snapshots: Default::default(),
+    };
     let server = Server::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
