@@ -223,6 +223,43 @@ pub struct Volume {
     pub sessions: Option<u32>,
 }
 
+/// A volume that was deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeletedVolume {
+    /// Its id.
+    pub id: String,
+    /// The name that it had. Another volume may have it by now.
+    pub name: String,
+    /// Where its bytes are.
+    pub block_store: String,
+    /// Where its names and attributes are.
+    pub metadata_store: String,
+    /// How long its past was kept.
+    #[schema(value_type = String)]
+    pub retention: Retention,
+    /// When it was deleted, RFC 3339.
+    pub deleted: String,
+    /// `kept`, `due` (its time is over; it can still be taken back), or `given up` (what it held is going).
+    pub state: String,
+    /// What the problem is, if there is one.
+    pub detail: Option<String>,
+    /// When its time is over, RFC 3339; never by itself without.
+    pub kept_until: Option<String>,
+    /// Allocated bytes, as last reported before it was deleted.
+    pub used_bytes: Option<u64>,
+    /// Inodes, as last reported before it was deleted.
+    pub used_inodes: Option<u64>,
+}
+
+/// Body of `POST /v1/deleted-volumes/{name}/undelete`.
+#[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Undelete {
+    /// The name it has from now on, if not the one it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_name: Option<String>,
+}
+
 /// Body of `POST /v1/volumes`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

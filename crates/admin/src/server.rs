@@ -121,6 +121,7 @@ impl Server {
             }
         });
         let mut graceful = stopped.clone();
+        let giving_up = api::deleted::watch(app.clone());
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;
         });
@@ -131,6 +132,7 @@ impl Server {
         };
         tokio::select! {
             served = serving.into_future() => served.map_err(AdminError::io("serve"))?,
+            () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
         member.abort();

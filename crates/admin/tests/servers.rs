@@ -115,6 +115,102 @@ async fn an_assignment_waits_for_the_next_change_and_tells_all() {
     assert_eq!(last.volumes[0].spec.id, first.volumes[0].spec.id);
 }
 
+async fn delete(server: &common::Running, path: &str) {
+    let _: Value = server.client.call(Method::DELETE, path, None::<&()>).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let id = server.get("/v1/volumes/v").await["id"].as_str().unwrap().to_owned();
+    let told = |deleted, after_s| {
+        let (meta, id) = (meta.clone(), id.clone());
+        async move {
+            let volumes = meta.assignment(1, 0).await.unwrap().volumes;
+            let found = volumes.iter().find(|volume| volume.spec.id.to_string() == id).unwrap();
+            assert_eq!((found.deleted, found.give_up_after_s), (deleted, after_s));
+        }
+    };
+    delete(&server, "/v1/volumes/v").await;
+    told(true, None).await;
+    let kept = server.get("/v1/deleted-volumes/v").await;
+    assert_eq!((&kept["id"], &kept["state"]), (&json!(id), &json!("kept")));
+    assert!(kept["kept_until"].as_str() > kept["deleted"].as_str(), "{kept}");
+    for store in ["/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        let (code, message) = server.refused(Method::DELETE, store, Value::Null).await;
+        assert!(code == "in_use" && message.contains("deleted-volume 'v'"), "{message}");
+    }
+
+    // Its name was free meanwhile.
+    let again = json!({"name": "v", "block_store": "b", "metadata_store": "m", "retention": "-1"});
+    server.post("/v1/volumes", again).await;
+    let path = "/v1/deleted-volumes/v/undelete";
+    let (code, _) = server.refused(Method::POST, path, json!({})).await;
+    assert_eq!(code, "exists");
+    let back = server.post(path, json!({"new_name": "w"})).await;
+    assert_eq!((&back["id"], &back["name"]), (&json!(id), &json!("w")));
+    told(false, None).await;
+    assert_eq!(server.get("/v1/deleted-volumes").await, json!([]));
+
+    delete(&server, "/v1/volumes/v?keep=-1").await;
+    delete(&server, &format!("/v1/volumes/{id}?keep=0")).await;
+    let begun = Instant::now();
+    while server.get("/v1/deleted-volumes/w").await["state"] != "due" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "its time is over");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    told(true, Some(0)).await;
+    // Its server has not begun yet.
+    server.post("/v1/deleted-volumes/w/undelete", json!({})).await;
+    told(false, None).await;
+    delete(&server, &format!("/v1/volumes/{id}?keep=0")).await;
+    // What is kept for ever is given up by a word.
+    let other = server.get("/v1/deleted-volumes/v").await;
+    assert_eq!((&other["state"], &other["kept_until"]), (&json!("kept"), &Value::Null));
+    delete(&server, "/v1/deleted-volumes/v").await;
+    assert_eq!(server.get("/v1/deleted-volumes/v").await["state"], "due");
+
+    let gone = VolumeReport {
+        id: id.parse().unwrap(),
+        born_ns: 1,
+        earliest_ns: 1,
+        used_bytes: 0,
+        used_inodes: 0,
+        sessions: 0,
+        problem: None,
+        given_up: true,
+        gone: true,
+    };
+    let going = VolumeReport { gone: false, ..gone.clone() };
+    meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new() }).await.unwrap();
+    let server = server.restarted().await;
+    for (method, path) in
+        [(Method::POST, "/v1/deleted-volumes/w/undelete"), (Method::DELETE, "/v1/deleted-volumes/w")]
+    {
+        let body = if method == Method::POST { json!({}) } else { Value::Null };
+        let (code, message) = server.refused(method, path, body).await;
+        assert!(code == "invalid" && message.contains("given up already"), "{message}");
+    }
+    meta.report(&Report { revision: 2, volumes: vec![gone.clone()], probed: Vec::new() }).await.unwrap();
+    let left = server.get("/v1/deleted-volumes").await;
+    assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
+    let volumes = meta.assignment(1, 0).await.unwrap().volumes;
+    assert!(
+        volumes.iter().all(|volume| volume.spec.id.to_string() != id),
+        "nobody has to know of it any more"
+    );
+    // A volume that lives is not gone, whatever is said.
+    let live = json!({"name": "x", "block_store": "b", "metadata_store": "m"});
+    let live = server.post("/v1/volumes", live).await["id"].as_str().unwrap().parse().unwrap();
+    let lie = VolumeReport { id: live, ..gone };
+    meta.report(&Report { revision: 2, volumes: vec![lie], probed: Vec::new() }).await.unwrap();
+    delete(&server, "/v1/volumes/x").await;
+    assert_eq!(server.get("/v1/deleted-volumes/x").await["state"], "kept");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_mount_learns_where_its_volume_is_once_a_server_has_registered() {
     let server = started().await;
@@ -158,6 +254,8 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         used_inodes: 2,
         sessions: 3,
         problem: None,
+        given_up: false,
+        gone: false,
     };
     meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new() }).await.unwrap();
     let ready = server.get("/v1/volumes/v").await;

@@ -4,12 +4,14 @@
 //! failing stores of the tests.
 
 use crate::hedge::Hedges;
+use crate::pin::Pin;
 use crate::signed::Action;
 use bytes::Bytes;
 use chronofs_core::{Errno, Ino, SignedRequest};
 use futures::future::BoxFuture;
 use std::time::Duration;
 use thiserror::Error;
+use uuid::Uuid;
 
 /// Which block of which file shows the bytes that are read. Who reads for others lets them see no more than that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +66,15 @@ pub trait StorePort: ObjectPort {
     /// A page of what lies where objects lie, from `from` on (`None`: from the start). Any trouble is an error: what is
     /// left out without one is not there.
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>>;
+
+    /// Stores a pin. When it returns, it survives a power cut. The same again is no error; another one under its name is.
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Has a pin gone. One that is not there is no error.
+    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// All that lies where pins lie, with its bytes, whatever it is. Any trouble is an error.
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>>;
 }
 
 /// A page of a listing.

@@ -6,6 +6,7 @@
 //! In a folder objects are files that are written once, synced, and never replaced. The crate `object_store` does the
 //! writing: a temporary name, sync of the file, a hard link that fails if the name is taken, sync of the folder.
 
+use crate::pin::Pin;
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort};
 use bytes::Bytes;
 use chronofs_core::Errno;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 mod client;
+mod pins;
 mod remote;
 
 pub use client::Patience;
@@ -116,7 +118,10 @@ impl BlockStore {
     }
 
     async fn put_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let location = location(name)?;
+        self.put_named(name, location(name)?, bytes).await
+    }
+
+    async fn put_named(&self, name: &str, location: Location, bytes: Bytes) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         self.check_marker(name)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -181,11 +186,14 @@ impl BlockStore {
     }
 
     async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
-        let location = location(name)?;
+        self.delete_named(name, &location(name)?).await
+    }
+
+    async fn delete_named(&self, name: &str, location: &Location) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         self.check_marker(name)?;
         // Not synced: one that a power cut brings back is found in the listing, and goes then.
-        match self.files.delete(&location).await {
+        match self.files.delete(location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(self.unavailable(name, "it cannot be deleted", &error)),
         }
@@ -269,6 +277,18 @@ impl StorePort for BlockStore {
 
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
         self.list_folder(from).boxed()
+    }
+
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store_pin(pin).boxed()
+    }
+
+    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.delete_pin(volume, id).boxed()
+    }
+
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.read_pins().boxed()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use chronofs_blocks::store::MARKER;
-use chronofs_blocks::{BlockStore, ObjectPort, StoreError, StorePort, Trouble, object_name};
-use chronofs_core::{Errno, ObjectId, SessionId};
+use chronofs_blocks::{BlockStore, ObjectPort, Pin, StoreError, StorePort, Trouble, object_name};
+use chronofs_core::{Errno, ObjectId, SessionId, Version};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -265,4 +265,41 @@ fn an_application_is_told_eio_of_a_store_that_is_away_and_never_to_try_again() {
     assert_eq!((told.trouble, told.errno), (gone.trouble, Errno::EIO));
     let full = StoreError::unavailable("o", Errno::ENOSPC, "full");
     assert_eq!(StoreError::from_wire("o", full.wire_errno()).errno, Errno::ENOSPC);
+}
+
+#[tokio::test]
+async fn pins_are_kept_found_and_removed_and_a_folder_that_is_away_has_none_to_tell_of() {
+    let (_folder, path, store) = made();
+    assert_eq!(store.pins().await.unwrap(), []);
+    let pin = |volume, id| Pin::new(Uuid::from_u128(volume), 0, Uuid::from_u128(id), Version(1), Version(2));
+    let (one, other) = (pin(1, 1), pin(2, 1));
+    for _ in 0..2 {
+        store.put_pin(&one).await.unwrap();
+        store.put_pin(&other).await.unwrap();
+    }
+    let mut changed = one.clone();
+    changed.reason = "something else".to_owned();
+    assert_eq!(store.put_pin(&changed).await.unwrap_err().trouble, Trouble::Damaged);
+    // What a put leaves that was killed is none, whatever else lies there is told of.
+    fs::write(path.join(format!("{}#1", one.name())), "half").unwrap();
+    fs::write(path.join(format!("{}#1", pin(2, 9).name())), "half").unwrap();
+    fs::write(path.join("pins/letter"), "dear").unwrap();
+    let mut found = store.pins().await.unwrap();
+    found.sort();
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [&*one.name(), &*other.name(), "pins/letter"]);
+    assert_eq!(Pin::decode(&one.name(), &found[0].1), Ok(one.clone()));
+    for _ in 0..2 {
+        store.remove_pin(one.volume, one.id).await.unwrap();
+    }
+    assert_eq!(store.pins().await.unwrap().len(), 2);
+    fs::remove_file(path.join(MARKER)).unwrap();
+    for error in [
+        store.pins().await.unwrap_err(),
+        store.put_pin(&one).await.unwrap_err(),
+        store.remove_pin(other.volume, other.id).await.unwrap_err(),
+    ] {
+        assert_eq!(error.trouble, Trouble::Unavailable, "{error}");
+    }
+    assert!(path.join(other.name()).exists());
 }

@@ -6,7 +6,7 @@ use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::collect::{GcStatus, StoreListing, VolumeCollection};
-use chronofs_meta::machine::{CollectionShown, PackingShown};
+use chronofs_meta::machine::{CollectionShown, LeavingShown, PackingShown};
 use chronofs_meta::{Checked, StartConfig, Timing};
 use chronofs_wire::http::parse_address;
 use clap::{Args, Subcommand};
@@ -199,6 +199,9 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
         warn_of(&volume.name, &volume.collection);
         warn_of_packing(&volume.name, &volume.packing);
     }
+    for volume in &status.volumes {
+        show_leaving(&volume.name, volume.leaving.as_ref())?;
+    }
     let columns = [
         ("VOLUME", "name"),
         ("MOUNTS", "sessions"),
@@ -229,9 +232,12 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
     loop {
         let status = chronofs_meta::gc_status(http_addr, false).await?;
         let waits = |volume: &VolumeCollection| {
-            let stuck = volume.shown.problem.is_some() || volume.shown.stopped;
+            let shown = &volume.shown;
+            let stuck = shown.problem.is_some() || shown.stopped || shown.waits.is_some();
             let due = if volume.shown.braked { 0 } else { volume.due.count };
-            let poor = if volume.packing.problem.is_some() { 0 } else { volume.packing.poor };
+            // What pins need stays where it is, too.
+            let held_up = volume.packing.problem.is_some() || shown.waits.is_some();
+            let poor = if held_up { 0 } else { volume.packing.poor };
             poor + if stuck { 0 } else { volume.condemned.count + due }
         };
         let waiting: u64 = status.volumes.iter().map(waits).sum();
@@ -240,8 +246,12 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
         }
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
+            let per_second: u64 = status.volumes.iter().map(|volume| volume.shown.deleted_per_second).sum();
+            let slowed = status.volumes.iter().any(|volume| volume.shown.slowed);
             output::note(format!(
-                "{waiting} objects are to be deleted or repacked; looking through the block stores"
+                "{waiting} objects are to be deleted or repacked, {per_second} a second were deleted lately{}; looking \
+                 through the block stores",
+                if slowed { ", slowly because clients are at work" } else { "" }
             ));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -255,12 +265,15 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         ("SIZE", "/held/bytes"),
         ("TO BE PACKED", "/to_pack/count"),
         ("SIZE", "/to_pack/bytes"),
+        ("PACKED", "/packing/slices"),
         ("WAITING", "/retired/count"),
         ("SIZE", "/retired/bytes"),
         ("COULD GO", "/due/count"),
         ("SIZE", "/due/bytes"),
         ("BEING DELETED", "/condemned/count"),
         ("DELETED", "deleted"),
+        ("SIZE", "deleted_bytes"),
+        ("PER SECOND", "deleted_per_second"),
         ("TO BE REPACKED", "/packing/poor"),
     ];
     if status.volumes.iter().any(|volume| volume.live_bytes.is_some()) {
@@ -275,8 +288,15 @@ fn show_gc(status: &GcStatus) -> Result<()> {
         );
     }
     for volume in &status.volumes {
+        if volume.shown.slowed {
+            output::note(format_args!(
+                "volume {}: clients are at work, so what could go goes slowly",
+                volume.name
+            ));
+        }
         warn_of(&volume.name, &volume.shown);
         warn_of_packing(&volume.name, &volume.packing);
+        show_leaving(&volume.name, volume.leaving.as_ref())?;
     }
     status.stores.iter().try_for_each(show_store)
 }
@@ -294,9 +314,30 @@ fn warn_of(name: &str, shown: &CollectionShown) {
                  verify"
         ));
     }
+    if let Some(reason) = &shown.waits {
+        output::warn(format!("volume {name}: nothing is forgotten or deleted: {reason}"));
+    }
     if let Some(problem) = &shown.problem {
         output::warn(format!("volume {name}: objects cannot be deleted: {problem}"));
     }
+}
+
+fn show_leaving(name: &str, leaving: Option<&LeavingShown>) -> Result<()> {
+    let Some(leaving) = leaving else { return Ok(()) };
+    if leaving.stopped {
+        output::warn(format!(
+            "volume {name}: its metadata is damaged, so the rest of it stays; stop the server and run chronofs meta verify"
+        ));
+    }
+    output::line(match leaving {
+        LeavingShown { kept: true, .. } => format!("volume {name}: kept whole"),
+        LeavingShown { rows_gone: true, .. } => {
+            format!("volume {name}: given up, its files are gone; its objects go")
+        }
+        LeavingShown { rows_dropped, .. } => {
+            format!("volume {name}: given up, its files go ({rows_dropped} rows so far), then its objects")
+        }
+    })
 }
 
 fn warn_of_packing(name: &str, shown: &PackingShown) {

@@ -258,6 +258,8 @@ fn list(json: bool) -> Result<()> {
         ("FOLDER", "dir"),
         ("AT", "at"),
         ("READ-ONLY", "read_only"),
+        ("RETENTION", "/status/retention"),
+        ("EARLIEST INSTANT", "/status/earliest"),
         ("STATE", "state"),
         ("PROCESS", "pid"),
     ];

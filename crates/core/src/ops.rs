@@ -240,7 +240,7 @@ pub enum SystemRequest {
     CreateVolume(VolumeSpec),
     /// Changes name, compression, retention and quotas.
     UpdateVolume(VolumeSpec),
-    /// Marks the volume as deleted. Its rows stay until the collector takes them.
+    /// Marks the volume as deleted: it is out of reach, and keeps all that it holds.
     DeleteVolume { id: uuid::Uuid },
     /// A new session with its first grant. `client` is chosen by the client and makes the request repeatable.
     OpenSession {
@@ -278,8 +278,17 @@ pub enum SystemRequest {
     Deleted { volume: uuid::Uuid, objects: Vec<ObjectId> },
     /// What no row names by now may go, however much it is.
     ReleaseBrake { volume: uuid::Uuid },
-    /// Keeps an instant readable under an id of the caller's choice: with an end it is a hold, without one a pin.
-    Keep { volume: uuid::Uuid, id: uuid::Uuid, at: Version, ends: Option<Version>, note: String },
+    /// Keeps the instants `at..=to` readable under an id of the caller's choice: with an end it is a hold, without one a
+    /// pin. One that was `found` in the block store is kept even if some of it is forgotten already.
+    Keep {
+        volume: uuid::Uuid,
+        id: uuid::Uuid,
+        at: Version,
+        to: Version,
+        ends: Option<Version>,
+        note: String,
+        found: bool,
+    },
     /// Ends a hold or a pin.
     Release { volume: uuid::Uuid, id: uuid::Uuid },
     /// Names the next object of the volume that the server packs staged slices into. The one before is over.
@@ -299,6 +308,15 @@ pub enum SystemRequest {
         slices: Vec<MovedSlice>,
         last: bool,
     },
+    /// Takes a deleted volume back, as it was.
+    UndeleteVolume { id: uuid::Uuid },
+    /// From now on a deleted volume cannot be taken back, and what it holds is to go.
+    GiveUpVolume { id: uuid::Uuid },
+    /// Drops up to `limit` rows of a volume that is given up, live and past, from the engine's key `from` on (empty: from
+    /// the start), unless sessions, holds or pins need it.
+    DropRows { volume: uuid::Uuid, from: Bytes, limit: u32 },
+    /// The store of a volume that is given up has no object of it any more.
+    VolumeGone { id: uuid::Uuid },
 }
 
 /// A slice that was put into another object.

@@ -13,6 +13,7 @@
 pub mod change;
 pub mod gcs_double;
 pub mod installation;
+pub mod lying_proxy;
 pub mod manifest;
 pub mod model;
 pub mod object_server;

@@ -13,11 +13,13 @@
 //! Keys of one versioned table all have one length, so that the rows of a key stand together in history.
 
 mod expire;
+mod page;
 mod protected;
 mod snapshot;
 mod txn;
 
 pub use expire::{Expired, expire};
+pub use page::{Page, page};
 pub use protected::Protected;
 pub use snapshot::{PastRow, Snapshot};
 pub use txn::Txn;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Change, Commit, Engine, Overlay, Reads};
-use chronofs_history::{Protected, Row, Snapshot, Table, Txn, expire};
+use chronofs_history::{Protected, Row, Snapshot, Table, Txn, expire, page};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use std::collections::BTreeMap;
@@ -224,6 +224,31 @@ fn without_history_the_present_is_right_and_nothing_is_kept() {
                 prop_assert_eq!(history_rows(&engine).len(), before);
             }
             compare(&*engine.view(), None, &model.now())?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn pages_have_every_row_of_a_volume_live_and_past_once_and_none_of_another() {
+    check("pages", &(commits(false), 1..5usize), |(commits, limit)| {
+        let (engine, mut model) = (Memory::default(), Model::default());
+        for (n, commit) in commits.iter().enumerate() {
+            run(&engine, &mut model, version_of(n), commit)?;
+        }
+        let view = engine.view();
+        for volume in VOLUMES {
+            let all = view.scan(&[], &[0xff], usize::MAX).unwrap();
+            let of = |key: &[u8]| TABLES.iter().any(|table| table.parse(volume, key).is_some());
+            let expected: Vec<_> = all.into_iter().filter(|(key, _)| of(key)).collect();
+            let (mut found, mut from) = (Vec::new(), Some(Bytes::new()));
+            while let Some(start) = from {
+                let next = page(&*view, volume, &TABLES, &start, *limit).unwrap();
+                prop_assert!(next.rows.len() <= *limit);
+                found.extend(next.rows);
+                from = next.next;
+            }
+            prop_assert_eq!(found, expected);
         }
         Ok(())
     });

@@ -76,7 +76,11 @@ impl AdminLink {
     pub async fn run(mut self, kept: Option<Assignment>) {
         let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
         let mut problems = BTreeMap::new();
-        if let Some(assignment) = kept {
+        if let Some(mut assignment) = kept {
+            if forget_due(&mut assignment) {
+                // The same revision says it anew.
+                revision = 0;
+            }
             problems = self.take(assignment).await;
         }
         let mut told_failure = false;
@@ -180,7 +184,8 @@ impl AdminLink {
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()
-            .filter(|volume| !volume.deleted)
+            // Nobody reaches a deleted volume; of one that is given up, objects are to be deleted.
+            .filter(|volume| !volume.deleted || volume.give_up_after_s.is_some())
             .map(|volume| (volume.spec.id, volume.store.clone()))
             .collect();
         let (stores, problems) = open_stores(&self.folder, wanted, self.stores.watches()).await;
@@ -239,10 +244,12 @@ impl AdminLink {
                     tracing::error!(%error, "the figures of a volume cannot be read");
                 }
                 let Some(volume) = core.machine.volume(index) else { continue };
-                if volume.row.deleted.is_some() {
+                if !volume.row.is_live() {
+                    volumes.extend(core.machine.report_of_deleted(volume));
                     continue;
                 }
-                let (earliest, _) = instants(&volume.row, core.machine.last());
+                // The window moves on also where nothing changes.
+                let (earliest, _) = instants(&volume.row, core.machine.last().next(now.wall_ns));
                 volumes.push(VolumeReport {
                     id: volume.id(),
                     born_ns: volume.row.born.0,
@@ -251,6 +258,8 @@ impl AdminLink {
                     used_inodes: figures.1,
                     sessions: core.machine.sessions_of(index),
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
+                    given_up: false,
+                    gone: false,
                 });
             }
             let revision = core.machine.figures().revision;
@@ -259,6 +268,12 @@ impl AdminLink {
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }
+}
+
+/// What was kept is an old word by now: no volume is given up by it. Whether any would be.
+fn forget_due(kept: &mut Assignment) -> bool {
+    let due = kept.volumes.iter_mut().filter_map(|volume| volume.give_up_after_s.take());
+    due.count() > 0
 }
 
 /// The block store of every volume that is not deleted.

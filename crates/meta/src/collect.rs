@@ -8,7 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, DeletedObjects, Event, PackingShown, SharedView};
+use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -21,11 +21,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// When a server first looks through its stores by itself, and how often.
 const FIRST_LOOK: Duration = Duration::from_secs(15 * 60);
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often the time between two looks for what a deleted volume has left is doubled.
+const TRIES_MAX: u32 = 7;
 /// How many objects are condemned in one commit.
 const CHUNK: usize = 256;
 /// How many quarantined names are shown.
@@ -79,6 +82,9 @@ pub struct VolumeCollection {
     /// How the packing of small slices goes.
     #[serde(default)]
     pub packing: PackingShown,
+    /// Of a deleted volume, how far it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingShown>,
 }
 
 /// A block store as it was found.
@@ -114,9 +120,11 @@ pub struct StoreListing {
 #[derive(Clone)]
 pub struct Collector {
     queue: mpsc::Sender<Input>,
-    stores: Stores,
+    pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    /// Held by whoever reads pins.
+    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -137,6 +145,12 @@ struct Rows {
     brake_from: u64,
 }
 
+impl Rows {
+    fn names(&self) -> Vec<String> {
+        self.volumes.values().map(|(_, volume)| volume.shown_name()).collect()
+    }
+}
+
 /// What a look finds to be garbage of one volume.
 #[derive(Default)]
 struct Garbage {
@@ -148,7 +162,7 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default() }
+        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -160,12 +174,18 @@ impl Collector {
         state.asked
     }
 
-    /// Looks through the stores for as long as the server runs.
+    /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
-        let mut wait = FIRST_LOOK;
+        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+    }
+
+    async fn look_now_and_then(self) {
+        let life = self.ask(|core, _| Duration::from_millis(core.machine.config().slice_life_ms.into()));
+        let life = life.await.unwrap_or(LOOK_EVERY).max(Duration::from_secs(1));
+        let (mut next, mut tries) = (Instant::now() + FIRST_LOOK, 0);
         loop {
-            drop(tokio::time::timeout(wait, self.wake.notified()).await);
-            wait = LOOK_EVERY;
+            self.until(next, life, &mut tries).await;
+            next = Instant::now() + LOOK_EVERY;
             loop {
                 {
                     let mut state = self.lock();
@@ -183,6 +203,24 @@ impl Collector {
         }
     }
 
+    /// Waits until somebody asks for a look, or it is time for one, or a deleted volume has nothing left but what a look
+    /// finds. That is looked for when its last sessions are over for `life`, and if something stays, less and less often.
+    async fn until(&self, next: Instant, life: Duration, tries: &mut u32) {
+        loop {
+            let at = next.min(Instant::now() + life * (1 << *tries));
+            let asked = tokio::time::timeout_at(at, self.wake.notified()).await.is_ok();
+            if asked || Instant::now() >= next {
+                return;
+            }
+            let emptied = self.ask(|core, _| core.machine.is_emptied(&SharedView(core.engine.view())));
+            if emptied.await == Some(true) {
+                *tries = (*tries + 1).min(TRIES_MAX);
+                return;
+            }
+            *tries = 0;
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,6 +229,8 @@ impl Collector {
         let mut listings = Vec::new();
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
+            // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
+            self.read_pins(&*store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);
@@ -213,7 +253,7 @@ impl Collector {
         volumes: &[Uuid],
         listing: &mut StoreListing,
     ) -> Result<(), String> {
-        let mut from = None;
+        let (mut from, mut there) = (None, BTreeSet::new());
         let mut garbage: BTreeMap<Uuid, Garbage> = BTreeMap::new();
         let mut poor: BTreeMap<Uuid, Vec<PoorObject>> =
             volumes.iter().map(|volume| (*volume, Vec::new())).collect();
@@ -223,7 +263,7 @@ impl Collector {
             // Sessions are opened before they store anything: these rows explain all that is on the page.
             let rows = self.rows(volumes).await?;
             listing.at = rows.view.version().to_string();
-            listing.volumes = rows.volumes.values().map(|(_, volume)| volume.spec.name.clone()).collect();
+            listing.volumes = rows.names();
             let names = page.names;
             let mut judged = std::mem::take(listing);
             let judging = off_thread(move || {
@@ -233,6 +273,7 @@ impl Collector {
             let found;
             (*listing, found) = judging.await.map_err(|error| error.to_string())?;
             let found = found.map_err(|stop| stop.to_string())?;
+            there.extend(found.there);
             for (volume, object) in found.poor {
                 let poor = poor.entry(volume).or_default();
                 if poor.len() < POOR_MAX {
@@ -257,7 +298,12 @@ impl Collector {
                 self.send(Event::Poor(volume, objects)).await;
             }
         }
-        self.forget_deleted(volumes).await
+        self.forget_deleted(volumes).await?;
+        // Rows of objects that are gone went with that.
+        for volume in volumes.iter().filter(|volume| !there.contains(*volume)) {
+            self.send(Event::NoneFound(*volume)).await;
+        }
+        Ok(())
     }
 
     /// More garbage than is held looks like an old copy of the metadata, to which the objects of a newer one are
@@ -273,7 +319,7 @@ impl Collector {
             let Some((index, row)) = rows.volumes.get(&volume) else { continue };
             let tally = chronofs_namespace::tally(&SharedView(rows.view.clone()), *index);
             let tally = tally.map_err(|stop| stop.to_string())?;
-            if brakes(garbage.count, &tally, rows.over_since, rows.brake_from) {
+            if row.is_live() && brakes(garbage.count, &tally, rows.over_since, rows.brake_from) {
                 listing.braked.push(row.spec.name.clone());
                 continue;
             }
@@ -307,15 +353,15 @@ impl Collector {
         Ok(())
     }
 
-    async fn send(&self, event: Event) {
+    pub(crate) async fn send(&self, event: Event) {
         drop(self.queue.send(Input::Events(vec![event])).await);
     }
 
     async fn rows(&self, volumes: &[Uuid]) -> Result<Rows, String> {
         let wanted = volumes.to_vec();
         let rows = self.ask(move |core, steady_ns| {
-            let live = core.machine.volumes().filter(|volume| volume.row.deleted.is_none());
-            let ours = live.filter(|volume| wanted.contains(&volume.id()));
+            let collected = core.machine.volumes().filter(|volume| volume.row.is_collected());
+            let ours = collected.filter(|volume| wanted.contains(&volume.id()));
             let recovering = core.machine.figures().recovering;
             Rows {
                 view: core.engine.view(),
@@ -331,12 +377,19 @@ impl Collector {
         rows.await.ok_or_else(|| "the server stops".to_owned())
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut crate::core::Core, u64) -> T + Send + 'static,
     ) -> Option<T> {
+        self.ask_at(move |core, now| question(core, now.steady_ns)).await
+    }
+
+    pub(crate) async fn ask_at<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut crate::core::Core, Now) -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now.steady_ns))));
+        let ask: Ask = Box::new(move |core, now| drop(sender.send(question(core, now))));
         self.queue.send(Input::Ask(ask)).await.ok()?;
         answer.await.ok()
     }
@@ -344,10 +397,10 @@ impl Collector {
     /// How collection stands. With `dry_run` all rows are read to say what the past costs and what could go.
     pub async fn status(&self, dry_run: bool) -> Result<GcStatus, String> {
         let asked = self.ask(|core, steady_ns| {
-            let live = core.machine.volumes().filter(|volume| volume.row.deleted.is_none());
-            let volumes = live.map(|volume| {
-                let shown = (volume.collection().clone(), volume.packing().clone());
-                (volume.index, volume.row.spec.name.clone(), shown)
+            let there = core.machine.volumes().filter(|volume| !volume.row.is_gone());
+            let volumes = there.map(|volume| {
+                let shown = (volume.collection().clone(), volume.packing().clone(), volume.leaving());
+                (volume.index, volume.row.shown_name(), shown)
             });
             let before = core.machine.collects_before(steady_ns).unwrap_or(Version::ZERO);
             let unconfirmed = !core.machine.owns_store(steady_ns);
@@ -356,7 +409,7 @@ impl Collector {
         let (view, volumes, before, unconfirmed) = asked.await.ok_or("the executor does not answer")?;
         let reading = off_thread(move || {
             let reads = SharedView(view);
-            let each = volumes.into_iter().map(|(index, name, (shown, packing))| {
+            let each = volumes.into_iter().map(|(index, name, (shown, packing, leaving))| {
                 let tally = chronofs_namespace::tally(&reads, index)?;
                 let due = chronofs_namespace::retired_since(&reads, index, before)?;
                 let live_bytes = match dry_run {
@@ -374,6 +427,7 @@ impl Collector {
                     condemned,
                     shown,
                     packing,
+                    leaving,
                 })
             });
             each.collect::<Result<Vec<_>, ReadStop>>()
@@ -407,6 +461,8 @@ fn brakes(garbage: u64, tally: &Tally, over_since: Version, brake_from: u64) -> 
 struct Found {
     garbage: Vec<(Uuid, ObjectId)>,
     poor: Vec<(Uuid, PoorObject)>,
+    /// Volumes that have objects there, whatever they are.
+    there: BTreeSet<Uuid>,
 }
 
 /// Judges what is on a page of a listing. Poor is an object of which less than `below` percent are needed.
@@ -428,10 +484,11 @@ fn judge_page(
             continue;
         };
         add(&mut listing.found, *bytes);
+        found.there.insert(volume);
         match judge(&reads, *index, row, object, rows.over_since)? {
             Judged::Known => {
                 let poor = poor_object(&reads, *index, object, *bytes, below)?;
-                found.poor.extend(poor.map(|poor| (volume, poor)));
+                found.poor.extend(poor.filter(|_| row.is_live()).map(|poor| (volume, poor)));
             }
             Judged::Open => add(&mut listing.open, *bytes),
             Judged::Garbage => {

@@ -244,6 +244,7 @@ mod tests {
                 hash_key: [0; 16],
             },
             deleted: false,
+            give_up_after_s: None,
             store: AssignedStore {
                 id: Uuid::from_u128(n + 100),
                 kind: StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() }),

@@ -2,7 +2,7 @@
 
 use crate::collect::{Collector, GcStatus};
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, Figures, PackingShown, SharedView};
+use crate::machine::{CollectionShown, Figures, LeavingShown, PackingShown, SharedView};
 use crate::metrics::Metrics;
 use crate::server::objects::Stores;
 use crate::watched::StoreStatus;
@@ -65,6 +65,9 @@ pub struct VolumeStatus {
     /// How the packing of small slices goes.
     #[serde(default)]
     pub packing: PackingShown,
+    /// Of a deleted volume, how far it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingShown>,
 }
 
 /// What the pages are made of.
@@ -186,16 +189,16 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
     let (sender, answer) = oneshot::channel();
     let ask: Ask = Box::new(move |core, _| {
         let (machine, reads) = (&core.machine, SharedView(core.engine.view()));
-        let volumes =
-            machine.volumes().filter(|volume| volume.row.deleted.is_none()).map(|volume| VolumeStatus {
-                name: volume.row.spec.name.clone(),
-                id: volume.id(),
-                sessions: machine.sessions_of(volume.index),
-                problem: volume.problem.clone(),
-                tally: chronofs_namespace::tally(&reads, volume.index).ok(),
-                collection: volume.collection().clone(),
-                packing: volume.packing().clone(),
-            });
+        let volumes = machine.volumes().filter(|volume| !volume.row.is_gone()).map(|volume| VolumeStatus {
+            name: volume.row.shown_name(),
+            id: volume.id(),
+            sessions: machine.sessions_of(volume.index),
+            problem: volume.problem.clone(),
+            tally: chronofs_namespace::tally(&reads, volume.index).ok(),
+            collection: volume.collection().clone(),
+            packing: volume.packing().clone(),
+            leaving: volume.leaving(),
+        });
         let status = Status {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -14,6 +14,7 @@ pub mod http;
 pub mod machine;
 pub mod metrics;
 pub mod pack;
+mod pins;
 pub mod server;
 mod snapshot;
 mod start;

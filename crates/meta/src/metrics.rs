@@ -1,7 +1,7 @@
 //! Figures for Prometheus.
 
 use crate::collect::GcStatus;
-use crate::machine::KINDS;
+use crate::machine::{CollectionShown, KINDS};
 use crate::watched::StoreStatus;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_core::Errno;
@@ -206,6 +206,9 @@ impl Metrics {
 
     /// Shows how collection stands.
     pub fn show_collection(&self, status: &GcStatus) {
+        // A volume may have another name by now, or be gone.
+        self.stored_objects.clear();
+        self.stored_bytes.clear();
         for volume in &status.volumes {
             for (state, sum) in
                 [("held", volume.held), ("retired", volume.retired), ("condemned", volume.condemned)]
@@ -215,7 +218,8 @@ impl Metrics {
                 self.stored_bytes.get_or_create(&labels).set(sum.bytes.try_into().unwrap_or(i64::MAX));
             }
         }
-        let stopped = status.volumes.iter().filter(|volume| volume.shown.braked || volume.shown.stopped);
+        let stops = |shown: &CollectionShown| shown.braked || shown.stopped || shown.waits.is_some();
+        let stopped = status.volumes.iter().filter(|volume| stops(&volume.shown));
         self.collection_stopped.set(stopped.count().try_into().unwrap_or(i64::MAX));
         let quarantined: u64 = status.stores.iter().map(|store| store.quarantined.count).sum();
         self.quarantined.set(quarantined.try_into().unwrap_or(i64::MAX));

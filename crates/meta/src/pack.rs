@@ -1,7 +1,7 @@
 //! Puts slices of a volume together into an object: staged ones, or what is needed of objects of which little is. Stored
 //! bytes are checked on the way, never opened.
 
-use crate::machine::{Move, PACK_SLICES_MAX, PackJob, Packed, SharedView};
+use crate::machine::{MOVED_AT_ONCE, Move, PACK_SLICES_MAX, PackJob, Packed, SharedView};
 use bytes::Bytes;
 use chronofs_blocks::object::{Entry, Object, ObjectWriter};
 use chronofs_blocks::seal;
@@ -11,9 +11,6 @@ use chronofs_engine::{ReadStop, View};
 use chronofs_namespace::rows::Staged;
 use chronofs_namespace::{IndexedSlice, PoorObject, needed_slices};
 use std::sync::Arc;
-
-/// How many slices are said to be moved in one commit: what it takes holds up everybody.
-const MOVED_AT_ONCE: usize = 1024;
 
 /// The object for a job of staged slices from the key `from` on, and what lies in it. Slices whose bytes are damaged stay
 /// where they are.

@@ -19,7 +19,7 @@ use chronofs_wire::http::{AdminClient, ClientError, Method};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use uuid::Uuid;
 
@@ -34,13 +34,16 @@ const RETRY: Duration = Duration::from_secs(1);
 /// While something is taken away that cannot go yet.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
+/// The log, held for attempts, with the time since when.
+type Holds = BTreeMap<Attempt, (Arc<LogHold<RocksStore, RealDisk>>, Instant)>;
+
 /// The server as [`Host`].
 struct MetaHost {
     engine: Arc<EmbeddedFolder>,
     /// The engine's folder.
     folder: PathBuf,
     queue: mpsc::Sender<Input>,
-    holds: Mutex<BTreeMap<Attempt, Arc<LogHold<RocksStore, RealDisk>>>>,
+    holds: Mutex<Holds>,
 }
 
 fn fault(code: SnapshotCode, why: impl std::fmt::Display) -> Fault {
@@ -93,7 +96,8 @@ impl MetaHost {
             for (volume, born) in volumes.into_iter().filter(|(_, born)| *born <= at) {
                 let mut kept = Ok(());
                 let decided = core.decide(now, |machine, group| {
-                    kept = machine.keep_instant(group, volume, id, at.max(born), ends, &note)?;
+                    let at = at.max(born);
+                    kept = machine.keep_instants(group, (volume, id), (at, at), ends, &note)?;
                     Ok(())
                 });
                 let decided = decided.map_err(|error| fault(code, error))?;
@@ -117,12 +121,14 @@ impl MetaHost {
                 .collect();
             for volume in volumes {
                 // What cannot be let go now is still kept, so it is tried again.
-                drop(core.decide(now, |machine, group| machine.release_instant(group, volume, id).map(drop)));
+                drop(
+                    core.decide(now, |machine, group| machine.release_instants(group, volume, id).map(drop)),
+                );
             }
         })
     }
 
-    fn holds(&self) -> MutexGuard<'_, BTreeMap<Attempt, Arc<LogHold<RocksStore, RealDisk>>>> {
+    fn holds(&self) -> MutexGuard<'_, Holds> {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,17 +163,22 @@ impl Host for MetaHost {
     }
 
     fn hold(&self, attempt: &Attempt) -> Result<(), Fault> {
-        self.holds().entry(attempt.clone()).or_insert_with(|| Arc::new(self.engine.hold_log()));
+        let held = || (Arc::new(self.engine.hold_log()), Instant::now());
+        self.holds().entry(attempt.clone()).or_insert_with(held);
         Ok(())
     }
 
     fn let_go(&self, attempt: &Attempt) {
-        self.holds().remove(attempt);
+        let held = self.holds().remove(attempt);
+        if let Some((_, since)) = held {
+            let held_ms = since.elapsed().as_millis();
+            tracing::info!(uid = %attempt.uid, held_ms, "the log was held for a disk snapshot");
+        }
     }
 
     fn image(&self, attempt: &Attempt, role: Role, place: &Path) -> Result<Option<u64>, Fault> {
         let code = chronofs_snapshot::protocol::role_code(role);
-        let hold = self.holds().get(attempt).cloned();
+        let hold = self.holds().get(attempt).map(|(hold, _)| hold.clone());
         let hold = hold.ok_or_else(|| fault(SnapshotCode::EnableTlogPopFailed, "the log is not held"))?;
         let made = match role {
             Role::Storage => hold.image_store(place).map(|position| position.version),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::outage::Heard;
 use chronofs_blocks::signed::Action;
-use chronofs_blocks::{ListPage, ObjectPort, Outage, StoreError, StoreOutage, StorePort, object_name};
+use chronofs_blocks::{ListPage, ObjectPort, Outage, Pin, StoreError, StoreOutage, StorePort, object_name};
 use chronofs_core::{ObjectId, SessionId, SignedRequest};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,18 @@ impl StorePort for Watched {
 
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
         self.store.list(from)
+    }
+
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.put_pin(pin)
+    }
+
+    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.remove_pin(volume, id)
+    }
+
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.store.pins()
     }
 }
 

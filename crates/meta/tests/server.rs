@@ -281,6 +281,8 @@ async fn what_is_no_frame_is_refused_and_the_connection_ends() {
     send(&mut output, &hello(1)).await;
     let answer: HelloAnswer = frames.next().await.unwrap().unwrap();
     answer.unwrap();
+    let frame = frames.next::<ToClient>().await.unwrap();
+    assert!(matches!(frame, Some(ToClient::Window { .. })), "{frame:?}");
     send(&mut output, &(200u8, 1u8)).await;
     let frame = frames.next::<ToClient>().await.unwrap();
     assert!(matches!(frame, Some(ToClient::Refused { .. })), "{frame:?}");

@@ -215,9 +215,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         limit: u32,
         brake: u64,
     ) -> Decided<SystemReply> {
-        let (index, _) = self.live_volume(id)?;
+        let (index, volume) = self.collected_volume(id)?;
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
         let tally = ledger.tally;
+        // That all of a volume loses its names is meant when the volume is given up, and no accident.
+        let brake = if volume.is_live() { brake } else { u64::MAX };
         let braked = tally.retired.count >= brake && tally.retired.count > tally.held.count;
         let before = if braked { before.min(tally.released) } else { before };
         let due = Snapshot::new(self.reads, index, None).scan_plain(RETIRED, &[], &[], limit as usize)?;
@@ -250,7 +252,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         objects: &[ObjectId],
         over_since: Version,
     ) -> Decided<SystemReply> {
-        let (index, volume) = self.live_volume(id)?;
+        let (index, volume) = self.collected_volume(id)?;
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
         let mut condemned = 0;
         for object in objects {
@@ -272,7 +274,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
 
     /// These objects are not in the store any more.
     pub(crate) fn deleted(&mut self, id: Uuid, objects: &[ObjectId]) -> Decided<SystemReply> {
-        let (index, _) = self.live_volume(id)?;
+        let (index, _) = self.collected_volume(id)?;
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
         for object in objects {
             let key = object_key(*object);

@@ -12,6 +12,7 @@ mod counted;
 mod create;
 mod ctx;
 mod held;
+mod leave;
 mod look;
 mod op;
 mod pack;

@@ -96,11 +96,17 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     /// The object that was granted last is over, if it is not already.
     pub(crate) fn end_pack(&mut self, id: Uuid) -> Decided<SystemReply> {
         let (index, volume) = self.live_volume(id)?;
+        self.end_packs(index, &volume)?;
+        Ok(SystemReply::Done)
+    }
+
+    /// Nothing more is said to lie in an object of the server's.
+    pub(crate) fn end_packs(&mut self, index: VolumeIndex, volume: &Volume) -> Decided<()> {
         let mut packs = packs(&Snapshot::new(self.reads, index, None), volume.incarnation)?;
         if packs.open.take().is_some() {
             self.put_packs(index, volume.incarnation, &packs)?;
         }
-        Ok(SystemReply::Done)
+        Ok(())
     }
 
     fn put_packs(&mut self, index: VolumeIndex, incarnation: u16, packs: &Packs) -> Decided<()> {

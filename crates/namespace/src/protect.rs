@@ -20,8 +20,8 @@ pub fn protected_instants(
 ) -> Protected {
     let leases = sessions.iter().filter(|(_, session)| session.volume == index);
     let leases = leases.filter_map(|(_, session)| session.at);
-    let kept = kept.iter().filter(|(of, ..)| *of == index).map(|(_, _, row)| row.at);
-    leases.chain(kept).map(|at| (at, at)).chain([(volume.horizon, Version::MAX)]).collect()
+    let kept = kept.iter().filter(|(of, ..)| *of == index).map(|(_, _, row)| (row.at, row.to));
+    leases.map(|at| (at, at)).chain(kept).chain([(volume.horizon, Version::MAX)]).collect()
 }
 
 /// Every hold and pin of the store.
@@ -41,34 +41,34 @@ fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
-    /// Keeps an instant readable: with an end as a hold, without as a pin. Doing it again is no error.
-    pub(crate) fn keep(
-        &mut self,
-        volume: Uuid,
-        id: Uuid,
-        at: Version,
-        ends: Option<Version>,
-        note: &str,
-    ) -> Decided<SystemReply> {
+    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error.
+    pub(crate) fn keep(&mut self, volume: Uuid, id: Uuid, kept: Kept, found: bool) -> Decided<SystemReply> {
         let (index, mut row) = self.live_volume(volume)?;
         let known = list_kept(self.reads)?.into_iter().find(|(of, known, _)| (*of, *known) == (index, id));
-        if let Some((_, _, kept)) = known {
-            let same = kept.at == at;
-            let taken = SystemError::BadSpec(format!("{id} keeps the instant {} already", kept.at));
+        if let Some((_, _, known)) = known {
+            let same = (known.at, known.to) == (kept.at, kept.to);
+            let taken = SystemError::BadSpec(format!("{id} keeps {} to {} already", known.at, known.to));
             return if same { Ok(SystemReply::Done) } else { Err(taken.into()) };
         }
-        check_instant(&row, at, self.ctx.version)?;
+        let now = self.ctx.version;
+        if kept.at > kept.to || kept.to > now {
+            let bad = format!("instants from {} to {} cannot be kept at {now}", kept.at, kept.to);
+            return Err(SystemError::BadSpec(bad).into());
+        }
+        if !found {
+            check_instant(&row, kept.at, now)?;
+            check_instant(&row, kept.to, now)?;
+        }
         row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;
-        let kept = Kept { flags: 0, at, made: self.ctx.version, ends, note: note.to_owned() };
-        let table = if ends.is_some() { HOLD } else { PIN };
+        let table = if kept.ends.is_some() { HOLD } else { PIN };
         self.store.put_plain(table, &kept_key(index, id), &kept.encode()?);
         Ok(SystemReply::Done)
     }
 
     /// The instant need not be kept for this any more. Doing it again is no error.
     pub(crate) fn release(&mut self, volume: Uuid, id: Uuid) -> Decided<SystemReply> {
-        let (index, mut row) = self.live_volume(volume)?;
+        let (index, mut row) = self.any_volume(volume)?;
         let key = kept_key(index, id);
         for table in [PIN, HOLD] {
             if self.store.get_plain(table, &key)?.is_some() {

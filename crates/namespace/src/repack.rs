@@ -90,8 +90,8 @@ pub fn needed_slices<R: Reads + ?Sized>(
 ) -> Result<Option<Vec<(usize, u32)>>, ReadStop> {
     let tables = Snapshot::new(reads, index, None);
     let kept = list_kept(reads)?.into_iter();
-    let pins: Vec<Version> =
-        kept.filter(|(of, _, row)| *of == index && row.ends.is_none()).map(|(.., row)| row.at).collect();
+    let pins: Vec<(Version, Version)> =
+        kept.filter(|(of, ..)| *of == index).map(|(.., row)| (row.at, row.to)).collect();
     let packed = object.session == SessionId::SERVER;
     let (mut needed, mut blocks, mut rows_found) = (Vec::new(), BTreeMap::new(), 0u32);
     for (n, slice) in slices.iter().enumerate() {
@@ -103,7 +103,7 @@ pub fn needed_slices<R: Reads + ?Sized>(
             };
             named.extend(rows.iter().filter(|row| row.seal.id == slice.seal.id));
         }
-        if named.iter().any(|row| pins.iter().any(|at| row.since <= *at && *at < row.until)) {
+        if named.iter().any(|row| pins.iter().any(|(at, to)| row.since <= *to && *at < row.until)) {
             return Ok(None);
         }
         // What the index says of a client's object is the client's word; where a slice lies, and what it is, say rows.
@@ -195,9 +195,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
         let over = is_over(self.reads, &Snapshot::new(self.reads, index, None), from)?;
         let refs = ledger.get::<Refs>(OBJECT, &object_key(from))?;
-        let pinned = list_kept(self.reads)?
-            .iter()
-            .any(|(of, _, kept)| *of == index && kept.ends.is_none() && kept.made > as_of);
+        let pinned = list_kept(self.reads)?.iter().any(|(of, _, kept)| *of == index && kept.made > as_of);
         let Some(refs) = refs.filter(|refs| over && !pinned && refs.rows > 0 && refs.condemned.is_none())
         else {
             return Ok(SystemReply::Done);

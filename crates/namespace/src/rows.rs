@@ -389,7 +389,7 @@ pub struct Store {
 /// A volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Volume {
-    /// [`Volume::COUNTED`].
+    /// [`Volume::COUNTED`] and its like.
     pub flags: u16,
     /// Its definition.
     pub spec: VolumeSpec,
@@ -412,6 +412,10 @@ pub struct Volume {
 impl Volume {
     /// All its objects and staged slices are counted, from its birth on: only then are they collected.
     pub const COUNTED: u16 = 1;
+    /// It is deleted for good: all that it holds is to go.
+    pub const GIVEN_UP: u16 = 2;
+    /// Nothing of it is left but this row.
+    pub const GONE: u16 = 4;
 }
 
 /// A live session.
@@ -470,7 +474,7 @@ row_format!(Orphan, 0);
 row_format!(Purge, 0);
 row_format!(Counters, 0);
 row_format!(Store, 0);
-row_format!(Volume, Volume::COUNTED);
+row_format!(Volume, Volume::COUNTED | Volume::GIVEN_UP | Volume::GONE);
 row_format!(Session, Session::READ_ONLY);
 row_format!(Closed, 0);
 

@@ -6,8 +6,8 @@ use crate::op::Op;
 use crate::protect::{list_kept, protected_instants};
 use crate::read;
 use crate::rows::{
-    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, SESSION, STORE, STORE_WIDE,
-    Session, Store, VOLUME, Volume, ino_key,
+    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, Kept, SESSION, STORE,
+    STORE_WIDE, Session, Store, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
@@ -119,6 +119,17 @@ pub enum SystemError {
     /// The store can number no more of these.
     #[error("this metadata store cannot make another {0}; use a new store")]
     Exhausted(String),
+    /// The volume was deleted for good.
+    #[error("volume {0} was deleted and is given up: what it held goes, or is gone; make a new one")]
+    GivenUp(Uuid),
+    /// The volume is in use.
+    #[error("volume {0} is not deleted for good, so nothing of it goes")]
+    NotDeleted(Uuid),
+    /// Something of the volume is needed or left.
+    #[error(
+        "volume {0} is needed by a session, a hold or a pin, or something of it is left; it takes a while"
+    )]
+    StillNeeded(Uuid),
 }
 
 pub(crate) enum Refused {
@@ -179,6 +190,10 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::CreateVolume(spec) => self.create_volume(spec),
             SystemRequest::UpdateVolume(spec) => self.update_volume(spec),
             SystemRequest::DeleteVolume { id } => self.delete_volume(*id),
+            SystemRequest::UndeleteVolume { id } => self.undelete_volume(*id),
+            SystemRequest::GiveUpVolume { id } => self.give_up_volume(*id),
+            SystemRequest::DropRows { volume, from, limit } => self.drop_rows(*volume, from, *limit),
+            SystemRequest::VolumeGone { id } => self.volume_gone(*id),
             SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
                 self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }
@@ -205,7 +220,17 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             }
             SystemRequest::Deleted { volume, objects } => self.deleted(*volume, objects),
             SystemRequest::ReleaseBrake { volume } => self.release_brake(*volume),
-            SystemRequest::Keep { volume, id, at, ends, note } => self.keep(*volume, *id, *at, *ends, note),
+            SystemRequest::Keep { volume, id, at, to, ends, note, found } => {
+                let kept = Kept {
+                    flags: 0,
+                    at: *at,
+                    to: *to,
+                    made: self.ctx.version,
+                    ends: *ends,
+                    note: note.clone(),
+                };
+                self.keep(*volume, *id, kept, *found)
+            }
             SystemRequest::Release { volume, id } => self.release(*volume, *id),
             SystemRequest::GrantPack { volume } => self.grant_pack(*volume),
             SystemRequest::MoveStaged { volume, object, slices, last } => {
@@ -441,7 +466,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
 }
 
 /// What only gives back cannot be refused: if it is, rows are damaged.
-fn nothing_refuses(fail: Fail, what: &str) -> Refused {
+pub(crate) fn nothing_refuses(fail: Fail, what: &str) -> Refused {
     Refused::Stop(match fail {
         Fail::Stop(stop) => stop,
         Fail::Errno(errno) => {

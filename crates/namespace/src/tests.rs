@@ -4,6 +4,7 @@ mod access;
 mod collect;
 mod content;
 mod large;
+mod leave;
 mod names;
 mod past;
 mod rename;

@@ -81,8 +81,12 @@ pub struct Probed {
 pub struct AssignedVolume {
     /// The definition.
     pub spec: VolumeSpec,
-    /// It is to be deleted.
+    /// It is deleted: nobody reaches it, and it keeps all that it holds.
     pub deleted: bool,
+    /// And its time is over: what it holds is to go, once it is known here to be deleted for so many seconds. Said by an
+    /// admin server that is an old copy, it may mean a deletion that was taken back since; then there is time to see that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub give_up_after_s: Option<u64>,
     /// Where its objects go.
     pub store: AssignedStore,
 }
@@ -154,6 +158,12 @@ pub struct VolumeReport {
     pub sessions: u32,
     /// Why the volume cannot be served, if it cannot.
     pub problem: Option<String>,
+    /// It was deleted for good: it cannot be taken back any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_up: bool,
+    /// And nothing of it is left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 /// `POST /v1/mount/resolve` with a volume token: where is the volume served?

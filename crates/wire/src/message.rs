@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use chronofs_core::ops::{Replayed, Reply, Request};
 use chronofs_core::volume::VolumeSpec;
-use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
+use chronofs_core::{Caller, Errno, Ino, ObjectId, Retention, SessionId, SignedRequest, Version};
 use serde::{Deserialize, Serialize};
 
 /// The oldest protocol this program speaks.
@@ -240,6 +240,17 @@ pub enum ToClient {
     Signed { gets: Vec<SignedGet> },
     /// The answer to [`ToServer::SignPuts`], in the order of the counters; none if the store cannot sign now.
     SignedPuts { id: u64, result: Result<Vec<SignedRequest>, Errno> },
+    /// How far back the volume goes. After each welcome and each [`ToClient::Renewed`].
+    Window { window: Window },
+}
+
+/// Which instants of a volume can be mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Window {
+    /// How long the past is kept.
+    pub retention: Retention,
+    /// The earliest instant that can be mounted now. Mounts that are there may show an earlier one.
+    pub earliest: Version,
 }
 
 #[cfg(test)]

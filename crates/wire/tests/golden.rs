@@ -20,7 +20,7 @@ use chronofs_wire::admin::{
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
-    Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome,
+    Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome, Window,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -399,6 +399,7 @@ fn to_client() -> Lines<ToClient> {
     };
     let get =
         SignedGet { object: seal(Codec::Raw).id.object, range: Some((118, 119)), request: request.clone() };
+    let window = Window { retention: Retention::Seconds(90_061), earliest: Version(121) };
     every!(ToClient {
         Return = ToClient::Return { id: 91, version: Version(92), durable: Version(93), result },
         Durable = ToClient::Durable { version: Version(94) },
@@ -410,6 +411,7 @@ fn to_client() -> Lines<ToClient> {
         Parked = ToClient::Parked { calls: vec![(97, Errno::ESTALE)] },
         Signed = ToClient::Signed { gets: vec![get] },
         SignedPuts = ToClient::SignedPuts { id: 120, result: Ok(vec![request]) },
+        Window = ToClient::Window { window },
     })
 }
 
@@ -484,6 +486,7 @@ fn assignment() -> Assignment {
     let volume = |((_, kind), (_, credentials)): ((_, StoreKind), (_, Credentials))| AssignedVolume {
         spec: spec(Compression::Zstd),
         deleted: true,
+        give_up_after_s: Some(23),
         store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
     };
     let token = AssignedToken {
@@ -513,6 +516,8 @@ fn report() -> Report {
         used_inodes: 12,
         sessions: 13,
         problem: Some("what is wrong".to_owned()),
+        given_up: true,
+        gone: true,
     };
     let probed = Probed { id: 14, problem: Some("not empty".to_owned()) };
     Report { revision: 15, volumes: vec![volume], probed: vec![probed] }
@@ -562,4 +567,14 @@ fn bodies_of_programs_that_are_older_are_understood() {
     assert_eq!(assigned, Assignment { probes: vec![], ..assignment() });
     let reported: Report = serde_json::from_value(read("report.json", "probed")).unwrap();
     assert_eq!(reported, Report { probed: vec![], ..report() });
+    let mut older = serde_json::to_value(&assignment().volumes[0]).unwrap();
+    older.as_object_mut().unwrap().remove("give_up_after_s").expect("it is told");
+    let assigned: AssignedVolume = serde_json::from_value(older).unwrap();
+    assert!(assigned.deleted && assigned.give_up_after_s.is_none(), "an older admin server gives nothing up");
+    let mut older = serde_json::to_value(&report().volumes[0]).unwrap();
+    for field in ["given_up", "gone"] {
+        older.as_object_mut().unwrap().remove(field).expect("it is told");
+    }
+    let reported: VolumeReport = serde_json::from_value(older).unwrap();
+    assert!(!reported.given_up && !reported.gone);
 }

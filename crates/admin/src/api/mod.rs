@@ -6,6 +6,7 @@
 mod accounts;
 mod auth;
 mod block_stores;
+pub(crate) mod deleted;
 mod probes;
 mod servers;
 mod snapshots;
@@ -114,7 +115,7 @@ impl App {
         &self,
         who: &Who,
         name: String,
-        job: fn(&Transaction<'_>, &str) -> Result<(), AdminError>,
+        job: impl FnOnce(&Transaction<'_>, &str) -> Result<(), AdminError> + Send + 'static,
     ) -> Deleted {
         who.must_be(T::SORT.role)?;
         let key = name.clone();
@@ -208,6 +209,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
+        .routes(routes!(deleted::list))
+        .routes(routes!(deleted::show, deleted::give_up))
+        .routes(routes!(deleted::undelete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
         .routes(routes!(snapshots::list, snapshots::create))

@@ -6,11 +6,13 @@ use crate::db::volumes::Found;
 use crate::db::{tokens, volumes};
 use crate::model::{ChangeVolume, ChangeVolumeToken, NewVolume, NewVolumeToken, Volume, VolumeToken};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use chronofs_core::Retention;
+use serde::Deserialize;
 use std::sync::Arc;
 
 /// Says what a volume that is not served yet waits for.
-fn with_state(app: &App, found: Found) -> Volume {
+pub(super) fn with_state(app: &App, found: Found) -> Volume {
     let Found { mut volume, metadata_store } = found;
     if volume.state == "waiting" {
         let what = if app.is_connected(&metadata_store) { "" } else { ", which is not connected" };
@@ -60,11 +62,26 @@ pub(super) async fn change(
     Ok(Json(with_state(&app, found)))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Keep {
+    keep: Option<Retention>,
+}
+
 /// Delete a volume that is not mounted and has no tokens
-#[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path)),
+///
+/// It can be taken back for as long as `keep` says (`7d`, `0`, or `-1`: for ever), by default for as long as its past
+/// reaches back, but a day at least.
+#[utoipa::path(delete, path = "/v1/volumes/{name}",
+    params(("name" = String, Path), ("keep" = Option<String>, Query)),
     responses((status = 204)), security(("token" = [])))]
-pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
-    app.delete::<Found>(&who, name, volumes::delete).await
+pub(super) async fn delete(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(Keep { keep }): Query<Keep>,
+) -> Deleted {
+    app.delete::<Found>(&who, name, move |tx, key| volumes::delete(tx, key, keep)).await
 }
 
 /// List volume tokens

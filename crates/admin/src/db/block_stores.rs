@@ -1,7 +1,9 @@
 //! Block stores. Their credentials are sealed before they are written, and unsealed for metadata servers and probes only.
 
 use super::stores::refuse_used;
-use super::{column, maybe_unsigned, new_id, now_ns, raise_revision, shown, taken, to_sql, unsigned};
+use super::{
+    column, deleted, maybe_unsigned, new_id, now_ns, raise_revision, shown, taken, to_sql, unsigned,
+};
 use crate::AdminError;
 use crate::model::BlockStore;
 use chronofs_blocks::probe::Report;
@@ -246,7 +248,7 @@ fn tell(tx: &Transaction<'_>, id: &str) -> Result<(), AdminError> {
 /// Deletes a block store that no volume uses. What is in it stays as it is.
 pub fn delete(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
     let store = find(tx, key)?;
-    refuse_used(BLOCK, &store.name, &store.volumes)?;
+    refuse_used(BLOCK, &store.name, &store.volumes, deleted::kept_in(tx, "block_store", &store.id)?)?;
     tell(tx, &store.id)?;
     tx.execute("DELETE FROM volume WHERE block_store = ?1", [&store.id])?;
     tx.execute("DELETE FROM block_store WHERE id = ?1", [&store.id])?;

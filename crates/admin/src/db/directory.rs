@@ -1,6 +1,6 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
-use super::{block_stores, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
+use super::{block_stores, deleted, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
 use crate::AdminError;
 use crate::model::MetadataStore;
 use chronofs_core::store::Credentials;
@@ -124,7 +124,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         "SELECT volume.*, block_store.id AS store_id, block_store.name AS store_name, block_store.definition,
             block_store.credentials, block_store.probe
             FROM volume JOIN block_store ON block_store.id = volume.block_store
-            WHERE metadata_store = ?1 ORDER BY volume.id",
+            WHERE metadata_store = ?1 AND gone_ns IS NULL ORDER BY volume.id",
     )?;
     let read = statement.query_map([store], |row| {
         Ok((
@@ -136,8 +136,8 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
     let mut volumes = Vec::new();
     for row in read {
         let (mut volume, name, sealed) = row?;
-        // Of a deleted volume nobody needs them.
-        if !volume.deleted {
+        // Of a deleted volume nobody needs them, unless its objects are to be deleted.
+        if !volume.deleted || volume.give_up_after_s.is_some() {
             volume.store.credentials =
                 block_stores::unseal(secrets, &volume.store.id.to_string(), &name, sealed)?;
         }
@@ -168,7 +168,8 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
         credentials: Credentials::Ambient,
         create_only: block_stores::create_only(row)?,
     };
-    Ok(AssignedVolume { spec, deleted: row.get::<_, Option<i64>>("deleted_ns")?.is_some(), store })
+    let deleted = row.get::<_, Option<i64>>("deleted_ns")?.is_some();
+    Ok(AssignedVolume { spec, deleted, give_up_after_s: deleted::give_up_after_s(row)?, store })
 }
 
 fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
@@ -192,6 +193,12 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             problem = ?8 WHERE id = ?2 AND metadata_store = ?1",
     )?;
     for volume in &report.volumes {
+        if volume.given_up {
+            deleted::note_given_up(tx, store, &volume.id.to_string(), volume.gone)?;
+        }
+        if volume.given_up && volume.problem.is_none() {
+            continue;
+        }
         statement.execute(params![
             store,
             volume.id.to_string(),

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod block_stores;
+pub mod deleted;
 pub mod directory;
 mod schema;
 pub mod snapshots;

@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -130,7 +130,22 @@ DROP TABLE block_store;
 ALTER TABLE block_store_new RENAME TO block_store;
 ";
 
+/// Deleted volumes are kept for a time. Those that were deleted before get a week from now.
 const VERSION_3: &str = "
+-- How long a deleted volume is kept, and until when that is; NULL: for ever.
+ALTER TABLE volume ADD COLUMN keep_s INTEGER;
+ALTER TABLE volume ADD COLUMN keep_until_ns INTEGER;
+-- Its time is over: its metadata server may give up what it holds,
+ALTER TABLE volume ADD COLUMN due_ns INTEGER;
+-- and says that it has. From then on it cannot be taken back.
+ALTER TABLE volume ADD COLUMN given_up_ns INTEGER;
+-- Its metadata server says that nothing of it is left.
+ALTER TABLE volume ADD COLUMN gone_ns INTEGER;
+UPDATE volume SET keep_s = 604800, keep_until_ns = (CAST(strftime('%s', 'now') AS INTEGER) + 604800) * 1000000000
+    WHERE deleted_ns IS NOT NULL;
+";
+
+const VERSION_4: &str = "
 -- Disk snapshots, from their intent to their end; those that are deleted stay, so that what servers keep for them goes.
 CREATE TABLE snapshot (
     uid TEXT PRIMARY KEY,

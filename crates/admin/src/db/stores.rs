@@ -1,6 +1,6 @@
 //! Metadata stores.
 
-use super::{column, new_id, now_ns, shown, taken, to_sql, unsigned};
+use super::{column, deleted, new_id, now_ns, shown, taken, to_sql, unsigned};
 use crate::AdminError;
 use crate::model::{MetadataStore, check_name};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -63,16 +63,22 @@ fn metadata_volumes(tx: &Transaction<'_>, id: &str) -> Result<Vec<String>, Admin
 /// Deletes a metadata store that holds no volume, with its token. The folder of its server stays as it is.
 pub fn delete_metadata(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
     let store = find_metadata(tx, key)?;
-    refuse_used(METADATA, &store.name, &store.volumes)?;
+    refuse_used(METADATA, &store.name, &store.volumes, deleted::kept_in(tx, "metadata_store", &store.id)?)?;
     tx.execute("DELETE FROM volume WHERE metadata_store = ?1", [&store.id])?;
     tx.execute("DELETE FROM metadata_store WHERE id = ?1", [&store.id])?;
     Ok(())
 }
 
-pub(super) fn refuse_used(what: &'static str, name: &str, volumes: &[String]) -> Result<(), AdminError> {
-    if volumes.is_empty() {
+/// Refuses to take away what volumes are in, also deleted ones that can be taken back.
+pub(super) fn refuse_used(
+    what: &'static str,
+    name: &str,
+    volumes: &[String],
+    kept: Vec<String>,
+) -> Result<(), AdminError> {
+    let users: Vec<String> = volumes.iter().map(|volume| format!("volume '{volume}'")).chain(kept).collect();
+    if users.is_empty() {
         return Ok(());
     }
-    let users = volumes.iter().map(|volume| format!("volume '{volume}'")).collect();
     Err(AdminError::InUse { what, name: name.to_owned(), users })
 }

@@ -1,8 +1,8 @@
 //! Volumes.
 
 use super::{
-    block_stores, column, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores, taken,
-    to_sql, tokens, unsigned,
+    block_stores, column, deleted, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores,
+    taken, to_sql, tokens, unsigned,
 };
 use crate::AdminError;
 use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
@@ -161,8 +161,9 @@ pub fn change(tx: &Transaction<'_>, key: &str, change: &ChangeVolume) -> Result<
     find(tx, &volume.id)
 }
 
-/// Deletes a volume that is not mounted and has no tokens that still work; its metadata server learns of it.
-pub fn delete(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
+/// Deletes a volume that is not mounted and has no tokens that still work; its metadata server learns of it. What it holds
+/// is kept for as long as is said, or as [`deleted::keep_for`] says.
+pub fn delete(tx: &Transaction<'_>, key: &str, keep: Option<Retention>) -> Result<(), AdminError> {
     let Found { volume, metadata_store } = find(tx, key)?;
     let mut users: Vec<String> = tokens::live_of_volume(tx, &volume.id)?;
     if let Some(n) = volume.sessions.filter(|n| *n > 0) {
@@ -172,7 +173,13 @@ pub fn delete(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
         return Err(AdminError::InUse { what: WHAT, name: volume.name, users });
     }
     tx.execute("DELETE FROM volume_token WHERE volume = ?1", [&volume.id])?;
-    tx.execute("UPDATE volume SET deleted_ns = ?2 WHERE id = ?1", params![volume.id, to_sql(now_ns())])?;
+    let now_ns = now_ns();
+    let keep_s = deleted::seconds(keep.unwrap_or(deleted::keep_for(volume.retention)));
+    tx.execute(
+        "UPDATE volume SET deleted_ns = ?2, keep_s = ?3, keep_until_ns = ?4, sessions = NULL, problem = NULL
+            WHERE id = ?1",
+        params![volume.id, to_sql(now_ns), keep_s.map(to_sql), deleted::until_ns(keep_s, now_ns)],
+    )?;
     raise_revision(tx, &metadata_store)
 }
 

@@ -7,7 +7,7 @@
 //! Nothing is synced: what a power cut takes away or mixes up is found out when it is read.
 
 use super::index::{Queue, SegmentId};
-use super::record::{FOOTER_LEN, Footer, HEADER_LEN, ROW_LEN, Row, parse_header};
+use super::record::{self, FOOTER_LEN, Footer, HEADER_LEN, ROW_LEN, Row, parse_header};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -100,17 +100,23 @@ impl Folder {
         Ok(file)
     }
 
-    /// The records of a segment, or `None` while somebody writes it. Under the lock, if it is to be sure.
-    pub(super) fn rows(&self, id: SegmentId) -> io::Result<Option<Vec<Row>>> {
+    /// The records of a segment and the bytes that it takes if these are others by now, or `None` while somebody writes it.
+    /// Under the lock, if it is to be sure. What a killed process left ends behind its last record from then on: all the
+    /// room that was set aside for it would be taken by what may be very little.
+    pub(super) fn rows(&self, id: SegmentId) -> io::Result<Option<(Vec<Row>, Option<u64>)>> {
         let file = File::open(self.path(id))?;
         let len = file.metadata()?.len();
         if let Some(rows) = table(&file, len) {
-            return Ok(Some(rows));
+            return Ok(Some((rows, None)));
         }
         if !try_lock(&file)? {
             return Ok(None);
         }
-        Ok(Some(headers(&file, len)))
+        let rows = headers(&file, len);
+        // What cannot be written to can be read all the same.
+        let ended =
+            OpenOptions::new().write(true).open(self.path(id)).and_then(|file| end(&file, &rows, len));
+        Ok(Some((rows, ended.unwrap_or_default())))
     }
 
     /// `len` bytes of a segment from `at`.
@@ -166,6 +172,19 @@ fn table(file: &File, len: u64) -> Option<Vec<Row>> {
     let mut table = vec![0; footer.rows as usize * ROW_LEN];
     file.read_exact_at(&mut table, u64::from(footer.table_at)).ok()?;
     footer.rows(&table)
+}
+
+/// Ends a segment that nobody writes behind its last record. The bytes that it takes, unless it has no room for its table.
+fn end(file: &File, rows: &[Row], len: u64) -> io::Result<Option<u64>> {
+    let at = rows.last().map_or(0, |row| u64::from(row.at) + HEADER_LEN as u64 + u64::from(row.stored_len));
+    let table = record::table(rows, at as u32);
+    let end = at + table.len() as u64;
+    if end > len {
+        return Ok(None);
+    }
+    file.write_all_at(&table, at)?;
+    file.set_len(end)?;
+    Ok(Some(end))
 }
 
 /// The records that a killed process left, one after the other.

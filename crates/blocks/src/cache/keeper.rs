@@ -205,7 +205,7 @@ impl Keeper {
                 continue;
             }
             match self.folder().rows(*id) {
-                Ok(Some(rows)) => self.shared.index().found(*id, *bytes, &rows),
+                Ok(Some((rows, ended))) => self.shared.index().found(*id, ended.unwrap_or(*bytes), &rows),
                 // Another process writes it: it is met once it is whole.
                 Ok(None) => self.others_write = true,
                 // As if it were empty: it goes when its time comes.

@@ -124,6 +124,24 @@ fn small_slices_share_files_and_a_closed_segment_takes_no_more_than_it_holds() {
 }
 
 #[test]
+fn what_a_killed_process_left_takes_no_more_than_it_holds_once_it_is_met() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { bytes_max: 1 << 20, segment_bytes: 256 << 10, entries_max: 10_000 };
+    let mut cache = Direct::open(dir.path(), limits);
+    assert!((1..10).all(|n| cache.put(n, 512)));
+    drop(cache);
+    assert_eq!(allocated(dir.path()), 256 << 10);
+    let cache = Direct::open(dir.path(), limits);
+    assert!(allocated(dir.path()) <= 3 * 4096, "{}", allocated(dir.path()));
+    assert!((1..10).all(|n| cache.get(n, 512)));
+    // It was ended well: the next one finds a table.
+    drop(cache);
+    let cache = Direct::open(dir.path(), limits);
+    assert!((1..10).all(|n| cache.get(n, 512)));
+    assert_eq!(cache.disk.figures().damaged, 0);
+}
+
+#[test]
 fn nothing_is_given_under_another_volume_or_another_seal() {
     let dir = tempfile::tempdir().unwrap();
     let mut cache = Direct::open(dir.path(), LIMITS);

@@ -6,6 +6,7 @@
 
 use super::client::{self, Client, Patience};
 use crate::hedge::{Hedged, Hedges};
+use crate::pin::Pin;
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort, Trouble};
 use crate::signed::Action;
 use bytes::Bytes;
@@ -162,6 +163,10 @@ impl RemoteStore {
 
     async fn put_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
         super::check_name(name)?;
+        self.put_named(name, bytes).await
+    }
+
+    pub(super) async fn put_named(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         // Nothing is put into a bucket that may be another one.
         if !self.seen.load(Ordering::Relaxed) {
@@ -229,6 +234,10 @@ impl RemoteStore {
 
     async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
         super::check_name(name)?;
+        self.delete_named(name).await
+    }
+
+    pub(super) async fn delete_named(&self, name: &str) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         if !self.seen.load(Ordering::Relaxed) {
             self.marked(name, "nothing is deleted").await?;
@@ -254,7 +263,7 @@ impl RemoteStore {
         Ok(ListPage { names: names.collect(), next: listed.page_token })
     }
 
-    async fn marked(&self, name: &str, what: &str) -> Result<(), StoreError> {
+    pub(super) async fn marked(&self, name: &str, what: &str) -> Result<(), StoreError> {
         let marked = self.check_marker().await;
         marked.map_err(|e| StoreError::unavailable(name, Errno::EIO, format!("{what}, and {}", e.reason)))
     }
@@ -325,6 +334,18 @@ impl StorePort for RemoteStore {
 
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
         self.list_page(from).boxed()
+    }
+
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store_pin(pin).boxed()
+    }
+
+    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.delete_pin(volume, id).boxed()
+    }
+
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.read_pins().boxed()
     }
 }
 

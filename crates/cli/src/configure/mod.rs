@@ -6,7 +6,9 @@ mod create;
 
 use crate::output::{self, Column};
 use crate::{credentials, serve};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use chronofs_admin::model;
+use chronofs_core::Retention;
 use chronofs_wire::http::{AdminClient, Method, parse_address};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
@@ -53,12 +55,36 @@ enum Command {
     #[command(subcommand)]
     Probe(Probe),
     /// Delete one that is not in use
+    #[command(
+        after_help = "A deleted volume can be taken back with undelete until its time is over; deleting the deleted-volume \
+                      gives it up at once, for good"
+    )]
     Delete {
         /// Its kind
         kind: Kind,
         /// Its name or id
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
+        /// Of a volume: for how long it can be taken back, 7d, 12h, 0, or -1 for ever; if not given, for as long as its past
+        /// reaches back, but at least a day
+        #[arg(long, allow_hyphen_values = true)]
+        keep: Option<Retention>,
+    },
+    /// Take back something that was deleted
+    #[command(subcommand)]
+    Undelete(Undelete),
+}
+
+#[derive(Subcommand, Debug)]
+enum Undelete {
+    /// A volume with all its files and its past, until what it holds is given up; its tokens are to be made anew
+    Volume {
+        /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// Give it this name, if another volume has its own by now
+        #[arg(long, value_name = "NAME")]
+        new_name: Option<String>,
     },
 }
 
@@ -92,6 +118,8 @@ pub(crate) enum Kind {
     MetadataStore,
     /// File systems
     Volume,
+    /// File systems that were deleted, and can be taken back or are going
+    DeletedVolume,
     /// What opens a volume
     VolumeToken,
 }
@@ -103,6 +131,7 @@ impl Kind {
             Kind::BlockStore => "/v1/block-stores",
             Kind::MetadataStore => "/v1/metadata-stores",
             Kind::Volume => "/v1/volumes",
+            Kind::DeletedVolume => "/v1/deleted-volumes",
             Kind::VolumeToken => "/v1/volume-tokens",
         }
     }
@@ -113,6 +142,7 @@ impl Kind {
             Kind::BlockStore => "block-store",
             Kind::MetadataStore => "metadata-store",
             Kind::Volume => "volume",
+            Kind::DeletedVolume => "deleted-volume",
             Kind::VolumeToken => "volume-token",
         }
     }
@@ -139,6 +169,15 @@ impl Kind {
                 ("USED", "used_bytes"),
                 ("INODES", "used_inodes"),
                 ("MOUNTS", "sessions"),
+            ],
+            Kind::DeletedVolume => &[
+                ("NAME", "name"),
+                ("ID", "id"),
+                ("STATE", "state"),
+                ("DELETED", "deleted"),
+                ("KEPT UNTIL", "kept_until"),
+                ("USED", "used_bytes"),
+                ("DETAIL", "detail"),
             ],
             Kind::VolumeToken => &[
                 ("ID", "id"),
@@ -255,12 +294,40 @@ async fn dispatch(session: Session, command: Command) -> Result<()> {
             let item = session.call(Method::POST, &path, None::<&()>).await;
             session.show(Kind::BlockStore, &item.with_context(|| format!("probe block-store {name}"))?)
         }
-        Command::Delete { kind, name } => {
-            let deleted = session.call(Method::DELETE, &at(kind, &name), None::<&()>).await;
-            deleted.with_context(|| format!("delete {} {name}", kind.word()))?;
-            Ok(())
+        Command::Delete { kind, name, keep } => delete(&session, kind, &name, keep)
+            .await
+            .with_context(|| format!("delete {} {name}", kind.word())),
+        Command::Undelete(Undelete::Volume { name, new_name }) => {
+            let path = format!("{}/undelete", at(Kind::DeletedVolume, &name));
+            let item = session.call(Method::POST, &path, Some(&model::Undelete { new_name })).await;
+            session.show(Kind::Volume, &item.with_context(|| format!("undelete volume {name}"))?)
         }
     }
+}
+
+async fn delete(session: &Session, kind: Kind, name: &str, keep: Option<Retention>) -> Result<()> {
+    if keep.is_some() && !matches!(kind, Kind::Volume) {
+        bail!("only a volume is kept when it is deleted: leave out --keep");
+    }
+    if !matches!(kind, Kind::Volume) {
+        return session.call(Method::DELETE, &at(kind, name), None::<&()>).await.map(drop);
+    }
+    let volume = session.call(Method::GET, &at(kind, name), None::<&()>).await?;
+    let id = volume["id"].as_str().unwrap_or(name).to_owned();
+    let keep = keep.map_or(String::new(), |keep| format!("?keep={keep}"));
+    session.call(Method::DELETE, &format!("{}{keep}", at(kind, &id)), None::<&()>).await?;
+    let kept = session.call(Method::GET, &at(Kind::DeletedVolume, &id), None::<&()>).await?;
+    output::note(match (kept["state"].as_str(), kept["kept_until"].as_str()) {
+        (Some("kept"), Some(until)) => {
+            format!("it can be taken back until {until}: chronofs configure undelete volume {id}")
+        }
+        (Some("kept"), None) => format!(
+            "it is kept until it is given up with chronofs configure delete deleted-volume {id}; to take it back: chronofs \
+             configure undelete volume {id}"
+        ),
+        _ => "what it held is given up now".to_owned(),
+    });
+    Ok(())
 }
 
 async fn list(session: &Session, kind: Kind) -> Result<()> {

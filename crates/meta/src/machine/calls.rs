@@ -132,6 +132,7 @@ impl Machine {
         if self.hold_back(group, conn, call) {
             return Ok(());
         }
+        self.note_call(group);
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         session.called = true;
         // What is open is told before any call of a connection; what is opened from here on is counted as it comes.

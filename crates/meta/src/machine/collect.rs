@@ -6,24 +6,28 @@
 
 use super::Machine;
 use super::group::{DeleteJob, Effect, Group, Then};
+use super::pace::{Lately, Pace};
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
+use chronofs_namespace::rows::{Sum, Tally};
 use chronofs_namespace::{SystemError, SystemReply, list_condemned, list_kept};
 use std::collections::{BTreeSet, VecDeque};
 use uuid::Uuid;
 
-/// How much is condemned in one commit, of one volume at a tick: 2,560 a second.
-const CONDEMN_MAX: u32 = 256;
+/// How much is condemned in one commit, of one volume at a tick: up to 2,560 a second, beside clients 640 or a hundredth
+/// of what is retired. That is ten minutes' worth and more, so what may go is condemned as fast as it comes.
+const CONDEMNED: Pace = Pace { beside: 64, full: 256, one_in: 1024 };
 /// How many objects are handed out for deletion and not reported back, of one volume.
 const IN_FLIGHT_MAX: usize = 512;
-/// How many of them at a tick.
-const HAND_OUT_MAX: usize = 128;
+/// How many of them at a tick: up to 1,280 a second, beside clients 80 or a hundredth of what is condemned.
+const HANDED_OUT: Pace = Pace { beside: 8, full: 128, one_in: 1024 };
 /// A volume where nothing was to be done is looked at again after so long.
 const IDLE_NS: u64 = 1_000_000_000;
-/// After a failure of the store nothing is deleted for so long; twice as long after the next, up to a limit.
+/// After a failure of the store nothing is deleted for so long; twice as long after the next, up to 32 s: when it is back,
+/// it goes on soon.
 const RETRY_NS: u64 = 2_000_000_000;
-const RETRY_DOUBLINGS_MAX: u32 = 7;
+const RETRY_DOUBLINGS_MAX: u32 = 4;
 /// For so long it counts that the admin server has said who owns the store. It says so every 20 s.
 const OWNER_NS: u64 = 60_000_000_000;
 
@@ -50,6 +54,8 @@ pub(super) struct Collecting {
     retry_ns: u64,
     /// Until then there is nothing to look for.
     next_ns: u64,
+    /// Objects that were deleted.
+    lately: Lately,
     /// For people.
     pub(super) shown: CollectionShown,
 }
@@ -59,12 +65,24 @@ pub(super) struct Collecting {
 pub struct CollectionShown {
     /// Objects deleted since the start.
     pub deleted: u64,
+    /// Their stored bytes, as far as rows ever told.
+    #[serde(default)]
+    pub deleted_bytes: u64,
+    /// Objects deleted in a second, lately.
+    #[serde(default)]
+    pub deleted_per_second: u64,
+    /// More could go now, and goes slowly because clients are at work.
+    #[serde(default)]
+    pub slowed: bool,
     /// Staged slices removed since the start.
     pub staged: u64,
     /// So much was retired at once that it waits for a word: `chronofs meta gc --release-brake`.
     pub braked: bool,
     /// Why the store does not delete at the moment.
     pub problem: Option<String>,
+    /// Why nothing is forgotten or deleted at the moment, if it is the pins in the block store that are in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
     /// The metadata cannot be read where it has to be: nothing is collected until the next start.
     pub stopped: bool,
 }
@@ -120,9 +138,19 @@ impl Machine {
         self.ages.note(group.steady_ns, self.last, life_ns);
         let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
         for index in indexes {
-            let Some(volume) = self.volumes.get(&index) else { continue };
-            let Collecting { next_ns, shown, .. } = &volume.collecting;
-            if volume.row.deleted.is_some() || shown.stopped || group.steady_ns < *next_ns {
+            let Some(volume) = self.volumes.get_mut(&index) else { continue };
+            let Collecting { next_ns, shown, lately, .. } = &mut volume.collecting;
+            shown.deleted_per_second = lately.per_second(group.steady_ns);
+            if !volume.row.is_collected() || shown.stopped || group.steady_ns < *next_ns {
+                continue;
+            }
+            let waits = self.unread_pins(index, group.steady_ns);
+            let may = waits.is_none();
+            if let Some(volume) = self.volumes.get_mut(&index) {
+                let shown = &mut volume.collecting.shown;
+                (shown.waits, shown.slowed) = (waits, shown.slowed && may);
+            }
+            if !may {
                 continue;
             }
             match self.collect_volume(group, index) {
@@ -141,29 +169,59 @@ impl Machine {
 
     fn collect_volume(&mut self, group: &mut Group, index: VolumeIndex) -> Result<(), EngineError> {
         let Some(id) = self.volumes.get(&index).map(|volume| volume.id()) else { return Ok(()) };
-        let mut busy = false;
+        let tally = self.tally(group, index, "looking for retired objects")?;
+        let (mut busy, mut slowed) = (false, false);
         if let Some(before) = self.collects_before(group.steady_ns) {
             let brake = self.config.brake_from;
-            let request = SystemRequest::Condemn { volume: id, before, limit: CONDEMN_MAX, brake };
+            let limit = self.at_pace(group, &CONDEMNED, tally.retired.count) as u32;
+            let request = SystemRequest::Condemn { volume: id, before, limit, brake };
             if let Ok(SystemReply::Condemned { objects, staged, braked }) = self.system(group, &request)? {
                 busy = objects + staged > 0;
+                slowed = objects + staged >= limit && u64::from(limit) < CONDEMNED.full;
                 group.thens.push(Then::Condemned { index, staged, braked });
             }
         }
-        busy |= self.hand_out(group, index)?;
+        let condemned = tally.condemned.count;
+        let handed_out = self.hand_out(group, index, condemned)?;
+        busy |= handed_out;
+        let at_pace = self.at_pace(group, &HANDED_OUT, condemned);
+        slowed |= handed_out && condemned > at_pace && at_pace < HANDED_OUT.full;
         let wait_ns = if busy { 0 } else { IDLE_NS.min(self.life_ns() / 8) };
         if let Some(volume) = self.volumes.get_mut(&index) {
             volume.collecting.next_ns = group.steady_ns + wait_ns;
+            volume.collecting.shown.slowed = slowed;
         }
         Ok(())
     }
 
-    /// Whether any were.
-    fn hand_out(&mut self, group: &mut Group, index: VolumeIndex) -> Result<bool, EngineError> {
+    /// What there is of a volume. Whoever needs it does no more for the volume if it cannot be read.
+    pub(super) fn tally(
+        &self,
+        group: &mut Group,
+        index: VolumeIndex,
+        what: &str,
+    ) -> Result<Tally, EngineError> {
+        match chronofs_namespace::tally(&group.reads, index) {
+            Ok(tally) => Ok(tally),
+            Err(stop) => {
+                self.stopped(group, stop, what)?;
+                Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() })
+            }
+        }
+    }
+
+    /// Whether any of so many condemned were.
+    fn hand_out(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        condemned: u64,
+    ) -> Result<bool, EngineError> {
         let durable = self.durable;
+        let limit = self.at_pace(group, &HANDED_OUT, condemned) as usize;
         let Some(volume) = self.volumes.get(&index) else { return Ok(false) };
         let Collecting { in_flight, retry_ns, .. } = &volume.collecting;
-        let room = IN_FLIGHT_MAX.saturating_sub(in_flight.len()).min(HAND_OUT_MAX);
+        let room = IN_FLIGHT_MAX.saturating_sub(in_flight.len()).min(limit);
         if room == 0 || group.steady_ns < *retry_ns || !self.owns_store(group.steady_ns) {
             return Ok(false);
         }
@@ -242,19 +300,38 @@ impl Machine {
         if group.full || self.is_recovering() || done.deleted.is_empty() {
             return Ok(());
         }
-        let request = SystemRequest::Deleted { volume: done.volume, objects: done.deleted.clone() };
-        match self.system(group, &request) {
-            Ok(Ok(_)) => group.thens.push(Then::ObjectsGone(index, done.deleted.len() as u64)),
-            Ok(Err(_)) => {}
+        match self.commit_deleted(group, index, done) {
             Err(EngineError::Damaged { .. }) => self.stop_collecting(index),
-            Err(error) => return Err(error),
+            result => return result,
         }
         Ok(())
     }
 
-    pub(super) fn objects_gone(&mut self, index: VolumeIndex, count: u64) {
+    fn commit_deleted(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        done: &DeletedObjects,
+    ) -> Result<(), EngineError> {
+        // Of those that are gone some were said to be before, and their rows went only now.
+        let what = "looking for condemned objects";
+        let before = self.tally(group, index, what)?.condemned;
+        let request = SystemRequest::Deleted { volume: done.volume, objects: done.deleted.clone() };
+        if self.system(group, &request)?.is_ok() {
+            let left = self.tally(group, index, what)?.condemned;
+            let count = before.count.saturating_sub(left.count);
+            let bytes = before.bytes.saturating_sub(left.bytes);
+            group.thens.push(Then::ObjectsGone(index, Sum { count, bytes }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn objects_gone(&mut self, group: &Group, index: VolumeIndex, gone: Sum) {
         if let Some(volume) = self.volumes.get_mut(&index) {
-            volume.collecting.shown.deleted += count;
+            let Collecting { lately, shown, .. } = &mut volume.collecting;
+            lately.add(group.steady_ns, gone.count);
+            shown.deleted += gone.count;
+            shown.deleted_bytes += gone.bytes;
         }
     }
 
@@ -266,8 +343,9 @@ impl Machine {
         objects: &[ObjectId],
     ) -> Result<(), EngineError> {
         let Some(over_since) = self.collects_before(group.steady_ns) else { return Ok(()) };
-        let Some(index) = self.volume_by_id(volume).map(|volume| volume.index) else { return Ok(()) };
-        if group.full || self.is_recovering() {
+        let found = self.volumes.values().find(|found| found.id() == volume && found.row.is_collected());
+        let Some(index) = found.map(|volume| volume.index) else { return Ok(()) };
+        if group.full || self.is_recovering() || self.unread_pins(index, group.steady_ns).is_some() {
             return Ok(());
         }
         let request = SystemRequest::CondemnGarbage { volume, objects: objects.to_vec(), over_since };
@@ -301,13 +379,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Keeps an instant of a volume readable until it is released, or, as a hold, until `ends`.
-    pub fn keep_instant(
+    /// Keeps the instants `at..=to` of a volume readable until they are released, or, as a hold, until `ends`.
+    pub fn keep_instants(
         &mut self,
         group: &mut Group,
-        volume: Uuid,
-        id: Uuid,
-        at: Version,
+        (volume, id): (Uuid, Uuid),
+        (at, to): (Version, Version),
         ends: Option<Version>,
         note: &str,
     ) -> Result<Result<(), SystemError>, EngineError> {
@@ -315,12 +392,12 @@ impl Machine {
         if self.is_recovering() {
             return Ok(Err(SystemError::NotNow));
         }
-        let request = SystemRequest::Keep { volume, id, at, ends, note: note.to_owned() };
+        let request = SystemRequest::Keep { volume, id, at, to, ends, note: note.to_owned(), found: false };
         Ok(self.system(group, &request)?.map(drop))
     }
 
-    /// An instant need not be kept for this any more.
-    pub fn release_instant(
+    /// These instants need not be kept for this any more.
+    pub fn release_instants(
         &mut self,
         group: &mut Group,
         volume: Uuid,
@@ -331,7 +408,10 @@ impl Machine {
             return Ok(Err(SystemError::NotNow));
         }
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
-        if let (Ok(()), Some(volume)) = (&released, self.volume_by_id(volume)) {
+        if let (Ok(()), Some(volume)) =
+            (&released, self.volumes.values_mut().find(|found| found.id() == volume))
+        {
+            volume.pins.released(group.steady_ns);
             group.thens.push(Then::Released(volume.index));
         }
         Ok(released)
@@ -347,9 +427,7 @@ impl Machine {
         };
         for (index, id, row) in kept {
             let over = row.ends.is_some_and(|ends| ends <= now);
-            let Some(volume) = self.volumes.get(&index).filter(|volume| volume.row.deleted.is_none()) else {
-                continue;
-            };
+            let Some(volume) = self.volumes.get(&index) else { continue };
             if over && self.system(group, &SystemRequest::Release { volume: volume.id(), id })?.is_ok() {
                 group.thens.push(Then::Released(index));
             }

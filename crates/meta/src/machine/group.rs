@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chronofs_core::ops::{Missed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
-use chronofs_namespace::rows::Volume;
+use chronofs_namespace::rows::{Sum, Volume};
 use chronofs_wire::message::{HelloAnswer, ToClient};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -181,14 +181,18 @@ pub(super) enum Then {
     LeaseRenewed(SessionId),
     /// A sweep forgot rows and goes on here.
     Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
+    /// Rows of a volume that is given up are gone, and it goes on here.
+    Dropped { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// What was retired is condemned.
     Condemned { index: VolumeIndex, staged: u32, braked: bool },
     /// Condemned objects are handed out for deletion.
     HandedOut(VolumeIndex, Vec<ObjectId>),
     /// So many objects are gone.
-    ObjectsGone(VolumeIndex, u64),
+    ObjectsGone(VolumeIndex, Sum),
     /// The packing of a volume went on.
     PackStepped(VolumeIndex, PackStep),
+    /// The pins of a block store were read then, and all are obeyed, but for this problem.
+    PinsRead(VolumeIndex, u64, Option<String>),
     /// An instant is no longer kept.
     Released(VolumeIndex),
     /// An inode was freed.

@@ -6,11 +6,11 @@ use super::{Deferred, Machine, WaitingHello, Waits};
 use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::{FileKind, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{SystemError, SystemReply, rows};
+use chronofs_namespace::{SystemError, SystemReply, instants, rows};
 use chronofs_wire::admin::AssignedToken;
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, Welcome, common_protocol,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, Welcome, Window, common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -383,7 +383,17 @@ impl Machine {
         if !parked.is_empty() {
             group.send(conn, ToClient::Parked { calls: parked });
         }
+        self.tell_window(group, id, conn);
         self.settle_sharing(group, index);
+    }
+
+    /// How far back the session's volume goes.
+    pub(super) fn tell_window(&self, group: &mut Group, id: SessionId, conn: ConnId) {
+        let index = self.sessions.get(&id).map(|session| session.index);
+        let Some(volume) = index.and_then(|index| self.volumes.get(&index)) else { return };
+        let (earliest, _) = instants(&volume.row, self.next_version(group));
+        let window = Window { retention: volume.row.spec.retention, earliest };
+        group.send(conn, ToClient::Window { window });
     }
 
     /// The directory a token is confined to, as of the instant that is to be shown.
@@ -419,13 +429,17 @@ fn refuse_session(error: SystemError) -> Refusal {
     let reason = match error {
         SystemError::Instant { earliest, latest, .. } => RefusalReason::Instant { earliest, latest },
         SystemError::Gap { before, after, .. } => RefusalReason::Gap { before, after },
-        SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) => RefusalReason::UnknownVolume,
+        SystemError::UnknownVolume(_) | SystemError::DeletedVolume(_) | SystemError::GivenUp(_) => {
+            RefusalReason::UnknownVolume
+        }
         SystemError::UnknownSession(_) => RefusalReason::SessionOver,
         SystemError::BadSpec(_)
         | SystemError::Exhausted(_)
         | SystemError::NotGranted(_)
         | SystemError::NotNow
-        | SystemError::NotCounted(_) => RefusalReason::NotNow { retry_ms: 60_000 },
+        | SystemError::NotCounted(_)
+        | SystemError::NotDeleted(_)
+        | SystemError::StillNeeded(_) => RefusalReason::NotNow { retry_ms: 60_000 },
     };
     refusal(reason, message)
 }

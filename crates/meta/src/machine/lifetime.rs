@@ -4,6 +4,7 @@ use super::Machine;
 use super::group::{Group, Then, Undo};
 use super::session::Session;
 use super::tag::KeptReplies;
+use super::volumes::VolumeState;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, VolumeIndex};
 use chronofs_engine::{EngineError, Reads};
@@ -50,6 +51,8 @@ impl Machine {
         self.advance_horizons(group)?;
         self.end_holds(group)?;
         self.forget(group)?;
+        self.give_up(group)?;
+        self.drop_rows(group)?;
         self.collect(group)?;
         self.pack(group)?;
         self.mark(group)
@@ -155,20 +158,24 @@ impl Machine {
         if !self.sessions.values().all(told) && group.steady_ns < until_ns {
             return Ok(());
         }
-        let mut orphans: Vec<(VolumeIndex, Ino)> = Vec::new();
-        for index in self.volumes.keys() {
-            match chronofs_namespace::list_orphans(&group.reads, *index) {
-                Ok(found) => orphans.extend(found.into_iter().map(|(ino, _)| (*index, ino))),
-                Err(stop) => drop(self.stopped(group, stop, "listing files without links")?),
-            }
-        }
         self.reclaim_until_ns = None;
-        for (index, ino) in orphans {
-            if let Some(volume) = self.volumes.get_mut(&index)
-                && !volume.opens.contains_key(&ino)
-            {
-                volume.to_reap.insert(ino);
-            }
+        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        indexes.into_iter().try_for_each(|index| self.look_for_orphans(group, index))
+    }
+
+    /// Files of a volume without links that nobody has open are to go.
+    pub(super) fn look_for_orphans(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+    ) -> Result<(), EngineError> {
+        let orphans = match chronofs_namespace::list_orphans(&group.reads, index) {
+            Ok(found) => found,
+            Err(stop) => return self.stopped(group, stop, "listing files without links").map(drop),
+        };
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            let unopened = orphans.into_iter().map(|(ino, _)| ino);
+            volume.to_reap.extend(unopened.filter(|ino| !volume.opens.contains_key(ino)));
         }
         Ok(())
     }
@@ -182,6 +189,10 @@ impl Machine {
         for volume in self.volumes.values_mut().filter(|volume| volume.row.deleted.is_some()) {
             volume.to_reap.clear();
         }
+        let returned =
+            |volume: &mut VolumeState| std::mem::take(&mut volume.leaving.returned).then_some(volume.index);
+        let returned: Vec<VolumeIndex> = self.volumes.values_mut().filter_map(returned).collect();
+        returned.into_iter().try_for_each(|index| self.look_for_orphans(group, index))?;
         let candidates: Vec<(VolumeIndex, Ino)> = self
             .volumes
             .values()

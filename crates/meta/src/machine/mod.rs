@@ -11,11 +11,14 @@ mod figures;
 mod forget;
 mod group;
 mod hello;
+mod leave;
 mod lifetime;
 mod now;
 pub mod objects;
+mod pace;
 mod packing;
 mod parked;
+mod pins;
 mod recovery;
 mod replays;
 mod session;
@@ -30,8 +33,10 @@ pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
+pub use leave::LeavingShown;
 pub use now::Now;
-pub use packing::{Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
+pub use packing::{MOVED_AT_ONCE, Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
+pub use pins::PinsRead;
 pub use session::ConnId;
 pub use volumes::VolumeState;
 
@@ -76,6 +81,8 @@ pub struct Config {
     pub slice_life_ms: u32,
     /// So much has to be retired at once for the brake to look at it.
     pub brake_from: u64,
+    /// Nothing is forgotten or deleted when the pins in the block store were last read longer ago.
+    pub pins_age_ms: u32,
     /// The least that a horizon moves by.
     pub horizon_step_ms: u32,
     /// Staged slices of a volume are packed into an object when they are so many bytes,
@@ -98,6 +105,7 @@ impl Default for Config {
             mark_after_commits: 50_000,
             slice_life_ms: 600_000,
             brake_from: 10_000,
+            pins_age_ms: 900_000,
             horizon_step_ms: 60_000,
             pack_bytes: chronofs_blocks::object::OBJECT_BYTES_MAX as u64,
             pack_after_ms: 60_000,
@@ -162,6 +170,10 @@ pub enum Event {
     Poor(Uuid, Vec<PoorObject>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
+    /// A store was looked through, and this volume, which is given up, has no object in it.
+    NoneFound(Uuid),
+    /// The pins of a volume in its block store were read, or could not be.
+    Pins(Box<PinsRead>),
 }
 
 /// Someone waits until a version is durable.
@@ -228,6 +240,8 @@ pub struct Machine {
     /// Which volume's past comes first at the next tick.
     forget_turn: usize,
     ages: Ages,
+    /// When a client's call was decided last.
+    called_ns: Option<u64>,
     /// Until then it is known that no other start has taken the store over.
     owns_until_ns: Option<u64>,
 }
@@ -268,6 +282,7 @@ impl Machine {
             parked: 0,
             forget_turn: 0,
             ages: Ages::default(),
+            called_ns: None,
             owns_until_ns: None,
             config,
         };
@@ -343,6 +358,8 @@ impl Machine {
             Event::Packed(job, result) => self.packed(group, &job, &result),
             Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
+            Event::NoneFound(volume) => self.none_found(group, volume)?,
+            Event::Pins(read) => self.pins_read(group, &read)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
         Ok(())
@@ -394,7 +411,10 @@ impl Machine {
             ToServer::Call { id, acked, caller, request } => {
                 self.call(group, conn, &Call { id, acked, caller, request })?;
             }
-            ToServer::Renew => group.send(conn, ToClient::Renewed { now_ns: group.now_ns }),
+            ToServer::Renew => {
+                group.send(conn, ToClient::Renewed { now_ns: group.now_ns });
+                self.tell_window(group, session, conn);
+            }
             ToServer::Reclaim { opens } => self.reclaim(session, opens),
             ToServer::Replay { calls, end } => self.replay(group, session, calls, end)?,
             ToServer::SharedAck => self.shared_ack(group, session)?,
@@ -545,10 +565,12 @@ impl Machine {
                     volume.forgetting.stepped(next, rows);
                 }
             }
+            Then::Dropped { index, rows, next } => self.dropped(index, rows, next),
             Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
-            Then::ObjectsGone(index, count) => self.objects_gone(index, count),
+            Then::ObjectsGone(index, gone) => self.objects_gone(group, index, gone),
+            Then::PinsRead(index, read_ns, problem) => self.pins_known(index, read_ns, problem),
             Then::Released(index) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.lease_ended(self.last);

@@ -8,6 +8,7 @@
 
 use super::Machine;
 use super::group::{Effect, Group, Then};
+use super::pace::Pace;
 use chronofs_core::ops::{MovedSlice, SystemRequest};
 use chronofs_core::{ObjectId, SliceId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
@@ -26,6 +27,12 @@ const SOURCES_MAX: usize = 64;
 const SOURCE_BYTES_MAX: u64 = 64 << 20;
 /// How long repacking rests after each object, so that it takes little of what clients need.
 const REPACK_REST_NS: u64 = 1_000_000_000;
+
+/// How many slices are said to be moved at a tick: what it takes holds up everybody. Beside clients fewer, unless so many are
+/// staged that clients stage them faster.
+const MOVED: Pace = Pace { beside: MOVED_AT_ONCE as u64, full: 1024, one_in: 32 };
+/// How many of them in one commit.
+pub const MOVED_AT_ONCE: usize = 256;
 
 /// Slices to be packed into an object.
 #[derive(Clone, Debug)]
@@ -266,25 +273,47 @@ impl Machine {
                 group.effects.push(Effect::Pack(Box::new(job)));
                 Ok(Some(PackStep::Begun(object)))
             }
-            Step::Moving { object, packed, done } => {
-                let (volume, object, last) = (id, *object, done + 1 >= packed.moves.len());
-                let request = match packed.moves.get(*done) {
-                    Some(Move::Slices { from, slices }) => {
-                        let (from, slices, as_of) = (*from, slices.clone(), packed.as_of);
-                        SystemRequest::MoveSlices { volume, from, to: object, as_of, slices, last }
-                    }
-                    Some(Move::Staged(slices)) => {
-                        SystemRequest::MoveStaged { volume, object, slices: slices.clone(), last }
-                    }
-                    None => SystemRequest::EndPack { volume },
-                };
-                let done = done + 1;
-                Ok(Some(match self.system(group, &request)? {
-                    Ok(_) => PackStep::Moved { done, all: last },
-                    Err(error) => PackStep::Failed(error.to_string()),
-                }))
+            Step::Moving { done, .. } => {
+                let done = *done;
+                self.move_slices(group, index, id, done).map(Some)
             }
             Step::Named(..) | Step::Storing(_) | Step::Stopped => Ok(None),
+        }
+    }
+
+    /// Says of some slices where they lie, from the move `done` on.
+    fn move_slices(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        volume: Uuid,
+        mut done: usize,
+    ) -> Result<PackStep, EngineError> {
+        let staged = self.tally(group, index, "looking for staged slices")?.staged.count;
+        let (at_pace, mut moved) = (self.at_pace(group, &MOVED, staged), 0);
+        loop {
+            let step = self.volumes.get(&index).map(|volume| &volume.packing.step);
+            let Some(Step::Moving { object, packed, .. }) = step else { return Ok(PackStep::Ended) };
+            let (object, last) = (*object, done + 1 >= packed.moves.len());
+            let request = match packed.moves.get(done) {
+                Some(Move::Slices { from, slices }) => {
+                    moved += slices.len() as u64;
+                    let (from, slices, as_of) = (*from, slices.clone(), packed.as_of);
+                    SystemRequest::MoveSlices { volume, from, to: object, as_of, slices, last }
+                }
+                Some(Move::Staged(slices)) => {
+                    moved += slices.len() as u64;
+                    SystemRequest::MoveStaged { volume, object, slices: slices.clone(), last }
+                }
+                None => SystemRequest::EndPack { volume },
+            };
+            if let Err(error) = self.system(group, &request)? {
+                return Ok(PackStep::Failed(error.to_string()));
+            }
+            done += 1;
+            if last || moved >= at_pace {
+                return Ok(PackStep::Moved { done, all: last });
+            }
         }
     }
 
@@ -294,19 +323,15 @@ impl Machine {
         index: VolumeIndex,
         id: Uuid,
     ) -> Result<Option<PackStep>, EngineError> {
-        let staged = match chronofs_namespace::tally(&group.reads, index) {
-            Ok(tally) => tally.staged,
-            Err(stop) => {
-                let what = "looking for staged slices";
-                self.stopped(group, stop, what)?;
-                return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
-            }
-        };
+        let staged = self.tally(group, index, "looking for staged slices")?.staged;
+        // A pin that is not known of needs objects where they are.
+        let may_move = self.unread_pins(index, group.steady_ns).is_none();
         let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
         let packing = &mut volume.packing;
         let source = match packing.is_due(staged, group.steady_ns, &self.config) {
             true => Source::Staged(packing.from.clone()),
-            false => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
+            false if may_move => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
+            false => return Ok(None),
         };
         let nothing = matches!(&source, Source::Objects(sources) if sources.is_empty());
         let served = volume.store.is_some() && volume.problem.is_none();

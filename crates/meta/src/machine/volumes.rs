@@ -4,7 +4,9 @@ use super::Machine;
 use super::collect::{Collecting, CollectionShown};
 use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
+use super::leave::{self, Leaving};
 use super::packing::{Packing, PackingShown};
+use super::pins::PinsKnown;
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
@@ -66,6 +68,10 @@ pub struct VolumeState {
     pub(super) collecting: Collecting,
     /// How far the packing of its staged slices is.
     pub(super) packing: Packing,
+    /// How far it is gone, if it is given up.
+    pub(super) leaving: Leaving,
+    /// What is known of the pins in its block store.
+    pub(super) pins: PinsKnown,
 }
 
 impl VolumeState {
@@ -82,6 +88,8 @@ impl VolumeState {
             forgetting: Forgetting::default(),
             collecting: Collecting::default(),
             packing: Packing::default(),
+            leaving: Leaving::default(),
+            pins: PinsKnown::default(),
         }
     }
 
@@ -185,13 +193,18 @@ impl Machine {
 
     fn assign_volume(&mut self, group: &mut Group, assigned: &AssignedVolume) -> Result<(), EngineError> {
         let id = assigned.spec.id;
-        let known = self.volumes.values().find(|volume| volume.id() == id).map(|volume| &volume.row);
+        let known = self.volumes.values().find(|volume| volume.id() == id);
         let request = match known {
             None if assigned.deleted => return Ok(()),
             None => SystemRequest::CreateVolume(assigned.spec.clone()),
-            Some(row) if row.deleted.is_some() => return Ok(()),
-            Some(_) if assigned.deleted => SystemRequest::DeleteVolume { id },
-            Some(row) if row.spec != assigned.spec => SystemRequest::UpdateVolume(assigned.spec.clone()),
+            Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
+            {
+                Some(request) => request,
+                None => return Ok(()),
+            },
+            Some(known) if known.row.spec != assigned.spec => {
+                SystemRequest::UpdateVolume(assigned.spec.clone())
+            }
             Some(_) => return Ok(()),
         };
         match self.system(group, &request)? {
@@ -254,7 +267,9 @@ impl Machine {
     pub(super) fn volume_changed(&mut self, _group: &mut Group, index: VolumeIndex, row: rows::Volume) {
         match self.volumes.get_mut(&index) {
             Some(volume) => {
+                let returns = !volume.row.is_live() && row.is_live();
                 volume.row = row;
+                volume.leaving.changed(self.last, returns);
                 // Its horizon may be another one.
                 volume.forgetting.shrunk(self.last);
             }

@@ -52,6 +52,7 @@ pub fn volume(folder: &Path) -> AssignedVolume {
             hash_key: [7; 16],
         },
         deleted: false,
+        give_up_after_s: None,
         store: AssignedStore {
             id: Uuid::from_u128(0x22),
             kind: StoreKind::Local { path: folder.to_str().unwrap().to_owned() },
@@ -159,13 +160,15 @@ impl Client {
         send(&mut self.output, &frame).await;
     }
 
-    /// The next frame; `None` when the server ended the connection.
+    /// The next frame, but for what is said again and again of the window; `None` when the server ended the connection.
     pub async fn next(&mut self) -> Option<ToClient> {
-        tokio::time::timeout(Duration::from_secs(10), self.frames.next())
-            .await
-            .expect("a frame")
-            .ok()
-            .flatten()
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(10), self.frames.next());
+            match next.await.expect("a frame").ok().flatten() {
+                Some(ToClient::Window { .. }) => {}
+                next => return next,
+            }
+        }
     }
 
     pub async fn send_call(&mut self, id: u64, request: Request) {

@@ -4,14 +4,13 @@ use super::*;
 use chronofs_core::slice::{Codec, Seal};
 use chronofs_core::{ObjectId, SliceId, VolumeIndex};
 use chronofs_meta::machine::{DeleteJob, DeletedObjects};
-use chronofs_namespace::SystemError;
 use chronofs_namespace::rows::{RETIRED, Tally};
 use uuid::Uuid;
 
-const INDEX: VolumeIndex = VolumeIndex(1);
+pub const INDEX: VolumeIndex = VolumeIndex(1);
 
 impl Server {
-    fn publish(&mut self, id: u64, ino: Ino, object: ObjectId) {
+    pub fn publish(&mut self, id: u64, ino: Ino, object: ObjectId) {
         let id_of = SliceId { object, index: 0 };
         let seal = Seal { id: id_of, codec: Codec::Raw, stored_len: 100, full_len: 100, crc32c: 1 };
         let slice = Slice { offset: 0, len: 100, skip: 0, place: Place::Object(seal, 0) };
@@ -22,7 +21,7 @@ impl Server {
     }
 
     /// Time passes, everything becomes durable, and the store deletes what it is handed out, if it can.
-    fn pass(&mut self, seconds: u64, store_works: bool) -> Vec<ObjectId> {
+    pub fn pass(&mut self, seconds: u64, store_works: bool) -> Vec<ObjectId> {
         let mut deleted = Vec::new();
         for _ in 0..seconds.div_ceil(20) {
             self.now_ns += 20 * SECOND;
@@ -40,21 +39,21 @@ impl Server {
         self.run(Event::Tick)
     }
 
-    fn tally(&self) -> Tally {
+    pub fn tally(&self) -> Tally {
         chronofs_namespace::tally(&SharedView(self.core.engine.view()), INDEX).unwrap()
     }
 
-    fn verify(&self) {
+    pub fn verify(&self) {
         let faults = chronofs_namespace::verify(&SharedView(self.core.engine.view())).unwrap();
         assert!(faults.is_empty(), "{faults:?}");
     }
 
-    fn collection(&self) -> chronofs_meta::machine::CollectionShown {
+    pub fn collection(&self) -> chronofs_meta::machine::CollectionShown {
         self.core.machine.volume(INDEX).unwrap().collection().clone()
     }
 }
 
-fn jobs(effects: Vec<Effect>) -> Vec<DeleteJob> {
+pub fn jobs(effects: Vec<Effect>) -> Vec<DeleteJob> {
     let job = |effect| if let Effect::Delete(job) = effect { Some(job) } else { None };
     effects.into_iter().filter_map(job).collect()
 }
@@ -66,7 +65,7 @@ fn done(job: &DeleteJob, works: bool) -> DeletedObjects {
 }
 
 /// A server with a file whose object was written over: gives the object that is unnamed once an hour has passed.
-fn with_an_object_over() -> (Server, ObjectId) {
+pub fn with_an_object_over() -> (Server, ObjectId) {
     with_an_object_over_in(Server::start(Arc::new(Memory::default()), START_NS, false))
 }
 
@@ -145,12 +144,30 @@ fn a_store_that_fails_is_asked_again_less_and_less() {
     }
     assert_eq!(server.collection().problem.as_deref(), Some("the bucket is away"));
     let asked = server.pass(3600, false).len();
-    assert!((12..30).contains(&asked), "{asked}");
+    // After 2 s, 4 s, and at last every 32 s, as far as ticks of 20 s show it.
+    assert!((80..120).contains(&asked), "{asked}");
     assert_eq!((server.tally().condemned.count, server.collection().deleted), (1, 0));
     while server.tally().condemned.count > 0 {
         server.pass(20, true);
     }
     assert_eq!((server.collection().problem, server.collection().deleted), (None, 1));
+}
+
+/// What is not deleted any more is noticed within a minute, however long the store was away.
+#[test]
+fn a_store_that_is_back_after_hours_is_asked_within_a_minute() {
+    let (mut server, object) = with_an_object_over();
+    let asked = server.pass(20_000, false).len();
+    assert!(asked > 20, "{asked}");
+    for _ in 0..60 {
+        server.now_ns += SECOND;
+        server.durable();
+        if let Some(job) = jobs(server.run(Event::Tick)).pop() {
+            assert_eq!(job.objects, [object]);
+            return;
+        }
+    }
+    panic!("nothing was handed out in a minute");
 }
 
 #[test]
@@ -165,7 +182,7 @@ fn a_hold_keeps_what_it_names_until_it_ends_and_a_pin_until_it_is_released() {
         let now_ns = server.now_ns;
         let kept = server.core.decide(now_ns, |machine, group| {
             machine
-                .keep_instant(group, common::VOLUME, Uuid::from_u128(id), at, ends, "a snapshot")?
+                .keep_instants(group, (common::VOLUME, Uuid::from_u128(id)), (at, at), ends, "a snapshot")?
                 .unwrap();
             Ok(())
         });
@@ -181,12 +198,43 @@ fn a_hold_keeps_what_it_names_until_it_ends_and_a_pin_until_it_is_released() {
     assert_eq!(server.pass(10_000, true), [], "the hold is over, the pin is not");
     let now_ns = server.now_ns;
     let released = server.core.decide(now_ns, |machine, group| {
-        machine.release_instant(group, common::VOLUME, Uuid::from_u128(2))?.unwrap();
+        machine.release_instants(group, common::VOLUME, Uuid::from_u128(2))?.unwrap();
         Ok(())
     });
     released.unwrap();
     assert_eq!(server.pass(1_000, true), [held]);
     assert_eq!(chronofs_namespace::list_kept(&SharedView(server.core.engine.view())).unwrap(), []);
+    server.verify();
+}
+
+#[test]
+fn more_than_half_at_once_waits_for_a_word_says_how_to_go_on_and_goes_then() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    for n in 0..20 {
+        server.publish(2 + n, ino, ObjectId { incarnation: 0, session, n });
+    }
+    server.start_again(Config { brake_from: 4, ..Config::default() });
+    let mut told = Vec::new();
+    for _ in 0..1_000 {
+        server.now_ns += 20 * SECOND;
+        server.durable();
+        for effect in server.run(Event::Tick) {
+            match effect {
+                Effect::Delete(job) => panic!("{job:?}"),
+                Effect::Warn(text) => told.push(text),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!((server.tally().retired.count, server.tally().condemned.count), (19, 0));
+    assert!(server.collection().braked);
+    let says_how = |text: &&String| text.contains("chronofs meta gc --release-brake");
+    assert_eq!(told.iter().filter(says_how).count(), 1, "once, not at each tick: {told:?}");
+    server.core.decide(server.now_ns, |machine, group| machine.release_brakes(group)).unwrap();
+    assert_eq!(server.pass(2_000, true).len(), 19);
+    assert!(!server.collection().braked);
     server.verify();
 }
 
@@ -253,23 +301,110 @@ fn a_server_that_is_not_known_to_own_its_store_condemns_and_deletes_nothing() {
     assert!(!server.core.machine.owns_store(server.now_ns), "an old word does not count");
 }
 
-/// A commit in the window has a version above all that was lost: the next start would take that for what had survived,
-/// and clients would let go of what they are still to replay.
+/// A server with so many objects to be deleted that a session left behind, and with a client.
+fn with_condemned(count: u64) -> Server {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    server.frame(1, ToServer::Goodbye);
+    server.pass(700, true);
+    let objects = (0..count).map(|n| ObjectId { incarnation: 0, session, n }).collect();
+    server.run(Event::Garbage(common::VOLUME, objects));
+    assert_eq!(server.tally().condemned.count, count);
+    server.open(2, hello(2)).unwrap();
+    server
+}
+
+impl Server {
+    /// What is handed out at the next tick at which anything is; the store deletes it.
+    fn hands_out(&mut self, tick: impl Fn(&mut Server) -> Vec<Effect>) -> usize {
+        let ticks = (0..20).find_map(|_| jobs(tick(self)).pop());
+        let job = ticks.expect("something is handed out within two seconds");
+        self.run(Event::Deleted(Box::new(done(&job, true))));
+        job.objects.len()
+    }
+
+    fn quiet_tick(&mut self) -> Vec<Effect> {
+        self.now_ns += SECOND / 10;
+        self.durable();
+        self.run(Event::Tick)
+    }
+}
+
 #[test]
-fn nothing_is_pinned_or_released_while_what_a_power_cut_took_is_collected() {
-    let (server, _) = with_an_object_over();
-    let at = server.core.machine.last();
-    let engine = server.core.engine.clone();
-    let mut server = Server::start(engine.clone(), server.now_ns + SECOND, true);
-    assert!(server.core.machine.figures().recovering);
-    let (before, id) = (engine.view().version(), Uuid::from_u128(1));
-    let mut said = Vec::new();
-    let decided = server.core.decide(server.now_ns, |machine, group| {
-        said.push(machine.keep_instant(group, common::VOLUME, id, at, None, "a snapshot")?);
-        said.push(machine.release_instant(group, common::VOLUME, id)?);
-        Ok(())
-    });
-    decided.unwrap();
-    assert_eq!(engine.view().version(), before);
-    assert!(said.iter().all(|said| matches!(said, Err(SystemError::NotNow))), "{said:?}");
+fn beside_clients_few_objects_are_deleted_at_a_time_and_all_that_goes_when_they_rest() {
+    let mut server = with_condemned(600);
+    for _ in 0..10 {
+        assert_eq!(server.hands_out(|server| server.busy_tick(2)), 8);
+    }
+    // A call is remembered for half a second.
+    assert_eq!(server.hands_out(Server::quiet_tick), 8);
+    server.now_ns += SECOND;
+    for _ in 0..4 {
+        assert_eq!(server.hands_out(Server::quiet_tick), 128);
+    }
+    server.durable();
+    assert_eq!(server.tally().condemned.count, 0, "600 are 11 times 8 and four times 128");
+    server.verify();
+}
+
+#[test]
+fn the_more_there_is_to_delete_the_more_is_deleted_beside_clients() {
+    let mut server = with_condemned(30 << 10);
+    assert_eq!(server.hands_out(|server| server.busy_tick(2)), 30);
+    assert_eq!(server.hands_out(|server| server.busy_tick(2)), 29, "it is less already");
+}
+
+#[test]
+fn it_is_shown_how_much_was_deleted_how_fast_it_goes_and_that_clients_slow_it_down() {
+    let mut server = with_condemned(600);
+    for _ in 0..10 {
+        server.hands_out(|server| server.busy_tick(2));
+    }
+    server.busy_tick(2);
+    let shown = server.collection();
+    assert_eq!((shown.deleted, shown.deleted_per_second, shown.slowed), (80, 8, true));
+    server.now_ns += SECOND;
+    for _ in 0..5 {
+        server.quiet_tick();
+    }
+    assert!(!server.collection().slowed, "nobody is there to be held up");
+    // What is said of objects that are gone already counts for nothing.
+    let deleted = (0..8).map(|n| ObjectId { incarnation: 0, session: SessionId(1), n }).collect();
+    let again = DeletedObjects { volume: common::VOLUME, asked: Vec::new(), deleted, failure: None };
+    server.run(Event::Deleted(Box::new(again)));
+    assert_eq!(server.collection().deleted, 80);
+    server.now_ns += 10 * SECOND;
+    server.quiet_tick();
+    assert_eq!(server.collection().deleted_per_second, 0);
+
+    let (mut server, _) = with_an_object_over();
+    while server.collection().deleted == 0 {
+        server.pass(20, true);
+    }
+    assert_eq!((server.collection().deleted, server.collection().deleted_bytes), (1, 100));
+}
+
+#[test]
+fn beside_clients_little_is_condemned_at_a_time() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    for n in 0..300 {
+        server.publish(2 + n, ino, ObjectId { incarnation: 0, session, n });
+    }
+    while server.tally().retired.count == 0 {
+        server.pass(20, true);
+    }
+    assert_eq!(server.pass(560, true), []);
+    let left = |server: &Server| server.tally().retired.count;
+    while left(&server) == 299 {
+        server.busy_tick(1);
+    }
+    assert_eq!(left(&server), 299 - 64);
+    server.busy_tick(1);
+    assert_eq!(left(&server), 299 - 128);
+    server.now_ns += SECOND;
+    server.quiet_tick();
+    assert_eq!(left(&server), 0);
+    server.verify();
 }

@@ -104,6 +104,34 @@ fn a_long_past_goes_in_steps_and_after_a_restart_too() {
     assert_eq!(past_rows(&server), 0);
 }
 
+#[test]
+fn beside_clients_the_past_goes_slowly_until_more_has_left_the_window() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    for (id, file) in [(1, "a"), (11, "b")] {
+        let ino = attr(server.call(1, id, create(Ino::ROOT, file, false)).1.unwrap()).ino;
+        server.call(1, id + 1, sparse(session, ino, 0..4_000)).1.unwrap();
+        server.call(1, id + 2, Request::Unlink { parent: Ino::ROOT, name: name(file) }).1.unwrap();
+    }
+    for _ in 0..5 {
+        server.run(Event::Tick);
+        server.durable();
+    }
+    let before = past_rows(&server);
+    server.now_ns += LATER;
+    server.busy_tick(1);
+    for n in 1..4 {
+        server.busy_tick(1);
+        assert_eq!(past_rows(&server), before - n * 256);
+    }
+    // The horizon moves again, and that becomes durable.
+    server.now_ns += 120 * SECOND;
+    server.busy_tick(1);
+    let left = past_rows(&server);
+    server.busy_tick(1);
+    assert_eq!(past_rows(&server), left - 2048);
+}
+
 /// The inode's row of then is there still, and the directory's is not: half a past is none.
 #[test]
 fn an_answer_that_rests_on_what_is_forgotten_says_that_the_inode_is_gone() {

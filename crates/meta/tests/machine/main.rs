@@ -8,19 +8,24 @@ mod common;
 mod damaged;
 mod forget;
 mod late;
+mod leave;
 mod pack;
 mod past;
+mod pins;
 mod reclaim;
 mod rights;
 mod signing;
 
+use chronofs_blocks::Pin;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::slice::{NewSlice, Place, Slice};
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version};
 use chronofs_engine::memory::Memory;
 use chronofs_engine::{Batch, Change, Commit, Engine, EngineError, Recovered, View};
 use chronofs_meta::core::Core;
-use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, Now, SharedView};
+use chronofs_meta::machine::{
+    Call, Config, ConnId, Effect, Event, Found, Machine, Now, PinsRead, SharedView,
+};
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
 use common::{attr, create, hello, name, replayed};
 use std::sync::Arc;
@@ -32,6 +37,8 @@ const SECOND: u64 = 1_000_000_000;
 struct Server {
     core: Core,
     now_ns: u64,
+    /// The pins that are read from the block store before each tick, if that is done.
+    pins: Option<Result<Vec<Pin>, String>>,
 }
 
 impl Server {
@@ -44,7 +51,7 @@ impl Server {
         let config = Config { boot: now_ns, asks_admin, ..Config::default() };
         let machine =
             Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns.into()).unwrap();
-        let mut server = Server { core: Core { machine, engine }, now_ns };
+        let mut server = Server { core: Core { machine, engine }, now_ns, pins: Some(Ok(Vec::new())) };
         let assignment = common::assignment(std::path::Path::new("/nowhere"));
         server.run(Event::Assignment(Box::new(assignment)));
         server.run(Event::Tick);
@@ -54,8 +61,33 @@ impl Server {
     fn run(&mut self, event: Event) -> Vec<Effect> {
         self.now_ns += 1_000;
         let mut effects = Vec::new();
-        self.core.run(self.now_ns, vec![event], &mut |group| effects.extend(group.effects)).unwrap();
+        let mut events = Vec::new();
+        if matches!(event, Event::Tick)
+            && let Some(found) = self.pins.clone()
+        {
+            let read = PinsRead { volume: common::VOLUME, began_ns: self.now_ns, found };
+            events.push(Event::Pins(Box::new(read)));
+        }
+        events.push(event);
+        self.core.run(self.now_ns, events, &mut |group| effects.extend(group.effects)).unwrap();
         effects
+    }
+
+    /// Starts again, on the same state, with a block store of which nothing is known yet.
+    fn forget_pins(&mut self) {
+        self.pins = None;
+        self.start_again(Config::default());
+    }
+
+    /// Starts again, on the same state.
+    fn start_again(&mut self, config: Config) {
+        let (engine, now_ns) = (self.core.engine.clone(), self.now_ns);
+        engine.sync().unwrap();
+        let found = Found { last_commit: engine.applied(), ..Found::default() };
+        let config = Config { boot: now_ns, ..config };
+        let reads = SharedView(engine.view());
+        self.core.machine = Machine::new(config, &reads, engine.applied(), found, now_ns.into()).unwrap();
+        self.run(Event::Assignment(Box::new(common::assignment(std::path::Path::new("/nowhere")))));
     }
 
     fn durable(&mut self) -> Vec<Effect> {
@@ -73,6 +105,14 @@ impl Server {
         let call = Call { id, acked: 0, caller: Caller::ROOT, request };
         let effects = self.run(Event::Call(ConnId(conn), call));
         returned(effects, id).expect("an answer")
+    }
+
+    /// A tenth of a second with a call of the client behind `conn`.
+    fn busy_tick(&mut self, conn: u64) -> Vec<Effect> {
+        self.now_ns += SECOND / 10;
+        self.call(conn, self.now_ns, Request::GetAttr { ino: Ino::ROOT }).1.unwrap();
+        self.durable();
+        self.run(Event::Tick)
     }
 
     fn frame(&mut self, conn: u64, frame: ToServer) -> Vec<Effect> {

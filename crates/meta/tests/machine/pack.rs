@@ -102,6 +102,23 @@ fn slices_are_packed_a_minute_after_the_first_of_them_came_and_not_before_the_na
 }
 
 #[test]
+fn beside_clients_fewer_slices_are_moved_at_a_time() {
+    let (mut server, ..) = with_staged(1500);
+    let job = server.until_packing(65).unwrap();
+    let packed = server.built(&job);
+    server.run(Event::Packed(Box::new(job), Ok(packed)));
+    let left: Vec<u64> = (0..3)
+        .map(|_| {
+            server.busy_tick(1);
+            server.staged()
+        })
+        .collect();
+    assert_eq!(left, [1244, 988, 732]);
+    server.second();
+    assert_eq!(server.staged(), 0);
+}
+
+#[test]
 fn a_failed_object_is_tried_again_under_another_name_and_found_as_garbage() {
     let (mut server, ..) = with_staged(10);
     let first = server.until_packing(65).unwrap();

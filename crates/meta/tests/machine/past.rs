@@ -4,7 +4,7 @@ use super::*;
 use chronofs_core::ops::{NewNode, RenameMode};
 use chronofs_core::{FileKind, Retention};
 use chronofs_meta::executor::run_read;
-use chronofs_wire::message::{Refusal, RefusalReason};
+use chronofs_wire::message::{Refusal, RefusalReason, Window};
 
 fn make_dir(server: &mut Server, id: u64, parent: Ino, name: &str) -> Ino {
     let mut request = create(parent, name, false);
@@ -160,4 +160,46 @@ fn the_horizon_follows_the_window_and_what_lies_before_it_does_not_come_back() {
     let refusal = refused(&mut server, 2, Hello { at: Some(at), ..hello(2) });
     let RefusalReason::Instant { earliest, .. } = refusal.reason else { panic!("{refusal:?}") };
     assert_eq!(earliest, horizon(&server));
+}
+
+#[test]
+fn a_session_is_told_the_window_as_it_is_when_it_comes_and_whenever_it_renews() {
+    let window = |effects: &[Effect]| {
+        let told = |effect: &Effect| match effect {
+            Effect::Send(ConnId(1), ToClient::Window { window }) => Some(*window),
+            _ => None,
+        };
+        let told: Vec<Window> = effects.iter().filter_map(told).collect();
+        assert!(told.len() < 2, "{effects:?}");
+        told.first().copied()
+    };
+    let hour = Retention::Seconds(3600);
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let mut effects = server.run(Event::Hello(ConnId(1), Box::new(hello(1))));
+    effects.extend(server.durable());
+    let born = server.core.machine.volumes().next().unwrap().row.born;
+    assert_eq!(window(&effects), Some(Window { retention: hour, earliest: born }));
+    // Nothing changes and no horizon moves, and what can be mounted is another all the same.
+    server.now_ns += 7200 * SECOND;
+    let told = window(&server.frame(1, ToServer::Renew)).unwrap();
+    assert_eq!(told, Window { retention: hour, earliest: Version(server.now_ns - 3600 * SECOND) });
+    let at = Version(told.earliest.0 - SECOND);
+    let refusal = refused(&mut server, 2, Hello { at: Some(at), ..hello(2) });
+    assert!(matches!(refusal.reason, RefusalReason::Instant { .. }), "{refusal:?}");
+
+    let retained = |server: &mut Server, revision, retention| {
+        let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+        assignment.revision = revision;
+        assignment.volumes[0].spec.retention = retention;
+        server.run(Event::Assignment(Box::new(assignment)));
+        window(&server.frame(1, ToServer::Renew)).unwrap()
+    };
+    let shorter = retained(&mut server, 2, Retention::Seconds(60));
+    assert_eq!(shorter.retention, Retention::Seconds(60));
+    assert_eq!(shorter.earliest, Version(server.now_ns - 60 * SECOND));
+    let longer = retained(&mut server, 3, Retention::Forever);
+    assert_eq!(longer.retention, Retention::Forever);
+    assert!(longer.earliest > shorter.earliest, "what has left the window stays out of reach");
+    server.now_ns += 600 * SECOND;
+    assert_eq!(window(&server.frame(1, ToServer::Renew)), Some(longer));
 }

@@ -1,5 +1,6 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
+mod leave;
 mod past;
 mod store;
 
@@ -14,8 +15,9 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
-use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, SharedView};
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
+use leave::Fate;
 use past::Lease;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -55,6 +57,8 @@ pub struct World {
     /// For what has to do with the past alone.
     past_random: Random,
     retention: Retention,
+    /// What the admin server says of the volume.
+    fate: Fate,
     leases: Vec<Lease>,
     pub store: SharedStore,
     /// Clients write a lot, and what nobody names goes soon.
@@ -106,6 +110,7 @@ impl World {
             late_after_mark: 0,
             past_random: Random::new(!seed),
             retention: Retention::Forever,
+            fate: Fate::Lives,
             leases: Vec::new(),
             small_groups: Random::new(seed.rotate_left(29) ^ 0x6709).one_in(2),
             unfinished: 0,
@@ -147,8 +152,13 @@ impl World {
         }
     }
 
-    fn with_server(&mut self, events: Vec<Event>) {
+    fn with_server(&mut self, mut events: Vec<Event>) {
         let Some(server) = &mut self.server else { return };
+        // Pins are read now and then, mostly.
+        if matches!(events[..], [.., Event::Tick]) && !self.store_random.one_in(5) {
+            let read = PinsRead { volume: common::VOLUME, began_ns: self.now_ns, found: Ok(Vec::new()) };
+            events.insert(0, Event::Pins(Box::new(read)));
+        }
         let mut decided = Vec::new();
         let result = server.core.run(self.now_ns, events, &mut |group| decided.push(group));
         let applied = server.engine.applied();
@@ -417,9 +427,7 @@ impl World {
         let machine = Machine::new(config, &reads, engine.applied(), found, self.now_ns.into()).unwrap();
         let core = Core { machine, engine: engine.clone() };
         self.server = Some(Server { core, engine });
-        let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
-        assignment.revision = 1;
-        assignment.volumes[0].spec.retention = self.retention;
+        let assignment = self.assignment();
         self.with_server(vec![Event::Assignment(Box::new(assignment)), Event::Tick]);
         self.check_past();
         self.check_store();
@@ -526,6 +534,7 @@ impl World {
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
         self.finish_past();
         self.finish_store();
+        self.finish_leave();
         let Some(server) = &self.server else { panic!("no server in the end") };
         let view = server.engine.view();
         assert_is_model(&*view, &self.record.lock().unwrap());

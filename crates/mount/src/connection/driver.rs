@@ -178,6 +178,7 @@ fn received(connection: &Connection, frame: ToClient, ttl: Duration, events: &Un
             drop(state);
             connection.wake.notify_one();
         }
+        ToClient::Window { window } => connection.heard_window(window),
         ToClient::Closing | ToClient::Refused { .. } => {}
     }
 }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
-use chronofs_wire::message::{ToServer, Welcome};
+use chronofs_wire::message::{ToServer, Welcome, Window};
 use state::{Delivery, Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +62,8 @@ pub struct ConnectionStatus {
     pub waiting: usize,
     /// Answered mutations that are not durable yet.
     pub undurable: usize,
+    /// How far back the volume goes, as the server said last.
+    pub window: Option<Window>,
 }
 
 /// See the module.
@@ -81,6 +83,7 @@ pub struct Connection {
     requests: Requests,
     /// The run of the server that was heard last.
     boot: AtomicU64,
+    window: Mutex<Option<Window>>,
 }
 
 /// How long what the server said may be believed without asking again.
@@ -117,6 +120,7 @@ impl Connection {
             lease: Lease::new(),
             requests: Requests::new(),
             boot: AtomicU64::new(0),
+            window: Mutex::new(None),
         });
         connection.heard_welcome(&welcome, first.asked);
         connection.caches_emptied();
@@ -234,7 +238,8 @@ impl Connection {
             _ => None,
         };
         let connected = state.phase() == Phase::Up;
-        ConnectionStatus { connected, refused, session: state.session(), address, waiting, undurable }
+        let window = *self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        ConnectionStatus { connected, refused, session: state.session(), address, waiting, undurable, window }
     }
 
     /// The session that calls are made under now.
@@ -249,9 +254,13 @@ impl Connection {
 
     /// Ends the session: says goodbye if the server is there, and stops trying if it is not.
     pub async fn close(&self) {
-        self.state().send_if_up(ToServer::Goodbye);
+        {
+            // Nothing is taken out before it is known why the server will hang up: else its end looks like a loss.
+            let mut state = self.state();
+            state.send_if_up(ToServer::Goodbye);
+            self.closing.send_replace(true);
+        }
         self.wake.notify_one();
-        self.closing.send_replace(true);
         // The driver writes what is queued and ends; there is nothing to wait for when the server is away.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.closing.closed()).await;
     }
@@ -270,6 +279,10 @@ impl Connection {
 
     fn set_client(&self, client: u128) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    fn heard_window(&self, window: Window) {
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
     }
 
     /// What a welcome says about clock, lease and sharing. `asked` is when the hello was sent. Nothing is cached

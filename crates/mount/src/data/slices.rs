@@ -9,8 +9,8 @@ use chronofs_blocks::seal;
 use chronofs_blocks::{ShownBy, Trouble, object_name};
 use chronofs_core::slice::{Place, PlacedSlice, Seal};
 use chronofs_core::{Errno, Ino, ObjectId, SliceId};
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
@@ -18,6 +18,11 @@ use std::sync::{Arc, Mutex};
 const REPORTED_MAX: usize = 10_000;
 /// From this many stored bytes on, opening goes to a thread for such work.
 const OPEN_BLOCKING_MIN: u32 = 256 << 10;
+/// A part of the memory with a lock of its own has at least this much room, many times the largest slice: what does not
+/// fit into its part is not kept at all.
+const SHARD_BYTES_MIN: u64 = 64 << 20;
+/// How much of the memory is for what was asked for more than once. What is read ahead has to wait in the rest.
+const HOT_SHARE: f64 = 0.5;
 /// What loading a slice answers that its block does not show any more: its slices are to be asked for again.
 pub(super) const NOT_SHOWN: Errno = Errno::ESTALE;
 
@@ -41,7 +46,18 @@ pub(super) struct SliceCache {
 impl SliceCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let items = (bytes_max >> 16).clamp(1, 1 << 20) as usize;
-        SliceCache { opened: Cache::with_weighter(items, bytes_max, ByBytes), reported: Mutex::default() }
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(bytes_max)
+            .shards((bytes_max / SHARD_BYTES_MIN).clamp(1, 64) as usize)
+            .hot_allocation(HOT_SHARE)
+            .build();
+        let opened = match options {
+            Ok(options) => Cache::with_options(options, ByBytes, <_>::default(), <_>::default()),
+            // What an option lacks, which is none.
+            Err(_) => Cache::with_weighter(items, bytes_max, ByBytes),
+        };
+        SliceCache { opened, reported: Mutex::default() }
     }
 
     pub(super) fn get(&self, id: &SliceId) -> Option<Bytes> {

@@ -5,6 +5,7 @@
 use super::{Life, Random, lock};
 use bytes::Bytes;
 use chronofs_blocks::RemoteStore;
+use chronofs_blocks::pin::PINS;
 use chronofs_core::store::{Bucket as Place, Credentials, StoreKind};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 const ID: Uuid = Uuid::from_u128(0x22);
@@ -69,7 +70,7 @@ const OF_DELETES: &[Fate] =
 const OF_LISTS: &[Fate] = &[Fate::Refused, Fate::TimesOut, Fate::CutShort, Fate::Lost];
 
 /// See the module.
-pub(super) struct Bucket(Mutex<Inner>);
+pub(super) struct Bucket(Mutex<Inner>, Notify);
 
 struct Inner {
     objects: BTreeMap<String, Bytes>,
@@ -86,7 +87,7 @@ struct Inner {
 
 impl Bucket {
     pub(super) fn new(random: Random) -> Arc<Self> {
-        Arc::new(Bucket(Mutex::new(Inner {
+        let inner = Inner {
             objects: BTreeMap::new(),
             ever: BTreeSet::new(),
             random,
@@ -94,7 +95,8 @@ impl Bucket {
             seen: BTreeMap::new(),
             under_way: 0,
             deleted: 0,
-        })))
+        };
+        Arc::new(Bucket(Mutex::new(inner), Notify::new()))
     }
 
     /// The store of production over this bucket, for one process.
@@ -117,6 +119,13 @@ impl Bucket {
         lock(&self.0).mood = mood;
     }
 
+    /// Something lies there that nobody here has put.
+    pub(super) fn lay(&self, name: String, bytes: Bytes) {
+        let mut inner = lock(&self.0);
+        inner.ever.insert(name.clone());
+        inner.objects.insert(name, bytes);
+    }
+
     pub(super) fn names(&self) -> BTreeSet<String> {
         lock(&self.0).objects.keys().cloned().collect()
     }
@@ -131,6 +140,11 @@ impl Bucket {
 
     pub(super) fn deleted(&self) -> u64 {
         lock(&self.0).deleted
+    }
+
+    /// Waits until an object is deleted.
+    pub(super) async fn next_delete(&self) {
+        self.1.notified().await;
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -272,8 +286,10 @@ impl Face {
         let late = if fate == Fate::DoneLate { wait + Duration::from_secs(3) } else { wait };
         let path = Path::from(name.as_str());
         if matches!(fate, Fate::Fine | Fate::DoneButError | Fate::DoneLate) {
+            let bucket = self.bucket.clone();
             drop(self.bucket.send(late, move |inner| {
                 inner.deleted += u64::from(inner.objects.remove(&name).is_some());
+                bucket.1.notify_waiters();
             }));
         }
         // Longer than the way of the request: an answer says that it is done.
@@ -305,7 +321,9 @@ impl Face {
         let page: Vec<String> =
             rest.by_ref().filter(|name| **name > start).take(NAMES_PER_PAGE).cloned().collect();
         let page_token = page.last().cloned().filter(|_| rest.next().is_some());
-        let shown = page.iter().filter(|_| fate != Fate::CutShort || random.one_in(2));
+        // Of a pin that only the store has nobody could know, if it were left out.
+        let leaves_out = fate == Fate::CutShort && !prefix.starts_with(PINS);
+        let shown = page.iter().filter(|_| !leaves_out || random.one_in(2));
         let shown = shown.map(|name| meta(name, objects.get(name).map_or(7, |bytes| bytes.len() as u64)));
         let result = ListResult {
             common_prefixes: Vec::new(),

@@ -149,6 +149,7 @@ impl Client {
             data: Mutex::default(),
         });
         client.welcomed(&wire);
+        lock(&world.clients).push(Arc::downgrade(&client));
         *lock(&client.data) = Some(Data::start(config, Arc::new(Link(client.clone())), port));
         world.spawn(client.clone().run(wire, number));
         Ok(client)
@@ -324,6 +325,7 @@ impl Client {
                 drop(state);
                 self.die();
             }
+            ToClient::Window { .. } => {}
             ToClient::Closing | ToClient::Refused { .. } => return false,
             other => unreachable!("{other:?}"),
         }
@@ -423,7 +425,7 @@ impl Meta for Link {
 
     async fn grant(&self, count: u64) -> Result<(u64, u64), Errno> {
         match self.0.call(Request::Grant { count }).await? {
-            (_, Reply::Grant { first, end }) => Ok((first, end)),
+            (_, Reply::Grant { first, end }) => self.0.sync().await.map(|_| (first, end)),
             (_, other) => panic!("{other:?}"),
         }
     }

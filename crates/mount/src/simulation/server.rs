@@ -31,7 +31,8 @@ pub(super) const VOLUME: Uuid = Uuid::from_u128(0x11);
 pub(super) const TOKEN: Uuid = Uuid::from_u128(0x01);
 pub(super) const SECRET: &[u8] = b"secret of the token";
 pub(super) const BLOCK_SIZE: u32 = BLOCK_SIZE_MIN;
-const INDEX: VolumeIndex = VolumeIndex(1);
+pub(super) const INDEX: VolumeIndex = VolumeIndex(1);
+const SLICE_LIFE_MS: u32 = 300;
 const TICK: Duration = Duration::from_millis(100);
 
 type SimEngine = Embedded<MemStore, SimDisk>;
@@ -77,8 +78,9 @@ impl World {
             ttl_ms: 500,
             life_ms: 3000,
             replay_window_ms: 4000,
-            slice_life_ms: 800,
-            horizon_step_ms: 200,
+            slice_life_ms: SLICE_LIFE_MS,
+            pins_age_ms: 4000,
+            horizon_step_ms: 100,
             mark_after_commits: 60,
             ..Config::default()
         };
@@ -112,6 +114,11 @@ impl World {
         self.spawn(tick(self.clone(), life));
     }
 
+    /// Versions are ahead of the clock for a while after a restart, which begins above what it had reserved.
+    pub(super) fn ahead_ns_max(&self) -> u64 {
+        self.boots.load(Ordering::Relaxed) * 2_100_000_000
+    }
+
     fn assignment(&self) -> Assignment {
         let spec = VolumeSpec {
             id: VOLUME,
@@ -139,7 +146,7 @@ impl World {
             past: true,
             ends_ns: None,
         };
-        let volumes = vec![AssignedVolume { spec, deleted: false, store }];
+        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }];
         Assignment { revision: 1, volumes, tokens: vec![token], probes: Vec::new() }
     }
 
@@ -224,7 +231,7 @@ impl World {
         }
     }
 
-    fn view(&self) -> Option<SharedView> {
+    pub(super) fn view(&self) -> Option<SharedView> {
         lock(&self.server).as_ref().map(|server| SharedView(server.core.engine.view()))
     }
 
@@ -235,6 +242,10 @@ impl World {
             server.engine.maintain().unwrap();
             lock(&self.disk).medium.complete_one();
         }
+    }
+
+    pub(super) fn collector(&self) -> Option<Collector> {
+        lock(&self.server).as_ref().map(|server| server.collector.clone())
     }
 
     /// The collector looks through the bucket.
@@ -269,10 +280,28 @@ impl World {
         assert!(lost.is_empty(), "rows name {lost:?}, which are not in the store");
     }
 
+    /// What rows name now stays for the life of a slice, whatever becomes of the rows: readers know where it lies.
+    pub(super) fn check_stays(self: &Shared) {
+        let (world, names) = (self.clone(), self.named());
+        self.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(u64::from(SLICE_LIFE_MS) - 10)).await;
+            let lost: Vec<String> = names.into_iter().filter(|name| !world.bucket.has(name)).collect();
+            assert!(lost.is_empty(), "{lost:?} was just named, and is not in the store");
+        });
+    }
+
+    /// Whether an instant is in the window, as far as the server knows.
+    pub(super) fn is_in_window(&self, at: Version) -> bool {
+        let server = lock(&self.server);
+        let row = server.as_ref().and_then(|server| Some(server.core.machine.volume(INDEX)?.row.clone()));
+        row.is_some_and(|row| row.horizon <= at)
+    }
+
     /// Whether the store holds just what rows name.
     pub(super) fn is_collected(&self) -> bool {
         let mut kept = self.bucket.names();
         kept.remove(MARKER);
+        // Pins too: all are released by then.
         kept == self.named() && self.left_to_collect() == (0, 0)
     }
 
@@ -335,7 +364,7 @@ async fn tick(world: Shared, life: Arc<Life>) {
 }
 
 async fn sync(world: Shared, life: Arc<Life>) {
-    let wait_ms = 1 + lock(&world.random).below(12);
+    let wait_ms = 1 + lock(&world.random).below(world.sync_ms_max);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     if life.is_over() {
         return;

@@ -4,6 +4,7 @@
 use super::bucket::Mood;
 use super::client::{Client, LATENCY_MS, Opened};
 use super::model::File;
+use super::pinned;
 use super::server::BLOCK_SIZE;
 use super::{Random, Shared, World, count, lock};
 use crate::data::ErrorMark;
@@ -36,8 +37,9 @@ pub(super) async fn play(seed: u64) -> Shared {
     let reading = join_all((0..random.below(2)).map(|_| read_live(&world, world.split())));
     let looking_back = join_all((0..1 + random.below(2)).map(|_| read_past(&world, world.split())));
     let breaking = break_things(&world, world.split());
+    let pinning = pinned::pin_now_and_then(&world, world.split());
     {
-        let others = async { futures::join!(reading, looking_back, breaking) };
+        let others = async { futures::join!(reading, looking_back, breaking, pinning) };
         pin_mut!(writing, others);
         select(writing, others).await;
     }
@@ -92,7 +94,7 @@ impl Writer {
     }
 
     async fn work(&mut self) {
-        for _ in 0..12 + self.random.below(16) {
+        for _ in 0..16 + self.random.below(24) {
             let (client, dies_ms) = (self.client.clone(), self.random.below(400));
             let dies = self.random.one_in(14);
             let death = async {
@@ -136,11 +138,18 @@ impl Writer {
                     self.world.check_live(n, oldest, &content);
                     found.push((n, content));
                 }
+                client.sync().await
             };
             let death = client.life.ended();
+            let cuts = self.world.cuts.load(Ordering::Relaxed);
             {
                 pin_mut!(reading, death);
-                if matches!(select(reading, death).await, futures::future::Either::Right(_)) {
+                let read = select(reading, death).await;
+                // What the dead one had published and nobody had made durable goes with the server's power: it does not
+                // come back to make it again.
+                let kept = matches!(read, futures::future::Either::Left((Ok(_), _)));
+                if !kept || self.world.cuts.load(Ordering::Relaxed) != cuts {
+                    client.die();
                     continue;
                 }
             }
@@ -362,9 +371,7 @@ async fn mount_past(world: &Shared, at: Version) -> Option<Arc<Client>> {
                 Retention::Forever => u64::MAX,
             };
             let RefusalReason::Instant { latest, .. } = refusal.reason else { panic!("{refusal:?}") };
-            // Versions are ahead of the clock for a while after a restart, which begins above what it had reserved.
-            let ahead_max = world.boots.load(Ordering::Relaxed) * 2_100_000_000;
-            assert!(latest.0 <= world.now().wall_ns + ahead_max, "{refusal:?}");
+            assert!(latest.0 <= world.now().wall_ns + world.ahead_ns_max(), "{refusal:?}");
             let age = latest.0.saturating_sub(at.0);
             assert!(
                 age >= window,
@@ -380,6 +387,7 @@ async fn break_things(world: &Shared, mut random: Random) {
     let calm = 1 + random.below(3);
     loop {
         sleep_ms(random.below(700)).await;
+        world.check_stays();
         match random.below(12 * calm) {
             0 | 1 => {
                 world.stop_server(random.one_in(2));
@@ -396,6 +404,16 @@ async fn break_things(world: &Shared, mut random: Random) {
             }
             3 | 4 => world.bucket.set_mood(mood(&mut random)),
             5 => world.maintain(),
+            // Just when something is deleted: all that allowed it must have been durable.
+            9 | 10 => {
+                let deleted = tokio::time::timeout(Duration::from_secs(2), world.bucket.next_delete());
+                if deleted.await.is_ok() {
+                    world.stop_server(true);
+                    sleep_ms(random.below(500)).await;
+                    world.start_server();
+                    world.check_reachable();
+                }
+            }
             6..=8 => world.look_soon(),
             _ => world.check_reachable(),
         }
@@ -415,6 +433,7 @@ async fn finish(world: &Shared, mut writers: Vec<Writer>) {
     }
     world.check_reachable();
     look_at_all(world).await;
+    pinned::look_at_pinned(world).await;
     for writer in writers {
         writer.client.die();
     }
@@ -424,6 +443,12 @@ async fn finish(world: &Shared, mut writers: Vec<Writer>) {
         Retention::Seconds(seconds) => seconds,
         _ => 0,
     };
+    for _ in 0..4 {
+        sleep_ms(1500 + window_s.min(10) * 300).await;
+        world.look_soon();
+    }
+    pinned::look_at_pinned(world).await;
+    pinned::release_all(world).await;
     for _ in 0..60 {
         sleep_ms(1000 + window_s.min(10) * 300).await;
         world.look_soon();

@@ -27,6 +27,12 @@ pub struct Status {
     pub at: Option<String>,
     /// Writing is refused.
     pub read_only: bool,
+    /// How long the volume's past is kept, as the server said last: `7d`, `0` (not), `-1` (for ever).
+    #[serde(default)]
+    pub retention: Option<String>,
+    /// The earliest instant of the volume that could be mounted then.
+    #[serde(default)]
+    pub earliest: Option<String>,
     /// The session.
     pub session: u64,
     /// Operations are answered now; else they wait.
@@ -121,6 +127,8 @@ impl Vfs {
             dir: self.labels.dir.display().to_string(),
             at: self.at.map(|at| at.to_string()),
             read_only: self.read_only,
+            retention: connection.window.map(|window| window.retention.to_string()),
+            earliest: connection.window.map(|window| window.earliest.to_string()),
             session: connection.session.0,
             connected: connection.connected,
             refused: connection.refused.map(|errno| errno.to_string()),

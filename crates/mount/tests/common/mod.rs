@@ -97,7 +97,7 @@ fn assignment(blocks: &Path) -> Assignment {
     };
     Assignment {
         revision: 1,
-        volumes: vec![AssignedVolume { spec, deleted: false, store }],
+        volumes: vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }],
         tokens: vec![token],
         probes: Vec::new(),
     }

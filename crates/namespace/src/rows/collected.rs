@@ -117,13 +117,15 @@ impl Tally {
     pub const REPACKED: u16 = 1;
 }
 
-/// An instant that is kept.
+/// Instants that are kept.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Kept {
     /// None known.
     pub flags: u16,
-    /// The instant.
+    /// The first instant.
     pub at: Version,
+    /// The last one; the same if it is just one.
+    pub to: Version,
     /// The commit that made it.
     pub made: Version,
     /// When a hold ends by itself; a pin does not.

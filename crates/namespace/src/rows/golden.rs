@@ -139,9 +139,16 @@ fn rows_of_what_is_counted_and_kept() {
         staged: sum(5),
     };
     golden(&tally, "0001ac0202ac0203ac020405ac02");
-    let kept = |ends| Kept { flags: 0, at: Version(300), made: Version(4), ends, note: "n".to_owned() };
-    golden(&kept(None), "00ac020400016e");
-    golden(&kept(Some(Version(5))), "00ac02040105016e");
+    let kept = |ends| Kept {
+        flags: 0,
+        at: Version(300),
+        to: Version(301),
+        made: Version(4),
+        ends,
+        note: "n".to_owned(),
+    };
+    golden(&kept(None), "00ac02ad020400016e");
+    golden(&kept(Some(Version(5))), "00ac02ad02040105016e");
 }
 
 #[test]
@@ -172,6 +179,11 @@ fn rows_of_volume_and_store() {
     golden(
         &volume,
         "0110000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050100",
+    );
+    let (flags, deleted) = (Volume::COUNTED | Volume::GIVEN_UP, Some(Version(300)));
+    golden(
+        &Volume { flags, deleted, ..volume },
+        "0310000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050101ac02",
     );
     let session = Session {
         flags: Session::READ_ONLY,

@@ -130,8 +130,10 @@ fn what_the_past_names_stays_until_no_instant_needs_it() {
         volume: spec().id,
         id,
         at: then,
+        to: then,
         ends,
         note: "a snapshot".to_owned(),
+        found: false,
     };
     fs.system(keep(hold, Some(Version::MAX))).unwrap();
     fs.system(keep(hold, Some(Version::MAX))).unwrap();
@@ -159,7 +161,7 @@ fn a_pin_keeps_history_where_there_is_no_retention() {
     fs.write(f, 0, b"as it was before");
     let at = Version(fs.version + 10);
     let (volume, id, note) = (spec().id, Uuid::from_u128(1), String::new());
-    fs.system(SystemRequest::Keep { volume, id, at, ends: None, note }).unwrap();
+    fs.system(SystemRequest::Keep { volume, id, at, to: at, ends: None, note, found: false }).unwrap();
     fs.write(f, 0, b"as it is now, longer");
     past_forgotten(&mut fs);
     assert_eq!(condemn(&mut fs, u64::MAX), (0, 0, false));

@@ -1,8 +1,9 @@
 //! Random sequences, made to collide: few names (some with one hash), few inodes, several callers.
 
 use crate::acl::{self, Ace, Acl};
+use crate::action::Action;
 use crate::pack::Packing;
-use crate::world::{Action, BLOCK_SIZE, SLOTS, callers, object_bytes};
+use crate::world::{BLOCK_SIZE, SLOTS, callers, object_bytes};
 use bytes::Bytes;
 use chronofs_core::ops::{NewNode, RenameMode, Request, XattrMode};
 use chronofs_core::slice::{Codec, NewSlice, Place, Seal, Slice};

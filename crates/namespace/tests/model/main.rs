@@ -14,6 +14,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod acl;
+mod action;
 mod client;
 mod collect;
 mod compare;
@@ -26,10 +27,11 @@ mod repack;
 mod state;
 mod world;
 
+use action::Action;
 use chronofs_core::Retention;
 use chronofs_core::name::Position;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use world::{Action, World};
+use world::World;
 
 /// Where a sequence fails and why.
 struct Failure {

@@ -1,8 +1,9 @@
 //! The namespace on an engine and the model beside it, taken through the same actions and compared.
 
+use crate::action::Action;
 use crate::client::{Cursor, Note};
 use crate::mutate::{Around, Scope};
-use crate::pack::{Packed, Packing};
+use crate::pack::Packed;
 use crate::query::Reader;
 use crate::state::State;
 use bytes::Bytes;
@@ -22,121 +23,6 @@ const FREED_MAX: usize = 2;
 pub const BLOCK_SIZE: u32 = chronofs_core::volume::BLOCK_SIZE_MIN;
 /// The key of the name hash under which the generator's tied names have one hash.
 pub const HASH_KEY: [u8; 16] = *b"chronofs-tie-key";
-
-/// One thing that happens. Inode numbers in requests are numbers of slots: slot 0 is the root, the others hold what
-/// was last created into them.
-#[derive(Clone, Debug)]
-pub enum Action {
-    /// A client's request; what it makes goes into slot `keep`.
-    Ask {
-        caller: usize,
-        scope: usize,
-        read_only: bool,
-        tick: u64,
-        keep: usize,
-        request: Request,
-    },
-    /// A client's read at a past version.
-    AskPast {
-        caller: usize,
-        pick: u64,
-        request: Request,
-    },
-    Close {
-        slot: usize,
-    },
-    Reap {
-        slot: usize,
-        tick: u64,
-    },
-    /// The server removes further rows of an inode that is gone.
-    Purge {
-        tick: u64,
-    },
-    /// Begins to list a directory.
-    List {
-        slot: usize,
-        cursor: usize,
-    },
-    /// The next page.
-    Page {
-        cursor: usize,
-        limit: u32,
-        attrs: bool,
-    },
-    /// A client reads a block, to merge it later.
-    ReadBlock {
-        slot: usize,
-        block: u32,
-        note: usize,
-    },
-    /// The merge: the bytes in as many slices as there are runs, or all of the range in one.
-    Merge {
-        note: usize,
-        tick: u64,
-        one: bool,
-        id: SliceId,
-    },
-    Quota {
-        bytes: Option<u64>,
-        inodes: Option<u64>,
-        tick: u64,
-    },
-    /// A mount of the past leases the present instant: from here on it can be read whatever the retention.
-    Lease {
-        tick: u64,
-    },
-    /// The mount goes.
-    EndLease,
-    /// What was decided and not applied yet is lost.
-    Crash,
-    /// The executor applies its group.
-    Apply,
-    CheckNow,
-    CheckPast {
-        pick: u64,
-    },
-    /// The checker finds nothing wrong.
-    Verify,
-    /// The horizon moves forward as far as it can.
-    Horizon {
-        tick: u64,
-    },
-    /// A step of a sweep through the past.
-    Forget {
-        limit: u32,
-    },
-    /// Time goes on, and a sweep through the whole past leaves what is protected.
-    ForgetAll {
-        tick: u64,
-        limit: u32,
-        pick: u64,
-    },
-    /// The server packs staged slices into an object.
-    Pack(Packing),
-    /// What is needed of an object that the server made goes into another one.
-    Repack {
-        pick: u64,
-        step: usize,
-    },
-    /// No client writes any more, and what is needed of every object goes into another one.
-    RepackAll,
-    /// Objects that no row names are condemned, staged slices go.
-    Condemn {
-        limit: u32,
-    },
-    /// The store deletes condemned objects.
-    Delete {
-        limit: usize,
-    },
-    /// All that no row names goes, and nothing else.
-    CollectAll,
-    /// All of the past is forgotten but for these instants, which show what they did. Comes last.
-    Expire {
-        picks: Vec<u64>,
-        limit: usize,
-    },
-}
 
 /// What a crash takes back to the last group that was applied.
 #[derive(Clone)]

@@ -84,6 +84,9 @@ impl World {
         let Some(server) = &self.server else { return };
         let reads = SharedView(server.engine.view());
         let Some(volume) = chronofs_namespace::volume(&reads, INDEX).unwrap() else { return };
+        if volume.is_given_up() || volume.is_gone() {
+            return;
+        }
         let applied = server.engine.applied();
         let window_start = self.retention.window_start(Version(self.now_ns).max(applied));
         assert!(volume.horizon <= window_start.max(volume.born), "the horizon is in the window: {volume:?}");

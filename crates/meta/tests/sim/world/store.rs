@@ -79,7 +79,7 @@ impl World {
         self.check_store();
     }
 
-    fn tell_packed(&mut self) {
+    pub fn tell_packed(&mut self) {
         let told = self.store.lock().unwrap().packed.pop_front();
         if let Some(told) = told {
             self.with_server(vec![told]);
@@ -88,7 +88,7 @@ impl World {
     }
 
     /// What the server does with a listing.
-    fn look_through(&mut self, repacks: bool) {
+    pub fn look_through(&mut self, repacks: bool) {
         let page = self.store.lock().unwrap().list(&mut self.store_random);
         let Some(server) = &self.server else { return };
         let reads = SharedView(server.engine.view());

@@ -112,8 +112,8 @@ fn damage_in_the_store_is_no_wrong_byte_and_does_not_enter_the_cache() {
 
 /// Milliseconds that a program needs to read a file in order from a store that answers after some 20 ms, and how many
 /// requests that took.
-async fn read_in_order(world: &World, len: usize) -> (u128, u64) {
-    let data = world.mount(9, Tuning::default());
+async fn read_in_order(world: &World, len: usize, tuning: Tuning) -> (u128, u64) {
+    let data = world.mount(9, tuning);
     let reader = world.open(&data);
     let (gets, began) = (world.port.gets(), tokio::time::Instant::now());
     for offset in (0..len as u64).step_by(32 << 10) {
@@ -128,9 +128,22 @@ fn a_cold_reader_in_order_has_several_requests_in_flight() {
         let world = World::new(1, BLOCK, 0, 40, false);
         let bytes = content(64 * BLOCK as usize);
         write(&world, &world.mount(1, Tuning::default()), &bytes).await;
-        let (took_ms, gets) = read_in_order(&world, bytes.len()).await;
+        let (took_ms, gets) = read_in_order(&world, bytes.len(), Tuning::default()).await;
         assert_eq!(gets, 64, "nothing twice");
         assert!(took_ms < 64 * 20 / 4, "{took_ms} ms");
+    });
+}
+
+#[test]
+fn what_is_read_ahead_of_a_file_larger_than_the_memory_for_it_is_still_there_when_its_turn_comes() {
+    runtime().block_on(async {
+        let world = World::new(1, BLOCK, 0, 2, false);
+        let bytes = content(300 * BLOCK as usize);
+        write(&world, &world.mount(1, Tuning::default()), &bytes).await;
+        // In blocks, what they are for blocks of 4 MiB unless told otherwise.
+        let (cache_bytes_max, read_ahead_bytes) = (64 * u64::from(BLOCK), 8 * u64::from(BLOCK));
+        let tuning = Tuning { cache_bytes_max, read_ahead_bytes, ..Tuning::default() };
+        assert_eq!(read_in_order(&world, bytes.len(), tuning).await.1, 300, "nothing twice");
     });
 }
 
@@ -146,7 +159,7 @@ fn blocks_of_many_slices_are_read_ahead_with_several_requests_too() {
             file.write(n * piece.len() as u64, &piece, false).await.unwrap();
             file.flush(&file.error_mark()).await.unwrap();
         }
-        let (took_ms, gets) = read_in_order(&world, pieces as usize * piece.len()).await;
+        let (took_ms, gets) = read_in_order(&world, pieces as usize * piece.len(), Tuning::default()).await;
         assert!(gets >= pieces, "{gets}");
         assert!(u64::try_from(took_ms).unwrap() < pieces * 20 / 6, "{took_ms} ms for {gets}");
     });

@@ -1,0 +1,120 @@
+//! Pins in a folder and in a bucket. Whoever looks for pins is to find all of them or an error: the marker is looked at
+//! before and after, and nothing is left out.
+
+use super::{BlockStore, MARKER, RemoteStore, list_below};
+use crate::pin::{PIN_BYTES_MAX, PINS, PINS_MAX, Pin, pin_name};
+use crate::port::{StoreError, Trouble};
+use bytes::Bytes;
+use chronofs_core::Errno;
+use object_store::ObjectStoreExt;
+use object_store::list::PaginatedListOptions;
+use object_store::path::Path as Location;
+use std::io;
+use uuid::Uuid;
+
+/// Names of pins, with what lies there.
+pub(crate) type Found = Vec<(String, Bytes)>;
+
+fn encoded(pin: &Pin) -> Result<(String, Bytes), StoreError> {
+    let bytes = pin.encode().map_err(|error| StoreError::damaged(&pin.name(), error.to_string()))?;
+    Ok((pin.name(), bytes))
+}
+
+fn too_many() -> StoreError {
+    let reason = format!("there are more than {PINS_MAX} pins");
+    let next_step = "remove those that nobody needs; nothing is deleted until then";
+    StoreError { next_step, ..StoreError::unavailable(PINS, Errno::EIO, reason) }
+}
+
+/// A pin that was listed and is not read: it may have been removed meanwhile, and may as well be hidden.
+fn unread(error: StoreError) -> StoreError {
+    StoreError { trouble: Trouble::Unavailable, ..error }
+}
+
+impl BlockStore {
+    pub(super) async fn store_pin(&self, pin: &Pin) -> Result<(), StoreError> {
+        let (name, bytes) = encoded(pin)?;
+        self.put_named(&name, Location::from(name.as_str()), bytes).await
+    }
+
+    pub(super) async fn delete_pin(&self, volume: Uuid, id: Uuid) -> Result<(), StoreError> {
+        let name = pin_name(volume, id);
+        self.delete_named(&name, &Location::from(name.as_str())).await
+    }
+
+    pub(super) async fn read_pins(&self) -> Result<Found, StoreError> {
+        self.check_marker(PINS)?;
+        let root = self.folder.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let (mut names, mut found) = (Vec::new(), Vec::new());
+            list_below(&root, PINS, &mut names)?;
+            names.sort_unstable();
+            names.dedup_by(|(name, _), (before, _)| name == before);
+            for (name, _) in names {
+                let bytes = match std::fs::read(root.join(&name)) {
+                    // Removed meanwhile, or what a put leaves that was killed: it was never acknowledged.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    bytes => bytes?,
+                };
+                if bytes.len() > PIN_BYTES_MAX {
+                    return Err(io::Error::other(format!("{name} has {} bytes", bytes.len())));
+                }
+                found.push((name, bytes.into()));
+            }
+            Ok(found)
+        });
+        let found: Found = match reading.await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(self.unavailable(PINS, "they cannot be read", &error)),
+            Err(error) => return Err(self.unavailable(PINS, "they cannot be read", &error)),
+        };
+        self.check_marker(PINS)?;
+        if found.len() > PINS_MAX { Err(too_many()) } else { Ok(found) }
+    }
+}
+
+impl RemoteStore {
+    pub(super) async fn store_pin(&self, pin: &Pin) -> Result<(), StoreError> {
+        let (name, bytes) = encoded(pin)?;
+        self.put_named(&name, bytes).await
+    }
+
+    pub(super) async fn delete_pin(&self, volume: Uuid, id: Uuid) -> Result<(), StoreError> {
+        self.delete_named(&pin_name(volume, id)).await
+    }
+
+    pub(super) async fn read_pins(&self) -> Result<Found, StoreError> {
+        self.marked(PINS, "pins are not looked for").await?;
+        let prefix = format!("{}/", self.at(PINS));
+        let below = prefix.len() - PINS.len() - 1;
+        let (mut names, mut from) = (Vec::new(), None);
+        loop {
+            let page = PaginatedListOptions { page_token: from, ..PaginatedListOptions::default() };
+            let listed = self.client.pages.list_paginated(Some(&prefix), page).await;
+            let listed = listed.map_err(|e| self.unavailable(PINS, "they cannot be listed", &e))?;
+            for object in listed.result.objects {
+                let name = object.location.as_ref();
+                names.push((name.get(below..).unwrap_or(name).to_owned(), object.size));
+            }
+            if names.len() > PINS_MAX {
+                return Err(too_many());
+            }
+            match listed.page_token {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        let mut found = Vec::with_capacity(names.len());
+        for (name, size) in names {
+            if size > PIN_BYTES_MAX as u64 {
+                return Err(StoreError::damaged(&name, format!("it has {size} bytes, more than any pin")));
+            }
+            let read = async { self.client.objects.get(&self.at(&name)).await?.bytes().await };
+            let bytes =
+                read.await.map_err(|error| unread(self.unavailable(&name, "it cannot be read", &error)))?;
+            found.push((name, bytes));
+        }
+        self.marked(MARKER, "what was found among the pins does not count").await?;
+        Ok(found)
+    }
+}

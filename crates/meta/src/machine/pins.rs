@@ -1,0 +1,157 @@
+//! Pins that lie in a block store: beside the pins in the state, they say what may not be forgotten and deleted.
+//!
+//! As a rule both say the same, since a pin is made in the state first. One that lies in the store alone is of metadata
+//! that is lost: it is taken into the state, and obeyed from then on. A pin that is in the state alone is obeyed as it is;
+//! that a listing does not show it says nothing. What lies there is read anew now and then. As long as that was not done
+//! since the start, is too long ago, or brought anything that cannot be read or is not known, nothing of the volume is
+//! forgotten, condemned or deleted.
+
+use super::Machine;
+use super::group::{Group, Then};
+use chronofs_blocks::Pin;
+use chronofs_core::VolumeIndex;
+use chronofs_core::ops::SystemRequest;
+use chronofs_engine::EngineError;
+use chronofs_namespace::{KeptInstant, list_kept};
+use uuid::Uuid;
+
+/// What was read of the pins of a volume in its block store.
+#[derive(Clone, Debug)]
+pub struct PinsRead {
+    /// The volume.
+    pub volume: Uuid,
+    /// When the reading began, by the steady clock.
+    pub began_ns: u64,
+    /// All of the volume's pins, or why it is not known whether these are all.
+    pub found: Result<Vec<Pin>, String>,
+}
+
+/// What is known of them. Not in the state: a restart begins anew.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PinsKnown {
+    /// When they were last read whole, and understood.
+    read_ns: Option<u64>,
+    /// Why they were not since.
+    problem: Option<String>,
+    /// When one was last released.
+    released_ns: Option<u64>,
+}
+
+impl PinsKnown {
+    pub(super) fn released(&mut self, steady_ns: u64) {
+        self.released_ns = Some(steady_ns);
+    }
+}
+
+impl Machine {
+    /// Why nothing of the volume may be forgotten or deleted now, if so.
+    pub(super) fn unread_pins(&self, index: VolumeIndex, steady_ns: u64) -> Option<String> {
+        let known = &self.volumes.get(&index)?.pins;
+        let age_ns_max = u64::from(self.config.pins_age_ms) * 1_000_000;
+        if let Some(problem) = &known.problem {
+            return Some(problem.clone());
+        }
+        match known.read_ns {
+            None => Some("the pins in its block store are not read yet".to_owned()),
+            Some(read_ns) if steady_ns.saturating_sub(read_ns) > age_ns_max => {
+                let minutes = steady_ns.saturating_sub(read_ns) / 60_000_000_000;
+                Some(format!("the pins in its block store were last read {minutes} minutes ago"))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// When the reading began that says what is pinned of a volume, by the steady clock. `None` if another one is needed.
+    /// Of a volume that is deleted nothing is needed until it is given up.
+    pub fn pins_read_ns(&self, volume: Uuid) -> Option<u64> {
+        let found = self.volumes.values().find(|found| found.id() == volume && found.row.is_collected());
+        let Some(volume) = found else { return Some(u64::MAX) };
+        volume.pins.read_ns.filter(|_| volume.pins.problem.is_none())
+    }
+
+    /// The pins of a volume were read, or not. What the state does not have is taken into it.
+    pub(super) fn pins_read(&mut self, group: &mut Group, read: &PinsRead) -> Result<(), EngineError> {
+        let Some(volume) = self.volumes.values_mut().find(|volume| volume.id() == read.volume) else {
+            return Ok(());
+        };
+        if volume.pins.released_ns.is_some_and(|released_ns| read.began_ns <= released_ns) {
+            // It may have found what was released meanwhile, and would bring that back. The next one counts.
+            return Ok(());
+        }
+        let index = volume.index;
+        let pins = match &read.found {
+            Ok(pins) => pins,
+            Err(problem) => {
+                volume.pins.problem = Some(problem.clone());
+                volume.collecting.shown.waits = Some(problem.clone());
+                return Ok(());
+            }
+        };
+        if group.full || self.is_recovering() {
+            return Ok(());
+        }
+        let kept = match list_kept(&group.reads) {
+            Ok(kept) => kept,
+            Err(stop) => return self.stopped(group, stop, "looking for pins").map(drop),
+        };
+        let mut problem = None;
+        for pin in pins {
+            match self.take_pin(group, index, pin, &kept) {
+                Ok(told) => problem = problem.or(told),
+                Err(EngineError::Damaged { what, detail }) => problem = Some(format!("{what}: {detail}")),
+                Err(error) => return Err(error),
+            }
+        }
+        group.thens.push(Then::PinsRead(index, read.began_ns, problem));
+        Ok(())
+    }
+
+    /// Sees to it that a pin of the store is obeyed. Gives why it cannot be, if so.
+    fn take_pin(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        pin: &Pin,
+        kept: &[KeptInstant],
+    ) -> Result<Option<String>, EngineError> {
+        let Some(volume) = self.volumes.get(&index) else { return Ok(None) };
+        let incarnation = volume.row.incarnation;
+        let over = pin.ends.is_some_and(|ends| ends <= self.next_version(group));
+        if pin.incarnation < incarnation || over {
+            // Objects of earlier incarnations are never deleted by this one.
+            return Ok(None);
+        }
+        let name = pin.name();
+        if pin.incarnation > incarnation || pin.to > self.last {
+            return Ok(Some(format!(
+                "{name} keeps what this metadata never had (incarnation {}, up to {}): it is an old copy",
+                pin.incarnation, pin.to
+            )));
+        }
+        if let Some((.., row)) = kept.iter().find(|(of, id, _)| (*of, *id) == (index, pin.id)) {
+            let same = (row.at, row.to) == (pin.from, pin.to);
+            return Ok((!same).then(|| format!("{name} keeps other instants than the metadata says")));
+        }
+        let request = SystemRequest::Keep {
+            volume: pin.volume,
+            id: pin.id,
+            at: pin.from,
+            to: pin.to,
+            ends: pin.ends,
+            note: format!("{}: {}", pin.owner, pin.reason),
+            found: true,
+        };
+        let kept = self.system(group, &request)?;
+        Ok(kept.err().map(|error| format!("{name} cannot be obeyed: {error}")))
+    }
+
+    pub(super) fn pins_known(&mut self, index: VolumeIndex, read_ns: u64, problem: Option<String>) {
+        let Some(volume) = self.volumes.get_mut(&index) else { return };
+        if problem.is_none() {
+            volume.pins.read_ns = volume.pins.read_ns.max(Some(read_ns));
+        }
+        // Whoever asked for it is to see it at once, and not at the next tick.
+        volume.collecting.shown.waits.clone_from(&problem);
+        volume.pins.problem = problem;
+    }
+}

@@ -1,0 +1,199 @@
+//! Pins in block stores: read now and then for the machine, made and removed for services of this process.
+//!
+//! A pin is made in the state first and then in the store, and removed the other way round: whatever is lost in between,
+//! one of the two holds what is pinned.
+
+use crate::collect::Collector;
+use crate::core::Core;
+use crate::machine::{Event, Machine, PinsRead};
+use bytes::Bytes;
+use chronofs_blocks::pin::parse_pin_name;
+use chronofs_blocks::{Pin, StorePort};
+use chronofs_engine::EngineError;
+use chronofs_namespace::SystemError;
+use std::collections::HashMap;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// After a reading that failed or did not count the next one comes so much later, then twice as late each time, up to a
+/// limit: a store that was away is noticed soon. A volume that is new is read as soon.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Readings of a volume's pins since the last one that counts.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    /// When the next one may be, by the steady clock.
+    next_ns: u64,
+}
+
+impl Tries {
+    /// One was begun at `now_ns`, where one is due `every` so often.
+    fn tried(&mut self, now_ns: u64, every: Duration) {
+        let pause = RETRY_FIRST.min(every / 5).saturating_mul(1 << self.count.min(16));
+        self.next_ns = now_ns + pause.min(RETRY_MAX).min(every).as_nanos() as u64;
+        self.count += 1;
+    }
+}
+
+/// The pins of a volume among all that lies where pins lie, or why that is not known.
+fn pins_of(volume: Uuid, found: &[(String, Bytes)]) -> Result<Vec<Pin>, String> {
+    let mut pins = Vec::new();
+    for (name, bytes) in found {
+        let Some((of, _)) = parse_pin_name(name) else {
+            return Err(format!(
+                "{name} in the block store is not the name of a pin, and nothing else may lie there; if it is not of \
+                 a newer chronofs, move it elsewhere"
+            ));
+        };
+        if of == volume {
+            pins.push(Pin::decode(name, bytes).map_err(|error| error.to_string())?);
+        }
+    }
+    Ok(pins)
+}
+
+impl Collector {
+    /// Reads the pins of every block store again and again: as often as that three readings in a row may fail before
+    /// what is known is too old, and after one that failed or did not count soon again, since nothing is collected
+    /// meanwhile.
+    pub(crate) async fn watch_pins(self) {
+        let mut tries: HashMap<Uuid, Tries> = HashMap::new();
+        loop {
+            let Some(age_ms) = self.ask(|core, _| core.machine.config().pins_age_ms).await else { return };
+            let every = Duration::from_millis(u64::from(age_ms)) / 4;
+            for (store, volumes) in self.stores.each() {
+                let asked = volumes.clone();
+                let read = self.ask(move |core, now_ns| {
+                    let read = asked.iter().map(|volume| (*volume, core.machine.pins_read_ns(*volume)));
+                    (now_ns, read.collect::<Vec<_>>())
+                });
+                let Some((now_ns, read)) = read.await else { return };
+                let mut due = false;
+                for (volume, read_ns) in read {
+                    let age_ns = read_ns.map(|read_ns| now_ns.saturating_sub(read_ns));
+                    if age_ns.is_some_and(|age_ns| age_ns < every.as_nanos() as u64) {
+                        tries.remove(&volume);
+                    } else {
+                        due |= tries.get(&volume).is_none_or(|tries| tries.next_ns <= now_ns);
+                    }
+                }
+                if !due {
+                    continue;
+                }
+                if !self.read_pins(&*store, &volumes).await {
+                    return;
+                }
+                for volume in volumes {
+                    tries.entry(volume).or_default().tried(now_ns, every);
+                }
+            }
+            tokio::time::sleep(RETRY_FIRST.min(every / 5)).await;
+        }
+    }
+
+    /// Reads the pins of a block store, and tells the machine. `false`: the server stops.
+    pub(crate) async fn read_pins(&self, store: &dyn StorePort, volumes: &[Uuid]) -> bool {
+        // One after the other, so that what is told last was also found last.
+        let _turn = self.pins_turn.lock().await;
+        let Some(began_ns) = self.ask(|_, steady_ns| steady_ns).await else { return false };
+        let read = store.pins().await.map_err(|error| error.to_string());
+        for &volume in volumes {
+            let found = match &read {
+                Ok(found) => pins_of(volume, found),
+                Err(error) => Err(format!("its pins cannot be read: {error}")),
+            };
+            self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
+        }
+        true
+    }
+
+    /// Has the instants of `pin` kept, in the state and in the block store. When it returns, both are durable. Doing it
+    /// again is no error.
+    pub async fn pin(&self, pin: &Pin) -> Result<(), String> {
+        let store = self.stores.of(pin.volume).ok_or("the volume's block store is not in reach")?;
+        let kept = pin.clone();
+        self.durably(move |machine, group| {
+            let note = format!("{}: {}", kept.owner, kept.reason);
+            let (named, span) = ((kept.volume, kept.id), (kept.from, kept.to));
+            machine.keep_instants(group, named, span, kept.ends, &note)
+        })
+        .await?;
+        store.put_pin(pin).await.map_err(|error| error.to_string())
+    }
+
+    /// Nobody needs the pin any more. Doing it again is no error.
+    pub async fn unpin(&self, volume: Uuid, id: Uuid) -> Result<(), String> {
+        let store = self.stores.of(volume).ok_or("the volume's block store is not in reach")?;
+        store.remove_pin(volume, id).await.map_err(|error| error.to_string())?;
+        self.durably(move |machine, group| machine.release_instants(group, volume, id)).await
+    }
+
+    async fn durably(
+        &self,
+        mut change: impl FnMut(
+            &mut Machine,
+            &mut crate::machine::Group,
+        ) -> Result<Result<(), SystemError>, EngineError>
+        + Send
+        + 'static,
+    ) -> Result<(), String> {
+        let done = self.ask_at(move |core: &mut Core, now| {
+            let mut said = Ok(());
+            core.decide(now, |machine, group| {
+                said = change(machine, group)?;
+                Ok(())
+            })?;
+            core.engine.sync()?;
+            Ok(said)
+        });
+        let done: Option<Result<Result<(), SystemError>, EngineError>> = done.await;
+        let said = done.ok_or("the server stops")?.map_err(|error| error.to_string())?;
+        said.map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::Version;
+
+    fn pin(volume: u128, id: u128) -> (String, Bytes) {
+        let (volume, id) = (Uuid::from_u128(volume), Uuid::from_u128(id));
+        let pin = Pin::new(volume, 0, id, Version(1), Version(2));
+        (pin.name(), pin.encode().unwrap())
+    }
+
+    #[test]
+    fn pins_that_could_not_be_read_are_read_again_after_half_a_minute_at_the_latest() {
+        let paused = |every| {
+            let mut tries = Tries::default();
+            (0..40u64)
+                .map(|n| {
+                    let now_ns = n << 40;
+                    tries.tried(now_ns, every);
+                    (tries.next_ns - now_ns) / 1_000_000
+                })
+                .collect::<Vec<_>>()
+        };
+        let pauses = paused(Duration::from_secs(225));
+        assert_eq!(pauses[..6], [1_000, 2_000, 4_000, 8_000, 16_000, 30_000]);
+        assert!(pauses[6..].iter().all(|pause| *pause == 30_000), "{pauses:?}");
+        assert_eq!(paused(Duration::from_secs(1))[..5], [200, 400, 800, 1_000, 1_000]);
+    }
+
+    #[test]
+    fn whatever_is_not_a_pin_is_in_the_way_of_its_volume_or_of_all() {
+        let of = |found: &[(String, Bytes)]| pins_of(Uuid::from_u128(1), found).map(|pins| pins.len());
+        assert_eq!(of(&[]), Ok(0));
+        assert_eq!(of(&[pin(1, 1), pin(2, 1), pin(1, 2)]), Ok(2));
+        let mut cut = pin(1, 3);
+        cut.1.truncate(20);
+        assert!(of(&[pin(1, 1), cut.clone()]).unwrap_err().contains(&cut.0));
+        cut.0 = pin(2, 3).0;
+        assert_eq!(of(&[pin(1, 1), cut]), Ok(1), "it is another volume's");
+        let stranger = ("pins/letter".to_owned(), Bytes::from_static(b"dear"));
+        assert!(of(&[stranger]).unwrap_err().contains("pins/letter"));
+    }
+}

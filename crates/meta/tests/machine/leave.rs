@@ -1,0 +1,265 @@
+//! Deleted volumes: kept, taken back, or given up, and never because nobody speaks of them.
+
+use super::*;
+use chronofs_core::slice::{Codec, Seal};
+use chronofs_core::{ObjectId, SliceId, VolumeIndex};
+use chronofs_meta::machine::{DeletedObjects, LeavingShown};
+use chronofs_wire::admin::Assignment;
+use uuid::Uuid;
+
+const INDEX: VolumeIndex = VolumeIndex(1);
+
+impl Server {
+    fn told(&mut self, change: impl FnOnce(&mut Assignment)) {
+        let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+        change(&mut assignment);
+        self.run(Event::Assignment(Box::new(assignment)));
+        self.run(Event::Tick);
+        self.durable();
+    }
+
+    fn deleted(&mut self, given_up: bool) {
+        let after_s = given_up.then_some(0);
+        self.told(|assignment| {
+            (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, after_s)
+        });
+    }
+
+    /// Time passes, the admin server says who owns the store, and the store deletes what it is handed out.
+    fn minutes(&mut self, minutes: u64) -> Vec<ObjectId> {
+        let mut deleted = Vec::new();
+        for _ in 0..minutes * 2 {
+            self.now_ns += 30 * SECOND;
+            self.run(Event::Owner(true));
+            self.durable();
+            for effect in self.run(Event::Tick) {
+                let Effect::Delete(job) = effect else { continue };
+                deleted.extend(&job.objects);
+                let (volume, asked) = (job.volume, job.objects.clone());
+                let done = DeletedObjects { volume, asked, deleted: job.objects, failure: None };
+                self.run(Event::Deleted(Box::new(done)));
+            }
+        }
+        deleted
+    }
+
+    /// Rows of the volume but its own, live and past.
+    fn rows(&self) -> usize {
+        let all = self.core.engine.view().scan(&[], &[0xff], usize::MAX).unwrap();
+        let belongs = |key: &[u8]| {
+            let key = key.strip_prefix(&[0x80]).unwrap_or(key);
+            key.get(1..5) == Some(&INDEX.0.to_be_bytes())
+        };
+        all.iter().filter(|(key, _)| belongs(key)).count()
+    }
+
+    fn leaving(&self) -> Option<LeavingShown> {
+        self.core.machine.volume(INDEX).unwrap().leaving()
+    }
+
+    fn again(self) -> Server {
+        let engine = self.core.engine.clone();
+        let found = Found { recovered: Vec::new(), maybe_lost: false, last_commit: engine.applied() };
+        let config = Config { boot: self.now_ns, asks_admin: true, ..Config::default() };
+        let (reads, now_ns) = (SharedView(engine.view()), self.now_ns + SECOND);
+        let machine = Machine::new(config, &reads, engine.applied(), found, now_ns.into()).unwrap();
+        Server { core: Core { machine, engine }, now_ns, pins: self.pins }
+    }
+
+    fn verified(&self) {
+        let faults = chronofs_namespace::verify(&SharedView(self.core.engine.view())).unwrap();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+}
+
+/// A server with files, their past, one object, and nobody who uses them.
+fn with_files() -> (Server, ObjectId) {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    let inos: Vec<Ino> = (0..2500)
+        .map(|n| attr(server.call(1, n + 1, create(Ino::ROOT, &format!("f{n}"), false)).1.unwrap()).ino)
+        .collect();
+    let object = ObjectId { incarnation: 0, session, n: 5 };
+    let id = SliceId { object, index: 0 };
+    let seal = Seal { id, codec: Codec::Raw, stored_len: 100, full_len: 100, crc32c: 1 };
+    let slice = Slice { offset: 0, len: 100, skip: 0, place: Place::Object(seal, 0) };
+    let slices = vec![NewSlice { block: 0, slice, staged: None }];
+    let (size_min, mtime_ns) = (None, None);
+    let publish =
+        Request::Publish { ino: inos[0], slices, size_min, mtime_ns, kill_priv: false, merge: None };
+    server.call(1, 3000, publish).1.unwrap();
+    server.call(1, 3001, Request::Unlink { parent: Ino::ROOT, name: name("f1") }).1.unwrap();
+    server.frame(1, ToServer::Goodbye);
+    server.durable();
+    // Beside clients everything goes slowly.
+    server.now_ns += 60 * SECOND;
+    (server, object)
+}
+
+#[test]
+fn a_volume_that_is_deleted_or_not_mentioned_keeps_all_for_as_long_as_nothing_else_is_said() {
+    let (mut server, _) = with_files();
+    let rows = server.rows();
+    server.told(|assignment| assignment.volumes.clear());
+    assert_eq!((server.minutes(180), server.leaving()), (vec![], None), "unknown is not deleted");
+    server.deleted(false);
+    let before = server.rows();
+    assert_eq!(server.minutes(3000), []);
+    assert_eq!(server.rows(), before);
+    assert!(server.leaving().unwrap().kept);
+    let mut server = server.again();
+    // Another one is given up: that says nothing of this one.
+    server.told(|assignment| {
+        assignment.volumes[0].spec.id = Uuid::from_u128(77);
+        (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(0));
+    });
+    server.told(|assignment| assignment.volumes.clear());
+    assert_eq!(server.minutes(180), []);
+    assert_eq!(server.rows(), before);
+    let refused = server.run(Event::Hello(ConnId(7), Box::new(hello(7))));
+    assert!(!refused.iter().any(|effect| matches!(effect, Effect::Answer(_, Ok(_)))), "{refused:?}");
+
+    server.told(|_| {});
+    assert!(server.leaving().is_none() && server.rows() >= rows - 3);
+    server.open(8, hello(8)).expect("it is there again");
+    server.call(8, 1, Request::Lookup { parent: Ino::ROOT, name: name("f899") }).1.unwrap();
+    server.verified();
+}
+
+#[test]
+fn what_lost_its_last_open_while_the_volume_was_deleted_goes_when_it_is_back() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    server.open(1, hello(1)).unwrap();
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", true)).1.unwrap()).ino;
+    server.call(1, 2, Request::Unlink { parent: Ino::ROOT, name: name("a") }).1.unwrap();
+    let orphans = |server: &Server| {
+        chronofs_namespace::list_orphans(&SharedView(server.core.engine.view()), INDEX).unwrap().len()
+    };
+    server.deleted(false);
+    server.minutes(60);
+    assert_eq!((orphans(&server), server.core.machine.figures().sessions), (1, 0), "{ino:?}");
+    server.told(|_| {});
+    server.run(Event::Tick);
+    assert_eq!(orphans(&server), 0);
+    server.verified();
+}
+
+#[test]
+fn a_volume_that_is_given_up_goes_in_steps_its_objects_ten_minutes_later_and_then_its_last_rows() {
+    let (mut server, object) = with_files();
+    server.deleted(false);
+    let before = server.rows();
+    server.deleted(true);
+    // A tick takes 4 commits of 512 rows.
+    assert!(server.rows() > 0 && before > 7000, "{before}");
+    let mut least = before;
+    for _ in 0..3 {
+        server.run(Event::Tick);
+        assert!(least - server.rows() <= 2048 + 8 && server.rows() < least, "{least}");
+        least = server.rows();
+        // In the middle of it the server dies, and nobody speaks of the volume any more: the word was said.
+        server = server.again();
+        server.run(Event::Owner(true));
+        server.durable();
+    }
+    let tell = |server: &mut Server| server.told(|assignment| assignment.volumes[0].deleted = false);
+    tell(&mut server);
+    assert!(!server.leaving().unwrap().kept, "too late");
+    let volume = server.core.machine.volume(INDEX).unwrap();
+    let report = server.core.machine.report_of_deleted(volume).unwrap();
+    assert!(report.problem.is_some() && !report.gone);
+
+    server.run(Event::NoneFound(common::VOLUME));
+    assert!(server.rows() > 0, "a look that saw nothing is no proof");
+    let mut deleted = Vec::new();
+    for _ in 0..4 {
+        deleted.extend(server.minutes(6));
+        server.verified();
+    }
+    assert_eq!(deleted, [object]);
+    assert!(server.leaving().unwrap().rows_gone && server.rows() > 0);
+    assert!(server.core.machine.is_emptied(&SharedView(server.core.engine.view())));
+    server.run(Event::NoneFound(common::VOLUME));
+    assert_eq!(server.rows(), 0);
+    let volume = server.core.machine.volume(INDEX).unwrap();
+    assert!(volume.row.is_gone() && server.core.machine.report_of_deleted(volume).unwrap().gone);
+    server.verified();
+}
+
+#[test]
+fn nothing_goes_before_it_is_durable_that_the_volume_is_given_up_and_while_a_pin_needs_it() {
+    let (mut server, _) = with_files();
+    let (at, id) = (server.core.machine.last(), Uuid::from_u128(1));
+    let pinned = server.core.decide(server.now_ns, |machine, group| {
+        machine.keep_instants(group, (common::VOLUME, id), (at, at), None, "a snapshot")?.unwrap();
+        Ok(())
+    });
+    pinned.unwrap();
+    server.deleted(true);
+    server.deleted(true);
+    assert!(!server.leaving().unwrap().kept);
+    let before = server.rows();
+    assert_eq!((server.minutes(120), server.rows()), (vec![], before));
+    let released = server.core.decide(server.now_ns, |machine, group| {
+        machine.release_instants(group, common::VOLUME, id)?.unwrap();
+        Ok(())
+    });
+    released.unwrap();
+    assert_eq!(server.minutes(120).len(), 1);
+
+    let (mut server, _) = with_files();
+    // One that lies in the store alone needs it, too, and what cannot be read may be one.
+    server.pins = Some(Err("its pins cannot be read".to_owned()));
+    server.deleted(true);
+    server.deleted(true);
+    let before = server.rows();
+    assert!(!server.leaving().unwrap().kept);
+    assert_eq!((server.minutes(60), server.rows()), (vec![], before));
+
+    let (mut server, _) = with_files();
+    server.deleted(false);
+    let before = server.rows();
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(0));
+    server.run(Event::Assignment(Box::new(assignment)));
+    for _ in 0..3 {
+        server.run(Event::Tick);
+        assert_eq!(server.rows(), before);
+    }
+    server.durable();
+    server.run(Event::Tick);
+    assert!(server.rows() < before);
+}
+
+/// An admin server that was restored from an old copy speaks of a deletion that was taken back long ago.
+#[test]
+fn a_volume_is_kept_for_its_time_from_when_this_server_heard_of_it() {
+    let (mut server, _) = with_files();
+    let before = server.rows();
+    let due = |assignment: &mut Assignment| {
+        (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(7200))
+    };
+    server.told(due);
+    for _ in 0..2 {
+        server.minutes(50);
+        assert!(server.leaving().unwrap().kept && server.rows() == before);
+    }
+    let mut server = server.again();
+    server.told(|assignment| assignment.volumes.clear());
+    server.minutes(50);
+    assert!(server.leaving().unwrap().kept, "nobody says any more that it may go");
+    server.told(due);
+    server.minutes(2);
+    assert!(!server.leaving().unwrap().kept && server.rows() < before);
+}
+
+#[test]
+fn a_word_that_nobody_has_said_lately_gives_up_nothing() {
+    let (server, _) = with_files();
+    let mut server = server.again();
+    server.deleted(true);
+    assert!(server.leaving().unwrap().kept, "this start may not be the owner, and the word an old one");
+    server.run(Event::Owner(true));
+    server.run(Event::Tick);
+    assert!(!server.leaving().unwrap().kept);
+}
