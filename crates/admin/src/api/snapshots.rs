@@ -68,7 +68,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// List disk snapshots, newest first
-#[utoipa::path(get, path = "/v1/snapshots", responses((status = 200, body = Value)), security(("token" = [])))]
+#[utoipa::path(get, path = "/v1/snapshots", responses((status = 200, body = [Object])), security(("token" = [])))]
 pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Value>> {
     who.must_be(Role::Viewer)?;
     Ok(Json(shown(&app.snapshots)))
@@ -76,7 +76,7 @@ pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Va
 
 /// Show a disk snapshot
 #[utoipa::path(get, path = "/v1/snapshots/{uid}", params(("uid" = String, Path)),
-    responses((status = 200, body = Value)), security(("token" = [])))]
+    responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(uid): Path<String>) -> Answer<Value> {
     who.must_be(Role::Viewer)?;
     find(&app.snapshots, &uid_of(&uid)?).map(Json)
@@ -84,7 +84,7 @@ pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(uid): Path<
 
 /// Begin a disk snapshot; the answer has its record, or why it does not begin
 #[utoipa::path(post, path = "/v1/snapshots", request_body = NewSnapshot,
-    responses((status = 200, body = Value)), security(("token" = [])))]
+    responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn create(
     who: Who,
     State(app): State<Arc<App>>,
@@ -108,7 +108,7 @@ pub(super) async fn create(
 
 /// End a disk snapshot that is under way
 #[utoipa::path(post, path = "/v1/snapshots/{uid}/abort", params(("uid" = String, Path)),
-    responses((status = 200, body = Value)), security(("token" = [])))]
+    responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn abort(who: Who, State(app): State<Arc<App>>, Path(uid): Path<String>) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&uid)?;
@@ -120,7 +120,7 @@ pub(super) async fn abort(who: Who, State(app): State<Arc<App>>, Path(uid): Path
 
 /// Forget a disk snapshot that is over: what its set needs is not kept any more
 #[utoipa::path(delete, path = "/v1/snapshots/{uid}", params(("uid" = String, Path)),
-    responses((status = 200, body = Value)), security(("token" = [])))]
+    responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(uid): Path<String>) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&uid)?;
@@ -136,8 +136,8 @@ pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(uid): Pat
 }
 
 /// What a member of a disk snapshot is to do; waits up to 20 s until there is something
-#[utoipa::path(post, path = "/v1/meta/snapshot", request_body = Value,
-    responses((status = 200, body = Value)), security(("token" = [])))]
+#[utoipa::path(post, path = "/v1/meta/snapshot", request_body = Object,
+    responses((status = 200, body = [Object])), security(("token" = [])))]
 pub(super) async fn poll(
     server: MetadataServer,
     State(app): State<Arc<App>>,
