@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
+use chronofs_wire::cluster::{ClusterFileError, WRONG_CLUSTER};
 use chronofs_wire::identity::NoRandom;
 use chronofs_wire::secrets::SecretsError;
 use chronofs_wire::tls::TlsError;
@@ -66,6 +67,9 @@ pub enum AdminError {
     /// A later start of the metadata server took its place.
     #[error("{0}")]
     Superseded(String),
+    /// Another cluster is meant.
+    #[error("{0}")]
+    WrongCluster(String),
     /// Not now.
     #[error("{0}")]
     Unavailable(String),
@@ -98,6 +102,9 @@ pub enum AdminError {
         /// Why not.
         source: io::Error,
     },
+    /// The cluster file.
+    #[error(transparent)]
+    ClusterFile(#[from] ClusterFileError),
     /// No certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -126,6 +133,7 @@ impl AdminError {
             AdminError::Exists { .. } => (StatusCode::CONFLICT, "exists"),
             AdminError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             AdminError::Changed { .. } => (StatusCode::CONFLICT, "changed"),
+            AdminError::WrongCluster(_) => (StatusCode::MISDIRECTED_REQUEST, WRONG_CLUSTER),
             AdminError::Superseded(_) => (StatusCode::CONFLICT, "superseded"),
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             AdminError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),

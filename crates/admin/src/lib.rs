@@ -6,6 +6,7 @@
 //! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
 pub mod api;
+mod cluster;
 pub mod db;
 mod error;
 mod lock;
@@ -14,6 +15,7 @@ pub mod model;
 mod server;
 mod setup;
 mod snapshots;
+mod state;
 
 pub use error::AdminError;
 pub use lock::FolderLock;

@@ -3,9 +3,10 @@
 use crate::api::{self, App};
 use crate::db::{Database, block_stores, set_setting, setting, tokens};
 use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
-use crate::{AdminError, FolderLock};
+use crate::{AdminError, FolderLock, cluster};
 use axum::serve::Listener;
 use chronofs_snapshot::Whitelist;
+use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::{KEY_FILE, SecretBox};
 use chronofs_wire::tls::ServerIdentity;
@@ -36,6 +37,8 @@ pub struct StartConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How disk snapshots are made.
     pub snapshots: SnapshotConfig,
+    /// The cluster file; `None`: the one in the folder.
+    pub cluster_file: Option<PathBuf>,
 }
 
 /// Runs an admin server until SIGTERM or SIGINT.
@@ -43,7 +46,10 @@ pub async fn start(config: StartConfig) -> Result<(), AdminError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AdminError::io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AdminError::io("listen for SIGINT"))?;
     let server = Server::bind(config).await?;
-    tracing::info!(address = %server.local_addr(), certificate_sha256 = %server.pin(), "admin server is ready");
+    tracing::info!(
+        address = %server.local_addr(), certificate_sha256 = %server.pin(), cluster = %server.cluster().name,
+        "admin server is ready"
+    );
     server
         .run(async move {
             tokio::select! {
@@ -65,6 +71,7 @@ pub struct Server {
     secrets: Arc<SecretBox>,
     snapshots: Arc<Snapshots>,
     whitelist: Whitelist,
+    cluster: ClusterFile,
     folder: PathBuf,
     // Held until the server is gone.
     lock: FolderLock,
@@ -89,6 +96,9 @@ impl Server {
         let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
+        let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
+        let place = cluster::place(folder, config.cluster_file.as_deref());
+        let cluster = cluster::settle(&database, &place, None, &address)?;
         let listening = TcpListener::bind(config.bind_addr).await;
         let tcp = listening.map_err(AdminError::io(format!(
             "listen on {} (--bind-addr chooses another address)",
@@ -97,8 +107,19 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        let (pin, folder) = (identity.pin(), config.db_folder);
-        Ok(Server { listener, local_addr, pin, database, secrets, snapshots, whitelist, folder, lock })
+        let (pin, folder) = (identity.pin(), folder.clone());
+        Ok(Server {
+            listener,
+            local_addr,
+            pin,
+            database,
+            secrets,
+            snapshots,
+            whitelist,
+            cluster,
+            folder,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -111,10 +132,17 @@ impl Server {
         self.pin
     }
 
+    /// Which cluster it is of.
+    pub fn cluster(&self) -> &ClusterFile {
+        &self.cluster
+    }
+
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), self.secrets, self.snapshots.clone(), stopped.clone());
+        let (snapshots, folder) = (self.snapshots.clone(), self.folder.clone());
+        let app =
+            App::new(self.database.clone(), self.secrets, snapshots, self.cluster, folder, stopped.clone());
         let member = tokio::spawn(async move {
             if let Err(error) = take_part(self.snapshots, self.folder, self.whitelist).await {
                 tracing::error!(%error, "this server takes part in no disk snapshot");

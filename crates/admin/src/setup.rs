@@ -4,7 +4,7 @@ use crate::db::tokens::{ADDRESS, PIN};
 use crate::db::{Database, accounts, set_setting, setting, tokens};
 use crate::model::{NewAccount, Role};
 use crate::server::load_identity;
-use crate::{AdminError, FolderLock};
+use crate::{AdminError, FolderLock, cluster};
 use chronofs_wire::http::{ADMIN_PORT, with_port};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ pub struct InitConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Revoke the token of `root` if there is one.
     pub rotate: bool,
+    /// The cluster file; `None`: the one in the folder.
+    pub cluster_file: Option<PathBuf>,
 }
 
 /// Makes database, certificate and the account `root`, and gives its token. Refuses when there is one already,
@@ -34,24 +36,26 @@ pub fn init_creds(config: &InitConfig) -> Result<String, AdminError> {
     let _lock = FolderLock::take(folder)?;
     let database = Database::open(folder)?;
     let pin = load_identity(folder, config.tls.as_ref())?.pin();
+    let before = database.write(|tx| {
+        if !config.rotate && accounts::find(tx, ROOT).is_ok() {
+            return Err(AdminError::Invalid(format!(
+                "folder {} was set up before, and its root token was shown then; to revoke that token and get a new \
+                 one, add --rotate",
+                folder.display()
+            )));
+        }
+        setting(tx, ADDRESS)
+    })?;
+    let before = with_port(&before.unwrap_or_else(|| "localhost".to_owned()), ADMIN_PORT);
+    let place = cluster::place(folder, config.cluster_file.as_deref());
+    cluster::settle(&database, &place, config.address.as_deref(), &before)?;
     let token = database.write(|tx| {
         let root = match accounts::find(tx, ROOT) {
-            Ok(_) if !config.rotate => {
-                return Err(AdminError::Invalid(format!(
-                    "folder {} was set up before, and its root token was shown then; to revoke that token and get a \
-                     new one, add --rotate",
-                    folder.display()
-                )));
-            }
-            Ok(root) => root,
             Err(AdminError::NotFound { .. }) => {
                 accounts::create(tx, &NewAccount { name: ROOT.to_owned(), role: Role::Admin })?
             }
-            Err(error) => return Err(error),
+            found => found?,
         };
-        let before = setting(tx, ADDRESS)?;
-        let address = config.address.clone().or(before).unwrap_or_else(|| "localhost".to_owned());
-        set_setting(tx, ADDRESS, &with_port(&address, ADMIN_PORT))?;
         set_setting(tx, PIN, &pin.to_string())?;
         tokens::issue_account(tx, &root.id)
     })?;

@@ -5,6 +5,7 @@
 mod common;
 
 use chronofs_wire::admin::{Assignment, Register};
+use chronofs_wire::cluster::{CLUSTER_FILE, ClusterFile};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::{Secret, Sha256};
 use chronofs_wire::token::{Token, TokenKind};
@@ -28,8 +29,21 @@ async fn what_was_created_is_shown_listed_changed_and_deleted() {
     assert_eq!(changed["id"], volume["id"]);
     assert_eq!((&changed["name"], &changed["retention"]), (&json!("w"), &json!("-1")));
     assert_eq!(server.get("/v1/block-stores/b").await["volumes"], json!(["w"]));
-    for path in ["/v1/volumes/w", "/v1/block-stores/b", "/v1/metadata-stores/m"] {
+    let delete = async |path| {
         let _: Value = server.client.call(Method::DELETE, path, None::<&()>).await.unwrap();
+    };
+    delete("/v1/volumes/w").await;
+    assert_eq!(server.get("/v1/deleted-volumes/w").await["state"], "kept");
+    for store in ["/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        let (code, message) = server.refused(Method::DELETE, store, Value::Null).await;
+        assert_eq!(code, "in_use", "what can be taken back stays whole: {message}");
+        assert!(message.contains("deleted-volume 'w'"), "{message}");
+    }
+    delete("/v1/deleted-volumes/w").await;
+    for store in ["/v1/block-stores/b", "/v1/metadata-stores/m"] {
+        delete(store).await;
+    }
+    for path in ["/v1/volumes/w", "/v1/block-stores/b", "/v1/metadata-stores/m"] {
         let (code, _) = server.refused(Method::GET, path, Value::Null).await;
         assert_eq!(code, "not_found", "{path}");
     }
@@ -150,6 +164,38 @@ async fn a_wrong_token_and_a_wrong_pin_are_refused() {
     let pinned = Token { pin: Sha256::of(b"another"), ..server.root.clone() };
     let error = AdminClient::new(&pinned).unwrap().resolve("v").await.unwrap_err();
     assert!(matches!(error, ClientError::WrongCertificate { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn who_means_another_cluster_is_refused_by_name_whatever_they_ask() {
+    let server = started().await;
+    let cluster = server.client.cluster().await.unwrap();
+    assert_eq!(cluster.coordinators, std::slice::from_ref(&server.address));
+    let path = server.folder.path().join(CLUSTER_FILE);
+    let ours = ClusterFile::read(&path).unwrap();
+    assert_eq!(cluster.line, ours.to_string());
+    // The first address that can be reached is used.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let several = ClusterFile { coordinators: vec![free, server.address.clone()], ..ours.clone() };
+    for file in [&ours, &several] {
+        let client = AdminClient::reached(&server.root, None, Some(file)).unwrap();
+        client.call::<Value>(Method::GET, "/v1/volumes", None::<&()>).await.unwrap();
+        client.ready().await.unwrap();
+    }
+    let other = ClusterFile { name: "lab:42".parse().unwrap(), ..ours.clone() };
+    let client = AdminClient::reached(&server.root, None, Some(&other)).unwrap();
+    let refused = client.ready().await.unwrap_err();
+    assert!(refused.is_wrong_cluster() && !refused.is_transient(), "{refused}");
+    let store = json!({"name": "m"});
+    for (method, path) in [(Method::POST, "/v1/metadata-stores"), (Method::POST, "/v1/meta/register")] {
+        let refused = client.call::<Value>(method, path, Some(&store)).await.unwrap_err();
+        assert!(refused.is_wrong_cluster(), "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains("lab:42") && said.contains(ours.name.as_str()), "{said}");
+    }
+    assert_eq!(server.get("/v1/metadata-stores").await, json!([]));
+    let restarted = server.restarted().await;
+    assert_eq!(restarted.client.cluster().await.unwrap(), cluster, "the identity is kept");
 }
 
 #[tokio::test]
@@ -291,13 +337,22 @@ fn assert_typed(document: &Value, schema: &Value, place: &str) {
 #[tokio::test]
 async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
     let document: Value = serde_json::from_str(&chronofs_admin::api::openapi_json().unwrap()).unwrap();
-    let sources =
-        ["accounts", "block_stores", "deleted", "servers", "snapshots", "stores", "system", "volumes"].map(
-            |name| {
-                let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
-                std::fs::read_to_string(path).unwrap()
-            },
-        );
+    let sources = [
+        "accounts",
+        "block_stores",
+        "cluster",
+        "deleted",
+        "questions",
+        "servers",
+        "snapshots",
+        "stores",
+        "system",
+        "volumes",
+    ]
+    .map(|name| {
+        let path = format!("{}/src/api/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    });
     // The router is made of nothing else: api::router takes what the document is made of.
     let handlers: usize = sources.iter().map(|source| source.matches("#[utoipa::path(").count()).sum();
     let mut operations = 0;

@@ -328,6 +328,7 @@ async fn a_second_process_and_a_taken_port_are_refused_by_name() {
         bind_addr: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         snapshots: Default::default(),
+        cluster_file: None,
     };
     let locked = Server::bind(config.clone()).await.err().unwrap();
     assert!(matches!(locked, AdminError::Locked { .. }), "{locked}");
@@ -336,7 +337,13 @@ async fn a_second_process_and_a_taken_port_are_refused_by_name() {
     let fresh = StartConfig { db_folder: other.path().to_owned(), ..config };
     let missing = Server::bind(fresh.clone()).await.err().unwrap().to_string();
     assert!(missing.contains("init creds"), "{missing}");
-    let init = InitConfig { db_folder: other.path().to_owned(), address: None, tls: None, rotate: false };
+    let init = InitConfig {
+        db_folder: other.path().to_owned(),
+        address: None,
+        tls: None,
+        rotate: false,
+        cluster_file: None,
+    };
     let token: Token = init_creds(&init).unwrap().parse().unwrap();
     assert_eq!(token.admin, "localhost:8443");
     let twice = init_creds(&init).unwrap_err().to_string();

@@ -44,6 +44,20 @@ impl Tls {
     }
 }
 
+/// Where the server keeps its cluster file.
+#[derive(Args, Debug)]
+pub(crate) struct OwnClusterFile {
+    /// Cluster file to keep, made at the first start [default: chronofs.cluster in the folder]
+    #[arg(long, value_name = "FILE", env = "CHRONOFS_CLUSTER_FILE", hide_env_values = true)]
+    cluster_file: Option<PathBuf>,
+}
+
+impl OwnClusterFile {
+    fn path(self) -> Option<PathBuf> {
+        self.cluster_file.filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Prepare the server
@@ -57,6 +71,8 @@ pub(crate) enum Command {
         /// Listen on this address
         #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8443")]
         bind_addr: SocketAddr,
+        #[command(flatten)]
+        cluster: OwnClusterFile,
         #[command(flatten)]
         tls: Tls,
         #[command(flatten)]
@@ -88,6 +104,8 @@ pub(crate) enum Init {
         #[arg(long)]
         rotate: bool,
         #[command(flatten)]
+        cluster: OwnClusterFile,
+        #[command(flatten)]
         tls: Tls,
     },
     /// Print a systemd unit
@@ -101,8 +119,9 @@ pub(crate) enum Init {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Init(Init::Creds { folder, address, rotate, tls }) => {
-            let config = InitConfig { db_folder: folder.db_folder, address, tls: tls.files(), rotate };
+        Command::Init(Init::Creds { folder, address, rotate, cluster, tls }) => {
+            let (cluster_file, tls) = (cluster.path(), tls.files());
+            let config = InitConfig { db_folder: folder.db_folder, address, tls, rotate, cluster_file };
             let token = chronofs_admin::init_creds(&config).context("admin init creds")?;
             output::line(token)
         }
@@ -110,11 +129,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
-        Command::Start { folder, bind_addr, tls, whitelist, snap_create_max_timeout, log } => {
+        Command::Start { folder, bind_addr, cluster, tls, whitelist, snap_create_max_timeout, log } => {
             log.start();
             let run_limit = Duration::from_secs(snap_create_max_timeout);
             let snapshots = SnapshotConfig { whitelist: whitelist.whitelist_binpath, run_limit };
-            let config = StartConfig { db_folder: folder.db_folder, bind_addr, tls: tls.files(), snapshots };
+            let (db_folder, cluster_file, tls) = (folder.db_folder, cluster.path(), tls.files());
+            let config = StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
         Command::Status { folder } => status(&folder.db_folder).context("admin status"),

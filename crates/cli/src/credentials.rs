@@ -31,7 +31,7 @@ struct MountFile {
     volumes: BTreeMap<String, String>,
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from("/etc/chronofs"), PathBuf::from)
 }
 
@@ -105,14 +105,8 @@ pub(crate) fn save_mount(token: &str, volume: Option<&str>) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The token to mount `volume` with: as given, of the given file, of the environment, of `mount.toml`; naming the
-/// admin server at `admin`, if that is given.
-pub(crate) fn mount(
-    volume: &str,
-    given: Option<String>,
-    file: Option<&Path>,
-    admin: Option<&str>,
-) -> Result<String> {
+/// The token to mount `volume` with: as given, of the given file, of the environment, of `mount.toml`.
+pub(crate) fn mount(volume: &str, given: Option<String>, file: Option<&Path>) -> Result<String> {
     let text = if let Some(token) = given {
         Some(token)
     } else if let Some(file) = file {
@@ -129,9 +123,5 @@ pub(crate) fn mount(
              mount init creds --token TOKEN --volume {volume}"
         );
     };
-    let mut token = Token::parse_as(&text, TokenKind::Volume)?;
-    if let Some(admin) = admin {
-        token.admin = admin.to_owned();
-    }
-    Ok(token.to_string())
+    Ok(Token::parse_as(&text, TokenKind::Volume)?.to_string())
 }

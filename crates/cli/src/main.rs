@@ -5,6 +5,7 @@
 
 mod admin;
 mod argv;
+mod cluster;
 mod configure;
 mod credentials;
 mod logs;
@@ -13,6 +14,7 @@ mod mount;
 mod options;
 mod output;
 mod restore;
+mod shell;
 mod snap_create;
 mod snapshot;
 mod systemd;
@@ -62,6 +64,11 @@ enum Command {
     /// Prepare the images of a disk snapshot for a new cluster
     #[command(subcommand)]
     Restore(restore::Command),
+    /// Look at a cluster and its key space, in a shell of its own
+    #[command(
+        after_help = "Examples:\n  chronofs cli\n  chronofs cli --exec status\n  chronofs cli --exec 'writemode on; set key1 value1'"
+    )]
+    Cli(shell::Cli),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  chronofs completions bash > /etc/bash_completion.d/chronofs")]
     Completions {
@@ -112,6 +119,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let done = match command {
         // It says itself how it failed.
         Command::Snapshot(snapshot) => return snapshot::run(snapshot),
+        Command::Cli(cli) => return shell::run(cli),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
         Command::Meta(command) => meta::run(command),

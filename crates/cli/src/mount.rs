@@ -1,5 +1,6 @@
 //! `chronofs mount` and `chronofs instant`.
 
+use crate::cluster::ClusterArgs;
 use crate::configure::block_store::Keys;
 use crate::logs::LogArgs;
 use crate::options::Words;
@@ -91,6 +92,8 @@ pub(crate) struct Start {
     /// Reach the admin server here instead of where the token says
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Keep what is read and written in this folder; mounts may share it
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -182,9 +185,13 @@ fn start_mount(start: Start) -> Result<()> {
         &volume,
         words.token.or(start.token),
         words.token_file.or(start.token_file).as_deref(),
-        words.admin.or(start.admin).as_deref(),
     )?;
+    let admin = words.admin.or(start.admin);
+    let named = words.cluster_file.or(start.cluster.named());
+    let cluster = ClusterArgs::find(named.as_deref())?;
     let config = StartConfig {
+        cluster,
+        admin,
         volume,
         dir: start.dir,
         at: words.at_time.or(start.at_time).or(at),

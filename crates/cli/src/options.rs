@@ -18,6 +18,7 @@ pub(crate) struct Words {
     pub(crate) token: Option<String>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) admin: Option<String>,
+    pub(crate) cluster_file: Option<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) cache_size: Option<u64>,
     pub(crate) on_store_outage: Option<OnOutage>,
@@ -60,6 +61,7 @@ impl Words {
             "token" => self.token = Some(value.to_owned()),
             "token-file" | "tokenFile" => self.token_file = Some(value.into()),
             "admin" => self.admin = Some(parse_address(value)?),
+            "cluster-file" | "clusterFile" => self.cluster_file = Some(value.into()),
             "cache-dir" | "cacheDir" => self.cache_dir = Some(value.into()),
             "cache-size" | "cacheSize" => self.cache_size = Some(parse_size(value)?),
             "on-store-outage" | "onStoreOutage" => self.on_store_outage = Some(one_of(name, value)?),
@@ -86,7 +88,7 @@ fn unknown(word: &str) -> String {
         "remount" => "a mount cannot be changed; unmount it and mount it again",
         "dirsync" | "mand" => "the kernel does not do this for file systems of this kind; leave it away",
         _ => {
-            "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cache-dir=DIR, cache-size=SIZE, \
+            "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cluster-file=FILE, cache-dir=DIR, cache-size=SIZE, \
              on-store-outage=wait|fail, direct, credentials-file=FILE, profile=NAME, ambient-credentials, log-format=F \
              and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, sync and their like"
         }
@@ -114,7 +116,7 @@ mod tests {
     #[test]
     fn every_option_of_mount_start_can_be_said_in_fstab() {
         let list = "rw,noauto,x-systemd.automount,_netdev,nofail,atTime=yesterday 17:00,token-file=\"/etc/a,b\",\
-                    token=t,admin=h:1,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,direct,\
+                    token=t,admin=h:1,clusterFile=/cf,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,direct,\
                     credentials-file=/k,profile=p,ambientCredentials,log-format=json,logLevel=debug,ro,noexec";
         let mut kernel = MountOptions::default();
         assert!(kernel.take("ro") && kernel.take("noexec"));
@@ -124,6 +126,7 @@ mod tests {
             token: Some("t".to_owned()),
             token_file: Some("/etc/a,b".into()),
             admin: Some("h:1".to_owned()),
+            cluster_file: Some("/cf".into()),
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
             on_store_outage: Some(OnOutage::Fail),

@@ -25,6 +25,12 @@ pub(crate) fn plain_note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
 }
 
+/// What failed of several things that go on, for people, on standard error.
+pub(crate) fn error(text: impl std::fmt::Display) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "ERROR: {}", one_line(&text.to_string()));
+}
+
 /// A warning, for people, on standard error.
 pub(crate) fn warn(text: impl std::fmt::Display) {
     note(format_args!("warning: {text}"));

@@ -1,6 +1,7 @@
 //! `chronofs snapshot`: disk snapshots of all servers. Scripts know its two sentences and its exit status from elsewhere, so
 //! they are said word for word, without a prefix.
 
+use crate::cluster::ClusterArgs;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,9 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
 pub(crate) struct Snapshot {
-    /// Reach the admin server here instead of where the token says
+    /// Reach the admin server here instead of where cluster file or token say
     #[arg(long, global = true, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
     admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -83,9 +86,10 @@ pub(crate) struct Wanted {
 }
 
 pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
-    let Snapshot { admin, json, command } = snapshot;
+    let Snapshot { admin, cluster, json, command } = snapshot;
     let token = credentials::configure().context("snapshot")?;
-    let client = AdminClient::at(admin.as_deref().unwrap_or(&token.admin), &token)?;
+    let cluster = cluster.read().context("snapshot")?;
+    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
     serve(async move {
         match command {
             Command::Create { uid, keep, program } => {

@@ -48,7 +48,7 @@ data  waiting  disk         m1              -1         -     -       -
         assert_eq!(mode(&world.folder.path().join("config").join(name)), 0o600, "{name}");
     }
     world.configure(&format!("delete volume-token {}", json["id"].as_str().unwrap())).ok();
-    for what in ["volume files", "block-store disk", "metadata-store m1"] {
+    for what in ["volume files", "deleted-volume files", "block-store disk", "metadata-store m1"] {
         world.configure(&format!("delete {what}")).ok();
     }
 }

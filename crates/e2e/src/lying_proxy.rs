@@ -143,7 +143,7 @@ impl LyingProxy {
             "PUT" => ("PUT", OF_PUTS),
             "DELETE" => ("DELETE", OF_DELETES),
             // The crate deletes with a list in a POST, or one by one.
-            "POST" => ("DELETE", &[Lie::Fails, Lie::DoneButError][..]),
+            "POST" => ("DELETE", OF_DELETES),
             _ => return None,
         };
         self.with(|state| {
@@ -175,7 +175,7 @@ impl LyingProxy {
                 continue;
             }
             if lie == Some(Lie::Lost) {
-                connection.write_all(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n")?;
+                connection.write_all(&lost(&request))?;
                 continue;
             }
             if lie == Some(Lie::Slow) {
@@ -289,6 +289,19 @@ impl Request {
         reader.read_exact(&mut body)?;
         Ok(Some(Request { method, target, head, body }))
     }
+}
+
+/// That everything was deleted that was to be.
+fn lost(request: &Request) -> Vec<u8> {
+    if request.method == "DELETE" {
+        return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n".to_vec();
+    }
+    let asked = String::from_utf8_lossy(&request.body);
+    let keys = asked.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+    let deleted: String = keys.map(|key| format!("<Deleted><Key>{key}</Key></Deleted>")).collect();
+    let body = format!("<?xml version=\"1.0\"?><DeleteResult>{deleted}</DeleteResult>");
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {}", body.len());
+    format!("{head}\r\n\r\n{body}").into_bytes()
 }
 
 /// A listing without its first object.

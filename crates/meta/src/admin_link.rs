@@ -69,10 +69,12 @@ pub struct AdminLink {
     pub registered: watch::Sender<Option<Registered>>,
     /// Asked for by the executor.
     pub questions: Questions,
+    /// Told when the admin server says that it is of another cluster than was meant.
+    pub mislead: Option<oneshot::Sender<ClientError>>,
 }
 
 impl AdminLink {
-    /// Runs until it is dropped.
+    /// Runs until it is dropped, or until the admin server says that another cluster is meant.
     pub async fn run(mut self, kept: Option<Assignment>) {
         let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
         let mut problems = BTreeMap::new();
@@ -87,6 +89,12 @@ impl AdminLink {
         loop {
             match self.serve(&mut revision, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
+                Err(error) if error.is_wrong_cluster() => {
+                    if let Some(mislead) = self.mislead.take() {
+                        drop(mislead.send(error));
+                    }
+                    return;
+                }
                 Err(error) => {
                     if error.code() == Some("superseded") {
                         self.tell(Event::Owner(false)).await;

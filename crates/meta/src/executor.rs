@@ -7,16 +7,18 @@ use crate::machine::{
 };
 use crate::metrics::Metrics;
 use crate::server::outbox::Outbox;
+use crate::sync::{SyncState, sync_loop};
 use chronofs_core::{Errno, Version};
-use chronofs_engine::{Engine, EngineError, ReadStop, View};
+use chronofs_engine::{EngineError, ReadStop, View};
 use chronofs_namespace::{Ctx, FREED_MAX};
 use chronofs_wire::message::{Hello, HelloAnswer, ToClient};
+use chronofs_wire::question::{KeyOp, KeyRefused, KeyReply};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::mpsc as std_mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 /// How many inputs may be queued before connections have to wait.
@@ -25,8 +27,6 @@ const QUEUE: usize = 4096;
 const GROUP_MAX: usize = 256;
 /// Threads that do the longer reads.
 const READERS: usize = 2;
-/// How long a commit may wait for the sync that it shares with others.
-const SYNC_WITHIN: Duration = Duration::from_millis(10);
 
 /// Something to be done on the executor's thread.
 pub type Ask = Box<dyn FnOnce(&mut Core, Now) + Send>;
@@ -42,6 +42,8 @@ pub enum Input {
     Events(Vec<Event>),
     /// A question about the machine.
     Ask(Ask),
+    /// An operator's question about the key space. Not answered if the server ends before.
+    Keys(KeyOp, oneshot::Sender<Result<KeyReply, KeyRefused>>),
     /// The clean end. Answered when all is durable.
     Stop(oneshot::Sender<Result<(), EngineError>>),
 }
@@ -114,6 +116,8 @@ impl Executor {
             questions,
             sync: sync_state.clone(),
             full_since: None,
+            keyed: HashMap::new(),
+            next_key: 0,
         };
         let thread = std::thread::Builder::new().name("meta-exec".to_owned()).spawn(move || {
             let failure = ReportsPanic(failure);
@@ -170,6 +174,9 @@ struct Worker {
     questions: watch::Sender<u64>,
     sync: Arc<SyncState>,
     full_since: Option<Instant>,
+    /// Who waits for an answer about the key space, by its number.
+    keyed: HashMap<u64, oneshot::Sender<Result<KeyReply, KeyRefused>>>,
+    next_key: u64,
 }
 
 impl Worker {
@@ -193,6 +200,12 @@ impl Worker {
                         events.push(Event::Hello(conn, hello));
                     }
                     Input::Events(more) => events.extend(more),
+                    Input::Keys(op, answer) => {
+                        self.next_key += 1;
+                        self.keyed.insert(self.next_key, answer);
+                        self.metrics.asked_keys(op.writes());
+                        events.push(Event::Keys(self.next_key, op));
+                    }
                     Input::Ask(ask) => {
                         self.decide(now, std::mem::take(&mut events))?;
                         ask(&mut self.core, now);
@@ -256,15 +269,20 @@ impl Worker {
         match (&group.full, self.full_since) {
             (Some(error), None) => {
                 self.metrics.full.inc();
+                self.metrics.refused_full();
                 self.full_since = Some(Instant::now());
                 tracing::error!(
                     error,
                     "the metadata store's disk is full; writes answer ENOSPC until there is room"
                 );
             }
-            (Some(_), Some(_)) => drop(self.metrics.full.inc()),
+            (Some(_), Some(_)) => {
+                self.metrics.full.inc();
+                self.metrics.refused_full();
+            }
             (None, Some(since)) if group.commits > 0 => {
                 self.full_since = None;
+                self.metrics.has_room();
                 tracing::info!(seconds = since.elapsed().as_secs(), "the metadata store has room again");
             }
             (None, _) => {}
@@ -318,6 +336,12 @@ impl Worker {
             }),
             Effect::AskAdmin(question) => drop(self.questions.send_replace(question)),
             Effect::Warn(warning) => tracing::warn!("{warning}"),
+            Effect::Keyed(id, answer) => {
+                if let Some(asker) = self.keyed.remove(&id) {
+                    // Who does not wait any more finds out by reading the key.
+                    drop(asker.send(answer));
+                }
+            }
         }
     }
 
@@ -442,141 +466,9 @@ pub fn run_read(job: &ReadJob, view: Arc<dyn View>) -> Result<chronofs_core::ops
     }
 }
 
-#[derive(Default)]
-struct SyncInner {
-    /// Since when there has been something to sync.
-    dirty_since: Option<Instant>,
-    hurry: bool,
-    mark: Option<Version>,
-    stop: bool,
-    /// What the last sync made durable, until the executor takes it.
-    durable: Option<Version>,
-}
-
-impl SyncInner {
-    fn dirty(&mut self) {
-        self.dirty_since.get_or_insert_with(Instant::now);
-    }
-}
-
-#[derive(Default)]
-struct SyncState {
-    inner: Mutex<SyncInner>,
-    changed: Condvar,
-}
-
-impl SyncState {
-    fn lock(&self) -> MutexGuard<'_, SyncInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut SyncInner)) {
-        let mut inner = self.lock();
-        let idle = inner.dirty_since.is_none();
-        change(&mut inner);
-        if idle || inner.hurry || inner.stop {
-            self.changed.notify_one();
-        }
-    }
-
-    /// Waits until there is something to sync, and then a little for more, unless somebody waits for it. `None`: the
-    /// server stops.
-    fn wait(&self) -> Option<Option<Version>> {
-        let mut inner = self.lock();
-        while !inner.stop {
-            let left = inner.dirty_since.map(|since| SYNC_WITHIN.saturating_sub(since.elapsed()));
-            inner = match left {
-                None => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if inner.hurry || left.is_zero() => {
-                    (inner.dirty_since, inner.hurry) = (None, false);
-                    return Some(inner.mark.take());
-                }
-                Some(left) => {
-                    self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-        None
-    }
-
-    fn take_durable(&self) -> Option<Version> {
-        self.lock().durable.take()
-    }
-}
-
-/// The only one that syncs while the server runs, so it waits for nobody: the executor finds what became durable
-/// whenever it runs next.
-fn sync_loop(
-    state: &SyncState,
-    engine: &dyn Engine,
-    queue: &mpsc::Sender<Input>,
-    metrics: &Metrics,
-) -> Result<(), EngineError> {
-    while let Some(mark) = state.wait() {
-        let began = Instant::now();
-        let durable = engine.sync()?;
-        metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
-        let lag_ns = engine.applied().0.saturating_sub(durable.0);
-        metrics.durable_lag.set(lag_ns as f64 / 1e9);
-        if let Some(mark) = mark {
-            engine.mark(mark)?;
-        }
-        state.lock().durable = Some(durable);
-        // If the queue is full the executor will run anyway; if it is closed the server ends.
-        drop(queue.try_send(Input::Events(Vec::new())));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronofs_engine::memory::Memory;
-    use chronofs_engine::{Batch, Commit};
-
-    fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-        let begun = Instant::now();
-        while !done() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{what} did not happen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn an_executor_that_is_behind_holds_up_no_sync() {
-        let (queue, mut inputs) = mpsc::channel(1);
-        queue.try_send(Input::Events(vec![Event::Tick])).ok().unwrap();
-        let (state, engine) = (SyncState::default(), Memory::default());
-        let (metrics, _) = Metrics::new();
-        std::thread::scope(|scope| {
-            let syncer = scope.spawn(|| sync_loop(&state, &engine, &queue, &metrics));
-            for version in [Version(1), Version(2)] {
-                let commit = Commit { version, tag: Default::default(), batch: Batch::default() };
-                engine.apply(vec![commit]).unwrap();
-                state.change(|inner| inner.dirty());
-                wait_until("the sync", || state.lock().durable == Some(version));
-            }
-            assert_eq!((state.take_durable(), state.take_durable()), (Some(Version(2)), None));
-            inputs.try_recv().unwrap();
-            state.change(|inner| inner.dirty());
-            wait_until("the call", || inputs.try_recv().is_ok());
-            state.change(|inner| inner.stop = true);
-            syncer.join().unwrap().unwrap();
-        });
-    }
-
-    #[test]
-    fn what_came_during_a_sync_waits_since_it_came() {
-        let state = SyncState::default();
-        let begun = Instant::now();
-        state.lock().dirty_since = Some(begun - SYNC_WITHIN / 2);
-        assert_eq!(state.wait(), Some(None));
-        assert!(begun.elapsed() >= SYNC_WITHIN / 2, "it waits a little for others");
-        state.lock().dirty_since = Some(Instant::now() - SYNC_WITHIN * 2);
-        state.lock().mark = Some(Version(7));
-        assert_eq!(state.wait(), Some(Some(Version(7))));
-        assert!(state.lock().dirty_since.is_none());
-    }
 
     #[test]
     fn a_thread_that_panics_ends_the_server() {

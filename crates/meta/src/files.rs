@@ -15,6 +15,7 @@
 use anyhow::{Context, Result, bail};
 use chronofs_core::store::Secret;
 use chronofs_wire::admin::{Assignment, Registered};
+use chronofs_wire::cluster::ClusterName;
 use chronofs_wire::secrets::{SecretBox, SecretsError};
 use chronofs_wire::tls::write_secret;
 use chronofs_wire::token::{Token, TokenKind};
@@ -142,6 +143,18 @@ impl Folder {
     /// What the admin server last said of the store.
     pub fn registered(&self) -> Result<Option<Registered>> {
         self.read_json("registered.json")
+    }
+
+    /// Refuses to be of another cluster than the admin server last said.
+    pub fn must_be_of(&self, cluster: &ClusterName) -> Result<()> {
+        match self.registered()?.and_then(|registered| registered.cluster) {
+            Some(known) if known != cluster.as_str() => bail!(
+                "the cluster file is of cluster {cluster}, and the folder {} of cluster {known}: use the cluster file of \
+                 {known} (--cluster-file), or another folder (--db-folder)",
+                self.0.display()
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Block stores whose folder was seen marked.
@@ -283,6 +296,24 @@ mod tests {
         locked.note_run().unwrap();
         locked.end_run().unwrap();
         assert!(!locked.maybe_lost().unwrap(), "after a clean stop");
+    }
+
+    #[test]
+    fn the_folder_of_another_cluster_is_refused_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let (ours, other): (ClusterName, ClusterName) = ("a:1".parse().unwrap(), "b:2".parse().unwrap());
+        folder.must_be_of(&other).unwrap();
+        let registered = |cluster| Registered { store: Uuid::nil(), name: "m".to_owned(), epoch: 1, cluster };
+        folder.save_registered(&registered(None)).unwrap();
+        folder.must_be_of(&other).unwrap();
+        folder.save_registered(&registered(Some(ours.to_string()))).unwrap();
+        folder.must_be_of(&ours).unwrap();
+        let error = folder.must_be_of(&other).unwrap_err().to_string();
+        assert!(
+            error.contains("a:1") && error.contains("b:2") && error.contains("--cluster-file"),
+            "{error}"
+        );
     }
 
     #[test]

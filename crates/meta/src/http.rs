@@ -2,7 +2,7 @@
 
 use crate::collect::{Collector, GcStatus};
 use crate::executor::{Ask, Input};
-use crate::machine::{CollectionShown, Figures, LeavingShown, PackingShown, SharedView};
+use crate::machine::{CollectionShown, Figures, KeySum, LeavingShown, PackingShown, SharedView, key_sum};
 use crate::metrics::Metrics;
 use crate::server::objects::Stores;
 use crate::watched::StoreStatus;
@@ -13,11 +13,14 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use chronofs_core::Version;
 use chronofs_namespace::rows::Tally;
+use chronofs_wire::status::{FullDisk, ProcessStatus, Rates};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long the executor may take to answer.
@@ -45,6 +48,30 @@ pub struct Status {
     /// The block stores that they are in.
     #[serde(default)]
     pub stores: Vec<StoreStatus>,
+    /// The process and what it lives on.
+    #[serde(default)]
+    pub process: ProcessStatus,
+    /// The epoch under which it owns its store.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Writes are refused, because the disk is full.
+    #[serde(default)]
+    pub full: Option<FullDisk>,
+    /// Seconds for which the disk has been making the log durable, if it is at it.
+    #[serde(default)]
+    pub syncing_s: f64,
+    /// Bytes of the log.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// Bytes of the store.
+    #[serde(default)]
+    pub store_bytes: u64,
+    /// How often something happens.
+    #[serde(default)]
+    pub rates: Rates,
+    /// Pairs of the operators' key space.
+    #[serde(default)]
+    pub keys: KeySum,
 }
 
 /// A volume in [`Status`].
@@ -83,6 +110,10 @@ pub struct Pages {
     pub collector: Collector,
     /// The block stores.
     pub stores: Stores,
+    /// The folder of the engine.
+    pub engine: PathBuf,
+    /// When the server started.
+    pub started: Instant,
 }
 
 /// What `POST /gc` is asked.
@@ -147,9 +178,47 @@ async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
 }
 
 async fn status(State(pages): State<Pages>) -> impl IntoResponse {
-    match ask_status(&pages.queue).await {
-        Some(status) => Json(Status { stores: pages.stores.watches().status(), ..status }).into_response(),
+    match status_of(&pages).await {
+        Some(status) => Json(status).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the executor does not answer\n").into_response(),
+    }
+}
+
+/// What `/status` says; `None`: the executor does not answer.
+pub async fn status_of(pages: &Pages) -> Option<Status> {
+    let status = ask_status(&pages.queue).await?;
+    let (engine, started) = (pages.engine.clone(), pages.started);
+    let looked = tokio::task::spawn_blocking(move || {
+        let size = |part: &str| folder_bytes(&engine.join(part));
+        (size("log"), size("store"), ProcessStatus::look(started, &engine))
+    });
+    let (log_bytes, store_bytes, process) = looked.await.ok()?;
+    Some(Status {
+        stores: pages.stores.watches().status(),
+        process,
+        log_bytes,
+        store_bytes,
+        full: pages.metrics.full_disk(),
+        syncing_s: pages.metrics.syncing_s(),
+        rates: pages.metrics.looks.rates(),
+        ..status
+    })
+}
+
+/// Bytes on the disk of the files in a folder.
+fn folder_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    // A file that goes meanwhile takes no room.
+    let sizes = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks() * 512));
+    sizes.sum()
+}
+
+/// Looks at the counters every second until it is dropped.
+pub async fn look_at_counters(metrics: Arc<Metrics>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        metrics.looks.note(crate::executor::now().steady_ns, metrics.counts());
     }
 }
 
@@ -209,6 +278,14 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             figures: machine.figures(),
             volumes: volumes.collect(),
             stores: Vec::new(),
+            process: ProcessStatus::default(),
+            epoch: machine.config().epoch,
+            full: None,
+            syncing_s: 0.0,
+            log_bytes: 0,
+            store_bytes: 0,
+            rates: Rates::default(),
+            keys: key_sum(&reads).unwrap_or_default(),
         };
         drop(sender.send(status));
     });

@@ -15,10 +15,13 @@ pub mod machine;
 pub mod metrics;
 pub mod pack;
 mod pins;
+mod questions;
+mod rates;
 pub mod server;
 mod snapshot;
 mod start;
 mod stores;
+mod sync;
 mod verify;
 mod watched;
 

@@ -1,17 +1,22 @@
 //! Figures for Prometheus.
 
 use crate::collect::GcStatus;
-use crate::machine::{CollectionShown, KINDS};
+use crate::machine::{CollectionShown, KINDS, READS, WRITES};
+use crate::rates::{Counts, Looks};
 use crate::watched::StoreStatus;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_core::Errno;
+use chronofs_wire::status::FullDisk;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -27,6 +32,17 @@ struct ActionLabels {
 impl ActionLabels {
     fn of(put: bool) -> Self {
         ActionLabels { action: if put { "put" } else { "get" } }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyLabels {
+    kind: &'static str,
+}
+
+impl KeyLabels {
+    fn of(writes: bool) -> Self {
+        KeyLabels { kind: if writes { "write" } else { "read" } }
     }
 }
 
@@ -78,6 +94,20 @@ pub struct Metrics {
     quarantined: Gauge,
     /// Volumes whose collection waits for a word or for an operator.
     collection_stopped: Gauge,
+    /// Questions about the operators' key space.
+    keys: Family<KeyLabels, Counter>,
+    moments: Mutex<Moments>,
+    /// What was counted, second by second.
+    pub(crate) looks: Looks,
+}
+
+/// When things began that last for a while.
+#[derive(Default)]
+struct Moments {
+    /// The sync that is under way.
+    sync_began: Option<Instant>,
+    /// The disk is full: the first and the last write that was refused.
+    full: Option<(Instant, Instant)>,
 }
 
 impl Metrics {
@@ -109,6 +139,9 @@ impl Metrics {
             stored_bytes: Family::default(),
             quarantined: Gauge::default(),
             collection_stopped: Gauge::default(),
+            keys: Family::default(),
+            moments: Mutex::default(),
+            looks: Looks::default(),
             requests,
         };
         for put in [true, false] {
@@ -135,6 +168,7 @@ impl Metrics {
             "Rows of the past that were forgotten",
             metrics.forgotten.clone(),
         );
+        registry.register("keys", "Questions about the operators' key space", metrics.keys.clone());
         metrics.register_objects(&mut registry);
         metrics.register_collection(&mut registry);
         (metrics, registry)
@@ -223,6 +257,57 @@ impl Metrics {
         self.collection_stopped.set(stopped.count().try_into().unwrap_or(i64::MAX));
         let quarantined: u64 = status.stores.iter().map(|store| store.quarantined.count).sum();
         self.quarantined.set(quarantined.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts a question about the key space.
+    pub fn asked_keys(&self, writes: bool) {
+        self.keys.get_or_create(&KeyLabels::of(writes)).inc();
+    }
+
+    /// A sync began, or ended.
+    pub fn sync_began(&self, at: Option<Instant>) {
+        self.moments().sync_began = at;
+    }
+
+    /// For how long the sync has been under way that is; 0 if none is.
+    pub fn syncing_s(&self) -> f64 {
+        self.moments().sync_began.map_or(0.0, |began| began.elapsed().as_secs_f64())
+    }
+
+    /// Writes were refused just now, because the disk is full.
+    pub fn refused_full(&self) {
+        let now = Instant::now();
+        let mut moments = self.moments();
+        let (since, _) = moments.full.unwrap_or((now, now));
+        moments.full = Some((since, now));
+    }
+
+    /// The disk took a write again.
+    pub fn has_room(&self) {
+        self.moments().full = None;
+    }
+
+    /// Whether writes are refused because the disk is full.
+    pub fn full_disk(&self) -> Option<FullDisk> {
+        let (since, last) = self.moments().full?;
+        Some(FullDisk { seconds: since.elapsed().as_secs(), last_seconds: last.elapsed().as_secs() })
+    }
+
+    /// What was done since the start.
+    pub(crate) fn counts(&self) -> Counts {
+        let sum = |kinds: Range<usize>| {
+            self.good.get(kinds).map_or(0, |all| all.iter().map(Counter::get).sum::<u64>())
+        };
+        let keys = |writes| self.keys.get_or_create(&KeyLabels::of(writes)).get();
+        Counts {
+            reads: sum(READS) + keys(false),
+            writes: sum(WRITES) + keys(true),
+            commits: self.commits.get(),
+        }
+    }
+
+    fn moments(&self) -> MutexGuard<'_, Moments> {
+        self.moments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an answer.

@@ -5,9 +5,10 @@ use crate::collect::Collector;
 use crate::core::Core;
 use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
-use crate::http::Pages;
+use crate::http::{self, Pages};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
+use crate::questions;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
@@ -16,7 +17,8 @@ use chronofs_engine::Engine;
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
 use chronofs_snapshot::Whitelist;
 use chronofs_wire::admin::Register;
-use chronofs_wire::http::AdminClient;
+use chronofs_wire::cluster::ClusterFile;
+use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::random;
 use chronofs_wire::message::ToClient;
 use chronofs_wire::tls::ServerIdentity;
@@ -24,10 +26,10 @@ use chronofs_wire::token::{Token, TokenKind};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -48,6 +50,8 @@ pub struct StartConfig {
     pub timing: Timing,
     /// Programs that may run here for a disk snapshot: `whitelist_binpath`.
     pub whitelist: Vec<PathBuf>,
+    /// The cluster that the server is to belong to, if that is said.
+    pub cluster: Option<ClusterFile>,
 }
 
 /// How long things take. Shorter only in tests, but for the packing.
@@ -87,6 +91,8 @@ pub struct Server {
     executor: Executor,
     shared: Arc<Shared>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Resolves when the admin server says that it is of another cluster.
+    misled: oneshot::Receiver<ClientError>,
     /// Where clients reach it.
     pub address: SocketAddr,
     /// Where figures are served.
@@ -105,6 +111,10 @@ pub async fn start(config: StartConfig) -> Result<()> {
     let failure = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        Ok(error) = &mut server.misled => {
+            server.stop().await?;
+            return Err(error.into());
+        }
         error = &mut server.executor.failed => Some(error),
     };
     match failure {
@@ -118,9 +128,13 @@ impl Server {
     /// Starts a server; `with_admin`: also its link to the admin server.
     pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
         let whitelist = Whitelist::new(config.whitelist.clone()).context("--whitelist-binpath")?;
+        let started = Instant::now();
         let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
         let token = if with_admin { Some(folder.token()?) } else { None };
+        if let Some(cluster) = &config.cluster {
+            folder.must_be_of(&cluster.name)?;
+        }
         let identity = match &config.tls {
             Some((certificate, key)) => ServerIdentity::load(certificate, key)?,
             None => ServerIdentity::load_or_make(&folder.0, &[])?,
@@ -132,9 +146,12 @@ impl Server {
             None => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let (core, engine) = open_core(&locked, with_admin, config.timing).await?;
+        let boot = u64::from_le_bytes(random()?);
+        let client =
+            token.map(|token| AdminClient::reached(&token, None, config.cluster.as_ref())).transpose()?;
+        let (core, engine) = open_told(&locked, boot, client.as_ref(), config.timing).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
-        let (boot, epoch) = (core.machine.config().boot, core.machine.config().epoch);
+        let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
         let metrics = Arc::new(metrics);
         let stores = Stores::default();
@@ -143,7 +160,7 @@ impl Server {
             runtime: tokio::runtime::Handle::current(),
             metrics: metrics.clone(),
         };
-        let (asked, questions) = watch::channel(0);
+        let (asked, wanted) = watch::channel(0);
         let executor = Executor::start(core, metrics.clone(), objects, asked)?;
         let queue = executor.queue.clone();
         let shared = Shared::new(queue.clone(), metrics.clone(), life);
@@ -152,20 +169,27 @@ impl Server {
         tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
         let collector = Collector::new(queue.clone(), stores.clone());
         tasks.push(tokio::spawn(collector.clone().run()));
+        tasks.push(tokio::spawn(http::look_at_counters(metrics.clone())));
+        let pages = Pages {
+            queue: queue.clone(),
+            registry: Arc::new(registry),
+            metrics: metrics.clone(),
+            collector,
+            stores: stores.clone(),
+            engine: folder.engine(),
+            started,
+        };
         if let Some(http_listener) = http_listener {
-            let (queue, registry) = (queue.clone(), Arc::new(registry));
-            let (metrics, stores) = (metrics.clone(), stores.clone());
-            let pages = Pages { queue, registry, metrics, collector, stores };
-            tasks.push(spawn_http(http_listener, pages));
+            tasks.push(spawn_http(http_listener, pages.clone()));
         }
-        if let Some(token) = token {
+        let (mislead, misled) = oneshot::channel();
+        if let Some(client) = client {
             let register = Register {
                 address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
                 certificate_sha256: identity.pin().to_string(),
                 boot,
                 epoch,
             };
-            let client = AdminClient::new(&token)?;
             let part = Part {
                 engine,
                 folder: folder.engine(),
@@ -173,11 +197,11 @@ impl Server {
                 client: client.clone(),
                 whitelist,
             };
-            let link = (client, register, folder, stores.clone(), Questions::new(questions));
-            tasks.extend(spawn_link(link, queue.clone(), part)?);
+            let link = (client, register, folder, Questions::new(wanted), mislead);
+            tasks.extend(spawn_link(link, pages, part)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
-        Ok(Server { folder: locked, executor, shared, tasks, address, http_address, queue, stores })
+        Ok(Server { folder: locked, executor, shared, tasks, misled, address, http_address, queue, stores })
     }
 
     /// Stops in order: nobody new, clients are told, everything is durable.
@@ -230,8 +254,22 @@ pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
+/// Opens the store, and says meanwhile that it is at it.
+async fn open_told(
+    locked: &LockedFolder,
+    boot: u64,
+    client: Option<&AdminClient>,
+    timing: Timing,
+) -> Result<(Core, Arc<EmbeddedFolder>)> {
+    let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
+    let opened = open_core(locked, boot, client.is_some(), timing).await;
+    starting.inspect(|starting| starting.abort());
+    opened
+}
+
 async fn open_core(
     locked: &LockedFolder,
+    boot: u64,
     asks_admin: bool,
     timing: Timing,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
@@ -255,7 +293,7 @@ async fn open_core(
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let config = Config {
-            boot: u64::from_le_bytes(random()?),
+            boot,
             epoch,
             asks_admin,
             slice_life_ms: ms(timing.slice_life),
@@ -321,18 +359,23 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
-/// The link's own: its client, what the server says of itself, its folder, the stores in reach, what is asked.
-type Linked = (AdminClient, Register, Folder, Stores, Questions);
+/// The link's own: its client, what the server says of itself, its folder, what is asked, whom to tell of another cluster.
+type Linked = (AdminClient, Register, Folder, Questions, oneshot::Sender<ClientError>);
 
+/// Starts all that has to do with the admin server: the link, the answers to operators' questions, disk snapshots.
 fn spawn_link(
-    (client, register, folder, stores, questions): Linked,
-    queue: mpsc::Sender<Input>,
+    (client, register, folder, questions, mislead): Linked,
+    pages: Pages,
     part: Part,
-) -> Result<[tokio::task::JoinHandle<()>; 3]> {
+) -> Result<[tokio::task::JoinHandle<()>; 4]> {
     let kept = folder.assignment()?;
     let (registered, mut epochs) = watch::channel(None);
     let snapshots = tokio::spawn(snapshot::take_part(part, epochs.clone()));
-    let link = AdminLink { client, register, folder, queue: queue.clone(), stores, registered, questions };
+    let (queue, stores) = (pages.queue.clone(), pages.stores.clone());
+    let answers = questions::answer_all(client.clone(), register.boot, pages);
+    let mislead = Some(mislead);
+    let link =
+        AdminLink { client, register, folder, queue: queue.clone(), stores, registered, questions, mislead };
     let follow = tokio::spawn(async move {
         while epochs.changed().await.is_ok() {
             let Some(epoch) = epochs.borrow_and_update().as_ref().map(|registered| registered.epoch) else {
@@ -342,5 +385,5 @@ fn spawn_link(
             drop(queue.send(Input::Ask(ask)).await);
         }
     });
-    Ok([tokio::spawn(link.run(kept)), follow, snapshots])
+    Ok([tokio::spawn(link.run(kept)), follow, tokio::spawn(answers), snapshots])
 }

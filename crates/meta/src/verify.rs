@@ -1,7 +1,7 @@
 //! `meta verify`: looks at every row of a store that no server uses, and on request at every slice that a row names.
 
 use crate::files::Folder;
-use crate::machine::SharedView;
+use crate::machine::{SharedView, verify_keys};
 use crate::start::open_engine;
 use crate::stores::open_marked;
 use anyhow::{Context, Result, bail};
@@ -61,11 +61,9 @@ pub async fn verify(db_folder: &Path, progress: Option<&mut dyn FnMut(Checked)>)
     let cannot = || format!("cannot read the metadata store in {}", db_folder.display());
     let volumes = chronofs_namespace::list_volumes(&reads).with_context(cannot)?;
     let faults = chronofs_namespace::verify(&reads).with_context(cannot)?;
-    let mut verified = Verified {
-        faults: faults.iter().map(ToString::to_string).collect(),
-        volumes: volumes.len(),
-        blocks: None,
-    };
+    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    faults.extend(verify_keys(&reads).with_context(cannot)?);
+    let mut verified = Verified { faults, volumes: volumes.len(), blocks: None };
     let Some(progress) = progress else { return Ok(verified) };
     let stores = assigned_stores(&folder)?;
     let mut checked = Checked::default();

@@ -12,13 +12,23 @@ mod sim;
 use sim::world::World;
 
 /// How many calls were replayed late and after a mark, objects were deleted while things failed, starts found replays
-/// applied in part, and objects of packed slices and repacked slices there are in the end.
-fn run(seed: u64) -> [usize; 5] {
+/// applied in part, and objects of packed slices and repacked slices there are in the end; and what operators did to keys.
+fn run(seed: u64) -> [usize; 8] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
     let (packs, repacked) = (world.packs_in_the_end, world.repacked_in_the_end);
-    [world.late_after_mark, world.deleted_meanwhile, world.unfinished, packs, repacked]
+    let [changes, reads, refused] = world.operators.done;
+    [
+        world.late_after_mark,
+        world.deleted_meanwhile,
+        world.unfinished,
+        packs,
+        repacked,
+        changes,
+        reads,
+        refused,
+    ]
 }
 
 #[test]
@@ -28,7 +38,7 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let mut sums = [0; 5];
+    let mut sums = [0; 8];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
@@ -38,14 +48,17 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
             }
         }
     }
-    let [late, deleted, unfinished, packs, repacked] = sums;
+    let [late, deleted, unfinished, packs, repacked, changes, reads, refused] = sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {unfinished} \
-         starts found replays applied in part; {packs} objects of packed slices and {repacked} repacked slices in the end"
+         starts found replays applied in part; {packs} objects of packed slices and {repacked} repacked slices in the end; \
+         operators changed {changes} keys, read {reads} times and found the key space full {refused} times"
     );
     assert!(unfinished > 0 || cases < 2_000, "no start found replays applied in part");
     assert!(late > 0 || cases < 2_000, "no call was replayed late and after a mark");
     assert!(deleted > 0 || cases < 2_000, "no object was deleted while things failed");
     assert!(packs > 0 || cases < 2_000, "nothing was packed");
+    assert!(changes > 0 && reads > 0, "no operator was answered");
+    assert!(refused > 0 || cases < 2_000, "the key space was never full");
     assert!(repacked > 0 || cases < 2_000, "nothing was repacked");
 }

@@ -35,6 +35,23 @@ pub struct Registered {
     pub name: String,
     /// The epoch under which this server owns the store: higher than any before, the same for the same boot.
     pub epoch: u64,
+    /// The cluster that it belongs to, `description:id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+}
+
+/// The answer to `GET /v1/cluster`, with any token: which cluster this is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Cluster {
+    /// Its name, for people.
+    pub description: String,
+    /// What tells it from another of that name.
+    pub id: String,
+    /// Where its coordinator (the admin server) is.
+    pub coordinators: Vec<String>,
+    /// The line of its cluster file.
+    pub line: String,
 }
 
 /// `GET /v1/meta/assignment?boot=BOOT&after=REVISION` with the metadata store's token: waits up to 20 s for a revision above

@@ -1,7 +1,11 @@
 //! A client of the admin server's HTTP API: pinned TLS, a token, typed calls for servers and mounts, and plain JSON
 //! calls for `configure`.
 
-use crate::admin::{Assignment, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace};
+use crate::admin::{
+    Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
+};
+use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
+use crate::question::{Answers, Questions, Starting};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
 use bytes::Bytes;
@@ -44,7 +48,7 @@ pub enum ClientError {
     /// Another server than the token names answered.
     #[error(
         "the server at {admin} is not the admin server that the token was made by: its certificate is another; \
-         get a new token, or correct the address"
+         get a new token, or correct the address or the cluster file"
     )]
     WrongCertificate {
         /// The address.
@@ -85,6 +89,11 @@ impl ClientError {
         }
     }
 
+    /// Whether the cluster file is one of another cluster.
+    pub fn is_wrong_cluster(&self) -> bool {
+        self.code() == Some(WRONG_CLUSTER)
+    }
+
     /// The word for programs of a refusal, see [`Problem::code`].
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -98,7 +107,10 @@ impl ClientError {
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     http: reqwest::Client,
-    admin: String,
+    /// Where the admin server is; the first that can be reached is used.
+    addresses: Vec<String>,
+    /// The cluster that is meant, if that was said.
+    cluster: Option<ClusterName>,
     bearer: String,
 }
 
@@ -110,7 +122,22 @@ impl AdminClient {
 
     /// The same, at another address (`host:port`); the pin of the token still decides.
     pub fn at(address: &str, token: &Token) -> Result<Self, ClientError> {
-        let admin = with_port(address, ADMIN_PORT);
+        Self::reached(token, Some(address), None)
+    }
+
+    /// A client of the admin server of the cluster that `cluster` names: at `address`, else where the cluster file says,
+    /// else where the token does. Whatever the address, the pin of the token decides who is talked to; and the server
+    /// refuses every call that means another cluster than its own.
+    pub fn reached(
+        token: &Token,
+        address: Option<&str>,
+        cluster: Option<&ClusterFile>,
+    ) -> Result<Self, ClientError> {
+        let addresses = match (address, cluster) {
+            (Some(address), _) => vec![with_port(address, ADMIN_PORT)],
+            (None, Some(cluster)) => cluster.coordinators.clone(),
+            (None, None) => vec![with_port(&token.admin, ADMIN_PORT)],
+        };
         let tls = tls::client_config(token.pin)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured((*tls).clone())
@@ -119,13 +146,19 @@ impl AdminClient {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .build()
-            .map_err(|e| ClientError::Unexpected { admin: admin.clone(), reason: chain(&e) })?;
-        Ok(AdminClient { http, admin, bearer: token.bearer() })
+            .map_err(|e| ClientError::Unexpected { admin: addresses.join(","), reason: chain(&e) })?;
+        let cluster = cluster.map(|cluster| cluster.name.clone());
+        Ok(AdminClient { http, addresses, cluster, bearer: token.bearer() })
     }
 
-    /// `host:port` of the admin server.
+    /// `host:port` of the admin server; the first, if there are several.
     pub fn address(&self) -> &str {
-        &self.admin
+        self.addresses.first().map_or("", String::as_str)
+    }
+
+    /// Asks which cluster the admin server is of.
+    pub async fn cluster(&self) -> Result<Cluster, ClientError> {
+        self.call(Method::GET, "/v1/cluster", None::<&()>).await
     }
 
     /// Says that this metadata server serves its store from now on.
@@ -143,6 +176,21 @@ impl AdminClient {
     /// Says what became of the assignment.
     pub async fn report(&self, report: &Report) -> Result<(), ClientError> {
         self.call(Method::POST, "/v1/meta/report", Some(report)).await
+    }
+
+    /// Says that the server is starting.
+    pub async fn starting(&self, starting: &Starting) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/starting", Some(starting)).await
+    }
+
+    /// Waits for questions to the server with this `boot`; after about 20 s there are none.
+    pub async fn questions(&self, boot: u64) -> Result<Questions, ClientError> {
+        self.call(Method::GET, &format!("/v1/meta/questions?boot={boot}"), None::<&()>).await
+    }
+
+    /// Answers questions.
+    pub async fn answers(&self, answers: &Answers) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/answers", Some(answers)).await
     }
 
     /// Asks where the volume with this name or id is served.
@@ -165,7 +213,7 @@ impl AdminClient {
         let bytes = self.send(method, path, body).await?;
         let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes[..] };
         serde_json::from_slice(bytes).map_err(|e| ClientError::Unexpected {
-            admin: self.admin.clone(),
+            admin: self.address().to_owned(),
             reason: format!("{path}: {e}"),
         })
     }
@@ -175,43 +223,56 @@ impl AdminClient {
         self.send(Method::GET, "/readyz", None::<&()>).await.map(drop)
     }
 
+    /// Sends to the first address that can be reached. What could not be connected to has seen nothing, so a call is
+    /// never done twice.
     async fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Bytes, ClientError> {
-        let mut request = self.http.request(method, format!("https://{}{path}", self.admin));
-        request = request.header(AUTHORIZATION, &self.bearer);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await.map_err(|e| self.failed(&e))?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(|e| self.failed(&e))?;
-        if !status.is_success() {
-            return Err(self.refused(status, &bytes));
-        }
-        Ok(bytes)
-    }
-
-    fn failed(&self, error: &reqwest::Error) -> ClientError {
-        let admin = self.admin.clone();
-        if tls::is_wrong_certificate(error) {
-            ClientError::WrongCertificate { admin }
-        } else if error.is_builder() {
-            ClientError::Address { admin, reason: root_cause(error) }
-        } else {
-            ClientError::Unreachable { admin, reason: root_cause(error) }
-        }
-    }
-
-    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
-        match serde_json::from_slice::<Problem>(body) {
-            Ok(Problem { code, message }) => ClientError::Refused { status: status.as_u16(), code, message },
-            Err(_) => {
-                ClientError::Unexpected { admin: self.admin.clone(), reason: format!("HTTP status {status}") }
+        let mut addresses = self.addresses.iter().peekable();
+        while let Some(admin) = addresses.next() {
+            let mut request = self.http.request(method.clone(), format!("https://{admin}{path}"));
+            request = request.header(AUTHORIZATION, &self.bearer);
+            if let Some(cluster) = &self.cluster {
+                request = request.header(CLUSTER_HEADER, cluster.as_str());
             }
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let response = match request.send().await {
+                Err(error) if error.is_connect() && addresses.peek().is_some() => continue,
+                sent => sent.map_err(|error| failed(admin, &error))?,
+            };
+            let status = response.status();
+            let bytes = response.bytes().await.map_err(|error| failed(admin, &error))?;
+            if !status.is_success() {
+                return Err(refused(admin, status, &bytes));
+            }
+            return Ok(bytes);
+        }
+        let reason = "no address is named".to_owned();
+        Err(ClientError::Address { admin: String::new(), reason })
+    }
+}
+
+fn failed(admin: &str, error: &reqwest::Error) -> ClientError {
+    let admin = admin.to_owned();
+    if tls::is_wrong_certificate(error) {
+        ClientError::WrongCertificate { admin }
+    } else if error.is_builder() {
+        ClientError::Address { admin, reason: root_cause(error) }
+    } else {
+        ClientError::Unreachable { admin, reason: root_cause(error) }
+    }
+}
+
+fn refused(admin: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(Problem { code, message }) => ClientError::Refused { status: status.as_u16(), code, message },
+        Err(_) => {
+            ClientError::Unexpected { admin: admin.to_owned(), reason: format!("HTTP status {status}") }
         }
     }
 }

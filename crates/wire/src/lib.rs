@@ -5,10 +5,13 @@
 //! `tests/golden` holds the bytes of every variant, and the bodies for the admin server.
 
 pub mod admin;
+pub mod cluster;
 pub mod frame;
 pub mod http;
 pub mod identity;
 pub mod message;
+pub mod question;
 pub mod secrets;
+pub mod status;
 pub mod tls;
 pub mod token;

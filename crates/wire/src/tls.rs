@@ -220,14 +220,18 @@ fn make(path: &Path, names: &[String]) -> Result<(), TlsError> {
     })
 }
 
-/// Writes a file that only its owner may read, whole or not at all: beside it, synced, then renamed over it.
+/// Writes a file that only its owner may read, whole or not at all.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(path, bytes, 0o600)
+}
+
+/// Writes a file with these rights, whole or not at all: beside it, synced, then renamed over it.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let beside = folder.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

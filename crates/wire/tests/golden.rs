@@ -15,12 +15,15 @@ use chronofs_core::{
     SignedRequest, SliceId, Version,
 };
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Probe, Probed, Problem, Register, Registered,
-    Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Probe, Probed, Problem, Register,
+    Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
 use chronofs_wire::frame;
 use chronofs_wire::message::{
     Hello, HelloAnswer, Refusal, RefusalReason, SignedGet, StoreAccess, ToClient, ToServer, Welcome, Window,
+};
+use chronofs_wire::question::{
+    Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions, Said, Starting,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -540,7 +543,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         epoch: 17,
     };
     assert_body("register.json", &register);
-    assert_body("registered.json", &Registered { store: uuid(18), name: "main".to_owned(), epoch: 19 });
+    assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
     assert_body("report.json", &report());
     assert_body("resolve.json", &Resolve { volume: "work".to_owned() });
@@ -549,8 +552,60 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("resolved.json", &resolved);
     let kind = StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() });
     assert_body("store_place.json", &StorePlace { id: uuid(22), kind, create_only: true });
+    let cluster = Cluster {
+        description: "lab".to_owned(),
+        id: "23".to_owned(),
+        coordinators: vec!["admin:8443".to_owned()],
+        line: "lab:23@admin:8443".to_owned(),
+    };
+    assert_body("cluster.json", &cluster);
+    assert_body("questions.json", &questions());
+    assert_body("answers.json", &answers());
+    assert_body("starting.json", &Starting { seconds: 24 });
     let problem = Problem { code: "not_found".to_owned(), message: "what to do".to_owned() };
     assert_body("problem.json", &problem);
+}
+
+fn questions() -> Questions {
+    let blob = |text: &str| Blob::from(text.as_bytes());
+    let ops = [
+        KeyOp::Get { key: blob("k") },
+        KeyOp::GetRange { begin: blob(""), end: Some(blob("z")), limit: 25 },
+        KeyOp::GetRange { begin: blob("a"), end: None, limit: 1 },
+        KeyOp::Set { key: blob("k"), value: Blob::from(&[0, 255][..]) },
+        KeyOp::Clear { key: blob("k") },
+    ];
+    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys));
+    Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
+}
+
+fn answers() -> Answers {
+    let blob = |text: &str| Blob::from(text.as_bytes());
+    let said = [
+        Said::Status(serde_json::json!({"pid": 1})),
+        Said::Keys(KeyReply::Value { version: 1, value: Some(blob("v")) }),
+        Said::Keys(KeyReply::Value { version: 2, value: None }),
+        Said::Keys(KeyReply::Range {
+            version: 3,
+            pairs: vec![KeyValue { key: blob("k"), value: blob("v") }],
+            more: true,
+        }),
+        Said::Keys(KeyReply::Committed { version: 1_800_000_000_000_000_000 }),
+        Said::Refused(KeyRefused::KeyTooLarge(10_001)),
+        Said::Refused(KeyRefused::ValueTooLarge(100_001)),
+        Said::Refused(KeyRefused::InvertedRange),
+        Said::Refused(KeyRefused::Limit(0)),
+        Said::Refused(KeyRefused::SpaceFull(5)),
+        Said::Refused(KeyRefused::DiskFull),
+        Said::Refused(KeyRefused::Replaying),
+        Said::Refused(KeyRefused::Damaged),
+        Said::Refused(KeyRefused::Stopped("why".to_owned())),
+    ];
+    Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
+}
+
+fn registered() -> Registered {
+    Registered { store: uuid(18), name: "main".to_owned(), epoch: 19, cluster: Some("lab:23".to_owned()) }
 }
 
 #[test]
@@ -561,6 +616,8 @@ fn bodies_of_programs_that_are_older_are_understood() {
         assert!(body.as_object_mut().unwrap().remove(without).is_some(), "{file} has no {without}");
         body
     };
+    let older: Registered = serde_json::from_value(read("registered.json", "cluster")).unwrap();
+    assert_eq!(older, Registered { cluster: None, ..registered() });
     let register: Register = serde_json::from_value(read("register.json", "epoch")).unwrap();
     assert_eq!((register.boot, register.epoch), (16, 0));
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "probes")).unwrap();

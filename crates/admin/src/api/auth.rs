@@ -34,6 +34,9 @@ impl Who {
     }
 }
 
+/// The holder of any token.
+pub(super) struct Known;
+
 /// The server of a metadata store.
 pub(super) struct MetadataServer {
     pub(super) id: String,
@@ -76,6 +79,13 @@ impl FromRequestParts<Arc<App>> for Who {
             Identity::Account { name, role } => Ok(Who { name, role }),
             _ => Err(wrong_kind("an account")),
         }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Known {
+    type Rejection = AdminError;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
+        identity(parts, app).await.map(|_| Known)
     }
 }
 

@@ -6,8 +6,10 @@
 mod accounts;
 mod auth;
 mod block_stores;
+mod cluster;
 pub(crate) mod deleted;
 mod probes;
+mod questions;
 mod servers;
 mod snapshots;
 mod stores;
@@ -24,15 +26,17 @@ use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
+use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
 use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -49,6 +53,7 @@ const CONNECTED_FOR: Duration = Duration::from_secs(45);
 pub(crate) struct App {
     pub(crate) database: Database,
     pub(crate) secrets: Arc<SecretBox>,
+    pub(crate) cluster: ClusterFile,
     pub(crate) metrics: Metrics,
     /// Changed after every commit that may concern a metadata server; long polls look again then.
     pub(crate) changed: watch::Sender<u64>,
@@ -56,6 +61,10 @@ pub(crate) struct App {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) snapshots: Arc<Snapshots>,
     probes: Probes,
+    questions: questions::Open,
+    /// Where the database is.
+    folder: PathBuf,
+    started: Instant,
     seen: Mutex<HashMap<String, Instant>>,
 }
 
@@ -64,6 +73,8 @@ impl App {
         database: Database,
         secrets: Arc<SecretBox>,
         snapshots: Arc<Snapshots>,
+        cluster: ClusterFile,
+        folder: PathBuf,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
@@ -71,11 +82,15 @@ impl App {
         Arc::new(App {
             database,
             secrets,
+            cluster,
             metrics,
             changed,
             stopping,
             snapshots,
             probes: Probes::default(),
+            questions: questions::Open::default(),
+            folder,
+            started: Instant::now(),
             seen: Mutex::default(),
         })
     }
@@ -85,9 +100,13 @@ impl App {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), Instant::now());
     }
 
+    /// How long ago the server of metadata store `id` was heard of.
+    fn heard(&self, id: &str) -> Option<Duration> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(Instant::elapsed)
+    }
+
     fn is_connected(&self, id: &str) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(id).is_some_and(|at| at.elapsed() < CONNECTED_FOR)
+        self.heard(id).is_some_and(|ago| ago < CONNECTED_FOR)
     }
 
     /// What any account may see.
@@ -218,6 +237,12 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(snapshots::abort))
         .routes(routes!(snapshots::poll))
+        .routes(routes!(cluster::cluster))
+        .routes(routes!(cluster::status))
+        .routes(routes!(cluster::keys))
+        .routes(routes!(questions::questions))
+        .routes(routes!(questions::answers))
+        .routes(routes!(questions::starting))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::report))
@@ -258,11 +283,30 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Refuses who says that another cluster is meant.
+fn means_this_cluster(cluster: &ClusterFile, headers: &HeaderMap) -> Result<(), AdminError> {
+    let Some(meant) = headers.get(CLUSTER_HEADER).map(|meant| String::from_utf8_lossy(meant.as_bytes()))
+    else {
+        return Ok(());
+    };
+    if meant == cluster.name.as_str() {
+        return Ok(());
+    }
+    Err(AdminError::WrongCluster(format!(
+        "this is the admin server of cluster {}, and the cluster file is of cluster {meant}: use the cluster file of {} \
+         (--cluster-file), or another token",
+        cluster.name, cluster.name
+    )))
+}
+
 async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("(unknown)", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await.into_response();
+    let response = match means_this_cluster(&app.cluster, request.headers()) {
+        Ok(()) => next.run(request).await.into_response(),
+        Err(refused) => refused.into_response(),
+    };
     let status = response.status().as_u16();
     tracing::debug!(%method, %route, status, took_us = started.elapsed().as_micros(), "answered");
     app.metrics.answered(method, route, status, started.elapsed());

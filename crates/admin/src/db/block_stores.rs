@@ -205,6 +205,11 @@ pub fn plan_move(tx: &Transaction<'_>, id: &str, path: &str) -> Result<Move, Adm
     Ok(Move { store, path: path.to_owned(), servers })
 }
 
+/// How many block stores there are.
+pub fn count(tx: &Transaction<'_>) -> Result<u64, AdminError> {
+    Ok(tx.query_row("SELECT count(*) AS n FROM block_store", [], |row| unsigned(row, "n"))?)
+}
+
 /// All block stores by name.
 pub fn list(tx: &Transaction<'_>) -> Result<Vec<BlockStore>, AdminError> {
     let mut statement = tx.prepare_cached("SELECT * FROM block_store ORDER BY name")?;

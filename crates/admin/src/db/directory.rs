@@ -60,7 +60,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         "DELETE FROM registration WHERE metadata_store = ?1 AND epoch < ?2",
         params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
     )?;
-    Ok(Registered { store: id, name: found.name, epoch })
+    Ok(Registered { store: id, name: found.name, epoch, cluster: None })
 }
 
 fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {

@@ -1,9 +1,12 @@
 //! Metadata stores.
 
-use super::{column, deleted, new_id, now_ns, shown, taken, to_sql, unsigned};
+use super::{column, deleted, new_id, now_ns, set_setting, setting, shown, taken, to_sql, unsigned};
 use crate::AdminError;
 use crate::model::{MetadataStore, check_name};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+/// Setting: id of the metadata store that holds the operators' key space.
+const KEY_STORE: &str = "key_store";
 
 const METADATA: &str = "metadata-store";
 
@@ -58,6 +61,23 @@ pub fn find_metadata(tx: &Transaction<'_>, key: &str) -> Result<MetadataStore, A
 
 fn metadata_volumes(tx: &Transaction<'_>, id: &str) -> Result<Vec<String>, AdminError> {
     column(tx, "SELECT name FROM volume WHERE metadata_store = ?1 AND deleted_ns IS NULL ORDER BY name", id)
+}
+
+/// The metadata store that holds the operators' key space: the oldest one when that was asked for first. It stays the same
+/// until it is deleted, with its keys.
+pub fn key_store(tx: &Transaction<'_>) -> Result<Option<MetadataStore>, AdminError> {
+    let known = match setting(tx, KEY_STORE)? {
+        Some(id) => find_metadata(tx, &id).ok(),
+        None => None,
+    };
+    if known.is_some() {
+        return Ok(known);
+    }
+    let sql = "SELECT id FROM metadata_store ORDER BY created_ns, id LIMIT 1";
+    let oldest: Option<String> = tx.query_row(sql, [], |row| row.get(0)).optional()?;
+    let Some(id) = oldest else { return Ok(None) };
+    set_setting(tx, KEY_STORE, &id)?;
+    find_metadata(tx, &id).map(Some)
 }
 
 /// Deletes a metadata store that holds no volume, with its token. The folder of its server stays as it is.

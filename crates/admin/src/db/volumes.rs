@@ -183,6 +183,13 @@ pub fn delete(tx: &Transaction<'_>, key: &str, keep: Option<Retention>) -> Resul
     raise_revision(tx, &metadata_store)
 }
 
+/// How many volumes there are, and the bytes in them, as last reported.
+pub fn used(tx: &Transaction<'_>) -> Result<(u64, u64), AdminError> {
+    let sql =
+        "SELECT count(*) AS n, coalesce(sum(used_bytes), 0) AS used FROM volume WHERE deleted_ns IS NULL";
+    Ok(tx.query_row(sql, [], |row| Ok((unsigned(row, "n")?, unsigned(row, "used")?)))?)
+}
+
 /// Names of all volumes; for tests and counts.
 pub fn names(tx: &Transaction<'_>) -> Result<Vec<String>, AdminError> {
     column(tx, "SELECT name FROM volume WHERE deleted_ns IS NULL AND name <> ?1 ORDER BY name", "")

@@ -30,6 +30,7 @@ pub async fn started() -> Running {
         address: Some(address.clone()),
         tls: None,
         rotate: false,
+        cluster_file: None,
     };
     let root: Token = init_creds(&config).unwrap().parse().unwrap();
     serving(folder, root, address).await
@@ -41,6 +42,7 @@ async fn serving(folder: TempDir, root: Token, address: String) -> Running {
         bind_addr: address.parse().unwrap(),
         tls: None,
         snapshots: Default::default(),
+        cluster_file: None,
     };
     let server = Server::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();

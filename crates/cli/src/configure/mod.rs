@@ -4,6 +4,7 @@ pub(crate) mod block_store;
 mod change;
 mod create;
 
+use crate::cluster::ClusterArgs;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,8 @@ pub(crate) struct Configure {
     /// Reach the admin server here instead of where the token says
     #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
     admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -269,13 +272,14 @@ fn at(kind: Kind, name: &str) -> String {
 }
 
 pub(crate) fn run(configure: Configure) -> Result<()> {
-    let Configure { json, admin, command } = configure;
+    let Configure { json, admin, cluster, command } = configure;
     if let Command::Init(Init::Creds { token }) = command {
         let path = credentials::save_configure(&token).context("configure init creds")?;
         return output::line(format!("wrote {}", path.display()));
     }
     let token = credentials::configure().context("configure")?;
-    let client = AdminClient::at(admin.as_deref().unwrap_or(&token.admin), &token)?;
+    let cluster = cluster.read()?;
+    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
     serve(async move { dispatch(Session { client, json }, command).await })?
 }
 

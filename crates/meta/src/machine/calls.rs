@@ -40,6 +40,10 @@ pub const KINDS: [&str; 25] = [
     "grant",
     "narrowed",
 ];
+/// Of them those that read.
+pub const READS: std::ops::Range<usize> = 0..12;
+/// Of them those that change something.
+pub const WRITES: std::ops::Range<usize> = 13..22;
 /// The kind of [`Request::Sync`].
 pub(super) const SYNC: u8 = 22;
 

@@ -12,6 +12,7 @@ use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeInde
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::{Sum, Volume};
 use chronofs_wire::message::{HelloAnswer, ToClient};
+use chronofs_wire::question::{KeyRefused, KeyReply};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -164,6 +165,8 @@ pub enum Effect {
     AskAdmin(u64),
     /// A human should know.
     Warn(String),
+    /// The answer to the question of this number about the key space. What it rests on is durable.
+    Keyed(u64, Result<KeyReply, KeyRefused>),
 }
 
 /// A change of the machine's memory that holds only when the group's commits do.
@@ -214,6 +217,7 @@ pub(super) enum Undo {
     /// What a session was granted before.
     Granted(SessionId, u64),
     Deferred,
+    Keyed,
     Counted(SessionId, u64),
     /// How a session stood with others, and how many acknowledgements it owed.
     Shared(SessionId, Sharing, u32),

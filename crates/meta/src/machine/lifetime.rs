@@ -1,12 +1,13 @@
 //! What time brings: silent sessions end, orphans go, leases are renewed, replies are written down.
 
-use super::Machine;
 use super::group::{Group, Then, Undo};
 use super::session::Session;
 use super::tag::KeptReplies;
 use super::volumes::VolumeState;
+use super::{Machine, Waits, calls};
+use chronofs_core::ops::Reply;
 use chronofs_core::ops::SystemRequest;
-use chronofs_core::{Ino, SessionId, VolumeIndex};
+use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, Reads};
 use chronofs_history::{Table, Txn};
 use chronofs_namespace::SystemReply;
@@ -56,6 +57,28 @@ impl Machine {
         self.collect(group)?;
         self.pack(group)?;
         self.mark(group)
+    }
+
+    /// The store is durable up to `version`: who waited for that is answered.
+    pub(super) fn became_durable(&mut self, group: &mut Group, version: Version) {
+        if version >= self.believed && !self.is_recovering() {
+            self.durable = self.durable.max(version);
+        }
+        self.keys_durable(group);
+        let durable = self.durable;
+        for deferred in std::mem::take(&mut self.deferred) {
+            if deferred.version > durable {
+                self.deferred.push_back(deferred);
+                continue;
+            }
+            match deferred.what {
+                Waits::Sync { id } => {
+                    let result = Ok(Reply::Instant(deferred.version));
+                    group.answer(deferred.conn, id, calls::SYNC, deferred.version, durable, result);
+                }
+                Waits::Welcome { session, replay } => self.welcome(group, deferred.conn, session, replay),
+            }
+        }
     }
 
     /// Clients drop what they kept for a replay once they know that it is durable.

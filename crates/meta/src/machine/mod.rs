@@ -11,6 +11,7 @@ mod figures;
 mod forget;
 mod group;
 mod hello;
+mod keys;
 mod leave;
 mod lifetime;
 mod now;
@@ -27,12 +28,13 @@ pub mod tag;
 mod volumes;
 
 pub use asking::{Asked, Told};
-pub use calls::{KINDS, kind_of};
+pub use calls::{KINDS, READS, WRITES, kind_of};
 pub use collect::{CollectionShown, DeletedObjects};
 pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
 };
+pub use keys::{KeySum, key_sum, verify_keys};
 pub use leave::LeavingShown;
 pub use now::Now;
 pub use packing::{MOVED_AT_ONCE, Move, PACK_SLICES_MAX, PackJob, Packed, PackingShown, Source};
@@ -47,6 +49,7 @@ use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_namespace::PoorObject;
 use chronofs_wire::admin::{AssignedToken, Assignment};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
+use chronofs_wire::question::{KeyOp, KeyReply};
 use collect::Ages;
 use group::{Then, Undo};
 use objects::AskedSlice;
@@ -91,6 +94,8 @@ pub struct Config {
     pub pack_after_ms: u32,
     /// [`Effect::AskAdmin`] reaches an admin server.
     pub asks_admin: bool,
+    /// The key space of operators holds no more than so many bytes of keys and values.
+    pub key_bytes_max: u64,
 }
 
 impl Default for Config {
@@ -110,6 +115,7 @@ impl Default for Config {
             pack_bytes: chronofs_blocks::object::OBJECT_BYTES_MAX as u64,
             pack_after_ms: 60_000,
             asks_admin: false,
+            key_bytes_max: 256 << 20,
         }
     }
 }
@@ -172,6 +178,8 @@ pub enum Event {
     Owner(bool),
     /// A store was looked through, and this volume, which is given up, has no object in it.
     NoneFound(Uuid),
+    /// An operator asks something of the key space; [`Effect::Keyed`] brings the answer, under this number.
+    Keys(u64, KeyOp),
     /// The pins of a volume in its block store were read, or could not be.
     Pins(Box<PinsRead>),
 }
@@ -214,6 +222,8 @@ pub struct Machine {
     asked: Vec<Asked>,
     questions: u64,
     deferred: VecDeque<Deferred>,
+    /// Answers of the key space that rest on what is not durable yet.
+    keyed: Vec<(u64, KeyReply)>,
     phase: Phase,
     /// What is being applied again, if anything.
     replaying: Option<replays::Replaying>,
@@ -271,6 +281,7 @@ impl Machine {
             asked: Vec::new(),
             questions: 0,
             deferred: VecDeque::new(),
+            keyed: Vec::new(),
             released: Vec::new(),
             last,
             durable: last,
@@ -359,6 +370,7 @@ impl Machine {
             Event::Poor(volume, poor) => self.poor_found(volume, &poor),
             Event::Owner(owns) => self.heard_of_owner(group, owns),
             Event::NoneFound(volume) => self.none_found(group, volume)?,
+            Event::Keys(id, op) => self.key_call(group, id, &op)?,
             Event::Pins(read) => self.pins_read(group, &read)?,
             Event::AdminAsked(question, failure) => self.admin_asked(group, question, failure.as_deref()),
         }
@@ -469,26 +481,6 @@ impl Machine {
         }
     }
 
-    fn became_durable(&mut self, group: &mut Group, version: Version) {
-        if version >= self.believed && !self.is_recovering() {
-            self.durable = self.durable.max(version);
-        }
-        let durable = self.durable;
-        for deferred in std::mem::take(&mut self.deferred) {
-            if deferred.version > durable {
-                self.deferred.push_back(deferred);
-                continue;
-            }
-            match deferred.what {
-                Waits::Sync { id } => {
-                    let result = Ok(chronofs_core::ops::Reply::Instant(deferred.version));
-                    group.answer(deferred.conn, id, calls::SYNC, deferred.version, durable, result);
-                }
-                Waits::Welcome { session, replay } => self.welcome(group, deferred.conn, session, replay),
-            }
-        }
-    }
-
     /// The next version at the group's time.
     fn next_version(&self, group: &Group) -> Version {
         self.last.next(group.now_ns)
@@ -535,6 +527,7 @@ impl Machine {
                 }
             }
             Undo::Deferred => drop(self.deferred.pop_back()),
+            Undo::Keyed => drop(self.keyed.pop()),
             Undo::Counted(session, id) => {
                 let kept = self.sessions.get_mut(&session).and_then(|session| session.replies.get_mut(id));
                 if let Some(Kept::Brief { counted, .. }) = kept {

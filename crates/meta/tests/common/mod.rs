@@ -84,6 +84,7 @@ pub fn config(folder: &Path) -> StartConfig {
         tls: None,
         timing: Default::default(),
         whitelist: Vec::new(),
+        cluster: None,
     }
 }
 

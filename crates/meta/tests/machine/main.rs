@@ -7,6 +7,7 @@ mod collect;
 mod common;
 mod damaged;
 mod forget;
+mod keys;
 mod late;
 mod leave;
 mod pack;
@@ -47,8 +48,16 @@ impl Server {
     }
 
     fn start_with(engine: Arc<dyn Engine>, now_ns: u64, maybe_lost: bool, asks_admin: bool) -> Server {
-        let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
         let config = Config { boot: now_ns, asks_admin, ..Config::default() };
+        Server::start_as(engine, now_ns, maybe_lost, config)
+    }
+
+    fn start_sized(engine: Arc<dyn Engine>, key_bytes_max: u64) -> Server {
+        Server::start_as(engine, START_NS, false, Config { key_bytes_max, ..Config::default() })
+    }
+
+    fn start_as(engine: Arc<dyn Engine>, now_ns: u64, maybe_lost: bool, config: Config) -> Server {
+        let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
         let machine =
             Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns.into()).unwrap();
         let mut server = Server { core: Core { machine, engine }, now_ns, pins: Some(Ok(Vec::new())) };

@@ -1,5 +1,6 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
+mod keys;
 mod leave;
 mod past;
 mod store;
@@ -17,6 +18,7 @@ use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
 use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView};
 use chronofs_wire::message::{ToClient, ToServer};
+use keys::Operators;
 use leave::Fate;
 use past::Lease;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +76,7 @@ pub struct World {
     small_groups: bool,
     /// Starts that found replays applied in part.
     pub unfinished: usize,
+    pub operators: Operators,
 }
 
 impl World {
@@ -114,6 +117,7 @@ impl World {
             leases: Vec::new(),
             small_groups: Random::new(seed.rotate_left(29) ^ 0x6709).one_in(2),
             unfinished: 0,
+            operators: Operators::new(seed.rotate_left(41) ^ 0x6e75),
         }
     }
 
@@ -146,6 +150,7 @@ impl World {
             if self.store_random.one_in(if self.busy { 3 } else { 8 }) {
                 self.store_works();
             }
+            self.operators_work();
             if self.server.is_none() && self.random.one_in(3) {
                 self.restart();
             }
@@ -247,6 +252,7 @@ impl World {
                 let view = server.core.engine.view();
                 self.store.lock().unwrap().pack(*job, view, &mut self.store_random);
             }
+            Effect::Keyed(id, answer) => self.key_answered(id, answer),
             Effect::Object(_) | Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
     }
@@ -365,6 +371,7 @@ impl World {
     }
 
     fn server_gone(&mut self) {
+        self.operators.server_gone();
         for client in &mut self.clients {
             if self.random.one_in(2) {
                 client.inbox.clear();
@@ -404,6 +411,7 @@ impl World {
             assert_is_model(&*engine.view(), &record);
         }
         self.check_durable();
+        self.check_promises();
         let unfinished = |commit: &Commit| match tag::decode(commit.version, &commit.tag).unwrap() {
             Tag::Replays(unfinished) => Some(unfinished.is_some()),
             _ => None,
@@ -419,6 +427,7 @@ impl World {
             replay_group_bytes: if self.small_groups { 400 } else { Config::default().replay_group_bytes },
             slice_life_ms: if self.busy { 20 } else { 200 },
             pack_bytes: 400,
+            key_bytes_max: keys::BYTES_MAX,
             pack_after_ms: if self.busy { 50 } else { 300 },
             ..Config::default()
         };
@@ -532,6 +541,7 @@ impl World {
             }
         }
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
+        self.finish_keys();
         self.finish_past();
         self.finish_store();
         self.finish_leave();

@@ -10,6 +10,7 @@ use crate::objects::direct::DirectKeys;
 use crate::objects::outage::OnStoreOutage;
 use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
+use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::token::{Token, TokenKind};
 use rustix::mount::{UnmountFlags, unmount};
@@ -40,6 +41,10 @@ pub struct StartConfig {
     pub foreground: bool,
     /// The volume token.
     pub token: String,
+    /// Where the admin server is (`host:port`), if not where the cluster file or the token says.
+    pub admin: Option<String>,
+    /// The cluster that is meant, if that is said.
+    pub cluster: Option<ClusterFile>,
     /// Where to say that the mount is there (`ready`), or why it is not; for whoever started this process. A
     /// child started by [`start`] itself needs none.
     pub ready: Option<OwnedFd>,
@@ -81,7 +86,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
     };
     let dir = usable_dir(&config.dir)?;
     let disk_cache = config.disk_cache.as_ref().map(|wanted| usable_cache(wanted, &dir)).transpose()?;
-    let admin = AdminClient::new(&token)?;
+    let admin = AdminClient::reached(&token, config.admin.as_deref(), config.cluster.as_ref())?;
     Ok(MountSpec {
         source: Source::Admin { admin, volume: config.volume.clone() },
         credentials: Credentials { id: token.id, secret: token.secret },
@@ -213,6 +218,8 @@ mod tests {
             direct: None,
             foreground: true,
             token: token.into(),
+            admin: None,
+            cluster: None,
             ready: None,
         };
         assert!(matches!(check(&config("x", None)), Err(MountError::Token(_))));

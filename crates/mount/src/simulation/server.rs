@@ -227,6 +227,7 @@ impl World {
                 server.objects.pack(*job, server.core.engine.view(), server.queue.downgrade());
             }
             Effect::Object(_) | Effect::SendSigned(..) => unreachable!("clients reach the bucket themselves"),
+            Effect::Keyed(..) => unreachable!("no operator is there"),
             Effect::AskAdmin(_) | Effect::Hurry | Effect::Warn(_) => {}
         }
     }
@@ -349,7 +350,9 @@ async fn take_inputs(world: Shared, mut inputs: mpsc::Receiver<Input>, life: Arc
                     ask(&mut server.core, now);
                 }
             }
-            Input::Open(..) | Input::Received(..) | Input::Stop(_) => unreachable!("nobody sends these"),
+            Input::Open(..) | Input::Received(..) | Input::Keys(..) | Input::Stop(_) => {
+                unreachable!("nobody sends these")
+            }
         }
     }
 }

@@ -58,6 +58,7 @@ pub async fn serve(folder: &Path) -> Server {
         tls: None,
         timing: Default::default(),
         whitelist: Vec::new(),
+        cluster: None,
     };
     let server = Server::start(&config, false).await.unwrap();
     let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));

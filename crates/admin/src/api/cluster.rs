@@ -1,0 +1,170 @@
+//! The cluster for its operators: how it is, and its small key space.
+
+use super::auth::Who;
+use super::questions::Silent;
+use super::{Answer, App, Body};
+use crate::AdminError;
+use crate::db::{DATABASE_FILE, block_stores, stores, volumes};
+use crate::model::{MetadataStore, Role};
+use crate::state::{Facts, judge};
+use axum::Json;
+use axum::extract::State;
+use chronofs_wire::admin::Cluster;
+use chronofs_wire::question::{Asked, KeyOp, KeyRefused, KeyReply, Said};
+use chronofs_wire::status::{ClusterStatus, Member, ProcessStatus};
+use futures::future::join_all;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A metadata server that does not answer for so long counts as unreachable.
+const STATUS_WITHIN: Duration = Duration::from_secs(3);
+/// A change of the key space has to be durable by then, or it is not known whether it was done.
+const KEYS_WITHIN: Duration = Duration::from_secs(15);
+
+/// Which cluster this is; any token will do
+#[utoipa::path(get, path = "/v1/cluster", responses((status = 200, body = Cluster)), security(("token" = [])))]
+pub(super) async fn cluster(_: super::auth::Known, State(app): State<Arc<App>>) -> Json<Cluster> {
+    Json(identity(&app))
+}
+
+fn identity(app: &App) -> Cluster {
+    let file = &app.cluster;
+    Cluster {
+        description: file.name.description().to_owned(),
+        id: file.name.id().to_owned(),
+        coordinators: file.coordinators.clone(),
+        line: file.to_string(),
+    }
+}
+
+/// How the cluster is; asks every metadata server, and waits 3 s for those that do not answer
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = ClusterStatus)), security(("token" = [])))]
+pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<ClusterStatus> {
+    let found = app.look(&who, |tx| {
+        let metadata = stores::list_metadata(tx)?;
+        let revisions = metadata.iter().map(|store| crate::db::directory::revision(tx, &store.id));
+        let revisions = revisions.collect::<Result<Vec<_>, _>>()?;
+        let key_store = stores::key_store(tx)?.map(|store| store.id);
+        Ok((metadata, revisions, key_store, volumes::used(tx)?, block_stores::count(tx)?))
+    });
+    let (metadata, revisions, key_store, (volumes, used_bytes), block_stores) = found.await?;
+    let asked = metadata.iter().map(|store| async {
+        // Nobody can answer who has never been there.
+        match store.epoch {
+            0 => None,
+            _ => app.questions.ask(&store.id, Asked::Status, STATUS_WITHIN).await.ok(),
+        }
+    });
+    let said = join_all(asked).await;
+    let members: Vec<Member> = metadata
+        .into_iter()
+        .zip(revisions)
+        .zip(said)
+        .map(|((store, revision), said)| {
+            let holds_keys = key_store.as_ref() == Some(&store.id);
+            member(&app, store, revision, holds_keys, said)
+        })
+        .collect();
+    let faults: Vec<String> = members
+        .iter()
+        .filter_map(|member| Some(format!("metadata store '{}': {}", member.name, member.fault.as_ref()?)))
+        .collect();
+    Ok(Json(ClusterStatus {
+        cluster: identity(&app),
+        healthy: faults.is_empty(),
+        faults,
+        now_ns: crate::db::now_ns(),
+        coordinator: ProcessStatus::look(app.started, &app.folder),
+        database_bytes: std::fs::metadata(app.folder.join(DATABASE_FILE)).map_or(0, |found| found.len()),
+        members,
+        volumes,
+        used_bytes,
+        block_stores,
+        running_snapshots: 0,
+        running_backups: 0,
+    }))
+}
+
+fn member(app: &App, store: MetadataStore, revision: u64, key_space: bool, said: Option<Said>) -> Member {
+    let mut member = Member {
+        id: store.id.parse().unwrap_or_default(),
+        roles: vec!["storage".to_owned(), "tlog".to_owned()],
+        address: store.address,
+        epoch: store.epoch,
+        state: chronofs_wire::status::MemberState::Healthy,
+        fault: None,
+        heard_s: app.heard(&store.id).map(|ago| ago.as_secs()),
+        volumes: store.volumes,
+        key_space,
+        said: match said {
+            Some(Said::Status(status)) => Some(status),
+            _ => None,
+        },
+        name: store.name,
+    };
+    let facts = Facts {
+        registered: store.epoch > 0,
+        heard: app.heard(&store.id),
+        up: app.started.elapsed(),
+        starting: app.questions.starting(&store.id),
+        answered: member.said.is_some(),
+        said: member.understood(),
+        revision,
+    };
+    (member.state, member.fault) = judge(&facts);
+    member
+}
+
+/// Read or change the operators' key space; changing needs the role `operator`
+#[utoipa::path(post, path = "/v1/keys", request_body = KeyOp,
+    responses((status = 200, body = KeyReply)), security(("token" = [])))]
+pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<KeyOp>) -> Answer<KeyReply> {
+    let writes = op.writes();
+    who.must_be(if writes { Role::Operator } else { Role::Viewer })?;
+    let store = app.database.run(stores::key_store).await?.ok_or_else(|| {
+        AdminError::Unavailable(
+            "there is no metadata store yet, so there is nothing that could hold keys: create one with chronofs configure \
+             create metadata-store NAME"
+                .to_owned(),
+        )
+    })?;
+    if writes {
+        who.did("write", "key", "");
+    }
+    match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {
+        Ok(Said::Keys(reply)) => Ok(Json(reply)),
+        Ok(Said::Refused(refused)) => Err(refusal(&store.name, refused)),
+        Ok(Said::Status(_)) => Err(AdminError::Internal(format!(
+            "the server of metadata store '{}' answered another question",
+            store.name
+        ))),
+        Err(silent) => Err(unanswered(&store.name, silent, writes)),
+    }
+}
+
+fn refusal(store: &str, refused: KeyRefused) -> AdminError {
+    let said = format!("metadata store '{store}': {refused}");
+    match refused {
+        KeyRefused::DiskFull | KeyRefused::Replaying | KeyRefused::Damaged | KeyRefused::Stopped(_) => {
+            AdminError::Unavailable(said)
+        }
+        _ => AdminError::Invalid(refused.to_string()),
+    }
+}
+
+fn unanswered(store: &str, silent: Silent, writes: bool) -> AdminError {
+    let server = format!("the server of metadata store '{store}', which holds the key space,");
+    AdminError::Unavailable(match silent {
+        Silent::NotTaken => {
+            format!("{server} cannot be reached; nothing was done: see status, start it, and try again")
+        }
+        Silent::NotAnswered if writes => format!(
+            "{server} took the change and has not said within {} s that it is durable: it may have been \
+             committed, or not (1021); read the key before you try again",
+            KEYS_WITHIN.as_secs()
+        ),
+        Silent::NotAnswered => {
+            format!("{server} has not answered: see status, and try again")
+        }
+    })
+}

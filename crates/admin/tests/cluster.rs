@@ -1,0 +1,169 @@
+//! The cluster for its operators, with a metadata server that is played.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use chronofs_wire::admin::Register;
+use chronofs_wire::http::{AdminClient, Method};
+use chronofs_wire::identity::Sha256;
+use chronofs_wire::question::{Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, Said, Starting};
+use chronofs_wire::status::{ClusterStatus, MemberState};
+use chronofs_wire::token::Token;
+use common::{Running, started};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+fn register(boot: u64) -> Register {
+    let certificate_sha256 = Sha256::of(b"meta").to_string();
+    Register { address: "meta:1".to_owned(), certificate_sha256, boot, epoch: 0 }
+}
+
+async fn store(server: &Running, name: &str) -> AdminClient {
+    let made = server.post("/v1/metadata-stores", json!({"name": name})).await;
+    AdminClient::new(&made["token"].as_str().unwrap().parse().unwrap()).unwrap()
+}
+
+async fn status(server: &Running) -> ClusterStatus {
+    server.client.call(Method::GET, "/v1/status", None::<&()>).await.unwrap()
+}
+
+/// Answers questions to the start `boot`; gives the key operations that it was asked for.
+fn play(meta: AdminClient, boot: u64, status: Value) -> Arc<Mutex<Vec<KeyOp>>> {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    tokio::spawn(async move {
+        while let Ok(polled) = meta.questions(boot).await {
+            for question in polled.questions {
+                let said = match question.asked {
+                    Asked::Status => Said::Status(status.clone()),
+                    Asked::Keys(op) => {
+                        seen.lock().unwrap().push(op.clone());
+                        match op {
+                            KeyOp::Get { .. } => Said::Keys(KeyReply::Value { version: 7, value: None }),
+                            KeyOp::Set { .. } => Said::Keys(KeyReply::Committed { version: 8 }),
+                            KeyOp::GetRange { .. } => Said::Refused(KeyRefused::InvertedRange),
+                            // Never answered.
+                            KeyOp::Clear { .. } => continue,
+                        }
+                    }
+                };
+                meta.answers(&Answers { answers: vec![Answer { id: question.id, said }] }).await.unwrap();
+            }
+        }
+    });
+    asked
+}
+
+fn well(revision: u64) -> Value {
+    json!({"assigned": true, "figures": {"revision": revision}})
+}
+
+fn key() -> Blob {
+    Blob::from(&b"k"[..])
+}
+
+#[tokio::test]
+async fn keys_go_to_one_store_and_only_to_the_start_that_owns_it() {
+    let server = started().await;
+    let get = KeyOp::Get { key: key() };
+    let none = server.client.call::<Value>(Method::POST, "/v1/keys", Some(&get)).await.unwrap_err();
+    assert!(none.to_string().contains("no metadata store yet"), "{none}");
+    let (first, second) = (store(&server, "z").await, store(&server, "a").await);
+    for meta in [&first, &second] {
+        meta.register(&register(1)).await.unwrap();
+    }
+    let [of_first, of_second] = [first.clone(), second].map(|meta| play(meta, 1, well(1)));
+    let reply: KeyReply = server.client.call(Method::POST, "/v1/keys", Some(&get)).await.unwrap();
+    assert_eq!(reply, KeyReply::Value { version: 7, value: None });
+    // The same store after a restart, though another start serves it now: the old one is told nothing any more.
+    let server = server.restarted().await;
+    first.register(&register(2)).await.unwrap();
+    let of_new = play(first.clone(), 2, well(1));
+    let set = KeyOp::Set { key: key(), value: key() };
+    let reply: KeyReply = server.client.call(Method::POST, "/v1/keys", Some(&set)).await.unwrap();
+    assert_eq!(reply, KeyReply::Committed { version: 8 });
+    assert_eq!((&*of_first.lock().unwrap(), &*of_new.lock().unwrap()), (&vec![get], &vec![set]));
+    assert!(of_second.lock().unwrap().is_empty());
+    let superseded = first.questions(1).await.unwrap_err();
+    assert_eq!(superseded.code(), Some("superseded"), "{superseded}");
+    let range = KeyOp::GetRange { begin: key(), end: None, limit: 1 };
+    let refused = server.client.call::<Value>(Method::POST, "/v1/keys", Some(&range)).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.to_string()),
+        (Some("invalid"), KeyRefused::InvertedRange.to_string())
+    );
+    let members = status(&server).await.members;
+    assert_eq!(
+        members.iter().map(|m| (m.name.as_str(), m.key_space)).collect::<Vec<_>>(),
+        [("a", false), ("z", true)]
+    );
+}
+
+#[tokio::test]
+async fn a_viewer_reads_keys_and_status_and_changes_nothing() {
+    let server = started().await;
+    let meta = store(&server, "m").await;
+    meta.register(&register(1)).await.unwrap();
+    let asked = play(meta.clone(), 1, well(1));
+    let made = server.post("/v1/accounts", json!({"name": "eve", "role": "viewer"})).await;
+    let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+    let eve = AdminClient::new(&token).unwrap();
+    let get = KeyOp::Get { key: key() };
+    eve.call::<KeyReply>(Method::POST, "/v1/keys", Some(&get)).await.unwrap();
+    eve.call::<ClusterStatus>(Method::GET, "/v1/status", None::<&()>).await.unwrap();
+    for op in [KeyOp::Set { key: key(), value: key() }, KeyOp::Clear { key: key() }] {
+        let refused = eve.call::<Value>(Method::POST, "/v1/keys", Some(&op)).await.unwrap_err();
+        assert_eq!(refused.code(), Some("forbidden"));
+    }
+    for path in ["/v1/status", "/v1/keys"] {
+        let refused = meta.call::<Value>(Method::GET, path, None::<&()>).await.unwrap_err();
+        assert_ne!(refused.code(), None, "{path} is not for a metadata server");
+    }
+    assert_eq!(*asked.lock().unwrap(), [get]);
+}
+
+#[tokio::test]
+async fn a_change_without_an_answer_may_have_been_done_and_one_that_was_not_taken_was_not() {
+    let server = started().await;
+    let meta = store(&server, "m").await;
+    let clear = KeyOp::Clear { key: key() };
+    let ask = async || {
+        server.client.call::<Value>(Method::POST, "/v1/keys", Some(&clear)).await.unwrap_err().to_string()
+    };
+    let not_taken = ask().await;
+    assert!(not_taken.contains("cannot be reached") && not_taken.contains("nothing was done"), "{not_taken}");
+    meta.register(&register(1)).await.unwrap();
+    let asked = play(meta, 1, well(1));
+    let not_answered = ask().await;
+    assert!(not_answered.contains("may have been committed, or not"), "{not_answered}");
+    assert_eq!(asked.lock().unwrap().len(), 1, "it was asked once");
+}
+
+#[tokio::test]
+async fn the_status_tells_starting_from_unreachable_and_both_from_healthy() {
+    let server = started().await;
+    let meta = store(&server, "m").await;
+    let state = async || {
+        let status = status(&server).await;
+        assert_eq!(status.healthy, status.faults.is_empty());
+        (status.members[0].state, status.faults.join(" "))
+    };
+    assert_eq!(state().await.0, MemberState::NeverSeen);
+    meta.starting(&Starting { seconds: 12 }).await.unwrap();
+    let (found, why) = state().await;
+    assert!(found == MemberState::Starting && why.contains("metadata store 'm': starting"), "{why}");
+    meta.register(&register(1)).await.unwrap();
+    let began = Instant::now();
+    meta.starting(&Starting { seconds: 12 }).await.unwrap();
+    assert_eq!(state().await.0, MemberState::Starting);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    play(meta.clone(), 1, well(1));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(state().await, (MemberState::Healthy, String::new()));
+    // A later start takes over and says nothing.
+    meta.register(&register(2)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (found, why) = state().await;
+    assert!(found == MemberState::Unreachable && why.contains("last heard of"), "{why}");
+}

@@ -1,0 +1,273 @@
+//! How a cluster is: what the admin server says of itself, of every metadata server, and of what ails them.
+
+use crate::admin::Cluster;
+use rustix::fs::StatVfs;
+use rustix::system::uname;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// A process and what it lives on.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct ProcessStatus {
+    /// Its number.
+    pub pid: u32,
+    /// The version of the program.
+    pub version: String,
+    /// Tells machines apart: the kernel's boot id.
+    pub machine: String,
+    /// The machine's name.
+    pub host: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Memory it has.
+    pub memory_bytes: u64,
+    /// Memory that is left on its machine.
+    pub memory_free_bytes: u64,
+    /// Room on the disk of its folder.
+    pub disk_free_bytes: u64,
+    /// Size of that disk.
+    pub disk_bytes: u64,
+}
+
+impl ProcessStatus {
+    /// This process, which began at `started` and keeps its data in `folder`. What the system does not tell is 0.
+    pub fn look(started: Instant, folder: &Path) -> Self {
+        let disk = rustix::fs::statvfs(folder).ok();
+        let bytes =
+            |of: fn(&StatVfs) -> u64| disk.as_ref().map_or(0, |disk| disk.f_frsize.saturating_mul(of(disk)));
+        ProcessStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+            host: uname().nodename().to_string_lossy().into_owned(),
+            uptime_s: started.elapsed().as_secs(),
+            memory_bytes: kib("/proc/self/status", "VmRSS:") << 10,
+            memory_free_bytes: kib("/proc/meminfo", "MemAvailable:") << 10,
+            disk_free_bytes: bytes(|disk| disk.f_bavail),
+            disk_bytes: bytes(|disk| disk.f_blocks),
+        }
+    }
+}
+
+/// The number of KiB in the line of a file of /proc that begins with `name`.
+fn kib(path: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let number =
+        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0)
+}
+
+/// How often something happens, a second, over the last seconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Rates {
+    /// Requests that read.
+    pub reads: f64,
+    /// Requests that change something.
+    pub writes: f64,
+    /// Commits.
+    pub commits: f64,
+}
+
+/// Writes are refused, because the disk is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct FullDisk {
+    /// For so many seconds.
+    pub seconds: u64,
+    /// The last one was refused so many seconds ago.
+    pub last_seconds: u64,
+}
+
+/// What the page `/status` of a metadata server says, as far as it matters here.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct MetaSaid {
+    /// The process.
+    pub process: ProcessStatus,
+    /// It has a list of volumes.
+    pub assigned: bool,
+    /// Figures.
+    pub figures: FiguresSaid,
+    /// Writes are refused.
+    pub full: Option<FullDisk>,
+    /// Seconds for which the disk has been making the log durable, if it is at it.
+    pub syncing_s: f64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Bytes of the store.
+    pub store_bytes: u64,
+    /// How often something happens.
+    pub rates: Rates,
+    /// Pairs of the operators' key space.
+    pub keys: KeysSaid,
+    /// Volumes.
+    pub volumes: Vec<VolumeSaid>,
+    /// Block stores.
+    pub stores: Vec<StoreSaid>,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct FiguresSaid {
+    /// Sessions.
+    pub sessions: u64,
+    /// What a power cut took is being collected.
+    pub recovering: bool,
+    /// The revision of the list of volumes that is in force.
+    pub revision: u64,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, Copy, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct KeysSaid {
+    /// Pairs.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct VolumeSaid {
+    /// Its name.
+    pub name: String,
+    /// Why it cannot be served, if it cannot.
+    pub problem: Option<String>,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StoreSaid {
+    /// Where it is.
+    pub place: String,
+    /// It cannot be used.
+    pub outage: Option<OutageSaid>,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct OutageSaid {
+    /// For so long.
+    pub seconds: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// The state of a member.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// Nothing ails it.
+    Healthy,
+    /// It serves, but not all.
+    Degraded,
+    /// It does not have what the admin server knows, or its disk does not follow.
+    Behind,
+    /// Its disk is full: it reads, and refuses what writes.
+    Full,
+    /// It collects what a power cut took; calls wait.
+    Replaying,
+    /// It opens its store.
+    Starting,
+    /// It does not answer.
+    Unreachable,
+    /// It has never been there.
+    NeverSeen,
+}
+
+/// A metadata server.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Member {
+    /// Id of its metadata store.
+    pub id: Uuid,
+    /// Name of its metadata store.
+    pub name: String,
+    /// What it keeps: `storage`, `tlog`.
+    pub roles: Vec<String>,
+    /// Where clients reach it.
+    pub address: Option<String>,
+    /// Under which epoch it owns its store.
+    pub epoch: u64,
+    /// How it is.
+    pub state: MemberState,
+    /// What ails it, if anything.
+    pub fault: Option<String>,
+    /// Seconds since it was last heard of, if it was since the admin server started.
+    pub heard_s: Option<u64>,
+    /// Its volumes.
+    pub volumes: Vec<String>,
+    /// It holds the operators' key space.
+    pub key_space: bool,
+    /// What it says of itself, if it says anything now.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Object>))]
+    pub said: Option<serde_json::Value>,
+}
+
+impl Member {
+    /// What it says of itself, as far as it is understood.
+    pub fn understood(&self) -> Option<MetaSaid> {
+        self.said.as_ref().and_then(|said| serde_json::from_value(said.clone()).ok())
+    }
+}
+
+/// `GET /v1/status` with the token of an account.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ClusterStatus {
+    /// Which cluster.
+    pub cluster: Cluster,
+    /// Nothing ails any member.
+    pub healthy: bool,
+    /// What does, each with the name of the member.
+    pub faults: Vec<String>,
+    /// The admin server's clock, nanoseconds since the epoch.
+    pub now_ns: u64,
+    /// The admin server.
+    pub coordinator: ProcessStatus,
+    /// Bytes of its database.
+    pub database_bytes: u64,
+    /// The metadata servers.
+    pub members: Vec<Member>,
+    /// Volumes that are not deleted.
+    pub volumes: u64,
+    /// Bytes of files in them, as last reported.
+    pub used_bytes: u64,
+    /// Block stores.
+    pub block_stores: u64,
+    /// Disk snapshots that are being taken.
+    pub running_snapshots: u64,
+    /// Backups that are being made.
+    pub running_backups: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_sees_itself() {
+        let seen = ProcessStatus::look(Instant::now(), Path::new("/"));
+        assert_eq!(seen.pid, std::process::id());
+        assert!(seen.memory_bytes > 1 << 20 && seen.memory_free_bytes > 0, "{seen:?}");
+        assert!(seen.disk_bytes > seen.disk_free_bytes && !seen.machine.is_empty(), "{seen:?}");
+        let nowhere = ProcessStatus::look(Instant::now(), Path::new("/nowhere"));
+        assert_eq!((nowhere.disk_bytes, nowhere.disk_free_bytes), (0, 0));
+    }
+}
