@@ -211,7 +211,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     pub(crate) fn condemn(
         &mut self,
         id: Uuid,
-        before: Version,
+        (from, before): (Version, Version),
         limit: u32,
         brake: u64,
     ) -> Decided<SystemReply> {
@@ -222,10 +222,13 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let brake = if volume.is_live() { brake } else { u64::MAX };
         let braked = tally.retired.count >= brake && tally.retired.count > tally.held.count;
         let before = if braked { before.min(tally.released) } else { before };
-        let due = Snapshot::new(self.reads, index, None).scan_plain(RETIRED, &[], &[], limit as usize)?;
-        let (mut objects, mut staged) = (0, 0);
+        // Not from the start: an engine passes over every row that was there.
+        let retired = Snapshot::new(self.reads, index, None);
+        let due = retired.scan_plain(RETIRED, &[], &from.0.to_be_bytes(), limit as usize)?;
+        let (mut objects, mut staged, mut next) = (0, 0, from);
         for (key, row) in due {
             let since = Version(number_at(&key, 0));
+            next = since;
             if since > before {
                 break;
             }
@@ -242,7 +245,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
         // What may go at once is no reason to brake.
         let braked = braked && objects + staged == 0;
-        Ok(SystemReply::Condemned { objects, staged, braked })
+        Ok(SystemReply::Condemned { objects, staged, braked, next })
     }
 
     /// Condemns those of `objects`, found in the store, that are garbage at this very commit.
@@ -269,7 +272,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         if condemned > 0 {
             self.batch.0.extend(ledger.close()?.0);
         }
-        Ok(SystemReply::Condemned { objects: condemned, staged: 0, braked: false })
+        Ok(SystemReply::Condemned { objects: condemned, staged: 0, braked: false, next: Version(0) })
     }
 
     /// These objects are not in the store any more.

@@ -65,6 +65,8 @@ pub enum SystemReply {
         staged: u32,
         /// So much is retired at once that it stays until somebody says that it may go.
         braked: bool,
+        /// Nothing is left that was retired before.
+        next: Version,
     },
     /// An object to pack slices into.
     Pack(ObjectId),
@@ -212,8 +214,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 self.change_session(*session, |row| row.parked.clone_from(calls))
             }
             SystemRequest::Expire { volume, from, limit } => self.expire(*volume, from, *limit),
-            SystemRequest::Condemn { volume, before, limit, brake } => {
-                self.condemn(*volume, *before, *limit, *brake)
+            SystemRequest::Condemn { volume, from, before, limit, brake } => {
+                self.condemn(*volume, (*from, *before), *limit, *brake)
             }
             SystemRequest::CondemnGarbage { volume, objects, over_since } => {
                 self.condemn_garbage(*volume, objects, *over_since)

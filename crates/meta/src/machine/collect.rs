@@ -15,9 +15,9 @@ use chronofs_namespace::{SystemError, SystemReply, list_condemned, list_kept};
 use std::collections::{BTreeSet, VecDeque};
 use uuid::Uuid;
 
-/// How much is condemned in one commit, of one volume at a tick: up to 2,560 a second, beside clients 640 or a hundredth
+/// How much is condemned in one commit, of one volume at a tick: up to 2,560 a second, beside clients 160 or a hundredth
 /// of what is retired. That is ten minutes' worth and more, so what may go is condemned as fast as it comes.
-const CONDEMNED: Pace = Pace { beside: 64, full: 256, one_in: 1024 };
+const CONDEMNED: Pace = Pace { beside: 16, full: 256, one_in: 1024 };
 /// How many objects are handed out for deletion and not reported back, of one volume.
 const IN_FLIGHT_MAX: usize = 512;
 /// How many of them at a tick: up to 1,280 a second, beside clients 80 or a hundredth of what is condemned.
@@ -54,6 +54,8 @@ pub(super) struct Collecting {
     retry_ns: u64,
     /// Until then there is nothing to look for.
     next_ns: u64,
+    /// All that was retired before is condemned.
+    condemned_to: Version,
     /// Objects that were deleted.
     lately: Lately,
     /// For people.
@@ -174,11 +176,14 @@ impl Machine {
         if let Some(before) = self.collects_before(group.steady_ns) {
             let brake = self.config.brake_from;
             let limit = self.at_pace(group, &CONDEMNED, tally.retired.count) as u32;
-            let request = SystemRequest::Condemn { volume: id, before, limit, brake };
-            if let Ok(SystemReply::Condemned { objects, staged, braked }) = self.system(group, &request)? {
+            let from = self.volumes.get(&index).map_or(Version(0), |volume| volume.collecting.condemned_to);
+            let request = SystemRequest::Condemn { volume: id, from, before, limit, brake };
+            if let Ok(SystemReply::Condemned { objects, staged, braked, next }) =
+                self.system(group, &request)?
+            {
                 busy = objects + staged > 0;
                 slowed = objects + staged >= limit && u64::from(limit) < CONDEMNED.full;
-                group.thens.push(Then::Condemned { index, staged, braked });
+                group.thens.push(Then::Condemned { index, staged, braked, next });
             }
         }
         let condemned = tally.condemned.count;
@@ -250,8 +255,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn condemned(&mut self, group: &mut Group, index: VolumeIndex, staged: u32, braked: bool) {
+    pub(super) fn condemned(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        (staged, braked, next): (u32, bool, Version),
+    ) {
         let Some(volume) = self.volumes.get_mut(&index) else { return };
+        volume.collecting.condemned_to = next;
         let shown = &mut volume.collecting.shown;
         shown.staged += u64::from(staged);
         if braked && !shown.braked {

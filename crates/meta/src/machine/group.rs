@@ -187,7 +187,7 @@ pub(super) enum Then {
     /// Rows of a volume that is given up are gone, and it goes on here.
     Dropped { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// What was retired is condemned.
-    Condemned { index: VolumeIndex, staged: u32, braked: bool },
+    Condemned { index: VolumeIndex, staged: u32, braked: bool, next: Version },
     /// Condemned objects are handed out for deletion.
     HandedOut(VolumeIndex, Vec<ObjectId>),
     /// So many objects are gone.

@@ -559,7 +559,9 @@ impl Machine {
                 }
             }
             Then::Dropped { index, rows, next } => self.dropped(index, rows, next),
-            Then::Condemned { index, staged, braked } => self.condemned(group, index, staged, braked),
+            Then::Condemned { index, staged, braked, next } => {
+                self.condemned(group, index, (staged, braked, next));
+            }
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
             Then::ObjectsGone(index, gone) => self.objects_gone(group, index, gone),

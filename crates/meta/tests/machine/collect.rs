@@ -400,10 +400,12 @@ fn beside_clients_little_is_condemned_at_a_time() {
     while left(&server) == 299 {
         server.busy_tick(1);
     }
-    assert_eq!(left(&server), 299 - 64);
+    assert_eq!(left(&server), 299 - 16);
     server.busy_tick(1);
-    assert_eq!(left(&server), 299 - 128);
+    assert_eq!(left(&server), 299 - 32);
     server.now_ns += SECOND;
+    server.quiet_tick();
+    assert_eq!(left(&server), 299 - 32 - 256);
     server.quiet_tick();
     assert_eq!(left(&server), 0);
     server.verify();

@@ -21,8 +21,9 @@ fn object_slice(fs: &mut Fs, object: ObjectId, index: u32, block: u32) -> NewSli
 
 fn condemn(fs: &mut Fs, brake: u64) -> (u32, u32, bool) {
     let before = fs.now();
-    match fs.system(SystemRequest::Condemn { volume: spec().id, before, limit: 100, brake }) {
-        Ok(SystemReply::Condemned { objects, staged, braked }) => (objects, staged, braked),
+    match fs.system(SystemRequest::Condemn { volume: spec().id, from: Version(0), before, limit: 100, brake })
+    {
+        Ok(SystemReply::Condemned { objects, staged, braked, .. }) => (objects, staged, braked),
         other => panic!("{other:?}"),
     }
 }
@@ -107,6 +108,7 @@ fn staged_bytes_go_with_their_last_row_and_not_before_their_time() {
     let retired = fs.now();
     let early = SystemRequest::Condemn {
         volume: spec().id,
+        from: Version(0),
         before: Version(retired.0 - 1),
         limit: 100,
         brake: u64::MAX,

@@ -63,8 +63,8 @@ fn drop_rows(fs: &mut Fs, from: Bytes, limit: u32) -> Result<(u32, Option<Bytes>
 
 fn condemn(fs: &mut Fs) -> Result<(u32, u32, bool), SystemError> {
     let before = fs.now();
-    match fs.system(SystemRequest::Condemn { volume: ID, before, limit: 3, brake: 1 })? {
-        SystemReply::Condemned { objects, staged, braked } => Ok((objects, staged, braked)),
+    match fs.system(SystemRequest::Condemn { volume: ID, from: Version(0), before, limit: 3, brake: 1 })? {
+        SystemReply::Condemned { objects, staged, braked, .. } => Ok((objects, staged, braked)),
         other => panic!("{other:?}"),
     }
 }

@@ -14,11 +14,15 @@ impl World {
     pub fn condemn(&mut self, limit: u32) -> Result<u32, String> {
         let last = self.now().version;
         let version = Version(last.0 + 1);
-        let request = SystemRequest::Condemn { volume: self.spec.id, before: last, limit, brake: u64::MAX };
+        let (from, brake) = (self.condemned_to, u64::MAX);
+        let request = SystemRequest::Condemn { volume: self.spec.id, from, before: last, limit, brake };
         let reply = self.system(version, &request)?;
         self.unchanged(version);
         match reply {
-            SystemReply::Condemned { objects, staged, braked: false } => Ok(objects + staged),
+            SystemReply::Condemned { objects, staged, braked: false, next } => {
+                self.condemned_to = next;
+                Ok(objects + staged)
+            }
             other => Err(format!("{request:?}: {other:?}")),
         }
     }

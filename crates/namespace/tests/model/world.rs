@@ -55,6 +55,8 @@ pub struct World {
     pub sweep: Bytes,
     /// Objects that the store has deleted.
     pub deleted: BTreeSet<ObjectId>,
+    /// All that was retired before is condemned.
+    pub condemned_to: Version,
     pub packed: Packed,
 }
 
@@ -117,6 +119,7 @@ impl World {
             horizon: start,
             sweep: Bytes::new(),
             deleted: BTreeSet::new(),
+            condemned_to: Version(0),
             packed: Packed::new(),
         };
         match world.system(start, &SystemRequest::CreateVolume(spec)).expect("a new volume") {
@@ -468,6 +471,7 @@ impl World {
         self.cursors = [None, None];
         self.notes = [None, None];
         self.cookies.clear();
+        self.condemned_to = Version(0);
         // A lease that came or went since then did not; the ones that went are not asked for again.
         let last = self.now().version;
         self.leases.retain(|(_, at)| *at <= last);
