@@ -34,20 +34,27 @@ impl Installation {
     pub fn start() -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, &[], &[])
+        Installation::start_in(dir, &meta_folder, (&[], &[]), &[])
+    }
+
+    /// The same with variables in the environment of both servers.
+    pub fn start_with_environment(environment: &[(&str, &str)]) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        Installation::start_in(dir, &meta_folder, (&[], &[]), environment)
     }
 
     /// The same with the metadata server's folder at `meta_folder`.
     pub fn start_with_meta_folder(meta_folder: &Path) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
-        Installation::start_in(dir, meta_folder, &[], &[])
+        Installation::start_in(dir, meta_folder, (&[], &[]), &[])
     }
 
     /// The same with `--tls-cert` and `--tls-key` for the admin and for the metadata server.
     pub fn start_with_tls(admin: &[String], meta: &[String]) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, admin, meta)
+        Installation::start_in(dir, &meta_folder, (admin, meta), &[])
     }
 
     /// The same with further arguments of `chronofs meta start`.
@@ -59,8 +66,8 @@ impl Installation {
     fn start_in(
         dir: tempfile::TempDir,
         meta_folder: &Path,
-        admin_more: &[String],
-        meta_more: &[String],
+        (admin_more, meta_more): (&[String], &[String]),
+        environment: &[(&str, &str)],
     ) -> Installation {
         crate::require_root_and_fuse();
         let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
@@ -71,7 +78,7 @@ impl Installation {
         let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
         let mut admin_arguments = vec!["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a];
         admin_arguments.extend(admin_more.iter().map(String::as_str));
-        let admin = Process::new("admin", &admin_arguments, &[], &path("admin.log"));
+        let admin = Process::new("admin", &admin_arguments, environment, &path("admin.log"));
         let mut meta_arguments = vec![
             "meta",
             "start",
@@ -85,7 +92,7 @@ impl Installation {
             &h,
         ];
         meta_arguments.extend(meta_more.iter().map(String::as_str));
-        let meta = Process::new("meta", &meta_arguments, &[], &path("meta.log"));
+        let meta = Process::new("meta", &meta_arguments, environment, &path("meta.log"));
         std::fs::create_dir(path("blocks")).expect("folder of the block store");
         let mut it = Installation {
             dir,
