@@ -53,10 +53,10 @@ pub enum Check {
 }
 
 impl Check {
-    /// Without these a store is of no use.
+    /// Without these a store is of no use, or of harm: a list that leaves out hides pins, and then goes what they keep.
     fn is_needed(self) -> bool {
         use Check::*;
-        matches!(self, Write | Ranges | RangeBehindEnd | Missing | Delete)
+        matches!(self, Write | Ranges | RangeBehindEnd | Missing | List | Delete)
     }
 }
 

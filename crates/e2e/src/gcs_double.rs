@@ -1,8 +1,10 @@
 //! A double of Google Cloud Storage's XML API: what the crate `object_store` speaks, in memory, on loopback. There is
 //! no server of it that can be installed from a package registry and keeps preconditions.
 
+use crate::http::Request;
+use crate::process::serve_each;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +42,8 @@ type Objects = BTreeMap<String, Vec<u8>>;
 struct State {
     objects: Objects,
     fault: Fault,
+    /// Nothing else opens it.
+    bearer: Option<String>,
     puts: u32,
     reads: u32,
     /// What was refused once.
@@ -61,13 +65,7 @@ impl GcsDouble {
         let address = listener.local_addr().expect("its address");
         let double = GcsDouble { address, state: Arc::default() };
         let served = double.clone();
-        std::thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let double = served.clone();
-                // A client that leaves ends its thread.
-                std::thread::spawn(move || drop(double.serve(connection)));
-            }
-        });
+        serve_each(listener, move |connection| served.serve(connection));
         double
     }
 
@@ -79,6 +77,11 @@ impl GcsDouble {
     /// From now on it does this wrong.
     pub fn set_fault(&self, fault: Fault) {
         self.with(|state| state.fault = fault);
+    }
+
+    /// From now on it serves those only who show this.
+    pub fn only_for_bearer(&self, bearer: &str) {
+        self.with(|state| state.bearer = Some(bearer.to_owned()));
     }
 
     /// Names of all objects, each with its bucket in front.
@@ -122,59 +125,6 @@ impl GcsDouble {
     }
 }
 
-struct Request {
-    method: String,
-    path: String,
-    query: BTreeMap<String, String>,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
-impl Request {
-    fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        let mut words = line.split(' ');
-        let method = words.next().unwrap_or_default().to_owned();
-        let target = words.next().unwrap_or_default().to_owned();
-        let mut headers = BTreeMap::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let Some((key, value)) = line.trim().split_once(':') else { break };
-            headers.insert(key.to_ascii_lowercase(), value.trim().to_owned());
-        }
-        let length = headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        let query = pairs.map(|(key, value)| (key.to_owned(), decoded(value))).collect();
-        Ok(Some(Request {
-            method,
-            path: decoded(path).trim_start_matches('/').to_owned(),
-            query,
-            headers,
-            body,
-        }))
-    }
-
-    /// First byte and the byte behind the last, of an object of this size; `None` for no bytes at all.
-    fn range(&self, size: usize) -> Option<Option<(usize, usize)>> {
-        let range = self.headers.get("range")?.strip_prefix("bytes=")?;
-        let (first, last) = range.split_once('-')?;
-        let span = match (first.parse::<usize>().ok(), last.parse::<usize>().ok()) {
-            (Some(first), Some(last)) => (first, (last + 1).min(size)),
-            (Some(first), None) => (first, size),
-            (None, Some(suffix)) => (size.saturating_sub(suffix), size),
-            (None, None) => return None,
-        };
-        Some((span.0 < size).then_some(span))
-    }
-}
-
 struct Answer {
     status: u16,
     headers: String,
@@ -197,9 +147,12 @@ impl State {
     }
 
     fn answer(&mut self, request: &Request) -> Answer {
-        let signed =
-            request.headers.contains_key("authorization") || request.query.contains_key("X-Goog-Signature");
-        if !signed {
+        let shown = request.headers.get("authorization");
+        let may = match &self.bearer {
+            Some(bearer) => shown.is_some_and(|shown| *shown == format!("Bearer {bearer}")),
+            None => shown.is_some() || request.query.contains_key("X-Goog-Signature"),
+        };
+        if !may {
             return answer(401, "<Error><Code>AuthenticationRequired</Code></Error>");
         }
         let refused = request.query.contains_key("X-Goog-Signature")
@@ -310,22 +263,6 @@ impl State {
         };
         answer(200, format!("<?xml version=\"1.0\"?><ListBucketResult>{items}{token}</ListBucketResult>"))
     }
-}
-
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'%' => {
-                let hex: String = rest.by_ref().take(2).map(char::from).collect();
-                bytes.push(u8::from_str_radix(&hex, 16).unwrap_or(b'?'));
-            }
-            b'+' => bytes.push(b' '),
-            other => bytes.push(other),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The JSON file of a service account, with a key of its own. The double takes whatever it signs.

@@ -29,25 +29,45 @@ pub struct Installation {
     mounts_made: RefCell<u32>,
 }
 
+/// What servers are started with beside what all have.
+#[derive(Default)]
+struct More<'a> {
+    /// Arguments of everything that begins the admin server's folder or starts it.
+    admin: &'a [String],
+    /// Of `chronofs admin start` only.
+    admin_start: &'a [String],
+    /// Of `chronofs meta start`.
+    meta: &'a [String],
+    /// Variables of the environment of both.
+    environment: &'a [(&'a str, &'a str)],
+}
+
 impl Installation {
     /// Admin and meta run, block store `blocks` and metadata store `store` exist; there is no volume yet.
     pub fn start() -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, &[], &[], &[])
+        Installation::start_in(dir, &meta_folder, &More::default())
+    }
+
+    /// The same with variables in the environment of both servers.
+    pub fn start_with_environment(environment: &[(&str, &str)]) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        Installation::start_in(dir, &meta_folder, &More { environment, ..More::default() })
     }
 
     /// The same with the metadata server's folder at `meta_folder`.
     pub fn start_with_meta_folder(meta_folder: &Path) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
-        Installation::start_in(dir, meta_folder, &[], &[], &[])
+        Installation::start_in(dir, meta_folder, &More::default())
     }
 
     /// The same with `--tls-cert` and `--tls-key` for the admin and for the metadata server.
     pub fn start_with_tls(admin: &[String], meta: &[String]) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, admin, meta, &[])
+        Installation::start_in(dir, &meta_folder, &More { admin, meta, ..More::default() })
     }
 
     /// The same with programs that the servers may run for disk snapshots, and further arguments of `chronofs admin start`.
@@ -58,7 +78,8 @@ impl Installation {
         let listed: Vec<String> = listed.map(str::to_owned).collect();
         let mut admin_start = listed.clone();
         admin_start.extend(admin.iter().map(|&argument| argument.to_owned()));
-        Installation::start_in(dir, &meta_folder, &[], &listed, &admin_start)
+        let more = More { meta: &listed, admin_start: &admin_start, ..More::default() };
+        Installation::start_in(dir, &meta_folder, &more)
     }
 
     /// The same with further arguments of `chronofs meta start`.
@@ -67,13 +88,7 @@ impl Installation {
         Installation::start_with_tls(&[], &arguments)
     }
 
-    fn start_in(
-        dir: tempfile::TempDir,
-        meta_folder: &Path,
-        admin_more: &[String],
-        meta_more: &[String],
-        admin_start: &[String],
-    ) -> Installation {
+    fn start_in(dir: tempfile::TempDir, meta_folder: &Path, more: &More<'_>) -> Installation {
         crate::require_root_and_fuse();
         let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
         let path = |name: &str| dir.path().join(name);
@@ -82,8 +97,8 @@ impl Installation {
         let meta_folder = text(meta_folder);
         let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
         let mut admin_arguments = vec!["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a];
-        admin_arguments.extend(admin_more.iter().chain(admin_start).map(String::as_str));
-        let admin = Process::new("admin", &admin_arguments, &[], &path("admin.log"));
+        admin_arguments.extend(more.admin.iter().chain(more.admin_start).map(String::as_str));
+        let admin = Process::new("admin", &admin_arguments, more.environment, &path("admin.log"));
         let mut meta_arguments = vec![
             "meta",
             "start",
@@ -96,8 +111,8 @@ impl Installation {
             "--http-addr",
             &h,
         ];
-        meta_arguments.extend(meta_more.iter().map(String::as_str));
-        let meta = Process::new("meta", &meta_arguments, &[], &path("meta.log"));
+        meta_arguments.extend(more.meta.iter().map(String::as_str));
+        let meta = Process::new("meta", &meta_arguments, more.environment, &path("meta.log"));
         std::fs::create_dir(path("blocks")).expect("folder of the block store");
         let mut it = Installation {
             dir,
@@ -109,7 +124,7 @@ impl Installation {
             mounts_made: RefCell::new(0),
         };
         let mut init = vec!["admin", "init", "creds", "--db-folder", &admin_folder, "--address", &a];
-        init.extend(admin_more.iter().map(String::as_str));
+        init.extend(more.admin.iter().map(String::as_str));
         let root = token_in(&it.ok(&init));
         it.start_admin();
         it.ok(&["configure", "init", "creds", "--token", &root]);

@@ -1,8 +1,9 @@
 //! Harness of the end-to-end tests: real servers as processes, real mounts, real files.
 //!
 //! It knows chronofs only from outside (command line, files, mounts); it may depend on `chronofs-core` for the
-//! spelling of instants and on nothing else of the workspace, so that a test cannot pass because of shared code. Tests of
-//! block stores alone (`tests/object_stores.rs`) use `chronofs-blocks`, since the servers that they need are here.
+//! spelling of instants, on `chronofs-wire` for tokens and certificates, and on nothing else of the workspace, so that a
+//! test cannot pass because of shared code. Tests of block stores alone (`tests/object_stores.rs`) use `chronofs-blocks`,
+//! since the servers that they need are here.
 //! A failure here is the failure of a test, therefore it panics with a message instead of returning errors.
 #![allow(
     clippy::unwrap_used,
@@ -12,14 +13,17 @@
 
 pub mod change;
 pub mod gcs_double;
+pub mod http;
 pub mod installation;
 pub mod lying_proxy;
+pub mod machine;
 pub mod manifest;
 pub mod model;
 pub mod object_server;
 pub mod place;
 pub mod process;
 pub mod rng;
+pub mod tls_front;
 pub mod tree;
 
 pub use installation::{Installation, Mount};

@@ -1,7 +1,8 @@
 //! A proxy before an S3 server that lies and fails: answers that are errors although the request was done, bodies cut
 //! short, error pages with status 200, wrong bytes in the right frame, objects said to be missing, deletes that are said to be
-//! done, listings that leave out and show what is gone, throttling, slowness.
+//! done, listings that leave out and show what is gone, throttling, slowness, answers that never come.
 
+use crate::process::serve_each;
 use crate::rng::Rng;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,6 +25,9 @@ pub enum Lie {
     DoneButError,
     /// Has it done and closes the connection without an answer.
     DoneButSilent,
+    /// Has it done, answers nothing and keeps the connection: the client is to wait as long as it likes. It is told only
+    /// where a test asks for it, since each costs a time-out.
+    Hangs,
     /// Ends the body early.
     CutsShort,
     /// Gives a page with status 200 instead.
@@ -84,6 +88,7 @@ struct State {
     /// The first answers to lists.
     lists: BTreeMap<String, (String, Vec<u8>)>,
     told: BTreeMap<(String, Lie), u32>,
+    heads: Vec<String>,
 }
 
 struct Request {
@@ -104,22 +109,17 @@ impl LyingProxy {
             only: None,
             lists: BTreeMap::new(),
             told: BTreeMap::new(),
+            heads: Vec::new(),
         };
         let proxy = LyingProxy { address, upstream, state: Arc::new(Mutex::new(state)) };
         let served = proxy.clone();
-        std::thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let proxy = served.clone();
-                // A client that leaves ends its thread.
-                std::thread::spawn(move || drop(proxy.serve(connection)));
-            }
-        });
+        serve_each(listener, move |connection| served.serve(connection));
         proxy
     }
 
-    /// From now on one request in so many goes wrong; 0: none.
+    /// From now on one request in so many goes wrong, somehow; 0: none.
     pub fn lie_one_in(&self, one_in: u64) {
-        self.with(|state| state.one_in = one_in);
+        self.with(|state| (state.one_in, state.only) = (one_in, None));
     }
 
     /// From now on every request that this lie can be told to is lied to, and no other.
@@ -130,6 +130,11 @@ impl LyingProxy {
     /// What it did, to which kind of request, how often.
     pub fn told(&self) -> BTreeMap<(String, Lie), u32> {
         self.with(|state| state.told.clone())
+    }
+
+    /// First line and headers of every request so far.
+    pub fn heads(&self) -> Vec<String> {
+        self.with(|state| state.heads.clone())
     }
 
     fn with<T>(&self, job: impl FnOnce(&mut State) -> T) -> T {
@@ -151,6 +156,7 @@ impl LyingProxy {
                 return None;
             }
             let lie = match state.only {
+                Some(Lie::Hangs) if matches!(kind, "GET" | "PUT") => Lie::Hangs,
                 Some(only) => *lies.iter().find(|lie| **lie == only)?,
                 None => lies[state.rng.below(lies.len() as u64) as usize],
             };
@@ -162,6 +168,8 @@ impl LyingProxy {
     fn serve(&self, mut connection: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(connection.try_clone()?);
         while let Some(request) = Request::read(&mut reader)? {
+            let head = format!("{} {}\r\n{}", request.method, request.target, request.head);
+            self.with(|state| state.heads.push(head));
             let lie = self.draw(&request);
             let refusal = match lie {
                 Some(Lie::Fails) => Some((500, "InternalError")),
@@ -197,6 +205,7 @@ impl LyingProxy {
                     continue;
                 }
                 Some(Lie::DoneButSilent) => return connection.shutdown(Shutdown::Both),
+                Some(Lie::Hangs) => return reader.read(&mut [0]).map(drop),
                 Some(Lie::Page) => {
                     (head, body) = ("HTTP/1.1 200 OK\r\nContent-Type: text/html".to_owned(), PAGE.to_vec());
                 }

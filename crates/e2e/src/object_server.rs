@@ -4,6 +4,7 @@
 
 use crate::process::{free_address, wait_for};
 use aws_lc_rs::hmac;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -96,6 +97,8 @@ impl ObjectServer {
     /// Flags of `configure create block-store` that name this server's bucket and its credentials.
     pub fn flags(&self) -> Vec<String> {
         let endpoint = self.endpoint();
+        // s3rver makes the secret up of the id, and takes no other.
+        let secret = if self.kind == Kind::S3rver { KEY_ID } else { SECRET };
         let flags: Vec<&str> = match self.kind {
             Kind::Azurite => {
                 vec!["--kind", "azure", "--account", AZURE_ACCOUNT, "--account-key", AZURE_KEY]
@@ -108,11 +111,25 @@ impl ObjectServer {
                 "--access-key-id",
                 KEY_ID,
                 "--secret-access-key",
-                SECRET,
+                secret,
             ],
         };
         let all = flags.into_iter().chain(["--bucket", BUCKET, "--endpoint", &endpoint]);
         all.map(str::to_owned).collect()
+    }
+
+    /// Every object of a server that keeps them as files, by the file's path.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let (mut files, mut folders) = (BTreeMap::new(), vec![self.data()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("a folder of the server").flatten() {
+                match entry.file_type().expect("its type").is_dir() {
+                    true => folders.push(entry.path()),
+                    false => drop(files.insert(entry.path(), fs::read(entry.path()).expect("a file"))),
+                }
+            }
+        }
+        files
     }
 
     fn data(&self) -> PathBuf {

@@ -42,7 +42,7 @@ impl Place {
         let flags = match self {
             Place::Folder => return installation.create_volume(name, more),
             Place::Server(server) => server.flags(),
-            Place::Gcs(double) => gcs_flags(installation, double),
+            Place::Gcs(double) => gcs_flags(installation, &double.endpoint()),
             Place::Named(flags) => flags.clone(),
         };
         installation.create_block_store(STORE, &flags, &[]);
@@ -53,20 +53,11 @@ impl Place {
     }
 }
 
-/// Flags of `configure create block-store` that name the double's bucket and credentials.
-pub fn gcs_flags(installation: &Installation, double: &GcsDouble) -> Vec<String> {
+/// Flags of `configure create block-store` that name the bucket at `endpoint`, in Google's protocol, and credentials.
+pub fn gcs_flags(installation: &Installation, endpoint: &str) -> Vec<String> {
     let account = installation.path("account.json");
     std::fs::write(&account, service_account()).expect("the file of a service account");
     let account = account.to_str().expect("printable paths").to_owned();
-    let flags = [
-        "--kind",
-        "gcs",
-        "--bucket",
-        BUCKET,
-        "--endpoint",
-        &double.endpoint(),
-        "--credentials-file",
-        &account,
-    ];
+    let flags = ["--kind", "gcs", "--bucket", BUCKET, "--endpoint", endpoint, "--credentials-file", &account];
     flags.map(str::to_owned).to_vec()
 }

@@ -30,6 +30,20 @@ pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free loopback port")
 }
 
+/// Serves each connection of `listener` on a thread of its own, until this process ends.
+pub fn serve_each(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream) -> std::io::Result<()> + Clone + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let serve = serve.clone();
+            // A client that leaves ends its thread.
+            std::thread::spawn(move || drop(serve(connection)));
+        }
+    });
+}
+
 /// Repeats `attempt` until it gives a value; panics with `what` when patience ends.
 #[track_caller]
 pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {

@@ -70,7 +70,7 @@ fn through_server(installation: &Installation) -> (u64, u64) {
 }
 
 fn create_gcs(installation: &Installation, double: &GcsDouble) {
-    installation.create_block_store("cloud", &gcs_flags(installation, double), &[]);
+    installation.create_block_store("cloud", &gcs_flags(installation, &double.endpoint()), &[]);
     installation.create_volume_in("cloud", "v", &[]);
 }
 

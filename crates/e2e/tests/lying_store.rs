@@ -3,14 +3,17 @@
 //! (`crates/mount/src/simulation`); here it is all of the program, over HTTP.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
+use chronofs_e2e::installation::is_mount_point;
 use chronofs_e2e::lying_proxy::{Lie, LyingProxy};
 use chronofs_e2e::object_server::{BUCKET, Kind, ObjectServer, request};
-use chronofs_e2e::process::wait_for;
+use chronofs_e2e::place::gcs_flags;
+use chronofs_e2e::process::{run_within, text, text_of, wait_for};
 use chronofs_e2e::{Installation, Mount, Rng, env_number, seed};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Error, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const FILES: u64 = 5;
@@ -160,7 +163,7 @@ fn over_a_store_that_lies_no_wrong_byte_is_read_and_nothing_that_was_synced_is_l
 }
 
 #[test]
-fn a_store_that_always_lies_is_refused_or_its_weakness_is_told() {
+fn a_store_that_always_lies_is_refused() {
     let server = ObjectServer::start(Kind::Moto);
     let installation = Installation::start();
     for (lie, word) in [
@@ -170,6 +173,8 @@ fn a_store_that_always_lies_is_refused_or_its_weakness_is_told() {
         (Lie::Missing, "write"),
         (Lie::Fails, ""),
         (Lie::Lost, "delete"),
+        // What it leaves out may be the pin that somebody relies on.
+        (Lie::LeavesOut, "list: a list of"),
     ] {
         let proxy = LyingProxy::start(server.address, 1);
         proxy.always(lie);
@@ -180,9 +185,169 @@ fn a_store_that_always_lies_is_refused_or_its_weakness_is_told() {
         assert!(refused.contains(word), "{lie:?}: {refused}");
         assert!(!proxy.told().is_empty(), "{lie:?}");
     }
+}
+
+/// Writes a file once, and says whether it is stored.
+fn write_synced(path: &Path, bytes: &[u8]) -> bool {
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = &written {
+        assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    }
+    written.is_ok()
+}
+
+/// The objects that a server has as files.
+fn object_files(server: &ObjectServer) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = server.files();
+    files.retain(|path, _| path.to_string_lossy().contains("/objects/"));
+    files
+}
+
+/// Has everything collected that may go, of a server that keeps objects as files: what a file had before it was written
+/// over goes, and nothing else.
+fn collects_nothing_that_is_needed(installation: &Installation, server: &ObjectServer, path: &Path) {
+    let mut rng = Rng::new(1);
+    let mut kept = object_files(server);
+    assert!(!kept.is_empty());
+    assert!(write_synced(path, &rng.bytes(200_000)));
+    let mut over = object_files(server);
+    over.retain(|path, _| !kept.contains_key(path));
+    assert!(write_synced(path, &rng.bytes(300_000)));
+    kept.extend(object_files(server).into_iter().filter(|(path, _)| !over.contains_key(path)));
+    let address = installation.http_address.to_string();
+    let begun = Instant::now();
+    while object_files(server).keys().any(|path| over.contains_key(path)) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?} is still there", over.keys());
+        installation.ok(&["meta", "gc", "--full", "--http-addr", &address]);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    for _ in 0..2 {
+        installation.ok(&["meta", "gc", "--full", "--http-addr", &address]);
+    }
+    assert!(object_files(server) == kept, "what rows name has changed");
+}
+
+/// A volume in a store that the probe refuses.
+fn create_unchecked(installation: &Installation, flags: &[String]) {
+    let create = ["configure", "create", "block-store", "liar"].into_iter();
+    let refused = installation.fails(&create.chain(flags.iter().map(String::as_str)).collect::<Vec<_>>());
+    assert!(refused.contains("--unchecked"), "{refused}");
+    installation.create_block_store("liar", flags, &["--unchecked"]);
+    installation.create_volume_in("liar", "v", &["--compression", "none", "--retention", "0"]);
+}
+
+/// Uses a server that the probe refuses all the same. Gives how many files it took, and how many it gave back.
+fn used_unchecked(kind: Kind) -> (u32, u32) {
+    let server = ObjectServer::start(kind);
+    let timing = ["--slice-life", "1", "--horizon-step", "1", "--pack-after", "1"];
+    let installation = Installation::start_with_meta_arguments(&timing);
+    create_unchecked(&installation, &server.flags());
+    let mut writer = installation.mount("v", &["--on-store-outage", "fail"]);
+    let mut rng = Rng::new(seed("a dishonest server"));
+    let mut stored = Contents::new();
+    let mut write = |name: String, len: u64| {
+        let bytes = rng.bytes(len as usize);
+        if write_synced(&writer.path(&name), &bytes) {
+            stored.insert(name, bytes);
+        }
+    };
+    (0..FILES).for_each(|n| write(format!("small{n}"), 1000 + n));
+    // They are read from the middle of an object that the server makes of them.
+    wait_for("small files to be packed", || (!object_files(&server).is_empty()).then_some(()));
+    (0..FILES).for_each(|n| write(format!("large{n}"), 100_000 * (n + 1)));
+    writer.kill();
+    let read = |what: &str| {
+        let mut reader = installation.mount("v", &["--on-store-outage", "fail"]);
+        let failed = read_all(&reader, &stored, &format!("{kind:?}, {what}"));
+        if what == "at first" {
+            collects_nothing_that_is_needed(&installation, &server, &reader.path("over"));
+        }
+        reader.unmount();
+        failed
+    };
+    let failed = read("at first");
+    assert_eq!(read("in the end"), failed);
+    (stored.len() as u32, stored.len() as u32 - failed)
+}
+
+#[test]
+fn over_rclone_every_byte_is_right_or_an_error_and_nothing_goes_that_is_needed() {
+    let (stored, read) = used_unchecked(Kind::Rclone);
+    // It gives what is asked for, but says that it is the whole: that is believed of nobody.
+    assert_eq!((stored, read), (2 * FILES as u32, 0));
+}
+
+#[test]
+fn over_s3rver_every_byte_is_right_or_an_error_and_nothing_goes_that_is_needed() {
+    let (stored, read) = used_unchecked(Kind::S3rver);
+    // What it gives instead of a single byte, nobody asks for here.
+    assert_eq!((stored, read), (2 * FILES as u32, 2 * FILES as u32));
+}
+
+#[test]
+fn an_emulator_of_gcs_that_cannot_say_what_it_has_gets_no_byte() {
+    let server = ObjectServer::start(Kind::GcpEmulator);
+    let installation = Installation::start();
+    create_unchecked(&installation, &gcs_flags(&installation, &server.endpoint()));
+    let state = || {
+        let shown = installation.ok(&["configure", "show", "volume", "v", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()
+    };
+    let shown =
+        wait_for("the volume not to be served", || Some(state()).filter(|shown| shown["state"] == "problem"));
+    assert!(shown["detail"].to_string().contains(&server.endpoint()), "{shown}");
+    let (token, place) = (installation.create_token("v", &[]), installation.path("place"));
+    fs::create_dir(&place).unwrap();
+    let refused = installation.fails(&["mount", "start", "v", text(&place), "--token", &token]);
+    assert!(!is_mount_point(&place), "{refused}");
+}
+
+/// The files are held by other processes: one that holds files of a mount that waits cannot start any.
+#[test]
+fn requests_that_are_never_answered_cost_a_time_out_and_no_byte() {
+    let server = ObjectServer::start(Kind::Moto);
     let proxy = LyingProxy::start(server.address, 1);
-    proxy.always(Lie::LeavesOut);
-    let told = installation.create_block_store("forgetful", &flags(&server, &proxy), &["--json"]);
-    let weaknesses = serde_json::from_str::<serde_json::Value>(&told).unwrap()["weaknesses"].to_string();
-    assert!(weaknesses.contains("list: a list of"), "{told}");
+    let mut installation = Installation::start();
+    installation.create_block_store("cloud", &flags(&server, &proxy), &[]);
+    installation.create_volume_in("cloud", "v", &[]);
+    let mut writer = installation.mount("v", &["--on-store-outage", "fail"]);
+    let mut rng = Rng::new(seed("no answer"));
+    let (kept, late) = (rng.bytes(700_000), rng.bytes(3 << 20));
+    assert!(write_synced(&writer.path("kept"), &kept));
+    let mut reader = installation.mount("v", &["--on-store-outage", "fail"]);
+    let (source, read) = (installation.path("source"), installation.path("read"));
+    fs::write(&source, &late).unwrap();
+    proxy.always(Lie::Hangs);
+    let copy = |from: &Path, to: &Path| {
+        let (from, to) = (format!("if={}", text(from)), format!("of={}", text(to)));
+        let begun = Instant::now();
+        let done = run_within(
+            Duration::from_secs(200),
+            Command::new("dd").args([&from, &to, "bs=1M", "conv=fsync"]),
+        );
+        println!("{from} {to}: {:?} {}", begun.elapsed(), text_of(&done));
+        done.status.success()
+    };
+    let (wrote, got) = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| copy(&source, &writer.path("late")));
+        let reading = scope.spawn(|| copy(&reader.path("kept"), &read));
+        // A read that hangs is asked for again: that hangs, too.
+        let told = |kind: &str| proxy.told().get(&(kind.to_owned(), Lie::Hangs)).copied().unwrap_or_default();
+        wait_for("requests that hang", || (told("PUT") >= 1 && told("GET") >= 2).then_some(()));
+        proxy.lie_one_in(0);
+        (writing.join().unwrap(), reading.join().unwrap())
+    });
+    // The metadata server is asked then, and does better.
+    assert!(wrote && got, "{:?}", proxy.told());
+    assert!(fs::read(&read).unwrap() == kept);
+    reader.unmount();
+    writer.unmount();
+    let mut after = installation.mount("v", &[]);
+    assert!(fs::read(after.path("kept")).unwrap() == kept);
+    assert!(fs::read(after.path("late")).unwrap() == late);
+    after.unmount();
+    installation.stop_meta_and_verify();
 }

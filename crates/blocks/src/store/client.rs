@@ -125,6 +125,10 @@ fn options(bucket: &Bucket, patience: Patience) -> object_store::Result<ClientOp
         .with_user_agent(HeaderValue::from_static(concat!("chronofs/", env!("CARGO_PKG_VERSION"))))
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_timeout(patience.request())
+        // No proxy, not even one that the environment names: neither bytes nor the machine's credentials go through
+        // somebody else. The crate has no other way to say so.
+        .with_proxy_url("http://localhost")
+        .with_proxy_excludes("*,0.0.0.0/0,::/0")
         .with_allow_http(plain_http);
     for certificate in Certificate::from_pem_bundle(bucket.ca_pem.as_deref().unwrap_or_default().as_bytes())?
     {

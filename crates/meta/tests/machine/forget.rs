@@ -35,6 +35,24 @@ fn with_a_past(engine: Arc<dyn Engine>) -> (Server, Version) {
     (server, at)
 }
 
+/// A server on which so many files of 4,000 slices were written and unlinked, and how many rows of the past it has.
+fn with_a_long_past(files: u64) -> (Server, usize) {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let session = server.open(1, hello(1)).unwrap().session;
+    for n in 0..files {
+        let (id, file) = (10 * n + 1, format!("f{n}"));
+        let ino = attr(server.call(1, id, create(Ino::ROOT, &file, false)).1.unwrap()).ino;
+        server.call(1, id + 1, sparse(session, ino, 0..4_000)).1.unwrap();
+        server.call(1, id + 2, Request::Unlink { parent: Ino::ROOT, name: name(&file) }).1.unwrap();
+    }
+    for _ in 0..5 {
+        server.run(Event::Tick);
+        server.durable();
+    }
+    let rows = past_rows(&server);
+    (server, rows)
+}
+
 #[test]
 fn the_past_beyond_the_window_goes_but_what_a_mount_sees() {
     let (mut server, at) = with_a_past(Arc::new(Memory::default()));
@@ -73,18 +91,7 @@ fn the_past_beyond_the_window_goes_but_what_a_mount_sees() {
 
 #[test]
 fn a_long_past_goes_in_steps_and_after_a_restart_too() {
-    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
-    let session = server.open(1, hello(1)).unwrap().session;
-    for (id, file) in [(1, "a"), (11, "b"), (21, "c")] {
-        let ino = attr(server.call(1, id, create(Ino::ROOT, file, false)).1.unwrap()).ino;
-        server.call(1, id + 1, sparse(session, ino, 0..4_000)).1.unwrap();
-        server.call(1, id + 2, Request::Unlink { parent: Ino::ROOT, name: name(file) }).1.unwrap();
-    }
-    for _ in 0..5 {
-        server.run(Event::Tick);
-        server.durable();
-    }
-    let before = past_rows(&server);
+    let (mut server, before) = with_a_long_past(3);
     assert!(before > 12_000, "{before}");
     server.now_ns += LATER;
     // The horizon moves, and that becomes durable.
@@ -106,18 +113,7 @@ fn a_long_past_goes_in_steps_and_after_a_restart_too() {
 
 #[test]
 fn beside_clients_the_past_goes_slowly_until_more_has_left_the_window() {
-    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
-    let session = server.open(1, hello(1)).unwrap().session;
-    for (id, file) in [(1, "a"), (11, "b")] {
-        let ino = attr(server.call(1, id, create(Ino::ROOT, file, false)).1.unwrap()).ino;
-        server.call(1, id + 1, sparse(session, ino, 0..4_000)).1.unwrap();
-        server.call(1, id + 2, Request::Unlink { parent: Ino::ROOT, name: name(file) }).1.unwrap();
-    }
-    for _ in 0..5 {
-        server.run(Event::Tick);
-        server.durable();
-    }
-    let before = past_rows(&server);
+    let (mut server, before) = with_a_long_past(2);
     server.now_ns += LATER;
     server.busy_tick(1);
     for n in 1..4 {

@@ -10,6 +10,7 @@ mod forget;
 mod keys;
 mod late;
 mod leave;
+mod look;
 mod pack;
 mod past;
 mod pins;

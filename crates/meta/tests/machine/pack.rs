@@ -102,6 +102,29 @@ fn slices_are_packed_a_minute_after_the_first_of_them_came_and_not_before_the_na
 }
 
 #[test]
+fn so_many_bytes_are_packed_before_the_minute_is_over_and_never_more_of_them_into_one_object() {
+    // Ten slices of 600 bytes, as they are stored, and no more.
+    let config = Config { boot: START_NS, pack_bytes: 6_100, ..Config::default() };
+    let server = Server::start_as(Arc::new(Memory::default()), START_NS, false, config);
+    let (mut server, ino, session) = with_staged_in(server, 10);
+    assert!(server.until_packing(30).is_none(), "6,000 are not so many");
+    server.stage(3, ino, session, (10, 15));
+    let mut taken = Vec::new();
+    while server.staged() > 0 {
+        // It does not wait for a minute, nor does what the last object left.
+        let job = server.until_packing(5).expect("it is packed at once");
+        assert_eq!(job.bytes_max, 6_100);
+        let Source::Staged(from) = &job.source else { panic!("{job:?}") };
+        let (object, packed) = build_pack(&job, from, server.core.engine.view()).unwrap();
+        assert!(object.len() < 6_100 + 64 * (packed.slices + 2), "and what says what is in it");
+        taken.push((packed.slices, packed.next.is_some()));
+        server.run(Event::Packed(Box::new(job), Ok(packed)));
+        server.second();
+    }
+    assert_eq!(taken, [(10, true), (10, true), (5, false)]);
+}
+
+#[test]
 fn beside_clients_fewer_slices_are_moved_at_a_time() {
     let (mut server, ..) = with_staged(1500);
     let job = server.until_packing(65).unwrap();

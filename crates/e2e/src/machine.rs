@@ -1,0 +1,92 @@
+//! A double of the services that tell a machine of a cloud who it is: Amazon's, in its second version only, and Google's.
+
+use crate::http::Request;
+use crate::process::serve_each;
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Id of the key that Amazon's machine has.
+pub const ROLE_KEY_ID: &str = "ASIAOFTHEMACHINE";
+/// The key, which no request shows.
+pub const ROLE_SECRET: &str = "the-secret-of-the-machine";
+/// The token that every request with this key must carry.
+pub const ROLE_TOKEN: &str = "the-token-of-the-machine";
+/// What Google's machine shows.
+pub const BEARER: &str = "the-bearer-of-the-machine";
+
+const ROLE: &str = "machines";
+const ROLES: &str = "latest/meta-data/iam/security-credentials/";
+const ASKING: &str = "a-token-for-questions";
+
+/// A running double. It ends with the process.
+#[derive(Clone)]
+pub struct Machine {
+    /// Where it listens.
+    pub address: SocketAddr,
+    given: Arc<AtomicU32>,
+}
+
+impl Machine {
+    /// Starts it.
+    pub fn start() -> Machine {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
+        let address = listener.local_addr().expect("its address");
+        let machine = Machine { address, given: Arc::default() };
+        let served = machine.clone();
+        serve_each(listener, move |connection| served.serve(connection));
+        machine
+    }
+
+    /// The variables of the environment that have it asked.
+    pub fn environment(&self) -> [(&'static str, String); 2] {
+        let amazon = format!("http://{}", self.address);
+        [("AWS_METADATA_ENDPOINT", amazon), ("GCE_METADATA_HOST", self.address.to_string())]
+    }
+
+    /// How often it gave credentials.
+    pub fn given(&self) -> u32 {
+        self.given.load(Ordering::SeqCst)
+    }
+
+    fn serve(&self, mut connection: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(connection.try_clone()?);
+        while let Some(request) = Request::read(&mut reader)? {
+            let (status, body) = self.answer(&request);
+            let length = body.len();
+            write!(connection, "HTTP/1.1 {status} .\r\nContent-Length: {length}\r\n\r\n{body}")?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, request: &Request) -> (u16, String) {
+        let has = |key: &str, value: &str| request.headers.get(key).is_some_and(|found| found == value);
+        let asks = request.method == "GET" && has("x-aws-ec2-metadata-token", ASKING);
+        let lives = request.headers.contains_key("x-aws-ec2-metadata-token-ttl-seconds");
+        match &*request.path {
+            "latest/api/token" if request.method == "PUT" && lives => (200, ASKING.to_owned()),
+            path if path == ROLES && asks => (200, ROLE.to_owned()),
+            path if path.strip_prefix(ROLES) == Some(ROLE) && asks => {
+                self.given.fetch_add(1, Ordering::SeqCst);
+                let credentials = serde_json::json!({
+                    "Code": "Success",
+                    "Type": "AWS-HMAC",
+                    "LastUpdated": "2026-01-01T00:00:00Z",
+                    "AccessKeyId": ROLE_KEY_ID,
+                    "SecretAccessKey": ROLE_SECRET,
+                    "Token": ROLE_TOKEN,
+                    "Expiration": "2099-01-01T00:00:00Z",
+                });
+                (200, credentials.to_string())
+            }
+            path if path.ends_with("service-accounts/default/token") && has("metadata-flavor", "Google") => {
+                self.given.fetch_add(1, Ordering::SeqCst);
+                let token =
+                    serde_json::json!({"access_token": BEARER, "expires_in": 3600, "token_type": "Bearer"});
+                (200, token.to_string())
+            }
+            _ => (401, String::new()),
+        }
+    }
+}

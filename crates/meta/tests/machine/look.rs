@@ -1,0 +1,126 @@
+//! A look through a block store concludes what it finds from a whole listing, and nothing from a part of one.
+
+use super::collect::with_an_object_over;
+use super::*;
+use bytes::Bytes;
+use chronofs_blocks::{ListPage, ObjectPort, StoreError, StorePort, object_name};
+use chronofs_core::ObjectId;
+use chronofs_meta::collect::Collector;
+use chronofs_meta::executor::Input;
+use chronofs_meta::server::objects::Stores;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A store whose listing has these pages; `None` is one that cannot be had.
+struct Pages(Vec<Option<Vec<(String, u64)>>>);
+
+fn away(name: &str) -> StoreError {
+    StoreError::unavailable(name, Errno::EIO, "the store answers 500")
+}
+
+impl ObjectPort for Pages {
+    fn put<'a>(&'a self, name: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { Err(away(name)) }.boxed()
+    }
+
+    fn get<'a>(&'a self, name: &'a str, _: u64, _: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        async move { Err(away(name)) }.boxed()
+    }
+}
+
+impl StorePort for Pages {
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { Err(away(name)) }.boxed()
+    }
+
+    fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+        let n: usize = from.map_or(0, |from| from.parse().unwrap());
+        let next = (n + 1 < self.0.len()).then(|| (n + 1).to_string());
+        let page = self.0[n].clone().map(|names| ListPage { names, next });
+        async move { page.ok_or_else(|| away("objects")) }.boxed()
+    }
+
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { Err(away(&pin.name())) }.boxed()
+    }
+
+    fn remove_pin(&self, _: Uuid, _: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move { Err(away("pins")) }.boxed()
+    }
+
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+        async move { Ok(Vec::new()) }.boxed()
+    }
+}
+
+/// Has a store with these pages looked through. Gives what the machine is told of it, and why the look ended early.
+async fn look(server: &mut Server, pages: Pages) -> (BTreeSet<&'static str>, Option<String>) {
+    let (queue, mut inputs) = tokio::sync::mpsc::channel(16);
+    let stores = Stores::default();
+    stores.set([(common::VOLUME, Arc::new(pages) as Arc<dyn StorePort>)].into());
+    let collector = Collector::new(queue, stores);
+    let wanted = collector.look_soon();
+    let running = tokio::spawn(collector.clone().run());
+    let mut told = BTreeSet::new();
+    let serve = async {
+        while let Some(input) = inputs.recv().await {
+            match input {
+                Input::Ask(ask) => ask(&mut server.core, server.now_ns.into()),
+                Input::Events(events) => told.extend(events.iter().map(|event| match event {
+                    Event::Garbage(..) => "garbage",
+                    Event::Poor(_, objects) if objects.is_empty() => "nothing is poor",
+                    Event::Poor(..) => "poor",
+                    Event::NoneFound(_) => "none found",
+                    Event::Deleted(_) => "deleted",
+                    Event::Pins(_) => "pins",
+                    other => panic!("{other:?}"),
+                })),
+                _ => panic!("a look only asks and tells"),
+            }
+        }
+    };
+    let looked = async {
+        loop {
+            let status = collector.status(false).await.unwrap();
+            if status.looks >= wanted {
+                return status.stores[0].error.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let error = tokio::select! {
+        error = looked => error,
+        () = serve => panic!("the collector ended"),
+    };
+    running.abort();
+    assert!(told.remove("pins"));
+    (told, error)
+}
+
+#[tokio::test]
+async fn from_a_listing_that_fails_in_the_middle_nothing_is_concluded() {
+    let (mut server, over) = with_an_object_over();
+    while server.collection().deleted == 0 {
+        server.pass(20, true);
+    }
+    server.frame(1, ToServer::Goodbye);
+    server.pass(1400, true);
+    let name = |n| object_name(common::VOLUME, ObjectId { n, ..over });
+    // One that rows need little of, and one that nothing names. A third is deleted, and its row stays till it is known
+    // that nothing of it is there.
+    let first = || Some(vec![(name(6), 1_000_000), (name(9), 100)]);
+    let nothing = || Some(Vec::new());
+
+    let all: BTreeSet<&str> = ["garbage", "poor", "deleted"].into();
+    assert_eq!(look(&mut server, Pages(vec![first(), nothing()])).await, (all, None));
+    let none: BTreeSet<&str> = ["nothing is poor", "deleted", "none found"].into();
+    assert_eq!(look(&mut server, Pages(vec![nothing(), nothing()])).await, (none, None));
+    for pages in [vec![first(), None], vec![nothing(), None], vec![nothing(), first(), None, nothing()]] {
+        let (told, error) = look(&mut server, Pages(pages)).await;
+        assert_eq!(told, BTreeSet::new());
+        assert!(error.unwrap().contains("the store answers 500"));
+    }
+}
