@@ -1,7 +1,7 @@
 //! The admin server: what exists (accounts, tokens, block stores, metadata stores, volumes), who may use it, and
 //! where it is served. It is not on the path of data: mounts go on while it is down.
 //!
-//! It may depend on `chronofs-core`, `chronofs-wire` and `chronofs-blocks` only. Of block stores it probes buckets,
+//! It may depend on `chronofs-core`, `chronofs-wire`, `chronofs-blocks` and `chronofs-snapshot` only. Of block stores it probes buckets,
 //! whose credentials it keeps; it never touches an object of a volume, nor a metadata store.
 //! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
@@ -14,9 +14,11 @@ mod metrics;
 pub mod model;
 mod server;
 mod setup;
+mod snapshots;
 mod state;
 
 pub use error::AdminError;
 pub use lock::FolderLock;
 pub use server::{Server, StartConfig, start};
 pub use setup::{InitConfig, Status, init_creds, status};
+pub use snapshots::SnapshotConfig;

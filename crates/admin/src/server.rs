@@ -2,8 +2,10 @@
 
 use crate::api::{self, App};
 use crate::db::{Database, block_stores, set_setting, setting, tokens};
+use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
 use crate::{AdminError, FolderLock, cluster};
 use axum::serve::Listener;
+use chronofs_snapshot::Whitelist;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::{KEY_FILE, SecretBox};
@@ -33,6 +35,8 @@ pub struct StartConfig {
     pub bind_addr: SocketAddr,
     /// Own certificate (chain) and key, instead of the self-made one.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// How disk snapshots are made.
+    pub snapshots: SnapshotConfig,
     /// The cluster file; `None`: the one in the folder.
     pub cluster_file: Option<PathBuf>,
 }
@@ -65,6 +69,8 @@ pub struct Server {
     pin: Sha256,
     database: Database,
     secrets: Arc<SecretBox>,
+    snapshots: Arc<Snapshots>,
+    whitelist: Whitelist,
     cluster: ClusterFile,
     folder: PathBuf,
     // Held until the server is gone.
@@ -82,9 +88,12 @@ impl Server {
                 folder.display()
             )));
         }
+        let whitelist = Whitelist::new(config.snapshots.whitelist.clone());
+        let whitelist = whitelist.map_err(|e| AdminError::Invalid(format!("--whitelist-binpath: {e}")))?;
         let mut lock = FolderLock::take(folder)?;
         let database = Database::open(folder)?;
         let secrets = Arc::new(open_secrets(folder, &database)?);
+        let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
@@ -98,8 +107,19 @@ impl Server {
         let local_addr = tcp.local_addr().map_err(AdminError::io("ask for the own address"))?;
         lock.note(&format!("{local_addr} {}", identity.pin()))?;
         let listener = TlsListener::start(tcp, TlsAcceptor::from(identity.server_config()?), local_addr);
-        let folder = folder.clone();
-        Ok(Server { listener, local_addr, pin: identity.pin(), database, secrets, cluster, folder, lock })
+        let (pin, folder) = (identity.pin(), folder.clone());
+        Ok(Server {
+            listener,
+            local_addr,
+            pin,
+            database,
+            secrets,
+            snapshots,
+            whitelist,
+            cluster,
+            folder,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -120,7 +140,14 @@ impl Server {
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let app = App::new(self.database.clone(), self.secrets, self.cluster, self.folder, stopped.clone());
+        let (snapshots, folder) = (self.snapshots.clone(), self.folder.clone());
+        let app =
+            App::new(self.database.clone(), self.secrets, snapshots, self.cluster, folder, stopped.clone());
+        let member = tokio::spawn(async move {
+            if let Err(error) = take_part(self.snapshots, self.folder, self.whitelist).await {
+                tracing::error!(%error, "this server takes part in no disk snapshot");
+            }
+        });
         let mut graceful = stopped.clone();
         let giving_up = api::deleted::watch(app.clone());
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
@@ -136,6 +163,8 @@ impl Server {
             () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
+        member.abort();
+        let _ = member.await;
         self.database.checkpoint()?;
         drop(self.lock);
         Ok(())

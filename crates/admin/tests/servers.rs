@@ -327,6 +327,7 @@ async fn a_second_process_and_a_taken_port_are_refused_by_name() {
         db_folder: server.folder.path().to_owned(),
         bind_addr: "127.0.0.1:0".parse().unwrap(),
         tls: None,
+        snapshots: Default::default(),
         cluster_file: None,
     };
     let locked = Server::bind(config.clone()).await.err().unwrap();

@@ -4,18 +4,27 @@ use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
-use chronofs_admin::{InitConfig, StartConfig, Status};
+use chronofs_admin::{InitConfig, SnapshotConfig, StartConfig, Status};
 use chronofs_wire::http::{AdminClient, parse_address};
 use chronofs_wire::token::{Token, TokenKind};
 use clap::{Args, Subcommand};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Args, Debug)]
 pub(crate) struct Folder {
     /// Folder of the configuration database
     #[arg(long, value_name = "DIR", default_value = "/var/lib/chronofs/admin")]
     db_folder: PathBuf,
+}
+
+/// Programs for disk snapshots.
+#[derive(Args, Debug)]
+pub(crate) struct Whitelist {
+    /// Program that may run here for disk snapshots; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    pub(crate) whitelist_binpath: Vec<PathBuf>,
 }
 
 /// An own certificate.
@@ -67,6 +76,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         tls: Tls,
         #[command(flatten)]
+        whitelist: Whitelist,
+        /// Kill programs of disk snapshots that run longer
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+        snap_create_max_timeout: u64,
+        #[command(flatten)]
         log: LogArgs,
     },
     /// Say whether the server runs and is ready
@@ -115,10 +129,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
-        Command::Start { folder, bind_addr, cluster, tls, log } => {
+        Command::Start { folder, bind_addr, cluster, tls, whitelist, snap_create_max_timeout, log } => {
             log.start();
-            let (cluster_file, tls) = (cluster.path(), tls.files());
-            let config = StartConfig { db_folder: folder.db_folder, bind_addr, tls, cluster_file };
+            let run_limit = Duration::from_secs(snap_create_max_timeout);
+            let snapshots = SnapshotConfig { whitelist: whitelist.whitelist_binpath, run_limit };
+            let (db_folder, cluster_file, tls) = (folder.db_folder, cluster.path(), tls.files());
+            let config = StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
         Command::Status { folder } => status(&folder.db_folder).context("admin status"),

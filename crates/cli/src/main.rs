@@ -16,6 +16,7 @@ mod output;
 mod restore;
 mod shell;
 mod snap_create;
+mod snapshot;
 mod systemd;
 
 use anyhow::{Context, Result};
@@ -53,6 +54,8 @@ enum Command {
         /// Folder in the mount
         dir: PathBuf,
     },
+    /// Take disk snapshots of all servers, and look after them
+    Snapshot(snapshot::Snapshot),
     /// Make an image of a server's data folder for a disk snapshot; list, verify and delete images
     #[command(
         after_help = "Example:\n  fdb> snapshot /usr/lib/chronofs/snap-create.fdb --destdir /mnt/backup --method btrfs"
@@ -114,6 +117,8 @@ fn failed(message: &str, code: ExitCode) -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     let done = match command {
+        // It says itself how it failed.
+        Command::Snapshot(snapshot) => return snapshot::run(snapshot),
         Command::Cli(cli) => return shell::run(cli),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),

@@ -1,6 +1,6 @@
 //! `chronofs meta`.
 
-use crate::admin::Tls;
+use crate::admin::{Tls, Whitelist};
 use crate::cluster::ClusterArgs;
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
@@ -75,6 +75,8 @@ pub(crate) enum Command {
         cluster: ClusterArgs,
         #[command(flatten)]
         tls: Tls,
+        #[command(flatten)]
+        whitelist: Whitelist,
         #[command(flatten)]
         log: LogArgs,
         #[command(flatten)]
@@ -162,12 +164,14 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, cluster, tls, log, timing } => {
+        Command::Start { folder, bind_addr, advertise, http_addr, cluster, tls, whitelist, log, timing } => {
             log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
             let (http_addr, timing) = (Some(http_addr), timing.timing());
+            let whitelist = whitelist.whitelist_binpath;
             let cluster = cluster.read().context("meta start")?;
-            let config = StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing, cluster };
+            let config =
+                StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing, cluster, whitelist };
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),

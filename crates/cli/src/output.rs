@@ -19,6 +19,12 @@ pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "chronofs: {}", one_line(&text.to_string()));
 }
 
+/// The same without our name before it: what scripts look for.
+pub(crate) fn plain_note(text: impl std::fmt::Display) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
+}
+
 /// What failed of several things that go on, for people, on standard error.
 pub(crate) fn error(text: impl std::fmt::Display) {
     // Nobody is left to tell if this fails.

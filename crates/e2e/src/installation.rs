@@ -34,20 +34,31 @@ impl Installation {
     pub fn start() -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, &[], &[])
+        Installation::start_in(dir, &meta_folder, &[], &[], &[])
     }
 
     /// The same with the metadata server's folder at `meta_folder`.
     pub fn start_with_meta_folder(meta_folder: &Path) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
-        Installation::start_in(dir, meta_folder, &[], &[])
+        Installation::start_in(dir, meta_folder, &[], &[], &[])
     }
 
     /// The same with `--tls-cert` and `--tls-key` for the admin and for the metadata server.
     pub fn start_with_tls(admin: &[String], meta: &[String]) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
-        Installation::start_in(dir, &meta_folder, admin, meta)
+        Installation::start_in(dir, &meta_folder, admin, meta, &[])
+    }
+
+    /// The same with programs that the servers may run for disk snapshots, and further arguments of `chronofs admin start`.
+    pub fn start_with_whitelist(programs: &[&Path], admin: &[&str]) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        let listed = programs.iter().flat_map(|path| ["--whitelist-binpath", crate::process::text(path)]);
+        let listed: Vec<String> = listed.map(str::to_owned).collect();
+        let mut admin_start = listed.clone();
+        admin_start.extend(admin.iter().map(|&argument| argument.to_owned()));
+        Installation::start_in(dir, &meta_folder, &[], &listed, &admin_start)
     }
 
     /// The same with further arguments of `chronofs meta start`.
@@ -61,6 +72,7 @@ impl Installation {
         meta_folder: &Path,
         admin_more: &[String],
         meta_more: &[String],
+        admin_start: &[String],
     ) -> Installation {
         crate::require_root_and_fuse();
         let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
@@ -70,7 +82,7 @@ impl Installation {
         let meta_folder = text(meta_folder);
         let (a, m, h) = (admin_address.to_string(), meta_address.to_string(), http_address.to_string());
         let mut admin_arguments = vec!["admin", "start", "--db-folder", &admin_folder, "--bind-addr", &a];
-        admin_arguments.extend(admin_more.iter().map(String::as_str));
+        admin_arguments.extend(admin_more.iter().chain(admin_start).map(String::as_str));
         let admin = Process::new("admin", &admin_arguments, &[], &path("admin.log"));
         let mut meta_arguments = vec![
             "meta",

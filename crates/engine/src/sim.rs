@@ -7,6 +7,7 @@ use crate::embedded::disk::{Disk, DiskFile};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the disk keeps or loses at once.
@@ -55,9 +56,13 @@ pub enum Fault {
     PowerCut,
 }
 
-/// The disk.
+/// A folder of the disk.
 #[derive(Clone)]
-pub struct SimDisk(Arc<Mutex<Medium>>);
+pub struct SimDisk {
+    medium: Arc<Mutex<Medium>>,
+    /// What every name in it begins with: nothing, or the folder's own name and a slash.
+    folder: String,
+}
 
 #[derive(Clone)]
 struct Medium {
@@ -91,6 +96,14 @@ struct SimInode {
 pub struct SimFile {
     disk: SimDisk,
     inode: usize,
+}
+
+impl NameChange {
+    fn name(&self) -> &str {
+        match self {
+            NameChange::Put(name, _) | NameChange::Remove(name) | NameChange::Rename(name, _) => name,
+        }
+    }
 }
 
 fn apply_name(names: &mut BTreeMap<String, usize>, change: &NameChange) {
@@ -190,7 +203,7 @@ fn error_of(fault: Fault) -> io::Error {
 impl SimDisk {
     /// An empty disk whose chances follow from `seed`.
     pub fn new(seed: u64) -> Self {
-        SimDisk(Arc::new(Mutex::new(Medium {
+        let medium = Medium {
             random: Random::new(seed),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -199,16 +212,31 @@ impl SimDisk {
             operations: 0,
             faults: BTreeMap::new(),
             off: false,
-        })))
+        };
+        SimDisk { medium: Arc::new(Mutex::new(medium)), folder: String::new() }
     }
 
     /// Another disk that holds and does the same from here on.
     pub fn copy(&self) -> SimDisk {
-        SimDisk(Arc::new(Mutex::new(self.lock().clone())))
+        SimDisk { medium: Arc::new(Mutex::new(self.lock().clone())), folder: self.folder.clone() }
+    }
+
+    /// The folder that an image was made in.
+    pub fn of_image(&self, place: &Path) -> SimDisk {
+        SimDisk { medium: self.medium.clone(), folder: format!("{}/", place.display()) }
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.folder)
+    }
+
+    /// The name in this folder, if it is one.
+    fn own<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(&self.folder).filter(|rest| !rest.contains('/'))
     }
 
     fn lock(&self) -> MutexGuard<'_, Medium> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.medium.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many operations there were.
@@ -263,7 +291,7 @@ impl SimDisk {
     /// Changes stored bytes behind everybody's back: `change` gets the content of file `name`.
     pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut medium = self.lock();
-        if let Some(inode) = medium.names.get(name).copied() {
+        if let Some(inode) = medium.names.get(&self.name(name)).copied() {
             let file = &mut medium.files[inode];
             change(&mut file.content);
             file.durable = file.content.clone();
@@ -273,7 +301,7 @@ impl SimDisk {
 
     /// The names of all files, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.lock().names.keys().cloned().collect()
+        self.lock().names.keys().filter_map(|name| self.own(name)).map(str::to_owned).collect()
     }
 }
 
@@ -285,7 +313,7 @@ impl Disk for SimDisk {
         if let Some(fault) = medium.step(false)? {
             return Err(error_of(fault));
         }
-        let inode = medium.names.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
+        let inode = medium.names.get(&self.name(name)).copied().ok_or(io::ErrorKind::NotFound)?;
         Ok(SimFile { disk: self.clone(), inode })
     }
 
@@ -293,7 +321,7 @@ impl Disk for SimDisk {
         let mut medium = self.lock();
         let inode = medium.files.len();
         medium.files.push(SimInode::default());
-        medium.change_names(NameChange::Put(name.to_owned(), inode))?;
+        medium.change_names(NameChange::Put(self.name(name), inode))?;
         Ok(SimFile { disk: self.clone(), inode })
     }
 
@@ -301,16 +329,16 @@ impl Disk for SimDisk {
         let mut medium = self.lock();
         match medium.step(false)? {
             Some(fault) => Err(error_of(fault)),
-            None => Ok(medium.names.keys().cloned().collect()),
+            None => Ok(medium.names.keys().filter_map(|name| self.own(name)).map(str::to_owned).collect()),
         }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.lock().change_names(NameChange::Remove(name.to_owned()))
+        self.lock().change_names(NameChange::Remove(self.name(name)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.lock().change_names(NameChange::Rename(from.to_owned(), to.to_owned()))
+        self.lock().change_names(NameChange::Rename(self.name(from), self.name(to)))
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -318,13 +346,32 @@ impl Disk for SimDisk {
         if let Some(fault) = medium.step(false)? {
             return Err(error_of(fault));
         }
-        medium.durable_names = medium.names.clone();
-        medium.renames.clear();
+        // Names in other folders stay unsaved.
+        let changes = std::mem::take(&mut medium.renames);
+        for change in changes {
+            match self.own(change.name()) {
+                Some(_) => apply_name(&mut medium.durable_names, &change),
+                None => medium.renames.push(change),
+            }
+        }
         Ok(())
     }
 
+    fn image(&self, place: &Path) -> io::Result<Self> {
+        match self.lock().step(true)? {
+            Some(fault) => Err(error_of(fault)),
+            None => Ok(self.of_image(place)),
+        }
+    }
+
+    fn link(&self, name: &str, to: &Self) -> io::Result<()> {
+        let mut medium = self.lock();
+        let inode = medium.names.get(&self.name(name)).copied().ok_or(io::ErrorKind::NotFound)?;
+        medium.change_names(NameChange::Put(to.name(name), inode))
+    }
+
     fn path(&self, name: &str) -> String {
-        format!("sim/{name}")
+        format!("sim/{}{name}", self.folder)
     }
 }
 

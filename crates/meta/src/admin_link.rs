@@ -7,7 +7,9 @@ use crate::machine::Event;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
 use chronofs_namespace::instants;
-use chronofs_wire::admin::{AssignedStore, Assignment, Probe, Probed, Register, Report, VolumeReport};
+use chronofs_wire::admin::{
+    AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
+};
 use chronofs_wire::http::{AdminClient, ClientError};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -63,6 +65,8 @@ pub struct AdminLink {
     pub queue: mpsc::Sender<Input>,
     /// The block stores in reach.
     pub stores: Stores,
+    /// Told at every registration.
+    pub registered: watch::Sender<Option<Registered>>,
     /// Asked for by the executor.
     pub questions: Questions,
     /// Told when the admin server says that it is of another cluster than was meant.
@@ -70,9 +74,8 @@ pub struct AdminLink {
 }
 
 impl AdminLink {
-    /// Runs until it is dropped, or until the admin server says that another cluster is meant. `registered` is told the
-    /// epoch at every registration.
-    pub async fn run(mut self, kept: Option<Assignment>, registered: mpsc::UnboundedSender<u64>) {
+    /// Runs until it is dropped, or until the admin server says that another cluster is meant.
+    pub async fn run(mut self, kept: Option<Assignment>) {
         let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
         let mut problems = BTreeMap::new();
         if let Some(mut assignment) = kept {
@@ -84,7 +87,7 @@ impl AdminLink {
         }
         let mut told_failure = false;
         loop {
-            match self.serve(&mut revision, &mut problems, &mut told_failure, &registered).await {
+            match self.serve(&mut revision, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
                 Err(error) if error.is_wrong_cluster() => {
                     if let Some(mislead) = self.mislead.take() {
@@ -118,7 +121,6 @@ impl AdminLink {
         revision: &mut u64,
         problems: &mut BTreeMap<Uuid, String>,
         told_failure: &mut bool,
-        epochs: &mpsc::UnboundedSender<u64>,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
         self.register.epoch = self.register.epoch.max(registered.epoch);
@@ -127,8 +129,7 @@ impl AdminLink {
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
-        // Nobody listens only when the server stops.
-        let _ = epochs.send(registered.epoch);
+        self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
         loop {

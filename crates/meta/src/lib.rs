@@ -18,6 +18,7 @@ mod pins;
 mod questions;
 mod rates;
 pub mod server;
+mod snapshot;
 mod start;
 mod stores;
 mod sync;

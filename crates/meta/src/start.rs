@@ -11,9 +11,11 @@ use crate::metrics::Metrics;
 use crate::questions;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
+use crate::snapshot::{self, Part};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
+use chronofs_snapshot::Whitelist;
 use chronofs_wire::admin::Register;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::{AdminClient, ClientError};
@@ -46,6 +48,8 @@ pub struct StartConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How long things take.
     pub timing: Timing,
+    /// Programs that may run here for a disk snapshot: `whitelist_binpath`.
+    pub whitelist: Vec<PathBuf>,
     /// The cluster that the server is to belong to, if that is said.
     pub cluster: Option<ClusterFile>,
 }
@@ -123,6 +127,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
 impl Server {
     /// Starts a server; `with_admin`: also its link to the admin server.
     pub async fn start(config: &StartConfig, with_admin: bool) -> Result<Server> {
+        let whitelist = Whitelist::new(config.whitelist.clone()).context("--whitelist-binpath")?;
         let started = Instant::now();
         let locked = Arc::new(Folder::make(&config.db_folder)?.lock()?);
         let folder = locked.folder.clone();
@@ -144,7 +149,7 @@ impl Server {
         let boot = u64::from_le_bytes(random()?);
         let client =
             token.map(|token| AdminClient::reached(&token, None, config.cluster.as_ref())).transpose()?;
-        let core = open_told(&locked, boot, client.as_ref(), config.timing).await?;
+        let (core, engine) = open_told(&locked, boot, client.as_ref(), config.timing).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
@@ -185,7 +190,15 @@ impl Server {
                 boot,
                 epoch,
             };
-            tasks.extend(spawn_link(client, register, folder, pages, Questions::new(wanted), mislead)?);
+            let part = Part {
+                engine,
+                folder: folder.engine(),
+                queue: queue.clone(),
+                client: client.clone(),
+                whitelist,
+            };
+            let link = (client, register, folder, Questions::new(wanted), mislead);
+            tasks.extend(spawn_link(link, pages, part)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
         Ok(Server { folder: locked, executor, shared, tasks, misled, address, http_address, queue, stores })
@@ -195,6 +208,10 @@ impl Server {
     pub async fn stop(self) -> Result<()> {
         tracing::info!("stopping");
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        // With the last of them what they hold of the engine goes.
+        for task in self.tasks {
+            let _ = task.await;
+        }
         self.shared.close_all(&ToClient::Closing);
         // A stop in the middle of collecting what was lost leaves that to the next start.
         let recovering = ask(&self.queue, |core| core.machine.figures().recovering).await.unwrap_or(true);
@@ -243,14 +260,19 @@ async fn open_told(
     boot: u64,
     client: Option<&AdminClient>,
     timing: Timing,
-) -> Result<Core> {
+) -> Result<(Core, Arc<EmbeddedFolder>)> {
     let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
-    let core = open_core(locked, boot, client.is_some(), timing).await;
+    let opened = open_core(locked, boot, client.is_some(), timing).await;
     starting.inspect(|starting| starting.abort());
-    core
+    opened
 }
 
-async fn open_core(locked: &LockedFolder, boot: u64, asks_admin: bool, timing: Timing) -> Result<Core> {
+async fn open_core(
+    locked: &LockedFolder,
+    boot: u64,
+    asks_admin: bool,
+    timing: Timing,
+) -> Result<(Core, Arc<EmbeddedFolder>)> {
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -266,7 +288,8 @@ async fn open_core(locked: &LockedFolder, boot: u64, asks_admin: bool, timing: T
             );
         }
         tracing::info!(last_commit = %opening.last_commit, replayed = opening.replayed, maybe_lost, "store opened");
-        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let folder = Arc::new(engine);
+        let engine: Arc<dyn Engine> = folder.clone();
         let found = Found { recovered: engine.recovered(), maybe_lost, last_commit: opening.last_commit };
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let config = Config {
@@ -280,7 +303,7 @@ async fn open_core(locked: &LockedFolder, boot: u64, asks_admin: bool, timing: T
         };
         let reads = SharedView(engine.view());
         let machine = Machine::new(config, &reads, engine.applied(), found, now())?;
-        anyhow::Ok(Core { machine, engine })
+        anyhow::Ok((Core { machine, engine }, folder))
     });
     core.await?
 }
@@ -336,26 +359,31 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
-/// Starts all that has to do with the admin server: the link, and the answers to operators' questions.
+/// The link's own: its client, what the server says of itself, its folder, what is asked, whom to tell of another cluster.
+type Linked = (AdminClient, Register, Folder, Questions, oneshot::Sender<ClientError>);
+
+/// Starts all that has to do with the admin server: the link, the answers to operators' questions, disk snapshots.
 fn spawn_link(
-    client: AdminClient,
-    register: Register,
-    folder: Folder,
+    (client, register, folder, questions, mislead): Linked,
     pages: Pages,
-    questions: Questions,
-    mislead: oneshot::Sender<ClientError>,
-) -> Result<[tokio::task::JoinHandle<()>; 3]> {
+    part: Part,
+) -> Result<[tokio::task::JoinHandle<()>; 4]> {
     let kept = folder.assignment()?;
-    let (registered, mut epochs) = mpsc::unbounded_channel();
+    let (registered, mut epochs) = watch::channel(None);
+    let snapshots = tokio::spawn(snapshot::take_part(part, epochs.clone()));
     let (queue, stores) = (pages.queue.clone(), pages.stores.clone());
     let answers = questions::answer_all(client.clone(), register.boot, pages);
     let mislead = Some(mislead);
-    let link = AdminLink { client, register, folder, queue: queue.clone(), stores, questions, mislead };
+    let link =
+        AdminLink { client, register, folder, queue: queue.clone(), stores, registered, questions, mislead };
     let follow = tokio::spawn(async move {
-        while let Some(epoch) = epochs.recv().await {
+        while epochs.changed().await.is_ok() {
+            let Some(epoch) = epochs.borrow_and_update().as_ref().map(|registered| registered.epoch) else {
+                continue;
+            };
             let ask: crate::executor::Ask = Box::new(move |core, _| core.machine.set_epoch(epoch));
             drop(queue.send(Input::Ask(ask)).await);
         }
     });
-    Ok([tokio::spawn(link.run(kept, registered)), follow, tokio::spawn(answers)])
+    Ok([tokio::spawn(link.run(kept)), follow, tokio::spawn(answers), snapshots])
 }

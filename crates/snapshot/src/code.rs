@@ -2,9 +2,11 @@
 //! scripts look for. They are those of FoundationDB, so that tools and people who know it need not learn anew.
 
 use crate::name::SnapshotUid;
+use serde::{Deserialize, Serialize};
 
 /// Why a snapshot failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(into = "u16", from = "u16")]
 pub enum SnapshotCode {
     /// Another snapshot is running.
     Busy,
@@ -144,12 +146,26 @@ impl SnapshotCode {
 
     /// The line that says so.
     #[must_use]
-    pub fn failure(self, uid: &SnapshotUid) -> String {
+    pub fn failure(self, uid: impl std::fmt::Display) -> String {
         format!(
             "Snapshot command failed {} ({}). Please cleanup any instance level snapshots created with UID {uid}.",
             self.number(),
             self.text()
         )
+    }
+}
+
+impl From<SnapshotCode> for u16 {
+    fn from(code: SnapshotCode) -> u16 {
+        code.number()
+    }
+}
+
+impl From<u16> for SnapshotCode {
+    /// A number that is not known here is that of an error that is not known here.
+    fn from(number: u16) -> SnapshotCode {
+        let known = SnapshotCode::ALL.into_iter().find(|code| code.number() == number);
+        known.unwrap_or(SnapshotCode::Unknown)
     }
 }
 

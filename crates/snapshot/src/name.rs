@@ -2,6 +2,7 @@
 //!
 //! All three become names of folders, so a value of these types cannot leave the folder that it is put in.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -50,7 +51,8 @@ impl fmt::Display for SnapshotUid {
 }
 
 /// What of a server an image holds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Ordered keys.
     Storage,

@@ -11,6 +11,7 @@ pub(crate) mod deleted;
 mod probes;
 mod questions;
 mod servers;
+mod snapshots;
 mod stores;
 mod system;
 mod volumes;
@@ -20,6 +21,7 @@ use crate::db::Database;
 use crate::db::volumes::Found;
 use crate::metrics::Metrics;
 use crate::model::{Account, BlockStore, MetadataStore, Role, VolumeToken};
+use crate::snapshots::Snapshots;
 use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
@@ -57,6 +59,7 @@ pub(crate) struct App {
     pub(crate) changed: watch::Sender<u64>,
     /// True once the server is to stop.
     pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) snapshots: Arc<Snapshots>,
     probes: Probes,
     questions: questions::Open,
     /// Where the database is.
@@ -69,6 +72,7 @@ impl App {
     pub(crate) fn new(
         database: Database,
         secrets: Arc<SecretBox>,
+        snapshots: Arc<Snapshots>,
         cluster: ClusterFile,
         folder: PathBuf,
         stopping: watch::Receiver<bool>,
@@ -82,6 +86,7 @@ impl App {
             metrics,
             changed,
             stopping,
+            snapshots,
             probes: Probes::default(),
             questions: questions::Open::default(),
             folder,
@@ -228,6 +233,10 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(deleted::undelete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(snapshots::abort))
+        .routes(routes!(snapshots::poll))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))
         .routes(routes!(cluster::keys))

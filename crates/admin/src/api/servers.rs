@@ -27,6 +27,9 @@ pub(super) async fn register(
     app.questions.begin_poll(&registered.store.to_string());
     // The one that owned the store until now is to know.
     app.wake_pollers();
+    let snapshots = app.snapshots.clone();
+    let told = tokio::task::spawn_blocking(move || snapshots.members_changed()).await;
+    told.map_err(|e| AdminError::Internal(format!("the task ended: {e}")))??;
     tracing::info!(store = %registered.name, %address, epoch = registered.epoch, "metadata server registered");
     Ok(Json(Registered { cluster: Some(app.cluster.name.to_string()), ..registered }))
 }

@@ -8,6 +8,7 @@ pub mod block_stores;
 pub mod deleted;
 pub mod directory;
 mod schema;
+pub mod snapshots;
 pub mod stores;
 pub mod tokens;
 pub mod volumes;
@@ -16,11 +17,12 @@ pub use schema::SCHEMA_VERSION;
 
 use crate::AdminError;
 use chronofs_core::Version;
+use rusqlite::backup::Backup;
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// Name of the database's file in the folder of the admin server.
@@ -61,6 +63,14 @@ impl Database {
         tokio::task::spawn_blocking(move || database.write(job))
             .await
             .map_err(|e| AdminError::Internal(format!("the database task ended: {e}")))?
+    }
+
+    /// Makes the file `to`, which is not there, with all that is committed now.
+    pub fn copy(&self, to: &Path) -> Result<(), AdminError> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = Connection::open(to)?;
+        Backup::new(&connection, &mut target)?.run_to_completion(i32::MAX, Duration::ZERO, None)?;
+        Ok(())
     }
 
     /// Moves everything from the WAL into the database file.

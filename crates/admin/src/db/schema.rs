@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -143,6 +143,15 @@ ALTER TABLE volume ADD COLUMN given_up_ns INTEGER;
 ALTER TABLE volume ADD COLUMN gone_ns INTEGER;
 UPDATE volume SET keep_s = 604800, keep_until_ns = (CAST(strftime('%s', 'now') AS INTEGER) + 604800) * 1000000000
     WHERE deleted_ns IS NOT NULL;
+";
+
+const VERSION_4: &str = "
+-- Disk snapshots, from their intent to their end; those that are deleted stay, so that what servers keep for them goes.
+CREATE TABLE snapshot (
+    uid TEXT PRIMARY KEY,
+    -- JSON.
+    record TEXT NOT NULL
+) STRICT;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

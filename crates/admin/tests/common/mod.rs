@@ -41,6 +41,7 @@ async fn serving(folder: TempDir, root: Token, address: String) -> Running {
         db_folder: folder.path().to_owned(),
         bind_addr: address.parse().unwrap(),
         tls: None,
+        snapshots: Default::default(),
         cluster_file: None,
     };
     let server = Server::bind(config).await.unwrap();

@@ -3,10 +3,12 @@
 use super::words::{Command, behind_prefix, printable};
 use super::{Shell, show};
 use crate::output;
+use crate::snapshot::Wanted;
 use anyhow::{Result, anyhow, bail};
 use chronofs_wire::http::Method;
 use chronofs_wire::question::{Blob, KeyOp, KeyReply, KeyValue};
 use chronofs_wire::status::ClusterStatus;
+use std::process::ExitCode;
 
 /// Pairs that `getrange` shows unless it is told otherwise.
 const RANGE: u32 = 25;
@@ -18,6 +20,8 @@ pub(super) enum Outcome {
     Done,
     /// It was done, and what it found is not well.
     Unwell,
+    /// It failed, and has said so.
+    Failed,
     /// The shell is to end.
     Quit,
 }
@@ -64,6 +68,14 @@ const COMMANDS: &[Known] = &[
         more: "Prints the version from which on it has it, when that is durable. A value is at most 100000 bytes. Needs \
                writemode on.",
         run: set,
+    },
+    Known {
+        name: "snapshot",
+        usage: "BIN [ARG...]",
+        help: "have every server run a program on an image of its data",
+        more: "Ends when the set is complete, and prints its UID. BIN is an absolute path in whitelist_binpath of every \
+               server; chronofs snapshot shows and ends snapshots.",
+        run: snapshot,
     },
     Known {
         name: "status",
@@ -121,6 +133,15 @@ fn counted<'a>(name: &str, arguments: &'a [Vec<u8>], from: usize, to: usize) -> 
     }
     let usage = find(name.as_bytes())?.usage;
     bail!("{name} is written `{}'; words with blanks or ; go into \"\"", format!("{name} {usage}").trim_end())
+}
+
+fn snapshot(shell: &mut Shell, arguments: &[Vec<u8>]) -> Result<Outcome> {
+    let program = counted("snapshot", arguments, 1, usize::MAX)?.iter().map(|word| {
+        String::from_utf8(word.clone()).map_err(|_| anyhow!("`{}' is not UTF-8", printable(word)))
+    });
+    let wanted = Wanted { uid: None, keep: None, program: program.collect::<Result<_>>()?, json: false };
+    let ended = shell.runtime.block_on(crate::snapshot::create(&shell.client, wanted))?;
+    Ok(if ended == ExitCode::SUCCESS { Outcome::Done } else { Outcome::Failed })
 }
 
 fn keys(shell: &Shell, op: &KeyOp) -> Result<KeyReply> {

@@ -89,6 +89,7 @@ impl Shell {
             match commands::run(self, &command) {
                 Ok(Outcome::Done) => {}
                 Ok(Outcome::Unwell) => ran.well = false,
+                Ok(Outcome::Failed) => return Ran { well: false, ..ran },
                 Ok(Outcome::Quit) => return Ran { quit: true, ..ran },
                 Err(error) => {
                     output::error(crate::told(&error));

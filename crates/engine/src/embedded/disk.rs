@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A flat folder of files.
@@ -31,6 +32,16 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Makes creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
+
+    /// The new folder `place`, on the same volume, for an image: it must not be there yet.
+    fn image(&self, place: &Path) -> io::Result<Self>
+    where
+        Self: Sized;
+
+    /// Gives a file the same name in another folder as well. It stays one file.
+    fn link(&self, name: &str, to: &Self) -> io::Result<()>
+    where
+        Self: Sized;
 
     /// What to call a file in a message.
     fn path(&self, name: &str) -> String;
@@ -116,6 +127,18 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.handle)?)
+    }
+
+    fn image(&self, place: &Path) -> io::Result<Self> {
+        std::fs::DirBuilder::new().mode(0o700).create(place)?;
+        if let Some(parent) = place.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        RealDisk::new(place)
+    }
+
+    fn link(&self, name: &str, to: &Self) -> io::Result<()> {
+        Ok(rustix::fs::linkat(&self.handle, name, &to.handle, name, rustix::fs::AtFlags::empty())?)
     }
 
     fn path(&self, name: &str) -> String {

@@ -8,7 +8,7 @@ use chronofs_core::Version;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the engine looks for something to flush, or to drop.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -86,6 +86,17 @@ impl<S: Store, D: Disk> Core<S, D> {
         thread.map(Some).map_err(|source| EngineError::Io { action: "start the thread", path: name, source })
     }
 
+    /// Starts a flush and waits until it is done, or until `within` is over.
+    pub(super) fn flush_within(&self, within: Duration) -> Result<(), EngineError> {
+        self.maintain(true)?;
+        let until = Instant::now() + within;
+        while lock(&self.maintenance.state).flushing.is_some() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+            self.maintain(false)?;
+        }
+        Ok(())
+    }
+
     /// See [`super::Embedded::maintain`].
     pub(crate) fn maintain(&self, flush_now: bool) -> Result<(), EngineError> {
         self.durability.check()?;
@@ -129,7 +140,7 @@ impl<S: Store, D: Disk> Core<S, D> {
 
     /// Without room for a flush the log goes on alone until it has no room either, which its users are told. The
     /// store would fail for good.
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         let room = self.store.has_room();
         let was_full = std::mem::replace(&mut lock(&self.maintenance.state).full, !room);
         match (was_full, room) {

@@ -3,7 +3,8 @@
 use super::store::{Position, Store};
 use crate::memory::State;
 use crate::{Commit, EngineError};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Flushed = (Arc<State>, Position);
@@ -17,6 +18,7 @@ struct Medium {
     durable: Option<Flushed>,
     /// Flushes that were started and are not done, oldest first.
     pending: VecDeque<Flushed>,
+    images: BTreeMap<PathBuf, Flushed>,
     broken: bool,
     full: bool,
 }
@@ -44,6 +46,12 @@ impl MemMedium {
     /// Whether the medium has room for a flush from now on.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Another medium, which holds what was put into the image `place`.
+    pub fn of_image(&self, place: &Path) -> Option<MemMedium> {
+        let durable = self.lock().images.get(place).cloned()?;
+        Some(MemMedium(Arc::new(Mutex::new(Medium { durable: Some(durable), ..Medium::default() }))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Medium> {
@@ -102,7 +110,21 @@ impl Store for MemStore {
     }
 
     fn position(&self) -> Result<Option<Position>, EngineError> {
-        Ok(self.medium.lock().durable.as_ref().map(|(_, position)| *position))
+        let held = self.medium.lock().durable.as_ref().map(|(_, position)| *position);
+        Ok(held.filter(|position| *position != Position::default()))
+    }
+
+    fn image(&self, place: &Path) -> Result<(), EngineError> {
+        let position = *self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = (self.state().clone(), position);
+        let mut medium = self.medium.lock();
+        if medium.broken || medium.images.contains_key(place) {
+            return Err(EngineError::Store("the simulated medium makes no image".to_owned()));
+        }
+        medium.pending.clear();
+        medium.durable = Some(image.clone());
+        medium.images.insert(place.to_owned(), image);
+        Ok(())
     }
 
     fn has_room(&self) -> bool {

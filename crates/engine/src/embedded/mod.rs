@@ -8,6 +8,7 @@ mod cache;
 pub mod disk;
 mod durability;
 mod folder;
+mod image;
 pub mod log;
 mod maintain;
 mod mem_store;
@@ -16,6 +17,7 @@ mod store;
 
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use folder::Folder;
+pub use image::{LogHold, Sealed};
 pub use log::format::Place;
 pub use maintain::Metrics;
 pub use mem_store::{MemMedium, MemStore};
@@ -223,7 +225,8 @@ impl<S: Store, D: Disk> Core<S, D> {
     }
 
     /// Goes on with a new segment. After an error because of space nothing has changed.
-    fn roll(&self, writer: &mut Writer, body: usize) -> Result<(), EngineError> {
+    /// Says where the old one ended.
+    fn roll(&self, writer: &mut Writer, body: usize) -> Result<Mark, EngineError> {
         self.sync()?;
         let end = Mark {
             place: writer.place,
@@ -235,7 +238,7 @@ impl<S: Store, D: Disk> Core<S, D> {
             Ok(place) => {
                 writer.place = place;
                 self.durability.rolled(place);
-                Ok(())
+                Ok(end)
             }
             Err(error @ (EngineError::NoSpace { .. } | EngineError::Refused(_))) => Err(error),
             Err(error) => self.stop(error),
@@ -268,7 +271,7 @@ impl<S: Store, D: Disk> Core<S, D> {
         check(writer.last, commits)?;
         let body = commits.iter().map(record_length).sum();
         if !self.log.fits(writer.place, body) {
-            self.roll(&mut writer, body)?;
+            let _end = self.roll(&mut writer, body)?;
         }
         // Renewed at half time, so that it is usually durable long before a version reaches it.
         let ahead = u64::try_from(self.options.ceiling_ahead.as_nanos()).unwrap_or(u64::MAX);

@@ -9,6 +9,7 @@ use super::store::{Position, Store};
 use crate::{Change, Commit, EngineError, ReadStop, Reads};
 use bytes::{Buf, BufMut, Bytes};
 use chronofs_core::Version;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, Direction, FlushOptions, IteratorMode, Options,
     ReadOptions, WriteBatch, WriteOptions,
@@ -194,6 +195,12 @@ impl Store for RocksStore {
             };
         };
         decode_position(&bytes).map(Some).ok_or_else(|| no_position(&self.folder))
+    }
+
+    fn image(&self, place: &Path) -> Result<(), EngineError> {
+        // It flushes first, links what never changes, and copies the rest.
+        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(place));
+        made.map_err(|error| failure(&self.folder, "make an image of", &error))
     }
 
     fn has_room(&self) -> bool {

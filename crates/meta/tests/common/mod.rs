@@ -83,6 +83,7 @@ pub fn config(folder: &Path) -> StartConfig {
         http_addr: Some(local),
         tls: None,
         timing: Default::default(),
+        whitelist: Vec::new(),
         cluster: None,
     }
 }

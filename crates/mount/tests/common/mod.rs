@@ -57,6 +57,7 @@ pub async fn serve(folder: &Path) -> Server {
         http_addr: None,
         tls: None,
         timing: Default::default(),
+        whitelist: Vec::new(),
         cluster: None,
     };
     let server = Server::start(&config, false).await.unwrap();

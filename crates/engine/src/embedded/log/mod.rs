@@ -15,6 +15,7 @@ use chronofs_core::Version;
 use format::{GroupHeader, Place, SEGMENT_HEADER, SegmentHeader, encode_group, encode_segment, group_length};
 use std::collections::VecDeque;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Records of one group may not take more than this.
@@ -61,6 +62,8 @@ pub(crate) struct Log<D: Disk> {
     current: Mutex<Arc<D::File>>,
     allocated: Mutex<u64>,
     segments: Mutex<VecDeque<SegmentInfo>>,
+    /// How many keep the oldest segments from going.
+    holds: Mutex<u32>,
     buffer: Mutex<Vec<u8>>,
 }
 
@@ -142,6 +145,7 @@ impl<D: Disk> Log<D> {
             current: Mutex::new(Arc::new(file)),
             allocated: Mutex::new(allocated),
             segments: Mutex::new(segments),
+            holds: Mutex::new(0),
             buffer: Mutex::new(Vec::new()),
         };
         (log, Place { segment: number, offset: SEGMENT_HEADER as u64 })
@@ -170,13 +174,7 @@ impl<D: Disk> Log<D> {
                 "its {body} bytes are too many for the log: the limit is {GROUP_BODY_MAX}"
             )));
         }
-        let header = SegmentHeader {
-            segment: end.place.segment + 1,
-            previous_end: end.place.offset,
-            last: end.version,
-            ceiling: end.ceiling,
-            mark: end.mark,
-        };
+        let header = header_after(end);
         let needed = SEGMENT_HEADER as u64 + group_length(body) as u64;
         let (file, bytes) = create_segment(&self.disk, &header, self.segment_bytes.max(needed))?;
         *lock(&self.current) = Arc::new(file);
@@ -218,9 +216,24 @@ impl<D: Disk> Log<D> {
         })
     }
 
-    /// Removes the oldest segments as long as `may_go` allows; never the newest.
+    /// No segment goes until as many calls of [`Log::let_go`] have come.
+    pub(crate) fn hold(&self) {
+        *lock(&self.holds) += 1;
+    }
+
+    /// Takes back one [`Log::hold`].
+    pub(crate) fn let_go(&self) {
+        *lock(&self.holds) -= 1;
+    }
+
+    /// Removes the oldest segments as long as `may_go` allows and nobody holds them; never the newest.
     pub(crate) fn pop(&self, may_go: impl Fn(&SegmentInfo) -> bool) -> Result<(), EngineError> {
         loop {
+            // Kept while one goes, so that none goes once a hold was taken.
+            let holds = lock(&self.holds);
+            if *holds > 0 {
+                return Ok(());
+            }
             let oldest = {
                 let segments = lock(&self.segments);
                 segments.front().copied().filter(|oldest| segments.len() > 1 && may_go(oldest))
@@ -234,10 +247,42 @@ impl<D: Disk> Log<D> {
         }
     }
 
+    /// Makes the image `place` of the log up to `end`, where a segment was ended: every segment until there, under
+    /// another name. Of the next one only the header, which says where the last one ends: so an image that was cut
+    /// off cannot be taken for a log that ended earlier. The log must be held.
+    pub(crate) fn image(&self, end: &Mark, place: &Path) -> Result<(), EngineError> {
+        let failed = |action, source| io_error(action, place.display().to_string(), source);
+        let image = self.disk.image(place).map_err(|source| failed("make the folder", source))?;
+        let numbers: Vec<u64> = lock(&self.segments).iter().map(|segment| segment.number).collect();
+        for number in numbers.into_iter().filter(|number| *number <= end.place.segment) {
+            let linked = self.disk.link(&segment_name(number), &image);
+            linked.map_err(|source| failed("link a segment of the log into", source))?;
+        }
+        let header = header_after(end);
+        let seal = image.create(&segment_name(header.segment));
+        let sealed = seal.and_then(|file| {
+            file.write_at(0, &encode_segment(&header))?;
+            file.sync_data()
+        });
+        sealed.map_err(|source| failed("seal the log in", source))?;
+        image.sync_dir().map_err(|source| failed("fsync the folder", source))
+    }
+
     /// Number of segments, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
         let segments = lock(&self.segments);
         (segments.len() as u64, segments.iter().map(|segment| segment.bytes).sum())
+    }
+}
+
+/// The header of the segment that follows one that ends at `end`.
+fn header_after(end: &Mark) -> SegmentHeader {
+    SegmentHeader {
+        segment: end.place.segment + 1,
+        previous_end: end.place.offset,
+        last: end.version,
+        ceiling: end.ceiling,
+        mark: end.mark,
     }
 }
 

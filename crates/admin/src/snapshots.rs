@@ -1,0 +1,312 @@
+//! Disk snapshots, from here: the coordinator with its records in the database, and this server's own part in them, the
+//! image of that database.
+//!
+//! Whatever the coordinator decides is saved before anybody is told, under one lock. If it cannot be saved, the coordinator
+//! is made anew of what was, as after a crash.
+
+use crate::AdminError;
+use crate::db::tokens::ADDRESS;
+use crate::db::{DATABASE_FILE, Database, now_ns, setting, snapshots, stores};
+use crate::model::MetadataStore;
+use chronofs_snapshot::agent::{Agent, Host, Setup};
+use chronofs_snapshot::protocol::{
+    Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
+};
+use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid, Whitelist};
+use rusqlite::Transaction;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// Id of this server among the members.
+const NODE: &str = "admin";
+/// Its epoch: when it goes down, the attempt is over anyhow.
+const EPOCH: u64 = 1;
+/// Files of this server that are in its image beside the database.
+const BESIDE: [&str; 2] = [chronofs_wire::secrets::KEY_FILE, "tls.pem"];
+/// Folder of images in the server's own.
+const IMAGES: &str = "images";
+
+/// How snapshots are made.
+#[derive(Clone, Debug)]
+pub struct SnapshotConfig {
+    /// Programs that may run here: `whitelist_binpath`.
+    pub whitelist: Vec<PathBuf>,
+    /// How long a program may run: `SNAP_CREATE_MAX_TIMEOUT`.
+    pub run_limit: Duration,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        SnapshotConfig { whitelist: Vec::new(), run_limit: Duration::from_secs(300) }
+    }
+}
+
+/// See the module.
+pub(crate) struct Snapshots {
+    database: Database,
+    coordinator: Mutex<Coordinator>,
+    begun: Instant,
+    run_limit: Duration,
+    /// Changed whenever members or clients may have to be told something.
+    changed: watch::Sender<u64>,
+}
+
+impl Snapshots {
+    /// With the records of the database; what was under way is over.
+    pub(crate) fn new(database: Database, run_limit: Duration) -> Result<Arc<Self>, AdminError> {
+        let begun = Instant::now();
+        let coordinator = loaded(&database, Now { steady_ms: 0, wall_ns: now_ns() })?;
+        let coordinator = Mutex::new(coordinator);
+        Ok(Arc::new(Snapshots { database, coordinator, begun, run_limit, changed: watch::Sender::new(0) }))
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Has the coordinator decide; what is to be saved is, before the answer comes.
+    fn decide<T>(
+        &self,
+        decide: impl FnOnce(&mut Coordinator, Now) -> (T, Option<Record>),
+    ) -> Result<T, AdminError> {
+        let mut coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        let steady_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = Now { steady_ms, wall_ns: now_ns() };
+        let phase = coordinator.under_way().map(|(_, phase, _)| phase);
+        let (answer, record) = decide(&mut coordinator, now);
+        if let Some(record) = &record {
+            if let Err(error) = self.database.write(|tx| snapshots::save(tx, record)) {
+                tracing::error!(%error, "a disk snapshot ends, because its record cannot be saved");
+                *coordinator = loaded(&self.database, now)?;
+                return Err(error);
+            }
+            tell(record);
+        }
+        if record.is_some() || coordinator.under_way().map(|(_, phase, _)| phase) != phase {
+            self.changed.send_modify(|n| *n += 1);
+        }
+        Ok(answer)
+    }
+
+    /// Begins a snapshot, or says how the one of this UID stands. It blocks, as all that follows.
+    pub(crate) fn start(
+        &self,
+        uid: SnapshotUid,
+        program: String,
+        arguments: Vec<String>,
+        keep_until_ns: Option<u64>,
+        connected: &dyn Fn(&str) -> bool,
+    ) -> Result<Result<Record, Fault>, AdminError> {
+        let (cluster, address, stores) = self.database.write(|tx| {
+            let address = setting(tx, ADDRESS)?.unwrap_or_default();
+            Ok((snapshots::cluster(tx)?, address, stores::list_metadata(tx)?))
+        })?;
+        let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
+        let run_ms = u64::try_from(self.run_limit.as_millis()).unwrap_or(u64::MAX);
+        let request = Request { uid, program, arguments, keep_until_ns, run_ms, cluster };
+        self.decide(|coordinator, now| {
+            if let (Some(store), None) = (not_ready, coordinator.record(&request.uid)) {
+                let why = format!(
+                    "metadata store '{}' has no server that is connected: start it, or delete the store if it is not needed",
+                    store.name
+                );
+                return (Err(Fault { code: SnapshotCode::NotFullyRecovered, why }), None);
+            }
+            match coordinator.start(now, request, nodes(&address, &stores)) {
+                Ok((record, true)) => (Ok(record.clone()), Some(record)),
+                Ok((record, false)) => (Ok(record), None),
+                Err(refusal) => (Err(Fault { code: refusal.code, why: refusal.why }), None),
+            }
+        })
+    }
+
+    /// What a member is to do.
+    pub(crate) fn poll(&self, poll: &Poll) -> Result<Vec<Order>, AdminError> {
+        self.decide(|coordinator, now| coordinator.poll(now, poll))
+    }
+
+    /// A server has registered.
+    pub(crate) fn members_changed(&self) -> Result<(), AdminError> {
+        let (address, stores) = self.database.write(members)?;
+        self.decide(|coordinator, now| ((), coordinator.members(now, &nodes(&address, &stores))))
+    }
+
+    pub(crate) fn tick(&self) -> Result<(), AdminError> {
+        self.decide(|coordinator, now| ((), coordinator.tick(now)))
+    }
+
+    /// Ends a snapshot that is under way. Gives its record as it is then.
+    pub(crate) fn abort(&self, uid: &SnapshotUid) -> Result<Option<Record>, AdminError> {
+        self.decide(|coordinator, now| {
+            let aborted = coordinator.abort(now, uid);
+            (coordinator.record(uid).cloned(), aborted)
+        })
+    }
+
+    /// Forgets a snapshot that is over.
+    pub(crate) fn delete(&self, uid: &SnapshotUid) -> Result<Option<Record>, AdminError> {
+        self.decide(|coordinator, _| {
+            let deleted = coordinator.delete(uid);
+            (deleted.clone(), deleted)
+        })
+    }
+
+    /// All that is known, newest first, each with the phase that it is in and how many steps are left of that.
+    pub(crate) fn all(&self) -> Vec<(Record, Option<(Phase, usize)>)> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        let under_way = coordinator.under_way();
+        let mut records: Vec<_> = coordinator
+            .records()
+            .filter(|record| record.state != State::Deleted)
+            .map(|record| {
+                let at = under_way.filter(|(uid, ..)| **uid == record.intent.attempt.uid);
+                (record.clone(), at.map(|(_, phase, left)| (phase, left)))
+            })
+            .collect();
+        records.sort_by_key(|(record, _)| std::cmp::Reverse(record.intent.attempt.number));
+        records
+    }
+}
+
+fn loaded(database: &Database, now: Now) -> Result<Coordinator, AdminError> {
+    let (coordinator, closed) = Coordinator::new(database.write(snapshots::list)?, now);
+    for record in &closed {
+        database.write(|tx| snapshots::save(tx, record))?;
+        tell(record);
+    }
+    Ok(coordinator)
+}
+
+/// A line in the log for whoever looks there.
+fn tell(record: &Record) {
+    let (uid, state) = (&record.intent.attempt.uid, record.state);
+    let code = record.code.map(SnapshotCode::number);
+    for failure in &record.failures {
+        tracing::warn!(%uid, node = failure.node, "disk snapshot: {}", failure.why);
+    }
+    tracing::info!(%uid, ?state, code, program = record.intent.program, "disk snapshot");
+}
+
+fn members(tx: &Transaction<'_>) -> Result<(String, Vec<MetadataStore>), AdminError> {
+    Ok((setting(tx, ADDRESS)?.unwrap_or_default(), stores::list_metadata(tx)?))
+}
+
+/// Everybody with disks, as the configuration has it.
+fn nodes(address: &str, stores: &[MetadataStore]) -> Vec<Node> {
+    let own = Node {
+        id: NODE.to_owned(),
+        name: NODE.to_owned(),
+        address: address.to_owned(),
+        epoch: EPOCH,
+        roles: vec![Role::Coord],
+    };
+    let stores = stores.iter().map(|store| Node {
+        id: store.id.clone(),
+        name: store.name.clone(),
+        address: store.address.clone().unwrap_or_default(),
+        epoch: store.epoch,
+        roles: vec![Role::Storage, Role::Tlog],
+    });
+    std::iter::once(own).chain(stores).collect()
+}
+
+/// This server as a member.
+struct OwnPart {
+    database: Database,
+    folder: PathBuf,
+}
+
+impl Host for OwnPart {
+    fn ready(&self, _: &Intent) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn hold(&self, _: &Attempt) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn let_go(&self, _: &Attempt) {}
+
+    fn image(&self, _: &Attempt, _: Role, place: &Path) -> Result<Option<u64>, Fault> {
+        let failed = |why: String| Fault { code: SnapshotCode::CoordFailed, why };
+        let copy = || -> std::io::Result<()> {
+            std::fs::DirBuilder::new().mode(0o700).create(place)?;
+            for name in BESIDE {
+                let (from, to) = (self.folder.join(name), place.join(name));
+                if from.exists() {
+                    std::fs::copy(&from, &to)?;
+                    std::fs::File::open(&to)?.sync_all()?;
+                }
+            }
+            Ok(())
+        };
+        copy().map_err(|error| failed(format!("cannot copy files to {}: {error}", place.display())))?;
+        let to = place.join(DATABASE_FILE);
+        self.database.copy(&to).map_err(|error| failed(error.to_string()))?;
+        let synced = std::fs::File::open(&to).and_then(|file| file.sync_all());
+        synced.map_err(|error| failed(format!("cannot sync {}: {error}", to.display())))?;
+        Ok(None)
+    }
+
+    fn keep(&self, _: &Intent, _: Option<Cut>) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn release(&self, _: &Attempt) {}
+
+    fn kept(&self) -> Vec<Attempt> {
+        Vec::new()
+    }
+}
+
+/// Takes part in snapshots until it is dropped, and has the coordinator look at the clock.
+pub(crate) async fn take_part(
+    snapshots: Arc<Snapshots>,
+    folder: PathBuf,
+    whitelist: Whitelist,
+) -> Result<(), AdminError> {
+    let wake = Arc::new(Notify::new());
+    let setup = Setup {
+        node: NODE.to_owned(),
+        folder: folder.join(IMAGES),
+        whitelist,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_file: None,
+    };
+    let host = OwnPart { database: snapshots.database.clone(), folder };
+    let woken = wake.clone();
+    let agent = Agent::new(setup, EPOCH, host, move || woken.notify_one());
+    let agent = agent.map_err(|error| AdminError::Internal(error.to_string()))?;
+    let _end = StopsAgent(agent.clone());
+    let mut changes = snapshots.changes();
+    loop {
+        let (agent, turn) = (agent.clone(), snapshots.clone());
+        let turned = tokio::task::spawn_blocking(move || {
+            turn.tick()?;
+            agent.tick();
+            let orders = turn.poll(&agent.poll())?;
+            agent.orders(&orders);
+            Ok::<(), AdminError>(())
+        });
+        if let Ok(Err(error)) = turned.await {
+            tracing::error!(%error, "disk snapshots");
+        }
+        tokio::select! {
+            () = wake.notified() => {}
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// Ends programs that run for a snapshot when the server stops.
+struct StopsAgent(Agent);
+
+impl Drop for StopsAgent {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}

@@ -1,0 +1,347 @@
+//! `chronofs snapshot`: disk snapshots of all servers. Scripts know its two sentences and its exit status from elsewhere, so
+//! they are said word for word, without a prefix.
+
+use crate::cluster::ClusterArgs;
+use crate::output::{self, Column};
+use crate::{credentials, serve};
+use anyhow::{Context, Result, anyhow, bail};
+use chronofs_core::{Retention, Version};
+use chronofs_snapshot::protocol::{Fault, Node, Record, State};
+use chronofs_snapshot::{SnapshotCode, SnapshotUid, code};
+use chronofs_wire::http::{AdminClient, ClientError, Method};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long the admin server may be out of reach until the command gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Args, Debug)]
+pub(crate) struct Snapshot {
+    /// Reach the admin server here instead of where cluster file or token say
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
+    admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Have every server run a program on an image of its data, and wait until the set is complete
+    #[command(
+        after_help = "Example:\n  chronofs snapshot create -- /usr/lib/chronofs/snap-create.sh --destdir /mnt/backup"
+    )]
+    Create {
+        /// UID of the snapshot: 32 digits of 0 to 9 and a to f [default: drawn]
+        #[arg(long)]
+        uid: Option<String>,
+        /// Keep what the set needs for so long, as 30d [default: until snapshot delete]
+        #[arg(long, value_name = "TIME")]
+        keep: Option<Retention>,
+        /// The program, an absolute path in whitelist_binpath of every server, and what it is told
+        #[arg(last = true, required = true, value_name = "BIN [ARG...]")]
+        program: Vec<String>,
+    },
+    /// Show snapshots, newest first
+    List,
+    /// Show all that is known of a snapshot
+    Describe {
+        /// Its UID
+        uid: SnapshotUid,
+        /// Also write its record into a file
+        #[arg(long, value_name = "FILE")]
+        record: Option<PathBuf>,
+    },
+    /// Show the snapshot that is under way
+    Status,
+    /// End a snapshot that is under way: programs are killed, and what was made for it goes
+    Abort {
+        /// Its UID
+        uid: SnapshotUid,
+    },
+    /// Forget a snapshot that is over: what its set needs is not kept any more; copies of it stay
+    Delete {
+        /// Its UID
+        uid: SnapshotUid,
+    },
+}
+
+/// What is wanted of a snapshot.
+pub(crate) struct Wanted {
+    /// As the caller gave it.
+    pub(crate) uid: Option<String>,
+    pub(crate) keep: Option<Retention>,
+    pub(crate) program: Vec<String>,
+    pub(crate) json: bool,
+}
+
+pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
+    let Snapshot { admin, cluster, json, command } = snapshot;
+    let token = credentials::configure().context("snapshot")?;
+    let cluster = cluster.read().context("snapshot")?;
+    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
+    serve(async move {
+        match command {
+            Command::Create { uid, keep, program } => {
+                return create(&client, Wanted { uid, keep, program, json }).await;
+            }
+            Command::List => list(&client, json).await.context("snapshot list")?,
+            Command::Describe { uid, record } => {
+                describe(&client, &uid, record, json).await.context("snapshot describe")?;
+            }
+            Command::Status => status(&client, json).await.context("snapshot status")?,
+            Command::Abort { uid } => abort(&client, &uid, json).await.context("snapshot abort")?,
+            Command::Delete { uid } => {
+                let path = format!("/v1/snapshots/{uid}");
+                let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
+                deleted.context("snapshot delete")?;
+                output::line(format_args!(
+                    "snapshot {uid} is forgotten; delete the copies of its images yourself"
+                ))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })?
+}
+
+/// `snapshot BIN [ARG...]`: begins, waits, and says how it ended. The UID is known before anything is done.
+pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitCode> {
+    let uid: SnapshotUid = match &wanted.uid {
+        None => SnapshotUid::from_bytes(chronofs_wire::identity::random()?),
+        Some(text) => match text.parse() {
+            Ok(uid) => uid,
+            Err(error) => return Ok(refused(text, SnapshotCode::InvalidUid, &[format!("{error}")])),
+        },
+    };
+    let keep_seconds = match wanted.keep {
+        None | Some(Retention::Forever) => None,
+        Some(Retention::Seconds(seconds)) => Some(seconds),
+        Some(Retention::None) => {
+            bail!("--keep 0 would keep nothing of the set: leave it out, or write a time")
+        }
+    };
+    let (program, arguments) =
+        wanted.program.split_first().ok_or_else(|| anyhow!("the program is missing"))?;
+    let body = json!({
+        "uid": uid.as_str(), "program": program, "arguments": arguments, "keep_seconds": keep_seconds,
+    });
+    let begun: Value = match client.call(Method::POST, "/v1/snapshots", Some(&body)).await {
+        Ok(begun) => begun,
+        Err(error @ ClientError::Refused { .. }) => return Err(error).context("snapshot create"),
+        // Nobody knows whether it began.
+        Err(error) => {
+            let unsure = format!("{error}; chronofs snapshot describe {uid} says later what became of it");
+            return Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]));
+        }
+    };
+    if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
+        return Ok(refused(uid.as_str(), code, &[why, format!("advice: {}", code.advice())]));
+    }
+    let record = tokio::select! {
+        record = until_over(client, &uid) => record,
+        _ = tokio::signal::ctrl_c() => {
+            let path = format!("/v1/snapshots/{uid}/abort");
+            client.call(Method::POST, &path, None::<&()>).await.map_err(Into::into)
+        }
+    };
+    match record {
+        Ok(record) => ended(&record, wanted.json),
+        Err(error) => {
+            let unsure = format!("{error:#}; chronofs snapshot describe {uid} says what became of it");
+            Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]))
+        }
+    }
+}
+
+/// Says on standard error that there is no set, and why.
+fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
+    output::plain_note(code.failure(uid));
+    for text in why {
+        text.lines().for_each(|line| output::plain_note(format_args!("  {line}")));
+    }
+    ExitCode::FAILURE
+}
+
+/// Follows a snapshot to its end; on a terminal it shows where it is.
+async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
+    let terminal = std::io::stderr().is_terminal();
+    let mut heard = Instant::now();
+    let mut shown = String::new();
+    loop {
+        match client.call::<Value>(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await {
+            Ok(value) => {
+                heard = Instant::now();
+                let record: Record = serde_json::from_value(value.clone())?;
+                if terminal {
+                    show_progress(&value, &mut shown);
+                }
+                if record.state != State::Running {
+                    return Ok(record);
+                }
+            }
+            Err(error) if error.is_transient() && heard.elapsed() < PATIENCE => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn show_progress(value: &Value, shown: &mut String) {
+    let text = match (value["phase"].as_str(), value["steps_left"].as_u64()) {
+        (Some(phase), Some(left)) => format!("{phase}: {left} to do"),
+        _ => String::new(),
+    };
+    if text != *shown {
+        // Nobody is left to tell if this fails.
+        let _ = write!(std::io::stderr(), "\r{text:<width$}\r{text}", width = shown.len());
+        if text.is_empty() {
+            let _ = write!(std::io::stderr(), "\r");
+        }
+        *shown = text;
+    }
+}
+
+fn ended(record: &Record, json: bool) -> Result<ExitCode> {
+    let uid = &record.intent.attempt.uid;
+    if json {
+        output::line(serde_json::to_string_pretty(record)?)?;
+    }
+    if record.state == State::Complete {
+        if !json {
+            output::line(code::success(uid))?;
+            for (node, cut) in &record.cuts {
+                let name = record.intent.node(node).map_or(node.as_str(), |node| &node.name);
+                output::plain_note(format_args!("{name} as of {}", Version(cut.cut)));
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let code = record.code.unwrap_or(SnapshotCode::Unknown);
+    let mut why = failures(record);
+    why.push(format!("advice: {}", code.advice()));
+    Ok(refused(uid.as_str(), code, &why))
+}
+
+/// What went wrong, each with role and address.
+fn failures(record: &Record) -> Vec<String> {
+    let shown = |failure: &chronofs_snapshot::protocol::Failure| {
+        let node = failure.node.as_ref().and_then(|id| record.intent.node(id));
+        let role = failure.role.map_or_else(String::new, |role| format!("{role} of "));
+        match node {
+            Some(Node { name, address, .. }) => format!("{role}{name} at {address}: {}", failure.why),
+            None => failure.why.clone(),
+        }
+    };
+    record.failures.iter().map(shown).collect()
+}
+
+async fn all(client: &AdminClient) -> Result<Vec<(Record, Value)>> {
+    let values: Vec<Value> = client.call(Method::GET, "/v1/snapshots", None::<&()>).await?;
+    values.into_iter().map(|value| Ok((serde_json::from_value(value.clone())?, value))).collect()
+}
+
+const COLUMNS: [Column; 8] = [
+    ("UID", "uid"),
+    ("STATE", "state"),
+    ("PHASE", "phase"),
+    ("STARTED", "started"),
+    ("CUT", "cuts"),
+    ("MEMBERS", "members"),
+    ("SIZE", "bytes"),
+    ("KEPT UNTIL", "kept_until"),
+];
+
+fn row(record: &Record, value: &Value) -> Value {
+    let intent = &record.intent;
+    let kept_until = match (record.state, intent.keep_until_ns) {
+        (State::Complete, Some(ns)) => json!(Version(ns).to_string()),
+        (State::Complete, None) => json!("deleted"),
+        _ => Value::Null,
+    };
+    let cuts: BTreeMap<&str, String> = record
+        .cuts
+        .iter()
+        .map(|(id, cut)| {
+            (intent.node(id).map_or(id.as_str(), |node| &node.name), Version(cut.cut).to_string())
+        })
+        .collect();
+    let cuts: Vec<String> = cuts.into_iter().map(|(name, cut)| format!("{name} {cut}")).collect();
+    let members: Vec<&str> = intent.nodes.iter().map(|node| node.name.as_str()).collect();
+    let bytes = (!record.bytes.is_empty()).then(|| record.bytes.values().sum::<u64>());
+    let command: Vec<&str> =
+        std::iter::once(&intent.program).chain(&intent.arguments).map(String::as_str).collect();
+    json!({
+        "uid": intent.attempt.uid.as_str(), "state": record.state, "phase": value["phase"],
+        "started": Version(intent.started_ns).to_string(), "cuts": cuts, "members": members, "bytes": bytes,
+        "ended": record.ended_ns.map(|ns| Version(ns).to_string()), "kept_until": kept_until, "command": command,
+        "code": record.code, "failures": failures(record),
+    })
+}
+
+async fn list(client: &AdminClient, json: bool) -> Result<()> {
+    let all = all(client).await?;
+    if json {
+        let values: Vec<&Value> = all.iter().map(|(_, value)| value).collect();
+        return output::line(serde_json::to_string_pretty(&values)?);
+    }
+    let rows: Vec<Value> = all.iter().map(|(record, value)| row(record, value)).collect();
+    output::line(output::table(&COLUMNS, &rows))
+}
+
+const FIELDS: [Column; 12] = [
+    ("uid", "uid"),
+    ("state", "state"),
+    ("phase", "phase"),
+    ("code", "code"),
+    ("failures", "failures"),
+    ("command", "command"),
+    ("started", "started"),
+    ("ended", "ended"),
+    ("cut", "cuts"),
+    ("members", "members"),
+    ("size", "bytes"),
+    ("kept until", "kept_until"),
+];
+
+async fn describe(client: &AdminClient, uid: &SnapshotUid, file: Option<PathBuf>, json: bool) -> Result<()> {
+    let value: Value = client.call(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await?;
+    let record: Record = serde_json::from_value(value.clone())?;
+    if let Some(file) = file {
+        let text = serde_json::to_string_pretty(&record)? + "\n";
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if json {
+        return output::line(serde_json::to_string_pretty(&value)?);
+    }
+    output::line(output::card(&FIELDS, &row(&record, &value)))
+}
+
+async fn status(client: &AdminClient, json: bool) -> Result<()> {
+    let running = all(client).await?.into_iter().find(|(record, _)| record.state == State::Running);
+    match (running, json) {
+        (running, true) => {
+            output::line(serde_json::to_string_pretty(&running.map_or(Value::Null, |(_, value)| value))?)
+        }
+        (Some((record, value)), false) => output::line(output::card(&FIELDS, &row(&record, &value))),
+        (None, false) => output::line("no snapshot is under way"),
+    }
+}
+
+async fn abort(client: &AdminClient, uid: &SnapshotUid, json: bool) -> Result<()> {
+    let record: Record =
+        client.call(Method::POST, &format!("/v1/snapshots/{uid}/abort"), None::<&()>).await?;
+    if json {
+        return output::line(serde_json::to_string_pretty(&record)?);
+    }
+    output::line(format_args!("snapshot {uid} is {}", json!(record.state).as_str().unwrap_or_default()))
+}

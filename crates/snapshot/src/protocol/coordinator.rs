@@ -1,0 +1,333 @@
+//! The coordinator: counts the members against the configuration, leads them through the phases, and says what the set is.
+//!
+//! It knows one attempt at a time and the records of all. Whatever it hands out to be saved must be saved before its other
+//! answers are given out; who cannot save it makes a new coordinator of what was saved, as after a crash.
+
+use super::{
+    Attempt, Cut, Failure, Fault, Held, Intent, Node, Now, Order, Phase, Poll, Record, State, Step, Told,
+    What,
+};
+use crate::code::SnapshotCode;
+use crate::name::{Role, SnapshotUid};
+use std::collections::BTreeMap;
+
+/// A log that is held longer than this is let go, and the snapshot fails.
+const HOLD_MS: u64 = 30_000;
+
+/// What a client wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Drawn by the client, so that it can ask again.
+    pub uid: SnapshotUid,
+    /// The program.
+    pub program: String,
+    /// What the program is told.
+    pub arguments: Vec<String>,
+    /// Until when what the set needs is kept.
+    pub keep_until_ns: Option<u64>,
+    /// How long a program may run.
+    pub run_ms: u64,
+    /// Id of the cluster.
+    pub cluster: String,
+}
+
+/// Why a snapshot does not begin.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Refusal {
+    /// The code that the command ends with.
+    pub code: SnapshotCode,
+    /// Why, and who is in the way.
+    pub why: String,
+}
+
+/// The attempt that is under way.
+#[derive(Clone, Debug)]
+struct Current {
+    uid: SnapshotUid,
+    phase: Phase,
+    begun_ms: u64,
+    deadline_ms: u64,
+    done: BTreeMap<(String, Step), Told>,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    records: BTreeMap<SnapshotUid, Record>,
+    current: Option<Current>,
+    last_number: u64,
+}
+
+impl Coordinator {
+    /// With the records that were saved. An attempt that was under way is over, because what its members had done was
+    /// known here only; its record is to be saved again.
+    #[must_use]
+    pub fn new(records: Vec<Record>, now: Now) -> (Coordinator, Vec<Record>) {
+        let last_number = records.iter().map(|record| record.intent.attempt.number).max().unwrap_or(0);
+        let mut closed = Vec::new();
+        let mut all = BTreeMap::new();
+        for mut record in records {
+            if record.state == State::Running {
+                record.state = State::Failed;
+                record.ended_ns = Some(now.wall_ns);
+                record.code = Some(SnapshotCode::Unknown);
+                let why = "the coordinator went down meanwhile; take another snapshot".to_owned();
+                record.failures.push(Failure { node: None, role: None, why });
+                closed.push(record.clone());
+            }
+            all.insert(record.intent.attempt.uid.clone(), record);
+        }
+        (Coordinator { records: all, current: None, last_number }, closed)
+    }
+
+    /// Begins a snapshot of `nodes`. The same request again is answered with how it stands; what is new is to be saved.
+    pub fn start(&mut self, now: Now, request: Request, nodes: Vec<Node>) -> Result<(Record, bool), Refusal> {
+        if let Some(known) = self.records.get(&request.uid) {
+            let intent = &known.intent;
+            if known.state == State::Deleted
+                || intent.program != request.program
+                || intent.arguments != request.arguments
+            {
+                let why = format!("snapshot {} was asked for before, with another command", request.uid);
+                return Err(Refusal { code: SnapshotCode::Duplicate, why });
+            }
+            return Ok((known.clone(), false));
+        }
+        if let Some(current) = &self.current {
+            let (age, left) =
+                (now.steady_ms - current.begun_ms, current.deadline_ms.saturating_sub(now.steady_ms));
+            let why = format!(
+                "snapshot {} is under way: for {} s, in phase {:?}, for {} s more at the most; wait for it, or end it with \
+                 chronofs snapshot abort {}",
+                current.uid,
+                age / 1000,
+                current.phase,
+                left / 1000,
+                current.uid
+            );
+            return Err(Refusal { code: SnapshotCode::Busy, why });
+        }
+        self.last_number = now.wall_ns.max(self.last_number + 1);
+        let Request { uid, program, arguments, keep_until_ns, run_ms, cluster } = request;
+        let attempt = Attempt { uid: uid.clone(), number: self.last_number };
+        let started_ns = now.wall_ns;
+        let intent = Intent {
+            attempt,
+            cluster,
+            program,
+            arguments,
+            nodes,
+            started_ns,
+            keep_until_ns,
+            hold_ms: HOLD_MS,
+            run_ms,
+        };
+        let record = Record {
+            intent,
+            state: State::Running,
+            ended_ns: None,
+            cuts: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            code: None,
+            failures: Vec::new(),
+        };
+        self.records.insert(uid.clone(), record.clone());
+        let (phase, begun_ms) = (Phase::Ready, now.steady_ms);
+        let deadline_ms = begun_ms + phase.within_ms(run_ms);
+        self.current = Some(Current { uid, phase, begun_ms, deadline_ms, done: BTreeMap::new() });
+        Ok((record, true))
+    }
+
+    /// Takes what a member says, and gives what it is to do. The record, if there is one, is to be saved first.
+    pub fn poll(&mut self, now: Now, poll: &Poll) -> (Vec<Order>, Option<Record>) {
+        let save = self.hear(now, poll);
+        let mut orders: Vec<Order> =
+            poll.holding.iter().filter_map(|held| self.verdict(held, poll.epoch)).collect();
+        orders.extend(self.wanted(poll));
+        (orders, save)
+    }
+
+    /// Who is a member now, and under which epoch. A set of others than those that began is none.
+    pub fn members(&mut self, now: Now, nodes: &[Node]) -> Option<Record> {
+        let current = self.current.as_ref()?;
+        let intent = &self.records.get(&current.uid)?.intent;
+        let changed = |before: &&Node| {
+            let same = |node: &&Node| node.id == before.id && node.epoch == before.epoch;
+            !nodes.iter().any(|node| same(&node))
+        };
+        let joined = nodes.iter().find(|node| intent.node(&node.id).is_none());
+        let (node, why) = match (intent.nodes.iter().find(changed), joined) {
+            (Some(node), _) => (node.id.clone(), "it restarted, moved or left during the snapshot"),
+            (None, Some(node)) => (node.id.clone(), "it joined during the snapshot"),
+            (None, None) => return None,
+        };
+        self.fail(
+            now,
+            SnapshotCode::WithRecovery,
+            Failure { node: Some(node), role: None, why: why.to_owned() },
+        )
+    }
+
+    /// Looks at the clock.
+    pub fn tick(&mut self, now: Now) -> Option<Record> {
+        let current = self.current.as_ref().filter(|current| now.steady_ms >= current.deadline_ms)?;
+        let phase = current.phase;
+        let (node, step) = self.left().into_iter().next()?;
+        let why = format!("it has not done this in time (phase {phase:?}); is the server up?");
+        self.fail(now, phase.code(step), Failure { node: Some(node), role: step.role(), why })
+    }
+
+    /// Ends an attempt on demand. `None`: it is not under way, see its record.
+    pub fn abort(&mut self, now: Now, uid: &SnapshotUid) -> Option<Record> {
+        let current = self.current.take_if(|current| current.uid == *uid)?;
+        let record = self.records.get_mut(&current.uid)?;
+        record.state = State::Aborted;
+        record.ended_ns = Some(now.wall_ns);
+        record.code = Some(SnapshotCode::Unknown);
+        let why = "it was aborted on demand".to_owned();
+        record.failures.push(Failure { node: None, role: None, why });
+        Some(record.clone())
+    }
+
+    /// Forgets a snapshot that is over: nothing is kept for it any more. Its UID stays used.
+    pub fn delete(&mut self, uid: &SnapshotUid) -> Option<Record> {
+        let record = self.records.get_mut(uid).filter(|record| record.state != State::Running)?;
+        record.state = State::Deleted;
+        Some(record.clone())
+    }
+
+    /// What is known of a snapshot.
+    #[must_use]
+    pub fn record(&self, uid: &SnapshotUid) -> Option<&Record> {
+        self.records.get(uid)
+    }
+
+    /// All snapshots.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// The attempt that is under way: its UID, its phase, and how many steps of that are not done.
+    #[must_use]
+    pub fn under_way(&self) -> Option<(&SnapshotUid, Phase, usize)> {
+        let current = self.current.as_ref()?;
+        Some((&current.uid, current.phase, self.left().len()))
+    }
+
+    /// The steps of the phase that are not done, each with the id of its node.
+    fn left(&self) -> Vec<(String, Step)> {
+        let Some(current) = &self.current else { return Vec::new() };
+        let Some(record) = self.records.get(&current.uid) else { return Vec::new() };
+        let mut left = Vec::new();
+        for node in &record.intent.nodes {
+            left.extend(current.phase.steps(node).into_iter().map(|step| (node.id.clone(), step)));
+        }
+        left.retain(|step| !current.done.contains_key(step));
+        left
+    }
+
+    /// Takes in what was said by a member of the attempt that is under way, of the epoch that it began with.
+    fn hear(&mut self, now: Now, poll: &Poll) -> Option<Record> {
+        let current = self.current.as_ref()?;
+        let intent = &self.records.get(&current.uid)?.intent;
+        let node = intent.node(&poll.node)?;
+        if poll.epoch > node.epoch {
+            let why = "it restarted or moved during the snapshot".to_owned();
+            let failure = Failure { node: Some(poll.node.clone()), role: None, why };
+            return self.fail(now, SnapshotCode::WithRecovery, failure);
+        }
+        // One that was superseded knows nothing that counts.
+        if poll.epoch < node.epoch {
+            return None;
+        }
+        let number = intent.attempt.number;
+        for said in poll.said.iter().filter(|said| said.number == number) {
+            match &said.end {
+                Ok(told) => {
+                    let key = (poll.node.clone(), said.step);
+                    self.current.as_mut()?.done.entry(key).or_insert_with(|| told.clone());
+                }
+                Err(Fault { code, why }) => {
+                    let failure =
+                        Failure { node: Some(poll.node.clone()), role: said.step.role(), why: why.clone() };
+                    return self.fail(now, *code, failure);
+                }
+            }
+        }
+        self.advance(now)
+    }
+
+    /// Goes on while everybody has done what there is to do.
+    fn advance(&mut self, now: Now) -> Option<Record> {
+        loop {
+            if self.under_way()?.2 > 0 {
+                return None;
+            }
+            let current = self.current.as_mut()?;
+            let Some(next) = Phase::ALL.into_iter().find(|phase| *phase > current.phase) else {
+                return self.commit(now);
+            };
+            let run_ms = self.records.get(&current.uid)?.intent.run_ms;
+            current.phase = next;
+            current.deadline_ms = now.steady_ms + next.within_ms(run_ms);
+        }
+    }
+
+    fn commit(&mut self, now: Now) -> Option<Record> {
+        let current = self.current.take()?;
+        let record = self.records.get_mut(&current.uid)?;
+        for node in &record.intent.nodes {
+            let told = |step: Step| current.done.get(&(node.id.clone(), step));
+            let version = |role: Role| told(Step::Image(role)).and_then(|told| told.version);
+            if let Some(cut) = version(Role::Tlog) {
+                let store = version(Role::Storage).unwrap_or(cut);
+                record.cuts.insert(node.id.clone(), Cut { store, cut });
+            }
+            if let Some(bytes) = told(Step::Label).and_then(|told| told.bytes) {
+                record.bytes.insert(node.id.clone(), bytes);
+            }
+        }
+        record.state = State::Complete;
+        record.ended_ns = Some(now.wall_ns);
+        Some(record.clone())
+    }
+
+    fn fail(&mut self, now: Now, code: SnapshotCode, failure: Failure) -> Option<Record> {
+        let current = self.current.take()?;
+        let record = self.records.get_mut(&current.uid)?;
+        record.state = State::Failed;
+        record.ended_ns = Some(now.wall_ns);
+        record.code = Some(code);
+        record.failures.push(failure);
+        Some(record.clone())
+    }
+
+    /// What becomes of something that a member holds. What is not known here is left alone: the records may be an old copy.
+    fn verdict(&self, held: &Held, epoch: u64) -> Option<Order> {
+        let Held { attempt, complete: told } = held;
+        let record = self.records.get(&attempt.uid)?;
+        let finish = |complete| Order { attempt: attempt.clone(), epoch, what: What::Finish { complete } };
+        let ours = record.intent.attempt == *attempt;
+        match record.state {
+            State::Running => (!ours).then(|| finish(false)),
+            State::Complete => (!ours || !told).then(|| finish(ours)),
+            State::Failed | State::Aborted | State::Deleted => Some(finish(false)),
+        }
+    }
+
+    /// The steps of the phase that this member has not said to be done.
+    fn wanted(&self, poll: &Poll) -> Option<Order> {
+        let current = self.current.as_ref()?;
+        let intent = &self.records.get(&current.uid)?.intent;
+        let node = intent.node(&poll.node).filter(|node| node.epoch == poll.epoch)?;
+        let mut steps = current.phase.steps(node);
+        steps.retain(|step| !current.done.contains_key(&(node.id.clone(), *step)));
+        if let Some((_, doing)) = poll.doing.as_ref().filter(|(number, _)| *number == intent.attempt.number) {
+            steps.retain(|step| !doing.contains(step));
+        }
+        let attempt = intent.attempt.clone();
+        let what = What::Do(Box::new(intent.clone()), steps.clone());
+        (!steps.is_empty()).then_some(Order { attempt, epoch: node.epoch, what })
+    }
+}

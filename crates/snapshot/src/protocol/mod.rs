@@ -1,0 +1,414 @@
+//! The protocol of a disk snapshot of chronofs' own servers: who does what, in which order, and what that may rest on.
+//!
+//! It is plain code: messages and time are handed in, what is to be saved or done is handed out. [`Coordinator`] runs in the
+//! admin server, a [`Member`] in each server with disks. Members ask ([`Poll`]) and are answered with [`Order`]s, again and
+//! again until they have said how each ended, so a message that is lost, late or doubled does no harm.
+//!
+//! Why the images fit: every log is held before the first store is imaged, and until the last log is. So a log's image has
+//! all that the store's does not, up to the place where it was sealed: that is the cut.
+
+mod coordinator;
+mod member;
+
+pub use coordinator::{Coordinator, Refusal, Request};
+pub use member::{Do, Member};
+
+use crate::code::SnapshotCode;
+use crate::manifest::text;
+use crate::name::{Role, SnapshotUid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A try to make a snapshot. Numbers rise: a member that has seen one does nothing for those below it any more.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The snapshot.
+    #[serde(with = "text")]
+    pub uid: SnapshotUid,
+    /// Which try it is, over all snapshots.
+    pub number: u64,
+}
+
+/// A server with disks, as the configuration has it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// Id of the metadata store, or the admin server's.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Under which epoch it owns what it serves.
+    pub epoch: u64,
+    /// What it keeps on disk.
+    pub roles: Vec<Role>,
+}
+
+/// What was decided before anything was done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    /// The try.
+    pub attempt: Attempt,
+    /// Id of the cluster.
+    pub cluster: String,
+    /// The program that makes images of images.
+    pub program: String,
+    /// What its caller tells it.
+    pub arguments: Vec<String>,
+    /// Everybody who takes part.
+    pub nodes: Vec<Node>,
+    /// When it began, nanoseconds since the epoch.
+    pub started_ns: u64,
+    /// Until when the file system keeps what the set needs; `None`: until the set is deleted.
+    pub keep_until_ns: Option<u64>,
+    /// How long a log may be held.
+    pub hold_ms: u64,
+    /// How long a program may run.
+    pub run_ms: u64,
+}
+
+impl Intent {
+    /// The node with this id.
+    #[must_use]
+    pub fn node(&self, id: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+}
+
+/// What a member does for an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Looks whether it can take part, keeps what the set needs, flushes ahead.
+    Ready,
+    /// Holds its log.
+    Hold,
+    /// Makes the image of a role.
+    Image(Role),
+    /// Lets its log go.
+    Release,
+    /// Writes into each image what it is, with a checksum of each file.
+    Label,
+    /// Runs the program on the image of a role.
+    Run(Role),
+}
+
+/// What a member is to do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// For which attempt.
+    pub attempt: Attempt,
+    /// To the member of this epoch and no other.
+    pub epoch: u64,
+    /// What.
+    pub what: What,
+}
+
+/// See [`Order`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// Steps, for this intent.
+    Do(Box<Intent>, Vec<Step>),
+    /// The attempt is over. Complete: what the set needs goes on being kept. Else all of it goes.
+    Finish {
+        /// Whether the set is complete.
+        complete: bool,
+    },
+}
+
+/// How a step ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Said {
+    /// The attempt's number.
+    pub number: u64,
+    /// The step.
+    pub step: Step,
+    /// How it ended.
+    pub end: Result<Told, Fault>,
+}
+
+/// What there is to tell of a step that was done.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Told {
+    /// The last commit in the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Where the image is, or how the program ended.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// The length of all files of the images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// Why a step could not be done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fault {
+    /// The code that the command ends with.
+    pub code: SnapshotCode,
+    /// What went wrong: exit status or signal, and the last lines of output.
+    pub why: String,
+}
+
+/// What a member asks with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Poll {
+    /// The member.
+    pub node: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Attempts of which it still has anything: images, programs, what is kept for the set.
+    pub holding: Vec<Held>,
+    /// Steps that it is at; it need not be told again.
+    pub doing: Option<(u64, Vec<Step>)>,
+    /// How its steps ended.
+    pub said: Vec<Said>,
+}
+
+/// An attempt that a member has something of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// Which.
+    pub attempt: Attempt,
+    /// It was told that the set is complete: only what is kept for the set is left.
+    pub complete: bool,
+}
+
+/// How a snapshot stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// Under way.
+    Running,
+    /// Complete: it can be restored.
+    Complete,
+    /// Failed by itself.
+    Failed,
+    /// Ended on demand.
+    Aborted,
+    /// Was complete or not, and is deleted: nothing is kept for it any more.
+    Deleted,
+}
+
+/// What of a member's store is in a set: images of its store up to one commit, of its log up to the cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// The last commit in the store's image.
+    pub store: u64,
+    /// The last commit in the log's image: the set is the state after it.
+    pub cut: u64,
+}
+
+/// What went wrong at a member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// The member's id; none if it is the coordinator's own finding.
+    pub node: Option<String>,
+    /// Its role, if it is one role's trouble.
+    pub role: Option<Role>,
+    /// What went wrong.
+    pub why: String,
+}
+
+/// A snapshot, from its intent to its end. It is saved before anything that rests on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// What was decided.
+    pub intent: Intent,
+    /// How it stands.
+    pub state: State,
+    /// When it ended.
+    pub ended_ns: Option<u64>,
+    /// The cut of each member that has a log.
+    pub cuts: BTreeMap<String, Cut>,
+    /// Bytes in the images of each member.
+    pub bytes: BTreeMap<String, u64>,
+    /// Why it failed.
+    pub code: Option<SnapshotCode>,
+    /// What went wrong where.
+    pub failures: Vec<Failure>,
+}
+
+/// What the clocks show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    /// Milliseconds of a clock that is never set.
+    pub steady_ms: u64,
+    /// Nanoseconds since the epoch.
+    pub wall_ns: u64,
+}
+
+/// The phases of an attempt, each of which begins when all members have done the one before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "each is the step of the same name")]
+pub enum Phase {
+    Ready,
+    Hold,
+    Storage,
+    Tlog,
+    Release,
+    Coord,
+    Label,
+    Run,
+}
+
+impl Phase {
+    /// In order.
+    pub const ALL: [Phase; 8] = [
+        Phase::Ready,
+        Phase::Hold,
+        Phase::Storage,
+        Phase::Tlog,
+        Phase::Release,
+        Phase::Coord,
+        Phase::Label,
+        Phase::Run,
+    ];
+
+    /// What a node has to do in it.
+    #[must_use]
+    pub fn steps(self, node: &Node) -> Vec<Step> {
+        let has = |role: Role| node.roles.contains(&role);
+        let only = |step: Step, wanted: bool| if wanted { vec![step] } else { Vec::new() };
+        match self {
+            Phase::Ready => vec![Step::Ready],
+            Phase::Hold => only(Step::Hold, has(Role::Storage) || has(Role::Tlog)),
+            Phase::Storage => only(Step::Image(Role::Storage), has(Role::Storage)),
+            Phase::Tlog => only(Step::Image(Role::Tlog), has(Role::Tlog)),
+            Phase::Release => only(Step::Release, has(Role::Storage) || has(Role::Tlog)),
+            Phase::Coord => only(Step::Image(Role::Coord), has(Role::Coord)),
+            Phase::Label => vec![Step::Label],
+            Phase::Run => Role::ALL.into_iter().filter(|role| has(*role)).map(Step::Run).collect(),
+        }
+    }
+
+    /// How the command ends if a step of this phase does not end, or its member does not answer.
+    #[must_use]
+    pub const fn code(self, step: Step) -> SnapshotCode {
+        match (self, step) {
+            (Phase::Ready, _) => SnapshotCode::NotFullyRecovered,
+            (Phase::Hold, _) => SnapshotCode::DisableTlogPopFailed,
+            (Phase::Release, _) => SnapshotCode::EnableTlogPopFailed,
+            (_, Step::Image(role) | Step::Run(role)) => role_code(role),
+            _ => SnapshotCode::StorageFailed,
+        }
+    }
+
+    /// How long it may take.
+    #[must_use]
+    pub const fn within_ms(self, run_ms: u64) -> u64 {
+        match self {
+            Phase::Ready | Phase::Coord => 60_000,
+            Phase::Hold | Phase::Release => 10_000,
+            Phase::Storage | Phase::Tlog => 30_000,
+            // Files that nobody has summed before are read once.
+            Phase::Label => 3_600_000,
+            // The member has its own limit; this one is for a member that is gone.
+            Phase::Run => run_ms + 30_000,
+        }
+    }
+}
+
+/// The code of a role whose image or program failed.
+#[must_use]
+pub const fn role_code(role: Role) -> SnapshotCode {
+    match role {
+        Role::Storage => SnapshotCode::StorageFailed,
+        Role::Tlog => SnapshotCode::TlogFailed,
+        Role::Coord => SnapshotCode::CoordFailed,
+    }
+}
+
+impl Step {
+    /// The role that it concerns, if it is one.
+    #[must_use]
+    pub const fn role(self) -> Option<Role> {
+        match self {
+            Step::Image(role) | Step::Run(role) => Some(role),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let node = Node {
+            id: "0190".to_owned(),
+            name: "store".to_owned(),
+            address: "10.0.0.1:8444".to_owned(),
+            epoch: 3,
+            roles: vec![Role::Storage, Role::Tlog],
+        };
+        let uid = "c50263df28be44ebb596f5c2a849adbb".parse().unwrap();
+        let intent = Intent {
+            attempt: Attempt { uid, number: 7 },
+            cluster: "c1".to_owned(),
+            program: "/bin/snap".to_owned(),
+            arguments: vec!["two words".to_owned(), String::new()],
+            nodes: vec![node],
+            started_ns: 8,
+            keep_until_ns: Some(9),
+            hold_ms: 30_000,
+            run_ms: 300_000,
+        };
+        let failure = Failure {
+            node: Some("0190".to_owned()),
+            role: Some(Role::Tlog),
+            why: "exited with 3".to_owned(),
+        };
+        Record {
+            intent,
+            state: State::Failed,
+            ended_ns: Some(10),
+            cuts: BTreeMap::from([("0190".to_owned(), Cut { store: 5, cut: 6 })]),
+            bytes: BTreeMap::from([("0190".to_owned(), 11)]),
+            code: Some(SnapshotCode::TlogFailed),
+            failures: vec![failure],
+        }
+    }
+
+    /// What is saved and what travels, a line each.
+    fn lines() -> String {
+        let record = record();
+        let (intent, attempt) = (record.intent.clone(), record.intent.attempt.clone());
+        let steps = vec![Step::Ready, Step::Hold, Step::Image(Role::Coord), Step::Release, Step::Label];
+        let what = What::Do(Box::new(intent), [&steps[..], &[Step::Run(Role::Storage)]].concat());
+        let finish = What::Finish { complete: true };
+        let orders = [what, finish].map(|what| Order { attempt: attempt.clone(), epoch: 3, what });
+        let fault = Fault { code: SnapshotCode::StorageFailed, why: "no room".to_owned() };
+        let told = Told { version: Some(6), note: "exited with 0".to_owned(), bytes: Some(11) };
+        let said = [
+            (Step::Image(Role::Tlog), Ok(told)),
+            (Step::Label, Ok(Told::default())),
+            (Step::Hold, Err(fault)),
+        ];
+        let poll = Poll {
+            node: "0190".to_owned(),
+            epoch: 3,
+            holding: vec![Held { attempt, complete: false }],
+            doing: Some((7, steps)),
+            said: said.map(|(step, end)| Said { number: 7, step, end }).to_vec(),
+        };
+        let text =
+            [serde_json::to_string(&record), serde_json::to_string(&poll), serde_json::to_string(&orders)];
+        let again: Record = serde_json::from_str(text[0].as_ref().unwrap()).unwrap();
+        assert_eq!(again, record);
+        assert_eq!(serde_json::from_str::<Poll>(text[1].as_ref().unwrap()).unwrap(), poll);
+        assert_eq!(serde_json::from_str::<[Order; 2]>(text[2].as_ref().unwrap()).unwrap(), orders);
+        text.map(|line| line.unwrap() + "\n").concat()
+    }
+
+    #[test]
+    fn what_is_saved_and_what_travels_keeps_its_form() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/protocol-1.json");
+        if std::env::var("CHRONOFS_GOLDEN").is_ok_and(|word| word == "write") {
+            std::fs::write(golden, lines()).unwrap();
+        }
+        assert_eq!(lines(), std::fs::read_to_string(golden).unwrap());
+    }
+}
