@@ -9,6 +9,10 @@ cd "$REPO"
 # One build: two would settle the features of dependencies differently, and compile them twice.
 build_chronofs -p chronofs-e2e --bins >&2
 BIN=${CHRONOFS_BENCH_BIN:-$(dirname "$CHRONOFS")}
+for program in objects loops load passthrough; do
+    [ -x "$BIN/chronofs-$program" ] || fail "$BIN/chronofs-$program is missing" \
+        "CHRONOFS_BENCH_BIN names the folder of the programs of chronofs-e2e; without CHRONOFS_EXECUTABLE they are built"
+done
 
 WORK=$(mktemp -d "${TMPDIR:-/var/tmp}/chronofs-bench.XXXXXX")
 export CHRONOFS_CONFIG_DIR=$WORK/etc

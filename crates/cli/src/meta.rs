@@ -6,7 +6,7 @@ use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
 use anyhow::{Context, Result, bail};
-use chronofs_meta::collect::{GcStatus, StoreListing, VolumeCollection};
+use chronofs_meta::collect::{GcStatus, Rhythm, StoreListing, VolumeCollection};
 use chronofs_meta::machine::{CollectionShown, LeavingShown, PackingShown};
 use chronofs_meta::{Checked, StartConfig, Timing};
 use chronofs_wire::http::parse_address;
@@ -37,6 +37,12 @@ pub(crate) struct TimingArgs {
     /// Seconds that the past horizon moves by at least
     #[arg(long, value_name = "SECONDS", hide = true)]
     horizon_step: Option<u64>,
+    /// Seconds until the block stores are looked through for the first time
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    first_look: Option<u64>,
+    /// Seconds between two looks through the block stores
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    look_every: Option<u64>,
 }
 
 impl TimingArgs {
@@ -46,6 +52,10 @@ impl TimingArgs {
             slice_life: self.slice_life.map_or(usual.slice_life, Duration::from_secs),
             horizon_step: self.horizon_step.map_or(usual.horizon_step, Duration::from_secs),
             pack_after: Duration::from_secs(self.pack_after),
+            looks: Rhythm {
+                first: self.first_look.map_or(usual.looks.first, Duration::from_secs),
+                every: self.look_every.map_or(usual.looks.every, Duration::from_secs),
+            },
         }
     }
 }
@@ -266,7 +276,8 @@ async fn until_collected(http_addr: SocketAddr, look: u64) -> Result<GcStatus> {
 fn show_gc(status: &GcStatus) -> Result<()> {
     let mut columns = vec![
         ("VOLUME", "name"),
-        ("OBJECTS", "/held/count"),
+        // Objects, and small slices, which are counted by themselves also in an object of many.
+        ("HELD", "/held/count"),
         ("SIZE", "/held/bytes"),
         ("TO BE PACKED", "/to_pack/count"),
         ("SIZE", "/to_pack/bytes"),
@@ -283,6 +294,9 @@ fn show_gc(status: &GcStatus) -> Result<()> {
     ];
     if status.volumes.iter().any(|volume| volume.live_bytes.is_some()) {
         columns.push(("NEEDED NOW", "live_bytes"));
+    }
+    if status.volumes.iter().any(|volume| volume.past.is_some()) {
+        columns.push(("PAST", "/past/bytes"));
     }
     let volumes = serde_json::to_value(&status.volumes)?;
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use chronofs_blocks::{object_name, parse_object_name};
 use chronofs_core::{ObjectId, SessionId};
 use chronofs_e2e::model::now_ns;
+use chronofs_e2e::object_server::request;
 use chronofs_e2e::process::wait_for;
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, seed};
 use serde_json::{Value, json};
@@ -273,6 +274,97 @@ fn objects(path: &Path, found: &mut Vec<PathBuf>) {
             false => found.push(entry.path()),
         }
     }
+}
+
+#[test]
+fn what_the_past_costs_is_what_only_the_past_needs() {
+    let timing = ["--slice-life", "1", "--horizon-step", "1", "--pack-after", "3600"];
+    let mut installation = Installation::start_with_meta_arguments(&timing);
+    installation.create_volume("v", &["--retention", "1h", "--compression", "none"]);
+    let mut live = installation.mount("v", &[]);
+    let (mut rng, mut contents) = (Rng::new(seed("past")), Contents::default());
+    for _ in 0..3 {
+        (0..4).for_each(|n| contents.set(&live, &format!("large{n}"), Some(rng.bytes(300_000))));
+        (0..20).for_each(|n| contents.set(&live, &format!("small{n}"), Some(rng.bytes(4_000))));
+    }
+    contents.set(&live, "large0", None);
+    live.instant();
+    assert!(gc(&installation, &[])["volumes"][0]["past"].is_null(), "it is not known before it was counted");
+    let (all, of_live) = (contents.needed(0, None), contents.needed(u64::MAX, None));
+    let volume = gc(&installation, &["--dry-run"])["volumes"][0].clone();
+    assert_eq!((&volume["held"]["count"], &volume["held"]["bytes"]), (&json!(72), &json!(all)), "{volume}");
+    assert_eq!(volume["live_bytes"], of_live, "{volume}");
+    assert_eq!(volume["past"]["bytes"], all - of_live, "{volume}");
+    // From then on it is shown as it was then.
+    assert_eq!(gc(&installation, &[])["volumes"][0]["past"], volume["past"]);
+    let address = installation.http_address;
+    let table = installation.ok(&["meta", "gc", "--http-addr", &address.to_string()]);
+    assert!(table.contains("HELD") && table.contains("PAST") && !table.contains("OBJECTS"), "{table}");
+    let metric = format!("chronofs_meta_past_bytes{{volume=\"v\"}} {}\n", all - of_live);
+    let metrics = request(address, "GET", "/metrics", &[]).1;
+    assert!(metrics.contains(&metric), "{metrics}");
+    installation.ok(&["configure", "update", "volume", "v", "--retention", "0"]);
+    wait_for_long("the past to cost nothing", Duration::from_secs(30), || {
+        let volume = gc(&installation, &["--dry-run"])["volumes"][0].clone();
+        (volume["past"]["bytes"] == 0 && volume["held"]["bytes"] == of_live).then_some(())
+    });
+    live.unmount();
+    installation.stop_meta_and_verify();
+}
+
+#[test]
+fn what_the_brake_holds_comes_back_when_it_is_released() {
+    // It is for 10,000 objects and small slices at least.
+    const FILES: u64 = 10_200;
+    let timing = ["--slice-life", "20", "--horizon-step", "1", "--pack-after", "1"];
+    let mut installation = Installation::start_with_meta_arguments(&timing);
+    installation.create_volume("v", &["--retention", "1h", "--compression", "none"]);
+    let mut live = installation.mount("v", &[]);
+    let (mut rng, blocks) = (Rng::new(seed("brake")), installation.path("blocks/objects"));
+    let kept = rng.bytes(300_000);
+    fs::write(live.path("kept"), &kept).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (folder, mut rng) = (live.path(&format!("d{thread}")), rng.split(&thread.to_string()));
+            scope.spawn(move || {
+                fs::create_dir(&folder).unwrap();
+                (0..FILES / 4).for_each(|n| fs::write(folder.join(n.to_string()), rng.bytes(700)).unwrap());
+            });
+        }
+    });
+    live.instant();
+    let status = || gc(&installation, &[])["volumes"][0].clone();
+    wait_for_long("the small files to be packed", Duration::from_secs(60), || {
+        (status()["to_pack"]["count"] == 0).then_some(())
+    });
+    assert!(stored(&blocks) > FILES * 700);
+    (0..4).for_each(|thread| fs::remove_dir_all(live.path(&format!("d{thread}"))).unwrap());
+    installation.ok(&["configure", "update", "volume", "v", "--retention", "0"]);
+
+    let braked = |volume: &Value| volume["braked"] == true;
+    wait_for_long("the brake", Duration::from_secs(90), || braked(&status()).then_some(()));
+    let address = installation.http_address;
+    let told = installation.ok_with_stderr(&["meta", "gc", "--http-addr", &address.to_string()]);
+    assert!(told.contains("chronofs meta gc --release-brake"), "{told}");
+    let stopped = |count: u32| {
+        let metrics = request(address, "GET", "/metrics", &[]).1;
+        assert!(metrics.contains(&format!("chronofs_meta_collection_stopped {count}\n")), "{metrics}");
+    };
+    stopped(1);
+    // A look through the store is no such word.
+    gc(&installation, &["--full"]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(braked(&status()) && stored(&blocks) > FILES * 700, "{}", status());
+
+    gc(&installation, &["--release-brake"]);
+    wait_for_long("the space to come back", Duration::from_secs(120), || {
+        (stored(&blocks) < 400_000).then_some(())
+    });
+    assert!(!braked(&status()), "{}", status());
+    stopped(0);
+    assert!(fs::read(live.path("kept")).unwrap() == kept);
+    live.unmount();
+    installation.stop_meta_and_verify();
 }
 
 #[test]

@@ -24,9 +24,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// When a server first looks through its stores by itself, and how often.
-const FIRST_LOOK: Duration = Duration::from_secs(15 * 60);
-const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How often the time between two looks for what a deleted volume has left is doubled.
 const TRIES_MAX: u32 = 7;
 /// How many objects are condemned in one commit.
@@ -67,9 +64,12 @@ pub struct VolumeCollection {
     /// Of them slices whose bytes are still in the metadata: they wait to be packed.
     #[serde(default)]
     pub to_pack: Sum,
-    /// Of these bytes so many are needed by what is there now; the past costs the rest. Only after a dry run.
+    /// Of these bytes so many are needed by what is there now. Only after a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_bytes: Option<u64>,
+    /// What the past costs, as it was when all rows were read last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub past: Option<PastCost>,
     /// Named by none, and kept for a while.
     pub retired: Sum,
     /// Of them those that could go now.
@@ -85,6 +85,15 @@ pub struct VolumeCollection {
     /// Of a deleted volume, how far it is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<LeavingShown>,
+}
+
+/// What is held beyond what is there now needs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PastCost {
+    /// Held bytes that no live row needs: the past, and what lies with needed slices in one object and is not repacked.
+    pub bytes: u64,
+    /// When that was counted, as an instant.
+    pub at: String,
 }
 
 /// A block store as it was found.
@@ -116,6 +125,21 @@ pub struct StoreListing {
     pub error: Option<String>,
 }
 
+/// When a server looks through its stores by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rhythm {
+    /// So long after its start for the first time,
+    pub first: Duration,
+    /// and then always after so long.
+    pub every: Duration,
+}
+
+impl Default for Rhythm {
+    fn default() -> Self {
+        Rhythm { first: Duration::from_secs(15 * 60), every: Duration::from_secs(24 * 3600) }
+    }
+}
+
 /// Looks through block stores.
 #[derive(Clone)]
 pub struct Collector {
@@ -123,6 +147,7 @@ pub struct Collector {
     pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
+    rhythm: Rhythm,
     /// Held by whoever reads pins.
     pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -135,6 +160,8 @@ struct State {
     looking: bool,
     /// The look under way was asked for.
     wanted: bool,
+    /// What the past of volumes cost when it was last counted.
+    past: BTreeMap<VolumeIndex, PastCost>,
 }
 
 /// The metadata as it is after a page of a listing came.
@@ -161,8 +188,9 @@ struct Garbage {
 
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
-    pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
+    pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
+        let (state, wake, pins_turn) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, pins_turn }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -181,11 +209,11 @@ impl Collector {
 
     async fn look_now_and_then(self) {
         let life = self.ask(|core, _| Duration::from_millis(core.machine.config().slice_life_ms.into()));
-        let life = life.await.unwrap_or(LOOK_EVERY).max(Duration::from_secs(1));
-        let (mut next, mut tries) = (Instant::now() + FIRST_LOOK, 0);
+        let life = life.await.unwrap_or(self.rhythm.every).max(Duration::from_secs(1));
+        let (mut next, mut tries) = (Instant::now() + self.rhythm.first, 0);
         loop {
             self.until(next, life, &mut tries).await;
-            next = Instant::now() + LOOK_EVERY;
+            next = Instant::now() + self.rhythm.every;
             loop {
                 {
                     let mut state = self.lock();
@@ -199,6 +227,10 @@ impl Collector {
                 if state.looks >= state.asked {
                     break;
                 }
+            }
+            // What the past costs by now, for who asks without reading all rows.
+            if let Err(error) = self.status(true).await {
+                tracing::warn!("what the past costs could not be counted: {error}");
             }
         }
     }
@@ -408,6 +440,7 @@ impl Collector {
         });
         let (view, volumes, before, unconfirmed) = asked.await.ok_or("the executor does not answer")?;
         let reading = off_thread(move || {
+            let at = view.version().to_string();
             let reads = SharedView(view);
             let each = volumes.into_iter().map(|(index, name, (shown, packing, leaving))| {
                 let tally = chronofs_namespace::tally(&reads, index)?;
@@ -417,23 +450,34 @@ impl Collector {
                     false => None,
                 };
                 let Tally { held, retired, condemned, staged: to_pack, .. } = tally;
-                Ok(VolumeCollection {
+                let cost = |live| PastCost { bytes: held.bytes.saturating_sub(live), at: at.clone() };
+                let volume = VolumeCollection {
                     name,
                     held,
                     to_pack,
                     live_bytes,
+                    past: live_bytes.map(cost),
                     retired,
                     due,
                     condemned,
                     shown,
                     packing,
                     leaving,
-                })
+                };
+                Ok((index, volume))
             });
             each.collect::<Result<Vec<_>, ReadStop>>()
         });
         let volumes = reading.await.map_err(|error| error.to_string())?.map_err(|stop| stop.to_string())?;
-        let state = self.lock();
+        let mut state = self.lock();
+        let told = volumes.into_iter().map(|(index, mut volume)| {
+            match &volume.past {
+                Some(past) => drop(state.past.insert(index, past.clone())),
+                None => volume.past = state.past.get(&index).cloned(),
+            }
+            volume
+        });
+        let volumes = told.collect();
         let (stores, looks, asked) = (state.stores.clone(), state.looks, state.asked);
         Ok(GcStatus { volumes, stores, looks, asked, unconfirmed })
     }

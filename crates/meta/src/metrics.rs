@@ -53,6 +53,11 @@ struct StoredLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VolumeLabels {
+    volume: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreLabels {
     store: String,
     place: String,
@@ -90,6 +95,8 @@ pub struct Metrics {
     /// Objects and staged slices, and their bytes.
     stored_objects: Family<StoredLabels, Gauge>,
     stored_bytes: Family<StoredLabels, Gauge>,
+    /// What the past of volumes costs, as it was when that was counted last.
+    past_bytes: Family<VolumeLabels, Gauge>,
     /// Objects in block stores that nothing explains.
     quarantined: Gauge,
     /// Volumes whose collection waits for a word or for an operator.
@@ -137,6 +144,7 @@ impl Metrics {
             forgotten: Counter::default(),
             stored_objects: Family::default(),
             stored_bytes: Family::default(),
+            past_bytes: Family::default(),
             quarantined: Gauge::default(),
             collection_stopped: Gauge::default(),
             keys: Family::default(),
@@ -210,6 +218,8 @@ impl Metrics {
         registry.register("stored_objects", help, self.stored_objects.clone());
         let help = "Stored bytes of objects and staged slices, by what they wait for";
         registry.register("stored_bytes", help, self.stored_bytes.clone());
+        let help = "Held bytes that the present does not need, as counted when all rows were read last";
+        registry.register("past_bytes", help, self.past_bytes.clone());
         let help = "Objects in block stores that nothing explains";
         registry.register("quarantined_objects", help, self.quarantined.clone());
         let help = "Volumes whose collection waits for an operator";
@@ -243,7 +253,12 @@ impl Metrics {
         // A volume may have another name by now, or be gone.
         self.stored_objects.clear();
         self.stored_bytes.clear();
+        self.past_bytes.clear();
         for volume in &status.volumes {
+            if let Some(past) = &volume.past {
+                let labels = VolumeLabels { volume: volume.name.clone() };
+                self.past_bytes.get_or_create(&labels).set(past.bytes.try_into().unwrap_or(i64::MAX));
+            }
             for (state, sum) in
                 [("held", volume.held), ("retired", volume.retired), ("condemned", volume.condemned)]
             {

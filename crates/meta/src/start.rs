@@ -1,7 +1,7 @@
 //! What the command line calls: start, init creds, status.
 
 use crate::admin_link::{AdminLink, Questions};
-use crate::collect::Collector;
+use crate::collect::{Collector, Rhythm};
 use crate::core::Core;
 use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
@@ -63,6 +63,8 @@ pub struct Timing {
     pub horizon_step: Duration,
     /// Small slices are packed into objects when they are so old.
     pub pack_after: Duration,
+    /// When the block stores are looked through without being asked for.
+    pub looks: Rhythm,
 }
 
 impl Default for Timing {
@@ -72,6 +74,7 @@ impl Default for Timing {
             slice_life: Duration::from_millis(u64::from(slice_life_ms)),
             horizon_step: Duration::from_millis(u64::from(horizon_step_ms)),
             pack_after: Duration::from_millis(u64::from(pack_after_ms)),
+            looks: Rhythm::default(),
         }
     }
 }
@@ -167,7 +170,7 @@ impl Server {
         let mut tasks = vec![tokio::spawn(ticks(queue.clone()))];
         tasks.push(tokio::spawn(note_run(queue.clone(), locked.clone())));
         tasks.push(tokio::spawn(server::serve(listener, identity.server_config()?, shared.clone())));
-        let collector = Collector::new(queue.clone(), stores.clone());
+        let collector = Collector::new(queue.clone(), stores.clone(), config.timing.looks);
         tasks.push(tokio::spawn(collector.clone().run()));
         tasks.push(tokio::spawn(http::look_at_counters(metrics.clone())));
         let pages = Pages {

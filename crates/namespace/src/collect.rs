@@ -14,14 +14,15 @@ use crate::pack::packs;
 use crate::rows::{
     CLOSED, CONDEMNED, Closed, Condemned, Format, MOVED, Moved, OBJECT, RETIRED, Refs, Retired, SHARED,
     SLICE, STAGED, STORE_WIDE, SliceRow, Sum, TALLY, Tally, Volume, number_at, object_key, parse_object_key,
-    parse_staged_key,
+    parse_slice_key, parse_staged_key,
 };
 use crate::system::{self, Decided, Steward, SystemReply};
 use bytes::Bytes;
-use chronofs_core::slice::Place;
+use chronofs_core::slice::{Place, SliceKey};
 use chronofs_core::{ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads};
 use chronofs_history::Snapshot;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 const PAGE: usize = 1024;
@@ -156,14 +157,22 @@ pub fn gone_objects<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<
     }
 }
 
-/// Stored bytes, outside of rows, that live slices need.
+/// Stored bytes, outside of rows, that live slices need. A slice that several rows of its block show counts once. One that
+/// is shown in several blocks counts in each: no client of ours does that, and to know of it would take memory for all.
 pub fn live_stored_bytes<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<u64, ReadStop> {
     let (mut bytes, mut start) = (0u64, Vec::new());
+    let (mut block, mut counted) = (None, BTreeSet::new());
     loop {
         let page = Snapshot::new(reads, index, None).scan(SLICE, &[], &start, PAGE)?;
         for (key, row) in &page {
             let slice = SliceRow::decode(SLICE, key, &row.value)?.slice;
-            if let Place::Staged(seal) | Place::Object(seal, _) = &slice.place {
+            let (ino, SliceKey { block: number, .. }) = parse_slice_key(key);
+            if block.replace((ino, number)) != Some((ino, number)) {
+                counted.clear();
+            }
+            if let Place::Staged(seal) | Place::Object(seal, _) = &slice.place
+                && counted.insert(seal.id)
+            {
                 bytes = bytes.saturating_add(u64::from(seal.stored_len));
             }
         }

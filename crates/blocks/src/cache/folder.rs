@@ -100,9 +100,14 @@ impl Folder {
     }
 
     /// The records of a segment and the bytes that it takes if these are others by now, or `None` while somebody writes it.
-    /// Under the lock, if it is to be sure. What a killed process left ends behind its last record from then on: all the
-    /// room that was set aside for it would be taken by what may be very little.
-    pub(super) fn rows(&self, id: SegmentId) -> io::Result<Option<(Vec<Row>, Option<u64>)>> {
+    /// With the folder's `lock` what a killed process left ends behind its last record from then on: all the room that was
+    /// set aside for it would be taken by what may be very little. Without it nothing is changed, and a segment without
+    /// records counts as somebody's: it may have been made just now, and not be locked yet.
+    pub(super) fn rows(
+        &self,
+        id: SegmentId,
+        lock: Option<&File>,
+    ) -> io::Result<Option<(Vec<Row>, Option<u64>)>> {
         let file = File::open(self.path(id))?;
         let len = file.metadata()?.len();
         if let Some(rows) = table(&file, len) {
@@ -112,6 +117,9 @@ impl Folder {
             return Ok(None);
         }
         let rows = headers(&file, len);
+        if lock.is_none() {
+            return Ok((!rows.is_empty()).then_some((rows, None)));
+        }
         // What cannot be written to can be read all the same.
         let ended =
             OpenOptions::new().write(true).open(self.path(id)).and_then(|file| end(&file, &rows, len));

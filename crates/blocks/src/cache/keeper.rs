@@ -80,7 +80,7 @@ impl Keeper {
         // What cannot be written to can be read all the same.
         let lock = self.folder().lock();
         let mut listed = self.folder().list()?;
-        self.meet(&mut listed);
+        self.meet(&mut listed, lock.as_ref().ok());
         lock.map(drop)
     }
 
@@ -180,7 +180,7 @@ impl Keeper {
     fn make_room(&mut self, bytes: u64) -> io::Result<Room> {
         let lock = self.folder().lock()?;
         let mut listed = self.folder().list()?;
-        self.meet(&mut listed);
+        self.meet(&mut listed, Some(&lock));
         let mut room = Room { _lock: lock, listed, kept: HashSet::new() };
         while room.bytes() + bytes > self.limits.bytes_max || self.shared.index().is_full() {
             if !self.let_one_go(&mut room) {
@@ -192,9 +192,9 @@ impl Keeper {
         Ok(room)
     }
 
-    /// Compares what is known with what is there: other processes begin segments and let some go. What is ended takes less
-    /// from then on.
-    fn meet(&mut self, listed: &mut BTreeMap<SegmentId, u64>) {
+    /// Compares what is known with what is there: other processes begin segments and let some go. What is ended, under the
+    /// lock, takes less from then on.
+    fn meet(&mut self, listed: &mut BTreeMap<SegmentId, u64>, lock: Option<&File>) {
         let known = self.shared.index().segments();
         for id in known {
             if !listed.contains_key(&id) {
@@ -206,7 +206,7 @@ impl Keeper {
             if self.shared.index().knows(*id) {
                 continue;
             }
-            match self.folder().rows(*id) {
+            match self.folder().rows(*id, lock) {
                 Ok(Some((rows, ended))) => {
                     *bytes = ended.unwrap_or(*bytes);
                     self.shared.index().found(*id, *bytes, &rows);

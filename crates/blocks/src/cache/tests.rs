@@ -449,6 +449,30 @@ fn a_mount_that_is_stopped_with_the_lock_in_its_hand_holds_up_nobody() {
 }
 
 #[test]
+fn a_segment_that_another_mount_has_just_begun_is_not_taken_for_one_that_was_left() {
+    let dir = TempDir::new().unwrap();
+    let folder = super::folder::Folder::new(dir.path());
+    let begins = folder.lock().unwrap();
+    let id = index::SegmentId { number: 1, queue: index::Queue::Small };
+    // As it is between its being made and its being locked.
+    drop(folder.create(id, LIMITS.segment_bytes).unwrap());
+    let shared = Arc::new(Shared::new(dir.path(), LIMITS));
+    let mut keeper = Keeper::new(Arc::clone(&shared), LIMITS);
+    assert_eq!(keeper.load().unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(fs::metadata(&segments(dir.path())[0]).unwrap().len(), LIMITS.segment_bytes);
+    // What its writer puts into it is met as soon as it is whole.
+    let (seal, stored, _) = slice(1, 700);
+    let key = Key { volume: VOLUME, slice: seal.id };
+    let file = OpenOptions::new().write(true).open(&segments(dir.path())[0]).unwrap();
+    file.write_all_at(&stored, 64).unwrap();
+    file.write_all_at(&key.header(stored.len() as u32), 0).unwrap();
+    drop((file, begins));
+    keeper.look_again().unwrap();
+    assert_eq!(shared.index().len(), 1);
+    assert!(fs::metadata(&segments(dir.path())[0]).unwrap().len() < LIMITS.segment_bytes);
+}
+
+#[test]
 fn no_more_than_a_fixed_amount_waits_for_a_slow_disk() {
     let dir = tempfile::tempdir().unwrap();
     let shared = Arc::new(Shared::new(dir.path(), LIMITS));

@@ -10,7 +10,7 @@ use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::Engine;
 use chronofs_engine::embedded::{Embedded, MemStore, Options};
 use chronofs_engine::sim::SimDisk;
-use chronofs_meta::collect::Collector;
+use chronofs_meta::collect::{Collector, Rhythm};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::{Input, ObjectHandler, run_read};
 use chronofs_meta::machine::{Config, ConnId, Effect, Event, Found, Machine, Now, SharedView};
@@ -93,7 +93,7 @@ impl World {
         let stores = Stores::default();
         stores.set(HashMap::from([(VOLUME, store)]));
         let (queue, inputs) = mpsc::channel(64);
-        let collector = Collector::new(queue.clone(), stores.clone());
+        let collector = Collector::new(queue.clone(), stores.clone(), Rhythm::default());
         let metrics = Arc::new(Metrics::new().0);
         let objects = Objects { stores, runtime: tokio::runtime::Handle::current(), metrics };
         let core = Core { machine, engine: engine.clone() };

@@ -1,6 +1,6 @@
 use super::*;
 use crate::rows::{STAGED, staged_key};
-use crate::{Judged, judge, list_condemned, list_objects, retired_since, tally, volume};
+use crate::{Judged, judge, list_condemned, list_objects, live_stored_bytes, retired_since, tally, volume};
 use chronofs_engine::Reads;
 
 const SECOND: u64 = 1_000_000_000;
@@ -95,6 +95,25 @@ fn an_object_is_retired_when_its_last_row_goes_and_condemned_for_good() {
     fs.system(SystemRequest::EndSession { session: fs.session }).unwrap();
     deleted(&mut fs, vec![object]);
     assert_eq!((rows_of(&fs, object), condemned(&fs)), (None, vec![]));
+}
+
+#[test]
+fn a_slice_that_several_rows_of_a_block_show_is_needed_once() {
+    let mut fs = Fs::new();
+    let f = fs.file(Ino::ROOT, "f");
+    let object = fs.seal(1).id.object;
+    let first = object_slice(&mut fs, object, 0, 0);
+    let mut again = first.clone();
+    again.slice.offset = 200;
+    let other = object_slice(&mut fs, object, 1, 1);
+    fs.publish(f, vec![first, again, other]).unwrap();
+    assert_eq!(fs.slices(None, f).len(), 3);
+    assert_eq!(tally(&fs.state, VOLUME).unwrap().held.bytes, 200);
+    assert_eq!(live_stored_bytes(&fs.state, VOLUME).unwrap(), 200);
+    // What only the past shows is no need of the present.
+    fs.truncate(f, 0).unwrap();
+    assert_eq!(live_stored_bytes(&fs.state, VOLUME).unwrap(), 0);
+    assert_eq!(tally(&fs.state, VOLUME).unwrap().held.bytes, 200);
 }
 
 #[test]
