@@ -479,12 +479,12 @@ fn judge_page(
             quarantine(listing, name, *bytes, "it is not the name of an object");
             continue;
         };
+        found.there.insert(volume);
         let Some((index, row)) = rows.volumes.get(&volume) else {
             add(&mut listing.others, *bytes);
             continue;
         };
         add(&mut listing.found, *bytes);
-        found.there.insert(volume);
         match judge(&reads, *index, row, object, rows.over_since)? {
             Judged::Known => {
                 let poor = poor_object(&reads, *index, object, *bytes, below)?;
@@ -532,5 +532,19 @@ mod tests {
         assert!(!brakes(30, held(30, 0)), "as much is held");
         assert!(!brakes(9, held(0, 0)), "a little is no reason");
         assert!(!brakes(30, held(20, 100)), "released since the last of its sessions was over");
+    }
+
+    #[test]
+    fn what_lies_in_a_store_is_there_also_of_a_volume_that_is_not_collected_when_the_page_comes() {
+        let engine = chronofs_engine::memory::Memory::default();
+        let view = chronofs_engine::Engine::view(&engine);
+        let rows = Rows { view, volumes: BTreeMap::new(), over_since: Version::ZERO, brake_from: 0 };
+        let volume = Uuid::from_u128(1);
+        let object = ObjectId { incarnation: 0, session: chronofs_core::SessionId(1), n: 1 };
+        let names = [(chronofs_blocks::object_name(volume, object), 7)];
+        let mut listing = StoreListing::default();
+        // It is given up between this page and the last: no other page names it.
+        let found = judge_page(&rows, &names, POOR_BELOW, &mut listing).unwrap();
+        assert_eq!((found.there, listing.others.count), (BTreeSet::from([volume]), 1));
     }
 }
