@@ -9,6 +9,7 @@
 
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
+use crate::pins::Turns;
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -27,6 +28,8 @@ use uuid::Uuid;
 /// When a server first looks through its stores by itself, and how often.
 const FIRST_LOOK: Duration = Duration::from_secs(15 * 60);
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// A page of a listing comes within this time: other stores are not to wait for one that hangs.
+const PAGE_WITHIN: Duration = Duration::from_secs(120);
 /// How often the time between two looks for what a deleted volume has left is doubled.
 const TRIES_MAX: u32 = 7;
 /// How many objects are condemned in one commit.
@@ -123,8 +126,8 @@ pub struct Collector {
     pub(crate) stores: Stores,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
-    /// Held by whoever reads pins.
-    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Who reads the pins of which store.
+    pub(crate) turns: Turns,
 }
 
 #[derive(Default)]
@@ -162,7 +165,7 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores) -> Collector {
-        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), pins_turn: Arc::default() }
+        Collector { queue, stores, state: Arc::default(), wake: Arc::default(), turns: Turns::default() }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -230,7 +233,7 @@ impl Collector {
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
             // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
-            self.read_pins(&*store, &volumes).await;
+            self.read_pins(&store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);
@@ -259,7 +262,9 @@ impl Collector {
             volumes.iter().map(|volume| (*volume, Vec::new())).collect();
         let below = if self.lock().wanted { POOR_BELOW_IF_ASKED } else { POOR_BELOW };
         loop {
-            let page = store.list(from).await.map_err(|error| error.to_string())?;
+            let page = tokio::time::timeout(PAGE_WITHIN, store.list(from)).await;
+            let page = page.map_err(|_| format!("no answer for {} seconds", PAGE_WITHIN.as_secs()))?;
+            let page = page.map_err(|error| error.to_string())?;
             // Sessions are opened before they store anything: these rows explain all that is on the page.
             let rows = self.rows(volumes).await?;
             listing.at = rows.view.version().to_string();

@@ -78,6 +78,11 @@ impl Machine {
             // It may have found what was released meanwhile, and would bring that back. The next one counts.
             return Ok(());
         }
+        if read.began_ns < volume.pins.heard_ns {
+            // One that took longer than another that began after it: that one knows better.
+            return Ok(());
+        }
+        volume.pins.heard_ns = read.began_ns;
         let index = volume.index;
         let pins = match &read.found {
             Ok(pins) => pins,
