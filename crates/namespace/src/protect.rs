@@ -41,14 +41,13 @@ fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
-    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error.
+    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error, and may move the end
+    /// further away.
     pub(crate) fn keep(&mut self, volume: Uuid, id: Uuid, kept: Kept, found: bool) -> Decided<SystemReply> {
         let (index, mut row) = self.live_volume(volume)?;
         let known = list_kept(self.reads)?.into_iter().find(|(of, known, _)| (*of, *known) == (index, id));
         if let Some((_, _, known)) = known {
-            let same = (known.at, known.to) == (kept.at, kept.to);
-            let taken = SystemError::BadSpec(format!("{id} keeps {} to {} already", known.at, known.to));
-            return if same { Ok(SystemReply::Done) } else { Err(taken.into()) };
+            return self.keep_longer(index, id, known, &kept);
         }
         let now = self.ctx.version;
         if kept.at > kept.to || kept.to > now {
@@ -61,9 +60,37 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
         row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;
+        self.put_kept(index, id, &kept)?;
+        Ok(SystemReply::Done)
+    }
+
+    /// What is kept already stays until the later of the two ends: whoever asked for either was told that it does.
+    fn keep_longer(
+        &mut self,
+        index: VolumeIndex,
+        id: Uuid,
+        known: Kept,
+        asked: &Kept,
+    ) -> Decided<SystemReply> {
+        if (known.at, known.to) != (asked.at, asked.to) {
+            let taken = format!("{id} keeps {} to {} already", known.at, known.to);
+            return Err(SystemError::BadSpec(taken).into());
+        }
+        // A pin has no end.
+        let ends = known.ends.zip(asked.ends).map(|(one, other)| one.max(other));
+        if ends != known.ends {
+            if ends.is_none() {
+                self.store.delete_plain(HOLD, &kept_key(index, id));
+            }
+            self.put_kept(index, id, &Kept { ends, ..known })?;
+        }
+        Ok(SystemReply::Done)
+    }
+
+    fn put_kept(&mut self, index: VolumeIndex, id: Uuid, kept: &Kept) -> Decided<()> {
         let table = if kept.ends.is_some() { HOLD } else { PIN };
         self.store.put_plain(table, &kept_key(index, id), &kept.encode()?);
-        Ok(SystemReply::Done)
+        Ok(())
     }
 
     /// The instant need not be kept for this any more. Doing it again is no error.
