@@ -249,7 +249,9 @@ fn a_volume_is_kept_for_its_time_from_when_this_server_heard_of_it() {
     server.minutes(50);
     assert!(server.leaving().unwrap().kept, "nobody says any more that it may go");
     server.told(due);
-    server.minutes(2);
+    server.minutes(50);
+    assert!(server.leaving().unwrap().kept, "nor did anybody for an hour");
+    server.minutes(12);
     assert!(!server.leaving().unwrap().kept && server.rows() < before);
 }
 
