@@ -6,11 +6,11 @@
 
 use crate::counted::count;
 use crate::rows::{
-    CONDEMNED, COUNTERS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, VERSIONED,
-    Volume,
+    CONDEMNED, COUNTERS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, UNPROVEN,
+    VERSIONED, Volume,
 };
 use crate::system::{
-    Decided, Steward, SystemError, SystemReply, list_sessions, list_volumes, nothing_refuses,
+    Decided, Steward, SystemError, SystemReply, list_sessions, list_volumes, nothing_refuses, volume,
 };
 use chronofs_core::VolumeIndex;
 use chronofs_core::volume::VolumeSpec;
@@ -142,6 +142,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
         let own = page(self.reads, index, &OWN, &[], usize::MAX)?;
         self.batch.0.extend(own.rows.into_iter().map(|(key, _)| Change::Delete(key)));
+        self.store.delete_plain(UNPROVEN, &index.0.to_be_bytes());
         volume.flags |= Volume::GONE;
         self.put_volume(index, &volume)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })

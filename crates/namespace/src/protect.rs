@@ -1,6 +1,6 @@
 //! What may not be forgotten: the instants of a volume that somebody can still ask for.
 
-use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, Volume};
+use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, UNPROVEN, Unproven, Volume};
 use crate::system::{Decided, Steward, SystemError, SystemReply, check_instant, number_of, scan_plain};
 use chronofs_core::{SessionId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
@@ -34,6 +34,12 @@ pub fn list_kept<R: Reads + ?Sized>(reads: &R) -> Result<Vec<KeptInstant>, ReadS
         }
     }
     Ok(kept)
+}
+
+/// The volumes whose pins in the block store were not read since a start, with what that start had found.
+pub fn list_unproven<R: Reads + ?Sized>(reads: &R) -> Result<Vec<(VolumeIndex, Version)>, ReadStop> {
+    let rows = scan_plain::<Unproven, R>(reads, UNPROVEN, STORE_WIDE)?.into_iter();
+    Ok(rows.map(|(key, row)| (VolumeIndex(number_of(&key) as u32), row.survived)).collect())
 }
 
 fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
@@ -103,6 +109,22 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 row.leases = row.leases.saturating_sub(1);
                 self.put_volume(index, &row)?;
             }
+        }
+        Ok(SystemReply::Done)
+    }
+
+    /// A start goes on from `survived` and has not read the volume's pins in the block store; or they are read now. What
+    /// an earlier start says of which the same is true stays.
+    pub(crate) fn note_unproven(&mut self, volume: Uuid, survived: Option<Version>) -> Decided<SystemReply> {
+        let (index, _) = self.any_volume(volume)?;
+        let key = index.0.to_be_bytes();
+        let known = self.store.get_plain(UNPROVEN, &key)?.is_some();
+        match survived {
+            Some(survived) if !known => {
+                self.store.put_plain(UNPROVEN, &key, &Unproven { flags: 0, survived }.encode()?);
+            }
+            None if known => self.store.delete_plain(UNPROVEN, &key),
+            _ => {}
         }
         Ok(SystemReply::Done)
     }

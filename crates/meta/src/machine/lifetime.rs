@@ -171,6 +171,12 @@ impl Machine {
         Ok(())
     }
 
+    pub(super) fn lease_renewed(&mut self, group: &Group, session: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.leased_ns = group.steady_ns;
+        }
+    }
+
     /// Every session has told what it has open, or is over, and what nobody has open and has no link goes. Who comes at
     /// the last moment may have told it in a frame that is not read yet; one that never does is not waited for any longer
     /// than another life of a session.
@@ -339,7 +345,6 @@ impl Machine {
 
     /// Events of a clean stop: replies are written down, so that the next start has nothing to recover.
     pub fn stop(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        group.last_before = self.last;
         if self.is_recovering() || group.full { Ok(()) } else { self.write_mark(group) }
     }
 

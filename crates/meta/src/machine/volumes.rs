@@ -273,7 +273,11 @@ impl Machine {
                 // Its horizon may be another one.
                 volume.forgetting.shrunk(self.last);
             }
-            None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
+            None => {
+                let mut volume = VolumeState::new(index, row);
+                volume.pins = PinsKnown::new(volume.row.born);
+                self.volumes.insert(index, volume);
+            }
         }
     }
 }
