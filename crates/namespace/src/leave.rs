@@ -67,10 +67,20 @@ pub(crate) fn is_bare<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Resul
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
+    /// The volume, if there is one, also a deleted one.
+    pub(crate) fn find_volume(&self, id: Uuid) -> Decided<Option<(VolumeIndex, Volume)>> {
+        if let Some(index) = (self.ctx.place)(id)
+            && let Some(row) = volume(self.reads, index)?
+            && row.spec.id == id
+        {
+            return Ok(Some((index, row)));
+        }
+        Ok(list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id))
+    }
+
     /// The volume, also a deleted one.
     pub(crate) fn any_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
-        let found = list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id);
-        found.ok_or_else(|| SystemError::UnknownVolume(id).into())
+        self.find_volume(id)?.ok_or_else(|| SystemError::UnknownVolume(id).into())
     }
 
     /// The volume, if what of it no row names goes.

@@ -451,7 +451,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     }
 
     pub(crate) fn live_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
-        match list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id) {
+        match self.find_volume(id)? {
             Some((_, Volume { deleted: Some(_), .. })) => Err(SystemError::DeletedVolume(id).into()),
             Some(found) => Ok(found),
             None => Err(SystemError::UnknownVolume(id).into()),

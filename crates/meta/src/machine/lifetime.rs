@@ -265,7 +265,8 @@ impl Machine {
 
     /// Removes a few more rows of inodes that are gone and had too many for one commit.
     fn purge(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        let live = self.volumes.values().filter(|volume| volume.row.is_live() && !volume.purge_damaged);
+        let indexes: Vec<VolumeIndex> = live.map(|volume| volume.index).collect();
         let mut steps = PURGE_STEPS;
         for index in indexes {
             while steps > 0 {
@@ -278,7 +279,7 @@ impl Machine {
                 };
                 let Some(ino) = found else { break };
                 let Some(volume) = self.volumes.get(&index) else { break };
-                if volume.purge_damaged || volume.row.deleted.is_some() {
+                if volume.purge_damaged {
                     break;
                 }
                 steps -= 1;
