@@ -123,23 +123,25 @@ impl BlockStore {
 
     async fn put_named(&self, name: &str, location: Location, bytes: Bytes) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
-        self.check_marker(name)?;
+        self.check_marker(name).await?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.files.put_opts(&location, PutPayload::from(bytes.clone()), options).await {
             Ok(_) => {}
             Err(object_store::Error::AlreadyExists { .. }) => self.compare(name, &location, bytes).await?,
             Err(error) => return Err(self.unavailable(name, "it cannot be written", &error)),
         }
-        self.check_put(name)
+        self.check_put(name).await
     }
 
     /// An object that was written lies in the store: its folder may have gone meanwhile, and folders are made on the
     /// way to an object.
-    fn check_put(&self, name: &str) -> Result<(), StoreError> {
-        self.check_marker(name)?;
-        fs::metadata(self.folder.join(name))
+    async fn check_put(&self, name: &str) -> Result<(), StoreError> {
+        self.check_marker(name).await?;
+        let path = self.folder.join(name);
+        blocking(move || fs::metadata(path))
+            .await
             .map_err(|error| self.unavailable(name, "it was written and is not there", &error))?;
-        self.check_marker(name)
+        self.check_marker(name).await
     }
 
     /// A put that found the name taken: right if an earlier try of the same put got that far.
@@ -152,15 +154,11 @@ impl BlockStore {
         }
         // The earlier try may have been cut before its last sync.
         let path = self.folder.join(name);
-        let synced = tokio::task::spawn_blocking(move || {
+        let synced = blocking(move || {
             File::open(&path)?.sync_all()?;
             path.parent().map_or(Ok(()), sync_folder)
         });
-        match synced.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.unavailable(name, "it exists and cannot be synced", &error)),
-            Err(error) => Err(self.unavailable(name, "it exists and cannot be synced", &error)),
-        }
+        synced.await.map_err(|error| self.unavailable(name, "it exists and cannot be synced", &error))
     }
 
     async fn get_range(&self, name: &str, offset: u64, len: u32) -> Result<Bytes, StoreError> {
@@ -171,7 +169,7 @@ impl BlockStore {
             Ok(bytes) if bytes.len() == len as usize => Ok(bytes),
             Ok(_) => Err(self.too_short(name, &location, end).await),
             Err(object_store::Error::NotFound { .. }) => {
-                self.check_marker(name)?;
+                self.check_marker(name).await?;
                 Err(StoreError::missing(name, format!("there is no such file in {}", self.folder.display())))
             }
             Err(error) => match errno_of(&error) {
@@ -191,24 +189,15 @@ impl BlockStore {
 
     async fn delete_named(&self, name: &str, location: &Location) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
-        self.check_marker(name)?;
+        self.check_marker(name).await?;
         // Not synced: one that a power cut brings back is found in the listing, and goes then.
         match self.files.delete(location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(self.unavailable(name, "it cannot be deleted", &error)),
         }
-        self.delete_pieces(name).map_err(|error| self.unavailable(name, "it cannot be deleted", &error))
-    }
-
-    /// What puts of the object left that were cut off by a kill. Nobody puts what is to be deleted.
-    fn delete_pieces(&self, name: &str) -> io::Result<()> {
-        for n in 1..=PIECES {
-            match fs::remove_file(self.folder.join(format!("{name}{PIECE}{n}"))) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
+        let (folder, object) = (self.folder.clone(), name.to_owned());
+        let deleted = blocking(move || delete_pieces(&folder, &object));
+        deleted.await.map_err(|error| self.unavailable(name, "it cannot be deleted", &error))
     }
 
     /// A page is one of the 256 folders that objects are spread over.
@@ -216,18 +205,14 @@ impl BlockStore {
         let _permit = self.permits.acquire().await;
         let part = from.as_deref().map_or(Ok(0), |from| u8::from_str_radix(from, 16));
         let part = part.map_err(|_| StoreError::missing(OBJECTS, "no page of a listing begins there"))?;
-        self.check_marker(OBJECTS)?;
+        self.check_marker(OBJECTS).await?;
         let root = self.folder.clone();
-        let listed = tokio::task::spawn_blocking(move || {
+        let listed = blocking(move || {
             let mut names = Vec::new();
             list_below(&root, &format!("{OBJECTS}/{part:02x}"), &mut names)?;
-            io::Result::Ok(names)
+            Ok(names)
         });
-        let names = match listed.await {
-            Ok(Ok(names)) => names,
-            Ok(Err(error)) => return Err(self.unavailable(OBJECTS, "it cannot be listed", &error)),
-            Err(error) => return Err(self.unavailable(OBJECTS, "it cannot be listed", &error)),
-        };
+        let names = listed.await.map_err(|error| self.unavailable(OBJECTS, "it cannot be listed", &error))?;
         Ok(ListPage { names, next: part.checked_add(1).map(|next| format!("{next:02x}")) })
     }
 
@@ -244,11 +229,13 @@ impl BlockStore {
 
     /// A folder without its marker is an empty mount point, and one with another's is where another disk was mounted:
     /// nothing is missing there, and nothing may be put there.
-    fn check_marker(&self, name: &str) -> Result<(), StoreError> {
-        let reason = match read_marker(&self.folder) {
-            Ok(id) if id == self.id => return Ok(()),
-            Ok(other) => format!("its {MARKER} names the store {other} now, not {}", self.id),
-            Err(reason) => reason,
+    async fn check_marker(&self, name: &str) -> Result<(), StoreError> {
+        let folder = self.folder.clone();
+        let reason = match blocking(move || Ok(read_marker(&folder))).await {
+            Ok(Ok(id)) if id == self.id => return Ok(()),
+            Ok(Ok(other)) => format!("its {MARKER} names the store {other} now, not {}", self.id),
+            Ok(Err(reason)) => reason,
+            Err(error) => error.to_string(),
         };
         let reason = format!("{} is not the store's folder any more: {reason}", self.folder.display());
         Err(StoreError::unavailable(name, Errno::EIO, reason))
@@ -305,6 +292,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
+/// Does what waits for the disk on a thread of its own: one that hangs must not hold up those that serve everybody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 /// Where objects lie.
 const OBJECTS: &str = "objects";
 
@@ -312,6 +304,17 @@ const OBJECTS: &str = "objects";
 const PIECE: char = '#';
 /// One more for each put of an object that is under way or was cut off; a client puts an object once at a time.
 const PIECES: u32 = 4;
+
+/// What puts of the object left that were cut off by a kill. Nobody puts what is to be deleted.
+fn delete_pieces(folder: &Path, name: &str) -> io::Result<()> {
+    for n in 1..=PIECES {
+        match fs::remove_file(folder.join(format!("{name}{PIECE}{n}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// The object that a file is, or was to be when its put was cut off.
 fn whole(file: &str) -> &str {

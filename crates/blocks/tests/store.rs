@@ -7,6 +7,7 @@ use chronofs_blocks::{BlockStore, ObjectPort, Pin, StoreError, StorePort, Troubl
 use chronofs_core::{Errno, ObjectId, SessionId, Version};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -302,4 +303,56 @@ async fn pins_are_kept_found_and_removed_and_a_folder_that_is_away_has_none_to_t
         assert_eq!(error.trouble, Trouble::Unavailable, "{error}");
     }
     assert!(path.join(other.name()).exists());
+}
+
+/// A pin that a power cut brings back would be obeyed for ever. So its folder is synced when it goes, and also when it is
+/// gone already, because an earlier try may have been cut off before that. A folder of the kernel's cannot be synced.
+#[tokio::test]
+async fn a_pin_is_gone_only_when_that_survives_a_power_cut() {
+    let (_folder, path, store) = made();
+    let (volume, id) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    store.remove_pin(volume, id).await.unwrap();
+    fs::create_dir(path.join("pins")).unwrap();
+    std::os::unix::fs::symlink("/proc/self/task", path.join(format!("pins/{volume}"))).unwrap();
+    let error = store.remove_pin(volume, id).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Unavailable, "{error}");
+}
+
+/// A disk hangs: nobody writes to the pipe that its marker is.
+#[tokio::test]
+async fn a_disk_that_hangs_stops_nobody_who_does_something_else() {
+    let (_folder, path, store) = made();
+    let marker = path.join(MARKER);
+    fs::remove_file(&marker).unwrap();
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &marker, kind, mode, 0).unwrap();
+    // Whoever reads it goes on half a second later.
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(fs::OpenOptions::new().write(true).custom_flags(flags).open(&marker));
+        }
+    });
+    let (volume, begun) = (Uuid::from_u128(1), Instant::now());
+    let pin = Pin::new(volume, 0, volume, Version(1), Version(2));
+    let name = name(1);
+    let work = async {
+        tokio::join!(
+            store.pins(),
+            store.put_pin(&pin),
+            store.remove_pin(volume, volume),
+            store.list(None),
+            store.put(&name, Bytes::from_static(b"x")),
+            store.get(&name, 0, 1),
+            store.delete(&name),
+        )
+    };
+    tokio::select! {
+        _ = work => panic!("the disk hangs"),
+        () = tokio::time::sleep(Duration::from_millis(50)) => {}
+    }
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+    release.join().unwrap();
 }

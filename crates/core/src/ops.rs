@@ -309,6 +309,9 @@ pub enum SystemRequest {
         slices: Vec<MovedSlice>,
         last: bool,
     },
+    /// The server was started on what had `survived` and has not read the volume's pins in its block store since: until
+    /// then it does not know that its metadata is no old copy. `None`: it has read them.
+    NoteUnproven { volume: uuid::Uuid, survived: Option<Version> },
     /// Takes a deleted volume back, as it was.
     UndeleteVolume { id: uuid::Uuid },
     /// From now on a deleted volume cannot be taken back, and what it holds is to go.

@@ -76,18 +76,15 @@ pub struct AdminLink {
 impl AdminLink {
     /// Runs until it is dropped, or until the admin server says that another cluster is meant.
     pub async fn run(mut self, kept: Option<Assignment>) {
-        let mut revision = kept.as_ref().map_or(0, |assignment| assignment.revision);
-        let mut problems = BTreeMap::new();
+        let (mut known, mut problems) = (None, BTreeMap::new());
         if let Some(mut assignment) = kept {
-            if forget_due(&mut assignment) {
-                // The same revision says it anew.
-                revision = 0;
-            }
+            forget_due(&mut assignment);
+            known = Some(assignment.clone());
             problems = self.take(assignment).await;
         }
         let mut told_failure = false;
         loop {
-            match self.serve(&mut revision, &mut problems, &mut told_failure).await {
+            match self.serve(&mut known, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
                 Err(error) if error.is_wrong_cluster() => {
                     if let Some(mislead) = self.mislead.take() {
@@ -118,7 +115,7 @@ impl AdminLink {
     /// Registers and then follows assignments until a call fails.
     async fn serve(
         &mut self,
-        revision: &mut u64,
+        known: &mut Option<Assignment>,
         problems: &mut BTreeMap<Uuid, String>,
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
@@ -143,17 +140,9 @@ impl AdminLink {
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
-            self.tell(Event::Owner(true)).await;
             let probes = std::mem::take(&mut assignment.probes);
             let used = store_of_volumes(&assignment);
-            let news = assignment.revision != *revision;
-            if news || !problems.is_empty() || self.stores.is_empty() {
-                *revision = assignment.revision;
-                if let Err(error) = self.folder.save_assignment(&assignment) {
-                    tracing::error!("{error:#}; a restart without the admin server will use an older one");
-                }
-                *problems = self.take(assignment).await;
-            }
+            let news = self.answered(assignment, known, problems).await;
             if let Some(question) = question {
                 self.answer(question, None).await;
                 if !news && probes.is_empty() {
@@ -165,6 +154,27 @@ impl AdminLink {
                 self.client.report(&report).await?;
             }
         }
+    }
+
+    /// Follows an answer of the admin server, whose probes are looked at by others. Whether it says anything new: not by
+    /// its number, for one that was put back from a copy may give a number to two of them.
+    async fn answered(
+        &self,
+        assignment: Assignment,
+        known: &mut Option<Assignment>,
+        problems: &mut BTreeMap<Uuid, String>,
+    ) -> bool {
+        let news = known.as_ref() != Some(&assignment);
+        if news || !problems.is_empty() || self.stores.is_empty() {
+            *known = Some(assignment.clone());
+            if let Err(error) = self.folder.save_assignment(&assignment) {
+                tracing::error!("{error:#}; a restart without the admin server will use an older one");
+            }
+            *problems = self.take(assignment).await;
+        }
+        // Not before what was said with it: a volume that is taken back would be given up by the word before.
+        self.tell(Event::Owner(true)).await;
+        news
     }
 
     async fn assignment_now(&self) -> Result<Assignment, ClientError> {
@@ -278,14 +288,97 @@ impl AdminLink {
     }
 }
 
-/// What was kept is an old word by now: no volume is given up by it. Whether any would be.
-fn forget_due(kept: &mut Assignment) -> bool {
-    let due = kept.volumes.iter_mut().filter_map(|volume| volume.give_up_after_s.take());
-    due.count() > 0
+/// What was kept is an old word by now: no volume is given up by it.
+fn forget_due(kept: &mut Assignment) {
+    for volume in &mut kept.volumes {
+        volume.give_up_after_s = None;
+    }
 }
 
 /// The block store of every volume that is not deleted.
 fn store_of_volumes(assignment: &Assignment) -> HashMap<Uuid, Uuid> {
     let live = assignment.volumes.iter().filter(|volume| !volume.deleted);
     live.map(|volume| (volume.spec.id, volume.store.id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::Retention;
+    use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+    use chronofs_wire::admin::{AssignedVolume, StoreKind};
+    use chronofs_wire::identity::Sha256;
+    use chronofs_wire::token::{Token, TokenKind};
+
+    fn link(folder: &Path) -> (AdminLink, mpsc::Receiver<Input>) {
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256::of(b"nobody")).unwrap();
+        let register =
+            Register { address: "m:1".to_owned(), certificate_sha256: String::new(), boot: 1, epoch: 0 };
+        let (queue, told) = mpsc::channel(64);
+        let link = AdminLink {
+            client: AdminClient::new(&token).unwrap(),
+            register,
+            folder: Folder::make(&folder.join("meta")).unwrap(),
+            queue,
+            stores: Stores::default(),
+            registered: watch::channel(None).0,
+            questions: Questions::new(watch::channel(0).1),
+            mislead: None,
+        };
+        (link, told)
+    }
+
+    fn assignment(folder: &Path, deleted: bool) -> Assignment {
+        let spec = VolumeSpec {
+            id: Uuid::from_u128(1),
+            name: "v".to_owned(),
+            block_size: BLOCK_SIZE_DEFAULT,
+            compression: Compression::None,
+            retention: Retention::None,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: [0; 16],
+        };
+        let kind = StoreKind::Local { path: folder.join("blocks").to_str().unwrap().to_owned() };
+        let store = AssignedStore {
+            id: Uuid::from_u128(2),
+            kind,
+            credentials: Default::default(),
+            create_only: false,
+        };
+        let give_up_after_s = deleted.then_some(0);
+        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store }];
+        Assignment { revision: 7, volumes, tokens: Vec::new(), probes: Vec::new() }
+    }
+
+    /// What the machine was told: whether of a volume that is deleted, or who owns the store.
+    fn said(told: &mut mpsc::Receiver<Input>) -> Vec<&'static str> {
+        let mut said = Vec::new();
+        while let Ok(input) = told.try_recv() {
+            let Input::Events(events) = input else { continue };
+            said.extend(events.iter().map(|event| match event {
+                Event::Assignment(assignment) if assignment.volumes[0].deleted => "deleted",
+                Event::Assignment(_) => "there",
+                Event::Owner(true) => "owner",
+                other => panic!("{other:?}"),
+            }));
+        }
+        said
+    }
+
+    /// Between the two a tick would give a volume up by the old word, though the new one takes it back.
+    #[tokio::test]
+    async fn what_an_answer_says_holds_before_it_confirms_the_owner_whatever_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, mut told) = link(folder.path());
+        let (mut known, mut problems) = (None, BTreeMap::new());
+        let deleted = assignment(folder.path(), true);
+        assert!(link.answered(deleted.clone(), &mut known, &mut problems).await);
+        assert_eq!(said(&mut told), ["deleted", "owner"]);
+        assert!(!link.answered(deleted, &mut known, &mut problems).await);
+        assert_eq!(said(&mut told), ["owner"]);
+        // An admin server that was put back from a copy counts anew from there.
+        assert!(link.answered(assignment(folder.path(), false), &mut known, &mut problems).await);
+        assert_eq!(said(&mut told), ["there", "owner"]);
+    }
 }

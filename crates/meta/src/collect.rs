@@ -9,6 +9,7 @@
 
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
+use crate::pins::Turns;
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -24,6 +25,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+/// A page of a listing comes within this time: other stores are not to wait for one that hangs.
+const PAGE_WITHIN: Duration = Duration::from_secs(120);
 /// How often the time between two looks for what a deleted volume has left is doubled.
 const TRIES_MAX: u32 = 7;
 /// How many objects are condemned in one commit.
@@ -148,8 +151,8 @@ pub struct Collector {
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
     rhythm: Rhythm,
-    /// Held by whoever reads pins.
-    pub(crate) pins_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Who reads the pins of which store.
+    pub(crate) turns: Turns,
 }
 
 #[derive(Default)]
@@ -189,8 +192,8 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
-        let (state, wake, pins_turn) = Default::default();
-        Collector { queue, stores, state, wake, rhythm, pins_turn }
+        let (state, wake, turns) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, turns }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -262,7 +265,7 @@ impl Collector {
         for (store, volumes) in self.stores.each() {
             let mut listing = StoreListing::default();
             // Whoever asks for a look is not to wait for the next reading: until then nothing may go.
-            self.read_pins(&*store, &volumes).await;
+            self.read_pins(&store, &volumes).await;
             if let Err(error) = self.look_through(&*store, &volumes, &mut listing).await {
                 tracing::warn!("a block store could not be looked through: {error}");
                 listing.error = Some(error);
@@ -291,7 +294,9 @@ impl Collector {
             volumes.iter().map(|volume| (*volume, Vec::new())).collect();
         let below = if self.lock().wanted { POOR_BELOW_IF_ASKED } else { POOR_BELOW };
         loop {
-            let page = store.list(from).await.map_err(|error| error.to_string())?;
+            let page = tokio::time::timeout(PAGE_WITHIN, store.list(from)).await;
+            let page = page.map_err(|_| format!("no answer for {} seconds", PAGE_WITHIN.as_secs()))?;
+            let page = page.map_err(|error| error.to_string())?;
             // Sessions are opened before they store anything: these rows explain all that is on the page.
             let rows = self.rows(volumes).await?;
             listing.at = rows.view.version().to_string();
@@ -523,12 +528,12 @@ fn judge_page(
             quarantine(listing, name, *bytes, "it is not the name of an object");
             continue;
         };
+        found.there.insert(volume);
         let Some((index, row)) = rows.volumes.get(&volume) else {
             add(&mut listing.others, *bytes);
             continue;
         };
         add(&mut listing.found, *bytes);
-        found.there.insert(volume);
         match judge(&reads, *index, row, object, rows.over_since)? {
             Judged::Known => {
                 let poor = poor_object(&reads, *index, object, *bytes, below)?;
@@ -576,5 +581,19 @@ mod tests {
         assert!(!brakes(30, held(30, 0)), "as much is held");
         assert!(!brakes(9, held(0, 0)), "a little is no reason");
         assert!(!brakes(30, held(20, 100)), "released since the last of its sessions was over");
+    }
+
+    #[test]
+    fn what_lies_in_a_store_is_there_also_of_a_volume_that_is_not_collected_when_the_page_comes() {
+        let engine = chronofs_engine::memory::Memory::default();
+        let view = chronofs_engine::Engine::view(&engine);
+        let rows = Rows { view, volumes: BTreeMap::new(), over_since: Version::ZERO, brake_from: 0 };
+        let volume = Uuid::from_u128(1);
+        let object = ObjectId { incarnation: 0, session: chronofs_core::SessionId(1), n: 1 };
+        let names = [(chronofs_blocks::object_name(volume, object), 7)];
+        let mut listing = StoreListing::default();
+        // It is given up between this page and the last: no other page names it.
+        let found = judge_page(&rows, &names, POOR_BELOW, &mut listing).unwrap();
+        assert_eq!((found.there, listing.others.count), (BTreeSet::from([volume]), 1));
     }
 }

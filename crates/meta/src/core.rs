@@ -97,20 +97,28 @@ impl Core {
         mut decide: impl FnMut(&mut Machine, &mut Group) -> Result<(), EngineError>,
     ) -> Result<Decided, EngineError> {
         let now = now.into();
-        let mut group = Group::new(now, self.engine.view(), false);
-        decide(&mut self.machine, &mut group)?;
-        match self.apply(&mut group) {
-            Ok(decided) => Ok(decided),
+        match self.decide_once(now, false, &mut decide) {
             Err(error @ EngineError::NoSpace { .. }) => {
-                self.machine.failed(&mut group);
-                let mut group = Group::new(now, self.engine.view(), true);
-                decide(&mut self.machine, &mut group)?;
-                let mut decided = self.apply(&mut group)?;
+                let mut decided = self.decide_once(now, true, &mut decide)?;
                 decided.full = Some(error.to_string());
                 Ok(decided)
             }
-            Err(error) => Err(error),
+            decided => decided,
         }
+    }
+
+    fn decide_once(
+        &mut self,
+        now: Now,
+        full: bool,
+        decide: &mut dyn FnMut(&mut Machine, &mut Group) -> Result<(), EngineError>,
+    ) -> Result<Decided, EngineError> {
+        let mut group = Group::new(now, self.engine.view(), full);
+        let begun = self.machine.begin(&mut group);
+        let decided = begun.and_then(|()| decide(&mut self.machine, &mut group));
+        let decided = decided.and_then(|()| self.apply(&mut group));
+        // Not every error ends the server: whoever asked a question of the machine may be told of it.
+        decided.inspect_err(|_| self.machine.failed(&mut group))
     }
 
     fn apply(&mut self, group: &mut Group) -> Result<Decided, EngineError> {

@@ -12,13 +12,39 @@ use chronofs_blocks::{Pin, StorePort};
 use chronofs_engine::EngineError;
 use chronofs_namespace::SystemError;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 /// After a reading that failed or did not count the next one comes so much later, then twice as late each time, up to a
 /// limit: a store that was away is noticed soon. A volume that is new is read as soon.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// So long a reading of all pins of a store may take. Ten thousand of them in a bucket take less, and one that fails
+/// this way is followed by others before what is known is too old.
+const READ_WITHIN: Duration = Duration::from_secs(120);
+
+/// One reading of a store's pins is under way at a time.
+#[derive(Clone, Default)]
+pub(crate) struct Turns(Arc<Mutex<Vec<(Weak<dyn StorePort>, Turn)>>>);
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
+impl Turns {
+    fn of(&self, store: &Arc<dyn StorePort>) -> Turn {
+        let store = Arc::downgrade(store);
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|(known, _)| known.strong_count() > 0);
+        if let Some((_, turn)) = turns.iter().find(|(known, _)| known.ptr_eq(&store)) {
+            return turn.clone();
+        }
+        let turn = Turn::default();
+        turns.push((store, turn.clone()));
+        turn
+    }
+}
 
 /// Readings of a volume's pins since the last one that counts.
 #[derive(Default)]
@@ -57,9 +83,10 @@ fn pins_of(volume: Uuid, found: &[(String, Bytes)]) -> Result<Vec<Pin>, String> 
 impl Collector {
     /// Reads the pins of every block store again and again: as often as that three readings in a row may fail before
     /// what is known is too old, and after one that failed or did not count soon again, since nothing is collected
-    /// meanwhile.
+    /// meanwhile. No store waits for another.
     pub(crate) async fn watch_pins(self) {
         let mut tries: HashMap<Uuid, Tries> = HashMap::new();
+        let mut readings = JoinSet::new();
         loop {
             let Some(age_ms) = self.ask(|core, _| core.machine.config().pins_age_ms).await else { return };
             let every = Duration::from_millis(u64::from(age_ms)) / 4;
@@ -79,26 +106,40 @@ impl Collector {
                         due |= tries.get(&volume).is_none_or(|tries| tries.next_ns <= now_ns);
                     }
                 }
-                if !due {
+                // One that is being read, perhaps since long ago, is not read a second time beside that.
+                if !due || self.turns.of(&store).try_lock().is_err() {
                     continue;
                 }
-                if !self.read_pins(&*store, &volumes).await {
-                    return;
-                }
-                for volume in volumes {
+                for &volume in &volumes {
                     tries.entry(volume).or_default().tried(now_ns, every);
                 }
+                let this = self.clone();
+                readings.spawn(async move { this.read_pins(&store, &volumes).await });
             }
+            while readings.try_join_next().is_some() {}
             tokio::time::sleep(RETRY_FIRST.min(every / 5)).await;
         }
     }
 
-    /// Reads the pins of a block store, and tells the machine. `false`: the server stops.
-    pub(crate) async fn read_pins(&self, store: &dyn StorePort, volumes: &[Uuid]) -> bool {
-        // One after the other, so that what is told last was also found last.
-        let _turn = self.pins_turn.lock().await;
-        let Some(began_ns) = self.ask(|_, steady_ns| steady_ns).await else { return false };
-        let read = store.pins().await.map_err(|error| error.to_string());
+    /// Reads the pins of a block store, and tells the machine. A store that hangs is waited for for [`READ_WITHIN`].
+    pub(crate) async fn read_pins(&self, store: &Arc<dyn StorePort>, volumes: &[Uuid]) {
+        let Some(began_ns) = self.ask(|_, steady_ns| steady_ns).await else { return };
+        let reading = async {
+            let turn = self.turns.of(store).lock_owned().await;
+            let store = store.clone();
+            // It goes on when nobody waits for it any more: of a store that hangs there is one, and no more.
+            let reading = tokio::spawn(async move {
+                let read = store.pins().await;
+                drop(turn);
+                read
+            });
+            reading.await
+        };
+        let read = match tokio::time::timeout(READ_WITHIN, reading).await {
+            Ok(Ok(read)) => read.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("the block store has not answered for {} seconds", READ_WITHIN.as_secs())),
+        };
         for &volume in volumes {
             let found = match &read {
                 Ok(found) => pins_of(volume, found),
@@ -106,7 +147,6 @@ impl Collector {
             };
             self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
         }
-        true
     }
 
     /// Has the instants of `pin` kept, in the state and in the block store. When it returns, both are durable. Doing it
@@ -157,7 +197,18 @@ impl Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronofs_core::Version;
+    use crate::executor::Input;
+    use crate::machine::{Config, Found, Now, SharedView};
+    use crate::server::objects::Stores;
+    use chronofs_blocks::{ListPage, ObjectPort, StoreError};
+    use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+    use chronofs_core::{Retention, Version};
+    use chronofs_engine::Engine;
+    use chronofs_engine::memory::Memory;
+    use chronofs_wire::admin::{AssignedStore, AssignedVolume, Assignment, StoreKind};
+    use futures::future::BoxFuture;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::mpsc;
 
     fn pin(volume: u128, id: u128) -> (String, Bytes) {
         let (volume, id) = (Uuid::from_u128(volume), Uuid::from_u128(id));
@@ -195,5 +246,97 @@ mod tests {
         assert_eq!(of(&[pin(1, 1), cut]), Ok(1), "it is another volume's");
         let stranger = ("pins/letter".to_owned(), Bytes::from_static(b"dear"));
         assert!(of(&[stranger]).unwrap_err().contains("pins/letter"));
+    }
+
+    /// A store with no pins, or one that never answers.
+    struct Slow(bool, AtomicU32);
+
+    impl ObjectPort for Slow {
+        fn put<'a>(&'a self, _: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+            unreachable!("nothing is put")
+        }
+        fn get<'a>(&'a self, _: &'a str, _: u64, _: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+            unreachable!("nothing is read")
+        }
+    }
+
+    impl StorePort for Slow {
+        fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+            unreachable!("nothing is deleted")
+        }
+        fn list(&self, _: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+            unreachable!("nothing is listed")
+        }
+        fn put_pin<'a>(&'a self, _: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+            unreachable!("nothing is pinned")
+        }
+        fn remove_pin(&self, _: Uuid, _: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+            unreachable!("nothing was pinned")
+        }
+        fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            let hangs = self.0;
+            Box::pin(async move { if hangs { std::future::pending().await } else { Ok(Vec::new()) } })
+        }
+    }
+
+    fn assigned(id: u128) -> AssignedVolume {
+        let spec = VolumeSpec {
+            id: Uuid::from_u128(id),
+            name: format!("v{id}"),
+            block_size: BLOCK_SIZE_DEFAULT,
+            compression: Compression::None,
+            retention: Retention::None,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: [0; 16],
+        };
+        let kind = StoreKind::Local { path: "/nowhere".to_owned() };
+        let id = Uuid::from_u128(id + 100);
+        let store = AssignedStore { id, kind, credentials: Default::default(), create_only: false };
+        AssignedVolume { spec, deleted: false, give_up_after_s: None, store }
+    }
+
+    /// Decides what comes, for as long as anybody sends.
+    async fn decide(mut core: Core, mut inputs: mpsc::Receiver<Input>) {
+        let begun = tokio::time::Instant::now();
+        while let Some(input) = inputs.recv().await {
+            let now = Now::from(1_800_000_000_000_000_000 + begun.elapsed().as_nanos() as u64);
+            match input {
+                Input::Events(events) => core.run(now, events, &mut |_| ()).unwrap(),
+                Input::Ask(ask) => ask(&mut core, now),
+                _ => unreachable!("nobody is connected"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_read_once_and_holds_up_no_other() {
+        let engine = Arc::new(Memory::default());
+        let reads = SharedView(engine.view());
+        let now = Now::from(1_800_000_000_000_000_000);
+        let machine = Machine::new(Config::default(), &reads, Version::ZERO, Found::default(), now).unwrap();
+        let (queue, inputs) = mpsc::channel(64);
+        let volumes = vec![assigned(1), assigned(2)];
+        let assignment = Assignment { revision: 1, volumes, tokens: Vec::new(), probes: Vec::new() };
+        let told = vec![Event::Assignment(Box::new(assignment)), Event::Tick];
+        queue.send(Input::Events(told)).await.unwrap_or_else(|_| panic!("the channel has room"));
+        tokio::spawn(decide(Core { machine, engine }, inputs));
+        let (hangs, works) = (Arc::new(Slow(true, 0.into())), Arc::new(Slow(false, 0.into())));
+        let stores = Stores::default();
+        let of = |id, store: &Arc<Slow>| (Uuid::from_u128(id), store.clone() as Arc<dyn StorePort>);
+        stores.set(HashMap::from([of(1, &hangs), of(2, &works)]));
+        let collector = Collector::new(queue, stores);
+        let watching = tokio::spawn(collector.clone().watch_pins());
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(hangs.1.load(Ordering::SeqCst), 1);
+        assert!((15..20).contains(&works.1.load(Ordering::SeqCst)), "every 225 s: {:?}", works.1);
+        let waits = collector.ask(|core, _| {
+            let volumes = core.machine.volumes();
+            volumes.map(|volume| volume.collection().waits.clone()).collect::<Vec<_>>()
+        });
+        let waits = waits.await.unwrap();
+        assert!(waits[0].as_ref().unwrap().contains("120 seconds") && waits[1].is_none(), "{waits:?}");
+        watching.abort();
     }
 }

@@ -3,6 +3,7 @@
 use chronofs_core::ops::Reply;
 use chronofs_core::{Caller, Errno, Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, ReadStop};
+use uuid::Uuid;
 
 /// What one commit removes of an inode that goes, at the most: so many rows, or KiB of them. The rest goes step by step.
 pub const FREED_MAX: usize = 1024;
@@ -43,6 +44,8 @@ pub struct SystemCtx<'a> {
     pub is_open: &'a dyn Fn(Ino) -> bool,
     /// See [`Ctx::freed_max`].
     pub freed_max: usize,
+    /// Where a volume is, as far as that is known. Of all others every row of a volume is read, also of those that are gone.
+    pub place: &'a dyn Fn(Uuid) -> Option<VolumeIndex>,
 }
 
 /// What a mutation comes to. With an error the batch is empty.

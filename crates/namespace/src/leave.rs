@@ -6,11 +6,11 @@
 
 use crate::counted::count;
 use crate::rows::{
-    CONDEMNED, COUNTERS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, VERSIONED,
-    Volume,
+    CONDEMNED, COUNTERS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, UNPROVEN,
+    VERSIONED, Volume,
 };
 use crate::system::{
-    Decided, Steward, SystemError, SystemReply, list_sessions, list_volumes, nothing_refuses,
+    Decided, Steward, SystemError, SystemReply, list_sessions, list_volumes, nothing_refuses, volume,
 };
 use chronofs_core::VolumeIndex;
 use chronofs_core::volume::VolumeSpec;
@@ -67,10 +67,20 @@ pub(crate) fn is_bare<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Resul
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
+    /// The volume, if there is one, also a deleted one.
+    pub(crate) fn find_volume(&self, id: Uuid) -> Decided<Option<(VolumeIndex, Volume)>> {
+        if let Some(index) = (self.ctx.place)(id)
+            && let Some(row) = volume(self.reads, index)?
+            && row.spec.id == id
+        {
+            return Ok(Some((index, row)));
+        }
+        Ok(list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id))
+    }
+
     /// The volume, also a deleted one.
     pub(crate) fn any_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
-        let found = list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id);
-        found.ok_or_else(|| SystemError::UnknownVolume(id).into())
+        self.find_volume(id)?.ok_or_else(|| SystemError::UnknownVolume(id).into())
     }
 
     /// The volume, if what of it no row names goes.
@@ -142,6 +152,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
         let own = page(self.reads, index, &OWN, &[], usize::MAX)?;
         self.batch.0.extend(own.rows.into_iter().map(|(key, _)| Change::Delete(key)));
+        self.store.delete_plain(UNPROVEN, &index.0.to_be_bytes());
         volume.flags |= Volume::GONE;
         self.put_volume(index, &volume)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })

@@ -43,7 +43,7 @@ pub use held::{HeldFrom, HeldSlice, held_slices};
 pub use op::LINKS_MAX;
 pub use pack::{StagedPage, staged_slices};
 pub use paths::{first_purge, list_orphans, resolve, usage};
-pub use protect::{KeptInstant, list_kept, protected_instants};
+pub use protect::{KeptInstant, list_kept, list_unproven, protected_instants};
 pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;

@@ -1,6 +1,6 @@
 //! What may not be forgotten: the instants of a volume that somebody can still ask for.
 
-use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, Volume};
+use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, UNPROVEN, Unproven, Volume};
 use crate::system::{Decided, Steward, SystemError, SystemReply, check_instant, number_of, scan_plain};
 use chronofs_core::{SessionId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
@@ -36,19 +36,24 @@ pub fn list_kept<R: Reads + ?Sized>(reads: &R) -> Result<Vec<KeptInstant>, ReadS
     Ok(kept)
 }
 
+/// The volumes whose pins in the block store were not read since a start, with what that start had found.
+pub fn list_unproven<R: Reads + ?Sized>(reads: &R) -> Result<Vec<(VolumeIndex, Version)>, ReadStop> {
+    let rows = scan_plain::<Unproven, R>(reads, UNPROVEN, STORE_WIDE)?.into_iter();
+    Ok(rows.map(|(key, row)| (VolumeIndex(number_of(&key) as u32), row.survived)).collect())
+}
+
 fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
     [&index.0.to_be_bytes()[..], id.as_bytes()].concat()
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
-    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error.
+    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error, and may move the end
+    /// further away.
     pub(crate) fn keep(&mut self, volume: Uuid, id: Uuid, kept: Kept, found: bool) -> Decided<SystemReply> {
         let (index, mut row) = self.live_volume(volume)?;
         let known = list_kept(self.reads)?.into_iter().find(|(of, known, _)| (*of, *known) == (index, id));
         if let Some((_, _, known)) = known {
-            let same = (known.at, known.to) == (kept.at, kept.to);
-            let taken = SystemError::BadSpec(format!("{id} keeps {} to {} already", known.at, known.to));
-            return if same { Ok(SystemReply::Done) } else { Err(taken.into()) };
+            return self.keep_longer(index, id, known, &kept);
         }
         let now = self.ctx.version;
         if kept.at > kept.to || kept.to > now {
@@ -61,9 +66,37 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
         row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;
+        self.put_kept(index, id, &kept)?;
+        Ok(SystemReply::Done)
+    }
+
+    /// What is kept already stays until the later of the two ends: whoever asked for either was told that it does.
+    fn keep_longer(
+        &mut self,
+        index: VolumeIndex,
+        id: Uuid,
+        known: Kept,
+        asked: &Kept,
+    ) -> Decided<SystemReply> {
+        if (known.at, known.to) != (asked.at, asked.to) {
+            let taken = format!("{id} keeps {} to {} already", known.at, known.to);
+            return Err(SystemError::BadSpec(taken).into());
+        }
+        // A pin has no end.
+        let ends = known.ends.zip(asked.ends).map(|(one, other)| one.max(other));
+        if ends != known.ends {
+            if ends.is_none() {
+                self.store.delete_plain(HOLD, &kept_key(index, id));
+            }
+            self.put_kept(index, id, &Kept { ends, ..known })?;
+        }
+        Ok(SystemReply::Done)
+    }
+
+    fn put_kept(&mut self, index: VolumeIndex, id: Uuid, kept: &Kept) -> Decided<()> {
         let table = if kept.ends.is_some() { HOLD } else { PIN };
         self.store.put_plain(table, &kept_key(index, id), &kept.encode()?);
-        Ok(SystemReply::Done)
+        Ok(())
     }
 
     /// The instant need not be kept for this any more. Doing it again is no error.
@@ -76,6 +109,22 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 row.leases = row.leases.saturating_sub(1);
                 self.put_volume(index, &row)?;
             }
+        }
+        Ok(SystemReply::Done)
+    }
+
+    /// A start goes on from `survived` and has not read the volume's pins in the block store; or they are read now. What
+    /// an earlier start says of which the same is true stays.
+    pub(crate) fn note_unproven(&mut self, volume: Uuid, survived: Option<Version>) -> Decided<SystemReply> {
+        let (index, _) = self.any_volume(volume)?;
+        let key = index.0.to_be_bytes();
+        let known = self.store.get_plain(UNPROVEN, &key)?.is_some();
+        match survived {
+            Some(survived) if !known => {
+                self.store.put_plain(UNPROVEN, &key, &Unproven { flags: 0, survived }.encode()?);
+            }
+            None if known => self.store.delete_plain(UNPROVEN, &key),
+            _ => {}
         }
         Ok(SystemReply::Done)
     }

@@ -65,6 +65,8 @@ pub const CLOSED: Table = Table { number: 0x33, key_len: 8, name: "closed" };
 pub const PIN: Table = Table { number: 0x34, key_len: 20, name: "pin" };
 /// Instants that are kept for a time, in [`STORE_WIDE`]. Key: volume u32, id (16 bytes).
 pub const HOLD: Table = Table { number: 0x35, key_len: 20, name: "hold" };
+/// Volumes whose pins in the block store were not read since a start, in [`STORE_WIDE`]. Key: volume u32.
+pub const UNPROVEN: Table = Table { number: 0x36, key_len: 4, name: "unproven" };
 
 /// The pseudo volume of rows that belong to the whole store. Volumes count from 1.
 pub const STORE_WIDE: VolumeIndex = VolumeIndex(0);
@@ -108,7 +110,7 @@ macro_rules! row_format {
 
 mod collected;
 
-pub use collected::{Condemned, Kept, Moved, Packs, Refs, Retired, Sum, Tally};
+pub use collected::{Condemned, Kept, Moved, Packs, Refs, Retired, Sum, Tally, Unproven};
 
 /// An inode.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use crate::protect::{list_kept, protected_instants};
 use crate::read;
 use crate::rows::{
     self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, Kept, SESSION, STORE,
-    STORE_WIDE, Session, Store, VOLUME, Volume, ino_key,
+    STORE_WIDE, Session, Store, UNPROVEN, Unproven, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
 use chronofs_core::name::Position;
@@ -132,6 +132,9 @@ pub enum SystemError {
         "volume {0} is needed by a session, a hold or a pin, or something of it is left; it takes a while"
     )]
     StillNeeded(Uuid),
+    /// There is no room for a commit.
+    #[error("the disk of the metadata server is full; make room there and try again")]
+    NoRoom,
 }
 
 pub(crate) enum Refused {
@@ -242,6 +245,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::MoveSlices { volume, from, to, as_of, slices, last } => {
                 self.move_slices(*volume, (*from, *to), *as_of, slices, *last)
             }
+            SystemRequest::NoteUnproven { volume, survived } => self.note_unproven(*volume, *survived),
         }
     }
 
@@ -270,6 +274,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             deleted: None,
         };
         self.put_volume(index, &volume)?;
+        let unproven = Unproven { flags: 0, survived: version };
+        self.store.put_plain(UNPROVEN, &index.0.to_be_bytes(), &unproven.encode()?);
         self.make_root(index)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })
     }
@@ -447,7 +453,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
     }
 
     pub(crate) fn live_volume(&self, id: Uuid) -> Decided<(VolumeIndex, Volume)> {
-        match list_volumes(self.reads)?.into_iter().find(|(_, volume)| volume.spec.id == id) {
+        match self.find_volume(id)? {
             Some((_, Volume { deleted: Some(_), .. })) => Err(SystemError::DeletedVolume(id).into()),
             Some(found) => Ok(found),
             None => Err(SystemError::UnknownVolume(id).into()),

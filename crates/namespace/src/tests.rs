@@ -108,7 +108,8 @@ impl Fs {
         self.version += 10;
         let open = self.open.clone();
         let is_open = |ino| open.contains(&ino);
-        let ctx = SystemCtx { version: self.now(), is_open: &is_open, freed_max: FREED_MAX };
+        let ctx =
+            SystemCtx { version: self.now(), is_open: &is_open, freed_max: FREED_MAX, place: &|_| None };
         let outcome = system(&self.state, &ctx, &request).unwrap();
         if outcome.reply.is_err() {
             assert_eq!(outcome.batch.0, [], "a refusal changes nothing");

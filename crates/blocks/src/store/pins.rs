@@ -1,16 +1,20 @@
 //! Pins in a folder and in a bucket. Whoever looks for pins is to find all of them or an error: the marker is looked at
 //! before and after, and nothing is left out.
 
-use super::{BlockStore, MARKER, RemoteStore, list_below};
+use super::{BlockStore, MARKER, RemoteStore, blocking, list_below, sync_folder};
 use crate::pin::{PIN_BYTES_MAX, PINS, PINS_MAX, Pin, pin_name};
 use crate::port::{StoreError, Trouble};
 use bytes::Bytes;
 use chronofs_core::Errno;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path as Location;
 use std::io;
 use uuid::Uuid;
+
+/// How many pins of a bucket are read at once: there may be thousands, each a request.
+const READS_AT_ONCE: usize = 16;
 
 /// Names of pins, with what lies there.
 pub(crate) type Found = Vec<(String, Bytes)>;
@@ -39,13 +43,23 @@ impl BlockStore {
 
     pub(super) async fn delete_pin(&self, volume: Uuid, id: Uuid) -> Result<(), StoreError> {
         let name = pin_name(volume, id);
-        self.delete_named(&name, &Location::from(name.as_str())).await
+        self.delete_named(&name, &Location::from(name.as_str())).await?;
+        // Synced also where it was gone already: an earlier try may have been cut off before that. One that a power cut
+        // brings back would be obeyed for ever, for nobody removes it again.
+        let path = self.folder.join(&name);
+        let synced = blocking(move || match path.parent().map_or(Ok(()), sync_folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        });
+        synced.await.map_err(|error| self.unavailable(&name, "that it is gone cannot be synced", &error))?;
+        // What is not there where another disk is mounted may be there yet.
+        self.check_marker(&name).await
     }
 
     pub(super) async fn read_pins(&self) -> Result<Found, StoreError> {
-        self.check_marker(PINS)?;
+        self.check_marker(PINS).await?;
         let root = self.folder.clone();
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = blocking(move || {
             let (mut names, mut found) = (Vec::new(), Vec::new());
             list_below(&root, PINS, &mut names)?;
             names.sort_unstable();
@@ -63,12 +77,9 @@ impl BlockStore {
             }
             Ok(found)
         });
-        let found: Found = match reading.await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Err(self.unavailable(PINS, "they cannot be read", &error)),
-            Err(error) => return Err(self.unavailable(PINS, "they cannot be read", &error)),
-        };
-        self.check_marker(PINS)?;
+        let found: Found =
+            reading.await.map_err(|error| self.unavailable(PINS, "they cannot be read", &error))?;
+        self.check_marker(PINS).await?;
         if found.len() > PINS_MAX { Err(too_many()) } else { Ok(found) }
     }
 }
@@ -104,17 +115,19 @@ impl RemoteStore {
                 None => break,
             }
         }
-        let mut found = Vec::with_capacity(names.len());
-        for (name, size) in names {
-            if size > PIN_BYTES_MAX as u64 {
-                return Err(StoreError::damaged(&name, format!("it has {size} bytes, more than any pin")));
-            }
-            let read = async { self.client.objects.get(&self.at(&name)).await?.bytes().await };
-            let bytes =
-                read.await.map_err(|error| unread(self.unavailable(&name, "it cannot be read", &error)))?;
-            found.push((name, bytes));
-        }
+        let reading = names.into_iter().map(|(name, size)| self.read_pin(name, size));
+        let found: Found = stream::iter(reading).buffered(READS_AT_ONCE).try_collect().await?;
         self.marked(MARKER, "what was found among the pins does not count").await?;
         Ok(found)
+    }
+
+    async fn read_pin(&self, name: String, size: u64) -> Result<(String, Bytes), StoreError> {
+        if size > PIN_BYTES_MAX as u64 {
+            return Err(StoreError::damaged(&name, format!("it has {size} bytes, more than any pin")));
+        }
+        let read = async { self.client.objects.get(&self.at(&name)).await?.bytes().await };
+        let bytes =
+            read.await.map_err(|error| unread(self.unavailable(&name, "it cannot be read", &error)))?;
+        Ok((name, bytes))
     }
 }

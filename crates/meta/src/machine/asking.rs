@@ -101,7 +101,6 @@ impl Machine {
 
     /// Decides a hello for good.
     pub fn decide_asked(&mut self, group: &mut Group, asked: &Asked) -> Result<(), EngineError> {
-        self.begin(group);
         let (conn, hello, told) = asked;
         match (self.check(group, hello), told) {
             (Ok(checked), _) => return self.come_in(group, *conn, hello.clone(), checked),

@@ -378,7 +378,6 @@ impl Machine {
 
     /// All that is retired by now may go, in every volume, however much it is.
     pub fn release_brakes(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        group.last_before = self.last;
         let live = self.volumes.values().filter(|volume| volume.row.deleted.is_none());
         let ids: Vec<Uuid> = live.map(|volume| volume.id()).collect();
         if self.is_recovering() || group.full {
@@ -390,6 +389,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Why nothing can be kept or released now, if so.
+    fn keeps_nothing(&self, group: &Group) -> Option<SystemError> {
+        let collects = self.is_recovering().then_some(SystemError::NotNow);
+        collects.or(group.full.then_some(SystemError::NoRoom))
+    }
+
     /// Keeps the instants `at..=to` of a volume readable until they are released, or, as a hold, until `ends`.
     pub fn keep_instants(
         &mut self,
@@ -399,9 +404,8 @@ impl Machine {
         ends: Option<Version>,
         note: &str,
     ) -> Result<Result<(), SystemError>, EngineError> {
-        group.last_before = self.last;
-        if self.is_recovering() {
-            return Ok(Err(SystemError::NotNow));
+        if let Some(refused) = self.keeps_nothing(group) {
+            return Ok(Err(refused));
         }
         let request = SystemRequest::Keep { volume, id, at, to, ends, note: note.to_owned(), found: false };
         Ok(self.system(group, &request)?.map(drop))
@@ -414,9 +418,8 @@ impl Machine {
         volume: Uuid,
         id: Uuid,
     ) -> Result<Result<(), SystemError>, EngineError> {
-        group.last_before = self.last;
-        if self.is_recovering() {
-            return Ok(Err(SystemError::NotNow));
+        if let Some(refused) = self.keeps_nothing(group) {
+            return Ok(Err(refused));
         }
         let released = self.system(group, &SystemRequest::Release { volume, id })?.map(drop);
         if let (Ok(()), Some(volume)) =

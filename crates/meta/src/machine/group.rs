@@ -196,6 +196,10 @@ pub(super) enum Then {
     PackStepped(VolumeIndex, PackStep),
     /// The pins of a block store were read then, and all are obeyed, but for this problem.
     PinsRead(VolumeIndex, u64, Option<String>),
+    /// The state says from now on whether the pins of a volume are still to be read, and since which start.
+    Unproven(VolumeIndex, Option<Version>),
+    /// The state says so of every volume as of this start.
+    StartNoted,
     /// An instant is no longer kept.
     Released(VolumeIndex),
     /// An inode was freed.

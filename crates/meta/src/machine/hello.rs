@@ -437,6 +437,7 @@ fn refuse_session(error: SystemError) -> Refusal {
         | SystemError::Exhausted(_)
         | SystemError::NotGranted(_)
         | SystemError::NotNow
+        | SystemError::NoRoom
         | SystemError::NotCounted(_)
         | SystemError::NotDeleted(_)
         | SystemError::StillNeeded(_) => RefusalReason::NotNow { retry_ms: 60_000 },

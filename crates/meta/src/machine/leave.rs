@@ -15,10 +15,13 @@ use chronofs_engine::{EngineError, Reads};
 use chronofs_namespace::SystemReply;
 use chronofs_namespace::rows::Tally;
 use chronofs_wire::admin::{AssignedVolume, VolumeReport};
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// After so long it is tried again to begin with a volume that something still needed.
 const RETRY_NS: u64 = 1_000_000_000;
+/// For so long somebody can see that a volume is to be given up, and that a clock is wrong.
+const SEEN_NS: u64 = 3_600_000_000_000;
 
 /// How far the rows of a volume that is given up are gone. Not in the state: a restart begins anew, and finds those that
 /// are left.
@@ -38,6 +41,10 @@ pub(super) struct Leaving {
     damaged: bool,
     /// Rows that went since the server started.
     rows: u64,
+    /// Since when it is said without a break that it may be given up, by the steady clock.
+    told_ns: Option<u64>,
+    /// Since when the wall clock says as well that its time is over, by the steady clock.
+    over_ns: Option<u64>,
 }
 
 /// What the server says of a volume that was deleted.
@@ -58,6 +65,18 @@ impl Leaving {
     pub(super) fn changed(&mut self, version: Version, returns: bool) {
         self.changed = self.changed.max(version);
         self.returned |= returns;
+    }
+
+    /// Whether the time of a volume is over that is `told` to be deleted since then and to be kept for so long, if it is:
+    /// that has been said without a break for as long as it is to be kept; or for [`SEEN_NS`], in which the wall clock
+    /// said all the time that it is over. That clock alone does not count: it may be set wrong, and decides for good.
+    fn is_over(&mut self, told: Option<(Version, u64)>, wall_ns: u64, steady_ns: u64) -> bool {
+        let by_clock = told.filter(|(since, after_ns)| since.0.saturating_add(*after_ns) <= wall_ns);
+        self.told_ns = told.map(|_| self.told_ns.unwrap_or(steady_ns));
+        self.over_ns = by_clock.map(|_| self.over_ns.unwrap_or(steady_ns));
+        let lasts =
+            |since: Option<u64>, ns: u64| since.is_some_and(|since| steady_ns.saturating_sub(since) >= ns);
+        told.is_some_and(|(_, after_ns)| lasts(self.told_ns, after_ns)) || lasts(self.over_ns, SEEN_NS)
     }
 
     /// A step was taken.
@@ -95,24 +114,24 @@ pub(super) fn assigned(volume: &VolumeState, assigned: &AssignedVolume) -> Optio
 }
 
 impl Machine {
-    /// Gives up volumes whose time is over, by the word of the admin server and by this server's own clock. An old word does
-    /// not count: the volume may have been taken back since.
+    /// Gives up volumes whose time is over, by the word of the admin server and by this server's own clocks. An old word
+    /// does not count: the volume may have been taken back since. Neither does one that somebody had no time to notice.
     pub(super) fn give_up(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        if !self.owns_store(group.steady_ns) {
-            return Ok(());
-        }
-        let now = self.next_version(group);
-        let over = |volume: &VolumeState, after_s: u64| {
-            let kept = volume.row.deleted.filter(|_| !volume.row.is_given_up() && !volume.row.is_gone());
-            kept.is_some_and(|since| since.0.saturating_add(after_s.saturating_mul(1_000_000_000)) <= now.0)
-        };
+        let owns = self.owns_store(group.steady_ns);
         let assigned = self.assignment.iter().flat_map(|assignment| &assignment.volumes);
-        let asked = assigned.filter(|volume| volume.deleted);
-        let asked = asked.filter_map(|volume| Some((volume.spec.id, volume.give_up_after_s?)));
-        let due = |&(id, after_s): &(Uuid, u64)| {
-            self.volumes.values().any(|volume| volume.id() == id && over(volume, after_s))
-        };
-        for (id, _) in asked.filter(due).collect::<Vec<_>>() {
+        let asked = assigned.filter(|volume| volume.deleted && owns);
+        let asked: HashMap<Uuid, u64> =
+            asked.filter_map(|volume| Some((volume.spec.id, volume.give_up_after_s?))).collect();
+        let mut over = Vec::new();
+        for volume in self.volumes.values_mut() {
+            let id = volume.id();
+            let kept = volume.row.deleted.filter(|_| !volume.row.is_given_up() && !volume.row.is_gone());
+            let told = kept.zip(asked.get(&id).map(|after_s| after_s.saturating_mul(1_000_000_000)));
+            if volume.leaving.is_over(told, group.now_ns, group.steady_ns) {
+                over.push(id);
+            }
+        }
+        for id in over {
             if let Ok(SystemReply::Volume { index, volume }) =
                 self.system(group, &SystemRequest::GiveUpVolume { id })?
             {
@@ -204,12 +223,15 @@ impl Machine {
         tallies.flatten().any(empty)
     }
 
-    /// What the admin server has to know of a deleted volume, if anything.
+    /// What the admin server has to know of a deleted volume, if anything. It knows what is durable.
     pub fn report_of_deleted(&self, volume: &VolumeState) -> Option<VolumeReport> {
         let assigned = self.assignment.iter().flat_map(|assignment| &assignment.volumes);
         let wanted = assigned.filter(|assigned| !assigned.deleted).any(|found| found.spec.id == volume.id());
-        let (gone, given_up) = (volume.row.is_gone(), volume.row.is_given_up());
-        (gone || given_up).then(|| VolumeReport {
+        // What the admin server does about it cannot be taken back: a power cut must not bring anything back either.
+        let durable = volume.leaving.changed <= self.durable;
+        let gone = volume.row.is_gone() && durable;
+        let given_up = volume.row.is_gone() || (volume.row.is_given_up() && durable);
+        given_up.then(|| VolumeReport {
             id: volume.id(),
             born_ns: volume.row.born.0,
             earliest_ns: volume.row.born.0,

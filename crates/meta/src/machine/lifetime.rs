@@ -171,6 +171,12 @@ impl Machine {
         Ok(())
     }
 
+    pub(super) fn lease_renewed(&mut self, group: &Group, session: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.leased_ns = group.steady_ns;
+        }
+    }
+
     /// Every session has told what it has open, or is over, and what nobody has open and has no link goes. Who comes at
     /// the last moment may have told it in a frame that is not read yet; one that never does is not waited for any longer
     /// than another life of a session.
@@ -259,7 +265,8 @@ impl Machine {
 
     /// Removes a few more rows of inodes that are gone and had too many for one commit.
     fn purge(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let indexes: Vec<VolumeIndex> = self.volumes.keys().copied().collect();
+        let live = self.volumes.values().filter(|volume| volume.row.is_live() && !volume.purge_damaged);
+        let indexes: Vec<VolumeIndex> = live.map(|volume| volume.index).collect();
         let mut steps = PURGE_STEPS;
         for index in indexes {
             while steps > 0 {
@@ -272,7 +279,7 @@ impl Machine {
                 };
                 let Some(ino) = found else { break };
                 let Some(volume) = self.volumes.get(&index) else { break };
-                if volume.purge_damaged || volume.row.deleted.is_some() {
+                if volume.purge_damaged {
                     break;
                 }
                 steps -= 1;
@@ -339,7 +346,6 @@ impl Machine {
 
     /// Events of a clean stop: replies are written down, so that the next start has nothing to recover.
     pub fn stop(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        group.last_before = self.last;
         if self.is_recovering() || group.full { Ok(()) } else { self.write_mark(group) }
     }
 

@@ -254,6 +254,8 @@ pub struct Machine {
     called_ns: Option<u64>,
     /// Until then it is known that no other start has taken the store over.
     owns_until_ns: Option<u64>,
+    /// The state says that this start has not read the pins of block stores yet, or that it has.
+    start_noted: bool,
 }
 
 impl Machine {
@@ -295,10 +297,14 @@ impl Machine {
             ages: Ages::default(),
             called_ns: None,
             owns_until_ns: None,
+            start_noted: false,
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
             machine.volumes.insert(index, VolumeState::new(index, row));
+        }
+        for (index, survived) in chronofs_namespace::list_unproven(reads)? {
+            machine.set_unproven(index, Some(survived));
         }
         for (id, row) in chronofs_namespace::list_sessions(reads)? {
             machine.restore_session(id, &row, now.steady_ns);
@@ -345,10 +351,15 @@ impl Machine {
         self.assignment.is_some()
     }
 
+    /// What is decided from here on is the group's. It ends with [`Machine::applied`] or [`Machine::failed`].
+    pub fn begin(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        group.last_before = self.last;
+        if self.is_recovering() { Ok(()) } else { self.note_start(group) }
+    }
+
     /// Decides one event that stands alone. Its changes of the machine's memory that rest on commits follow in
     /// [`Machine::applied`].
     pub fn event(&mut self, group: &mut Group, event: Event) -> Result<(), EngineError> {
-        self.begin(group);
         match event {
             Event::Hello(conn, hello) => self.hello(group, conn, hello)?,
             Event::Call(conn, call) => self.call(group, conn, &call)?,
@@ -379,7 +390,6 @@ impl Machine {
 
     /// Decides calls that come together, until their commits are as much as a group may hold. Tells how many.
     pub fn calls(&mut self, group: &mut Group, calls: &[(ConnId, Call)]) -> Result<usize, EngineError> {
-        self.begin(group);
         for (n, (conn, call)) in calls.iter().enumerate() {
             if group.bytes >= GROUP_BYTES_MAX {
                 return Ok(n);
@@ -397,7 +407,7 @@ impl Machine {
         }
     }
 
-    /// The engine took none of the group's commits: the machine is as before it.
+    /// The group could not be decided, or the engine took none of its commits: the machine is as before it.
     pub fn failed(&mut self, group: &mut Group) {
         self.last = group.last_before;
         group.thens.clear();
@@ -411,10 +421,6 @@ impl Machine {
     /// Calls that were held back and are to be decided now.
     pub fn take_released(&mut self) -> Vec<(ConnId, Call)> {
         std::mem::take(&mut self.released)
-    }
-
-    fn begin(&mut self, group: &mut Group) {
-        group.last_before = self.last;
     }
 
     fn frame(&mut self, group: &mut Group, conn: ConnId, frame: ToServer) -> Result<(), EngineError> {
@@ -548,11 +554,7 @@ impl Machine {
             }
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),
-            Then::LeaseRenewed(session) => {
-                if let Some(session) = self.sessions.get_mut(&session) {
-                    session.leased_ns = group.steady_ns;
-                }
-            }
+            Then::LeaseRenewed(session) => self.lease_renewed(group, session),
             Then::Forgot { index, rows, next } => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.stepped(next, rows);
@@ -566,6 +568,8 @@ impl Machine {
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),
             Then::ObjectsGone(index, gone) => self.objects_gone(group, index, gone),
             Then::PinsRead(index, read_ns, problem) => self.pins_known(index, read_ns, problem),
+            Then::Unproven(index, survived) => self.set_unproven(index, survived),
+            Then::StartNoted => self.start_noted = true,
             Then::Released(index) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.lease_ended(self.last);

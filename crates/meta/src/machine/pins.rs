@@ -8,9 +8,10 @@
 
 use super::Machine;
 use super::group::{Group, Then};
+use super::volumes::VolumeState;
 use chronofs_blocks::Pin;
-use chronofs_core::VolumeIndex;
 use chronofs_core::ops::SystemRequest;
+use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::EngineError;
 use chronofs_namespace::{KeptInstant, list_kept};
 use uuid::Uuid;
@@ -33,13 +34,30 @@ pub(super) struct PinsKnown {
     read_ns: Option<u64>,
     /// Why they were not since.
     problem: Option<String>,
+    /// What had survived at the first start since which they were not read, if so: as the state says.
+    unproven: Option<Version>,
+    /// When the last reading began that was heard of.
+    heard_ns: u64,
     /// When one was last released.
     released_ns: Option<u64>,
 }
 
 impl PinsKnown {
+    /// Of a volume that was made by this commit.
+    pub(super) fn new(born: Version) -> Self {
+        PinsKnown { unproven: Some(born), ..PinsKnown::default() }
+    }
+
     pub(super) fn released(&mut self, steady_ns: u64) {
         self.released_ns = Some(steady_ns);
+    }
+}
+
+/// What is damaged is a reason to wait; anything else is the end of the server.
+fn told(problem: Result<Option<String>, EngineError>) -> Result<Option<String>, EngineError> {
+    match problem {
+        Err(EngineError::Damaged { what, detail }) => Ok(Some(format!("{what}: {detail}"))),
+        problem => problem,
     }
 }
 
@@ -78,6 +96,11 @@ impl Machine {
             // It may have found what was released meanwhile, and would bring that back. The next one counts.
             return Ok(());
         }
+        if read.began_ns < volume.pins.heard_ns {
+            // One that took longer than another that began after it: that one knows better.
+            return Ok(());
+        }
+        volume.pins.heard_ns = read.began_ns;
         let index = volume.index;
         let pins = match &read.found {
             Ok(pins) => pins,
@@ -96,14 +119,52 @@ impl Machine {
         };
         let mut problem = None;
         for pin in pins {
-            match self.take_pin(group, index, pin, &kept) {
-                Ok(told) => problem = problem.or(told),
-                Err(EngineError::Damaged { what, detail }) => problem = Some(format!("{what}: {detail}")),
-                Err(error) => return Err(error),
-            }
+            problem = problem.or(told(self.take_pin(group, index, pin, &kept))?);
+        }
+        if problem.is_none() {
+            problem = told(self.note_proven(group, index))?;
         }
         group.thens.push(Then::PinsRead(index, read.began_ns, problem));
         Ok(())
+    }
+
+    /// Writes down, in the first commits of a start, that the pins are not read yet, and what the start goes on from.
+    ///
+    /// Metadata that is an old copy is betrayed by a pin that it has no row for, of an instant that it never reached. What it
+    /// reached says only what it was started on: its own commits are of today, however old the copy is. And a
+    /// second start finds those.
+    pub(super) fn note_start(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        if self.start_noted || group.full {
+            return Ok(());
+        }
+        let survived = self.recovered;
+        let unknown = |volume: &&VolumeState| !volume.row.is_gone() && volume.pins.unproven.is_none();
+        let each = self.volumes.values().filter(unknown).map(|volume| (volume.index, volume.id()));
+        for (index, volume) in each.collect::<Vec<_>>() {
+            let request = SystemRequest::NoteUnproven { volume, survived: Some(survived) };
+            if self.system(group, &request)?.is_ok() {
+                group.thens.push(Then::Unproven(index, Some(survived)));
+            }
+        }
+        group.thens.push(Then::StartNoted);
+        Ok(())
+    }
+
+    pub(super) fn set_unproven(&mut self, index: VolumeIndex, survived: Option<Version>) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.pins.unproven = survived;
+        }
+    }
+
+    /// The pins are read, and none is of a lost timeline.
+    fn note_proven(&mut self, group: &mut Group, index: VolumeIndex) -> Result<Option<String>, EngineError> {
+        let unproven = self.volumes.get(&index).filter(|volume| volume.pins.unproven.is_some());
+        let Some(volume) = unproven.map(VolumeState::id) else { return Ok(None) };
+        let noted = self.system(group, &SystemRequest::NoteUnproven { volume, survived: None })?;
+        if noted.is_ok() {
+            group.thens.push(Then::Unproven(index, None));
+        }
+        Ok(noted.err().map(|error| error.to_string()))
     }
 
     /// Sees to it that a pin of the store is obeyed. Gives why it cannot be, if so.
@@ -122,15 +183,23 @@ impl Machine {
             return Ok(None);
         }
         let name = pin.name();
-        if pin.incarnation > incarnation || pin.to > self.last {
+        let known = kept.iter().find(|(of, id, _)| (*of, *id) == (index, pin.id));
+        // What was pinned in this timeline has a row, or had one and was released.
+        let had = volume.row.born..=volume.pins.unproven.unwrap_or(self.recovered);
+        if pin.incarnation > incarnation || (known.is_none() && !had.contains(&pin.to)) {
             return Ok(Some(format!(
                 "{name} keeps what this metadata never had (incarnation {}, up to {}): it is an old copy",
                 pin.incarnation, pin.to
             )));
         }
-        if let Some((.., row)) = kept.iter().find(|(of, id, _)| (*of, *id) == (index, pin.id)) {
-            let same = (row.at, row.to) == (pin.from, pin.to);
-            return Ok((!same).then(|| format!("{name} keeps other instants than the metadata says")));
+        if let Some((.., row)) = known {
+            if (row.at, row.to) != (pin.from, pin.to) {
+                return Ok(Some(format!("{name} keeps other instants than the metadata says")));
+            }
+            let ends = |ends: Option<Version>| ends.unwrap_or(Version::MAX);
+            if ends(row.ends) >= ends(pin.ends) {
+                return Ok(None);
+            }
         }
         let request = SystemRequest::Keep {
             volume: pin.volume,

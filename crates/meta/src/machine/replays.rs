@@ -56,7 +56,6 @@ impl Machine {
 
     /// Decides the next group of replays as an event of its own.
     pub fn go_on_replaying(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        group.last_before = self.last;
         self.replay_on(group)
     }
 
@@ -114,6 +113,9 @@ impl Machine {
         first: bool,
         last: bool,
     ) -> Result<Vec<(SessionId, Option<Missed>)>, EngineError> {
+        if first {
+            self.note_start(group)?;
+        }
         if first && !last {
             self.note_replays(group, Some(self.survived_here()));
         }

@@ -135,7 +135,9 @@ impl Machine {
         let version = self.next_version(group);
         // A reap is asked for only when nobody has the file open.
         let is_open = |_: Ino| false;
-        let ctx = SystemCtx { version, is_open: &is_open, freed_max: FREED_MAX };
+        let known = &self.volumes;
+        let place = |id: Uuid| known.values().find(|volume| volume.id() == id).map(|volume| volume.index);
+        let ctx = SystemCtx { version, is_open: &is_open, freed_max: FREED_MAX, place: &place };
         let outcome = match chronofs_namespace::system(&group.reads, &ctx, request) {
             Ok(outcome) => outcome,
             Err(stop) => {
@@ -273,7 +275,11 @@ impl Machine {
                 // Its horizon may be another one.
                 volume.forgetting.shrunk(self.last);
             }
-            None => drop(self.volumes.insert(index, VolumeState::new(index, row))),
+            None => {
+                let mut volume = VolumeState::new(index, row);
+                volume.pins = PinsKnown::new(volume.row.born);
+                self.volumes.insert(index, volume);
+            }
         }
     }
 }

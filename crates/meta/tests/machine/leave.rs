@@ -181,6 +181,7 @@ fn a_volume_that_is_given_up_goes_in_steps_its_objects_ten_minutes_later_and_the
     assert!(server.core.machine.is_emptied(&SharedView(server.core.engine.view())));
     server.run(Event::NoneFound(common::VOLUME));
     assert_eq!(server.rows(), 0);
+    server.durable();
     let volume = server.core.machine.volume(INDEX).unwrap();
     assert!(volume.row.is_gone() && server.core.machine.report_of_deleted(volume).unwrap().gone);
     server.verified();
@@ -249,7 +250,9 @@ fn a_volume_is_kept_for_its_time_from_when_this_server_heard_of_it() {
     server.minutes(50);
     assert!(server.leaving().unwrap().kept, "nobody says any more that it may go");
     server.told(due);
-    server.minutes(2);
+    server.minutes(50);
+    assert!(server.leaving().unwrap().kept, "nor did anybody for an hour");
+    server.minutes(12);
     assert!(!server.leaving().unwrap().kept && server.rows() < before);
 }
 
@@ -262,4 +265,183 @@ fn a_word_that_nobody_has_said_lately_gives_up_nothing() {
     server.run(Event::Owner(true));
     server.run(Event::Tick);
     assert!(!server.leaving().unwrap().kept);
+}
+
+impl Server {
+    /// As [`Server::minutes`], with a wall clock that is ahead by so much.
+    fn minutes_ahead(&mut self, minutes: u64, ahead_ns: u64) {
+        for _ in 0..minutes * 2 {
+            self.now_ns += 30 * SECOND;
+            let now = Now { wall_ns: self.now_ns + ahead_ns, steady_ns: self.now_ns };
+            self.core.run(now, vec![Event::Owner(true), Event::Tick], &mut |_| ()).unwrap();
+            self.durable();
+        }
+    }
+}
+
+/// A clock that jumps ahead, here and at the admin server, has the time of every deleted volume be over at once.
+#[test]
+fn a_clock_that_was_wrong_gives_up_nothing_before_somebody_can_see_it() {
+    const YEAR_NS: u64 = 365 * 24 * 3600 * SECOND;
+    let due = |assignment: &mut Assignment| {
+        (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(7 * 24 * 3600))
+    };
+    let (mut server, _) = with_files();
+    server.deleted(false);
+    // For a moment: what was committed meanwhile has a version of next year, and so has all that follows.
+    let ahead = Now { wall_ns: server.now_ns + YEAR_NS, steady_ns: server.now_ns };
+    server.core.stop(ahead).unwrap();
+    assert!(server.core.machine.last().0 > server.now_ns + YEAR_NS / 2);
+    server.told(due);
+    server.minutes(180);
+    assert!(server.leaving().unwrap().kept, "the clock is right again");
+    // Until it is seen: then the word is taken back, and said again later.
+    server.minutes_ahead(50, YEAR_NS);
+    server.deleted(false);
+    server.told(due);
+    server.minutes_ahead(50, YEAR_NS);
+    assert!(server.leaving().unwrap().kept, "it was not said for an hour");
+    let mut server = server.again();
+    server.told(due);
+    server.minutes_ahead(50, YEAR_NS);
+    assert!(server.leaving().unwrap().kept, "nor since this start");
+    server.minutes_ahead(20, YEAR_NS);
+    assert!(!server.leaving().unwrap().kept);
+}
+
+#[test]
+fn the_admin_server_is_told_that_a_volume_goes_or_is_gone_when_that_is_durable() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine, START_NS, false);
+    server.durable();
+    let told = |server: &Server| {
+        let volume = server.core.machine.volume(INDEX).unwrap();
+        let report = server.core.machine.report_of_deleted(volume);
+        report.map(|report| (report.given_up, report.gone))
+    };
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(0));
+    server.run(Event::Assignment(Box::new(assignment)));
+    server.run(Event::Tick);
+    assert!(!server.leaving().unwrap().kept);
+    assert_eq!(told(&server), None);
+    server.durable();
+    assert_eq!(told(&server), Some((true, false)));
+    server.minutes(30);
+    server.run(Event::NoneFound(common::VOLUME));
+    assert!(server.core.machine.volume(INDEX).unwrap().row.is_gone());
+    assert_eq!(told(&server), Some((true, false)), "a power cut would bring its rows back");
+    server.durable();
+    assert_eq!(told(&server), Some((true, true)));
+}
+
+/// Counts the places that are looked at and the rows that are found there.
+#[derive(Default)]
+struct Counted(Memory, Arc<AtomicU64>);
+
+struct CountedView(Arc<dyn View>, Arc<AtomicU64>);
+
+impl chronofs_engine::Reads for CountedView {
+    fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>, chronofs_engine::ReadStop> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.get(key)
+    }
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, chronofs_engine::ReadStop> {
+        let rows = self.0.scan(from, to, limit)?;
+        self.1.fetch_add(1 + rows.len() as u64, Ordering::SeqCst);
+        Ok(rows)
+    }
+    fn first(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Option<(bytes::Bytes, bytes::Bytes)>, chronofs_engine::ReadStop> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.first(from, to)
+    }
+}
+
+impl View for CountedView {
+    fn version(&self) -> Version {
+        self.0.version()
+    }
+}
+
+impl Engine for Counted {
+    fn apply(&self, commits: Vec<Commit>) -> Result<(), EngineError> {
+        self.0.apply(commits)
+    }
+    fn view(&self) -> Arc<dyn View> {
+        Arc::new(CountedView(self.0.view(), self.1.clone()))
+    }
+    fn applied(&self) -> Version {
+        self.0.applied()
+    }
+    fn durable(&self) -> Version {
+        self.0.durable()
+    }
+    fn sync(&self) -> Result<Version, EngineError> {
+        self.0.sync()
+    }
+    fn recovered(&self) -> Vec<Recovered> {
+        self.0.recovered()
+    }
+    fn mark(&self, version: Version) -> Result<(), EngineError> {
+        self.0.mark(version)
+    }
+}
+
+#[test]
+fn neither_a_tick_nor_a_request_of_the_server_looks_at_volumes_that_are_gone() {
+    let engine = Arc::new(Counted::default());
+    let reads = engine.1.clone();
+    let mut server = Server::start(engine, START_NS, false);
+    let looks = |server: &mut Server| {
+        server.minutes(1);
+        server.now_ns += SECOND;
+        server.durable();
+        let before = reads.load(Ordering::SeqCst);
+        server.run(Event::Tick);
+        let released = server.core.decide(server.now_ns, |machine, group| {
+            machine.release_instants(group, common::VOLUME, Uuid::from_u128(1))?.unwrap();
+            Ok(())
+        });
+        released.unwrap();
+        reads.load(Ordering::SeqCst) - before
+    };
+    server.told(|assignment| assignment.volumes.clear());
+    let one = looks(&mut server);
+    let each = |deleted: bool| {
+        move |assignment: &mut Assignment| {
+            let first = assignment.volumes.remove(0);
+            assignment.volumes = (0..50u128)
+                .map(|n| {
+                    let mut volume = first.clone();
+                    (volume.spec.id, volume.spec.name) = (Uuid::from_u128(1000 + n), format!("v{n}"));
+                    (volume.deleted, volume.give_up_after_s) = (deleted, deleted.then_some(0));
+                    volume
+                })
+                .collect();
+        }
+    };
+    server.told(each(false));
+    server.told(each(true));
+    assert_eq!(server.core.machine.volumes().count(), 51);
+    for n in 0..50 {
+        let read =
+            PinsRead { volume: Uuid::from_u128(1000 + n), began_ns: server.now_ns, found: Ok(Vec::new()) };
+        server.run(Event::Pins(Box::new(read)));
+    }
+    server.minutes(30);
+    for n in 0..50 {
+        server.run(Event::NoneFound(Uuid::from_u128(1000 + n)));
+    }
+    assert_eq!(server.core.machine.volumes().filter(|volume| volume.row.is_gone()).count(), 50);
+    let with_them = looks(&mut server);
+    assert!(with_them < one + 10, "{with_them} reads with 50 volumes that are gone, {one} without");
 }

@@ -3,12 +3,14 @@
 mod keys;
 mod leave;
 mod past;
+mod pins;
 mod store;
 
 use super::client::{FromServer, SimClient};
 use super::engine::{Record, RecordingEngine, assert_is_model};
 use super::store::SharedStore;
 use crate::common;
+use chronofs_blocks::Pin;
 use chronofs_core::{Ino, Retention, SessionId, Version};
 use chronofs_engine::embedded::MemMedium;
 use chronofs_engine::sim::{Fault, Random, SimDisk};
@@ -16,7 +18,9 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Brief, Tag};
-use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView};
+use chronofs_meta::machine::{
+    Call, Config, ConnId, Effect, Event, Found, Machine, Now, PinsRead, SharedView,
+};
 use chronofs_wire::message::{ToClient, ToServer};
 use keys::Operators;
 use leave::Fate;
@@ -77,6 +81,13 @@ pub struct World {
     /// Starts that found replays applied in part.
     pub unfinished: usize,
     pub operators: Operators,
+    /// How far the wall clock is ahead of what time it is.
+    ahead_ns: u64,
+    /// For pins of lost timelines, while there may be any; and one that lies in the store.
+    strays: Option<Random>,
+    stray: Option<Pin>,
+    /// Events decided while one of an instant lay there that the commits of the start have passed.
+    pub starts_on_old_copies: usize,
 }
 
 impl World {
@@ -118,6 +129,10 @@ impl World {
             small_groups: Random::new(seed.rotate_left(29) ^ 0x6709).one_in(2),
             unfinished: 0,
             operators: Operators::new(seed.rotate_left(41) ^ 0x6e75),
+            ahead_ns: 0,
+            strays: Some(Random::new(seed.rotate_left(53) ^ 0x57a7)),
+            stray: None,
+            starts_on_old_copies: 0,
         }
     }
 
@@ -161,11 +176,13 @@ impl World {
         let Some(server) = &mut self.server else { return };
         // Pins are read now and then, mostly.
         if matches!(events[..], [.., Event::Tick]) && !self.store_random.one_in(5) {
-            let read = PinsRead { volume: common::VOLUME, began_ns: self.now_ns, found: Ok(Vec::new()) };
+            let found = Ok(self.stray.iter().cloned().collect());
+            let read = PinsRead { volume: common::VOLUME, began_ns: self.now_ns, found };
             events.insert(0, Event::Pins(Box::new(read)));
         }
         let mut decided = Vec::new();
-        let result = server.core.run(self.now_ns, events, &mut |group| decided.push(group));
+        let now = Now { wall_ns: self.now_ns + self.ahead_ns, steady_ns: self.now_ns };
+        let result = server.core.run(now, events, &mut |group| decided.push(group));
         let applied = server.engine.applied();
         match result {
             Ok(()) => {}
@@ -184,6 +201,7 @@ impl World {
         if self.server.is_none() {
             self.server_gone();
         }
+        self.check_stray();
     }
 
     /// Looks at what was committed before anybody hears of it. Of what was not applied nobody ever does.
@@ -246,7 +264,10 @@ impl World {
                     self.server = None;
                 }
             }
-            Effect::Delete(job) => self.store.lock().unwrap().asked(job),
+            Effect::Delete(job) => {
+                assert_eq!(self.stray, None, "a lost timeline may need {job:?}");
+                self.store.lock().unwrap().asked(job);
+            }
             Effect::Pack(job) => {
                 let Some(server) = &self.server else { return };
                 let view = server.core.engine.view();
@@ -402,6 +423,7 @@ impl World {
             Err(error) => panic!("the engine does not open: {error}"),
         };
         let last_commit = engine.last_commit();
+        self.lose_timeline(last_commit);
         {
             let mut record = self.record.lock().unwrap();
             record.retain(|commit| commit.version <= last_commit);
@@ -496,6 +518,7 @@ impl World {
     /// Nothing fails any more: everybody comes back, everything is answered, and all is checked.
     pub fn finish(&mut self) {
         self.deleted_meanwhile = self.store.lock().unwrap().deleted;
+        (self.strays, self.stray) = (None, None);
         self.disk.clear_faults();
         for _ in 0..400 {
             if self.server.is_none() {

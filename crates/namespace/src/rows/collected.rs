@@ -134,6 +134,15 @@ pub struct Kept {
     pub note: String,
 }
 
+/// The metadata of a volume may be an old copy: its pins in the block store were not read since it was started on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unproven {
+    /// None known.
+    pub flags: u16,
+    /// The last commit that the first such start had found, or the one that made the volume.
+    pub survived: Version,
+}
+
 row_format!(Refs, 0);
 row_format!(Retired, 0);
 row_format!(Condemned, 0);
@@ -141,3 +150,4 @@ row_format!(Moved, 0);
 row_format!(Packs, 0);
 row_format!(Tally, Tally::REPACKED);
 row_format!(Kept, 0);
+row_format!(Unproven, 0);

@@ -1,6 +1,7 @@
 use super::*;
 use crate::rows::{STAGED, staged_key};
-use crate::{Judged, judge, list_condemned, list_objects, live_stored_bytes, retired_since, tally, volume};
+use crate::{Judged, judge, list_condemned, list_kept, list_objects, live_stored_bytes};
+use crate::{retired_since, tally, volume};
 use chronofs_engine::Reads;
 
 const SECOND: u64 = 1_000_000_000;
@@ -173,6 +174,26 @@ fn what_the_past_names_stays_until_no_instant_needs_it() {
     assert_eq!(fs.bytes(None, f, 100), b"as it is now, longer");
     let late = fs.system(keep(hold, None));
     assert!(matches!(late, Err(SystemError::Instant { .. })), "{late:?}");
+}
+
+#[test]
+fn what_is_kept_for_longer_than_it_was_is_kept_until_the_later_end() {
+    let mut fs = Fs::new();
+    let (at, id) = (fs.now(), Uuid::from_u128(1));
+    let mut keep = |ends: Option<u64>| {
+        let (volume, note, ends) = (spec().id, "a snapshot".to_owned(), ends.map(Version));
+        fs.system(SystemRequest::Keep { volume, id, at, to: at, ends, note, found: false }).unwrap();
+        let kept = list_kept(&fs.state).unwrap();
+        let leases = crate::volume(&fs.state, VOLUME).unwrap().unwrap().leases;
+        assert_eq!((kept.len(), leases), (1, 1));
+        kept[0].2.ends.map(|ends| ends.0)
+    };
+    let far = u64::MAX - 1;
+    assert_eq!(keep(Some(far - 1)), Some(far - 1));
+    assert_eq!(keep(Some(far)), Some(far), "it is held for longer");
+    assert_eq!(keep(Some(far - 2)), Some(far), "somebody was told that it is held for longer");
+    assert_eq!(keep(None), None, "it is a pin from now on");
+    assert_eq!(keep(Some(far)), None);
 }
 
 #[test]

@@ -11,12 +11,15 @@ use chronofs_namespace::rows::VERSIONED;
 use chronofs_wire::admin::Assignment;
 
 const INDEX: VolumeIndex = VolumeIndex(1);
+const YEAR_NS: u64 = 365 * 24 * 3600 * 1000 * MS;
 
 /// What the admin server says of the volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
     Lives,
     Kept,
+    /// Its time is over, by the clock of the admin server.
+    Due,
     GivenUp,
 }
 
@@ -27,7 +30,11 @@ impl World {
         let volume = &mut assignment.volumes[0];
         volume.spec.retention = self.retention;
         volume.deleted = self.fate != Fate::Lives;
-        volume.give_up_after_s = (self.fate == Fate::GivenUp).then_some(0);
+        volume.give_up_after_s = match self.fate {
+            Fate::Lives | Fate::Kept => None,
+            Fate::Due => Some(7200),
+            Fate::GivenUp => Some(0),
+        };
         assignment
     }
 
@@ -52,6 +59,10 @@ impl World {
     fn trouble(&mut self) {
         for _ in 0..10 + self.store_random.below(30) {
             self.now_ns += self.store_random.below(100 * MS);
+            if self.fate == Fate::Due && self.store_random.one_in(3) {
+                // The clock is set, wrong or right.
+                self.ahead_ns = YEAR_NS - self.ahead_ns;
+            }
             match self.store_random.below(20) {
                 0 => self.kill(),
                 1 => self.cut_power(),
@@ -71,6 +82,7 @@ impl World {
             }
         }
         self.disk.clear_faults();
+        self.ahead_ns = 0;
         self.restart();
     }
 
@@ -99,6 +111,17 @@ impl World {
         if self.store_random.one_in(2) {
             self.decide(Fate::Lives);
             self.trouble();
+            self.check_past();
+            self.decide(Fate::Kept);
+        }
+        let before = self.rows();
+        self.decide(Fate::Due);
+        self.trouble();
+        assert_eq!(self.rows(), before, "a clock alone gives up nothing");
+        if self.store_random.one_in(2) {
+            // It is taken back at the last moment.
+            self.decide(Fate::Lives);
+            self.calm();
             self.check_past();
             self.decide(Fate::Kept);
         }
