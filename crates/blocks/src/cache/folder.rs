@@ -10,7 +10,7 @@ use super::index::{Queue, SegmentId};
 use super::record::{self, FOOTER_LEN, Footer, HEADER_LEN, ROW_LEN, Row, parse_header};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -75,8 +75,7 @@ impl Folder {
             let entry = entry?;
             let Some(id) = entry.file_name().to_str().and_then(parse_name) else { continue };
             match entry.metadata() {
-                // Without room set aside (see `create`) a file may come to take as much as it is long.
-                Ok(metadata) => drop(found.insert(id, metadata.len().max(metadata.blocks() * 512))),
+                Ok(metadata) => drop(found.insert(id, taken(&metadata))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -184,7 +183,12 @@ fn end(file: &File, rows: &[Row], len: u64) -> io::Result<Option<u64>> {
     }
     file.write_all_at(&table, at)?;
     file.set_len(end)?;
-    Ok(Some(end))
+    Ok(Some(taken(&file.metadata()?)))
+}
+
+/// The bytes that a segment takes. Without room set aside (see `create`) it may come to take as much as it is long.
+fn taken(metadata: &Metadata) -> u64 {
+    metadata.len().max(metadata.blocks() * 512)
 }
 
 /// The records that a killed process left, one after the other.

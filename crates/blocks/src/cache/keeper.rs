@@ -79,7 +79,8 @@ impl Keeper {
         self.folder().prepare()?;
         // What cannot be written to can be read all the same.
         let lock = self.folder().lock();
-        self.meet(&self.folder().list()?);
+        let mut listed = self.folder().list()?;
+        self.meet(&mut listed);
         lock.map(drop)
     }
 
@@ -178,8 +179,8 @@ impl Keeper {
     /// Lets segments go until `bytes` more are within the quota and one more slice can be known.
     fn make_room(&mut self, bytes: u64) -> io::Result<Room> {
         let lock = self.folder().lock()?;
-        let listed = self.folder().list()?;
-        self.meet(&listed);
+        let mut listed = self.folder().list()?;
+        self.meet(&mut listed);
         let mut room = Room { _lock: lock, listed, kept: HashSet::new() };
         while room.bytes() + bytes > self.limits.bytes_max || self.shared.index().is_full() {
             if !self.let_one_go(&mut room) {
@@ -191,8 +192,9 @@ impl Keeper {
         Ok(room)
     }
 
-    /// Compares what is known with what is there: other processes begin segments and let some go.
-    fn meet(&mut self, listed: &BTreeMap<SegmentId, u64>) {
+    /// Compares what is known with what is there: other processes begin segments and let some go. What is ended takes less
+    /// from then on.
+    fn meet(&mut self, listed: &mut BTreeMap<SegmentId, u64>) {
         let known = self.shared.index().segments();
         for id in known {
             if !listed.contains_key(&id) {
@@ -200,12 +202,15 @@ impl Keeper {
             }
         }
         self.others_write = false;
-        for (id, bytes) in listed {
+        for (id, bytes) in listed.iter_mut() {
             if self.shared.index().knows(*id) {
                 continue;
             }
             match self.folder().rows(*id) {
-                Ok(Some((rows, ended))) => self.shared.index().found(*id, ended.unwrap_or(*bytes), &rows),
+                Ok(Some((rows, ended))) => {
+                    *bytes = ended.unwrap_or(*bytes);
+                    self.shared.index().found(*id, *bytes, &rows);
+                }
                 // Another process writes it: it is met once it is whole.
                 Ok(None) => self.others_write = true,
                 // As if it were empty: it goes when its time comes.

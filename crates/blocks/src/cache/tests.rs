@@ -133,6 +133,7 @@ fn what_a_killed_process_left_takes_no_more_than_it_holds_once_it_is_met() {
     assert_eq!(allocated(dir.path()), 256 << 10);
     let cache = Direct::open(dir.path(), limits);
     assert!(allocated(dir.path()) <= 3 * 4096, "{}", allocated(dir.path()));
+    assert_eq!(cache.disk.figures().bytes, allocated(dir.path()), "and it says so");
     assert!((1..10).all(|n| cache.get(n, 512)));
     // It was ended well: the next one finds a table.
     drop(cache);

@@ -115,8 +115,9 @@ fn a_volume_that_is_deleted_or_not_mentioned_keeps_all_for_as_long_as_nothing_el
     server.told(|assignment| assignment.volumes.clear());
     assert_eq!(server.minutes(180), []);
     assert_eq!(server.rows(), before);
-    let refused = server.run(Event::Hello(ConnId(7), Box::new(hello(7))));
-    assert!(!refused.iter().any(|effect| matches!(effect, Effect::Answer(_, Ok(_)))), "{refused:?}");
+    let asked = server.run(Event::Hello(ConnId(7), Box::new(hello(7))));
+    let [Effect::AskAdmin(question)] = asked[..] else { panic!("{asked:?}") };
+    assert!(refusal(&server.run(Event::AdminAsked(question, None)), 7).is_some(), "nobody reaches it");
 
     server.told(|_| {});
     assert!(server.leaving().is_none());
