@@ -4,7 +4,7 @@
 use crate::hedge::{Hedged, Hedges};
 use crate::port::StoreError;
 use crate::store::{Patience, RemoteStore};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::{Errno, SignedRequest};
 use object_store::HeaderValue;
@@ -254,7 +254,7 @@ impl SignedClient {
         }
         let told =
             response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let bytes = response.bytes().await.map_err(|e| not_sent(name, e))?;
+        let bytes = body(response, len as usize).await.map_err(|e| not_sent(name, e))?;
         let told = told.unwrap_or_default();
         let (span, total) =
             told.strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).unwrap_or_default();
@@ -273,6 +273,19 @@ impl SignedClient {
             ),
         }))
     }
+}
+
+/// The body of an answer that is to have `len` bytes, or the beginning of one that has more. Each part is copied while it
+/// is in the processor's caches, and its memory is free for the next.
+async fn body(mut response: Response, len: usize) -> reqwest::Result<Bytes> {
+    let mut bytes = BytesMut::with_capacity(len);
+    while let Some(part) = response.chunk().await? {
+        bytes.extend_from_slice(&part);
+        if bytes.len() > len {
+            break;
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 fn headers(name: &str, request: &SignedRequest) -> Result<HeaderMap, SignedError> {

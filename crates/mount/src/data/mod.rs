@@ -129,8 +129,8 @@ impl Default for Tuning {
             cache_bytes_max: 256 << 20,
             dirty_age_max: Duration::from_secs(2),
             uploads_max: 8,
-            read_aheads_max: 8,
-            read_ahead_bytes: 16 << 20,
+            read_aheads_max: 16,
+            read_ahead_bytes: 32 << 20,
             slices_per_block_max: chronofs_core::ops::SLICES_PER_BLOCK_MAX,
             random_share: crate::clock::random_share,
         }
