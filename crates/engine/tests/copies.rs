@@ -51,6 +51,8 @@ struct Server {
     boot: u64,
     owner: Owner,
     log: Vec<u64>,
+    /// So much of it was on its disk, synced, when it started.
+    synced: usize,
     /// Under which epoch it has opened each copy.
     opened: BTreeMap<String, u64>,
     /// The answers of copies and coordinator on their way.
@@ -118,6 +120,7 @@ impl World {
         self.servers.push(Server {
             boot,
             owner,
+            synced: log.len(),
             log,
             opened: BTreeMap::new(),
             acks: Vec::new(),
@@ -141,8 +144,9 @@ impl World {
         if self.random.one_in(3) && from + 1 == self.servers.len() {
             let mut log = self.servers[from].log.clone();
             self.servers[from].ended = true;
-            // A power cut may take what was not durable.
-            let least = self.durable.len().min(log.len());
+            // A power cut may take what was not durable. An older owner may still hear of what copies had before it was fenced;
+            // that is in what this one began with.
+            let least = self.durable.len().max(self.servers[from].synced).min(log.len());
             log.truncate(least + self.random.below((log.len() - least) as u64 + 1) as usize);
             self.start(self.boots, log);
             self.note("started again");
