@@ -5,6 +5,7 @@ use chronofs_blocks::probe::Report;
 use chronofs_core::Retention;
 use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Compression};
+use chronofs_wire::log::LogEpoch;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -163,6 +164,9 @@ pub struct MetadataStore {
     pub connected: bool,
     /// Volumes in it.
     pub volumes: Vec<String>,
+    /// Copies of its log.
+    #[serde(default)]
+    pub log: LogEpoch,
     /// The token of its server: only in the answer that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -183,6 +187,12 @@ pub struct ChangeMetadataStore {
     /// Revoke its token and make a new one.
     #[serde(default)]
     pub new_token: bool,
+    /// The copies of its log, in place of those before: absolute paths of folders on the machine of its server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_copies: Option<Vec<String>>,
+    /// How many of them may lack what is durable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_anti_quorum: Option<u32>,
 }
 
 /// A file system.

@@ -107,7 +107,16 @@ impl Snapshots {
         let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
         let run_ms = u64::try_from(self.run_limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request { uid, program, arguments, keep_until_ns, run_ms, cluster };
+        let unsure =
+            stores.iter().find(|store| store.log.wanted.anti_quorum > 0 || store.log.members.anti_quorum > 0);
         self.decide(|coordinator, now| {
+            if let (Some(store), None) = (unsure, coordinator.record(&request.uid)) {
+                let why = format!(
+                    "metadata store '{}' has a log anti quorum, so an image of one log copy could lack what was acknowledged",
+                    store.name
+                );
+                return (Err(Fault { code: SnapshotCode::LogAntiQuorum, why }), None);
+            }
             if let (Some(store), None) = (not_ready, coordinator.record(&request.uid)) {
                 let why = format!(
                     "metadata store '{}' has no server that is connected: start it, or delete the store if it is not needed",

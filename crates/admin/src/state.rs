@@ -96,13 +96,29 @@ fn smaller_faults(said: &MetaSaid) -> Vec<String> {
     let (free, size) = (said.process.disk_free_bytes, said.process.disk_bytes);
     let room = (size > 0 && free < ROOM_MIN)
         .then(|| format!("its disk is almost full: {} MiB are left; give it room", free >> 20));
-    volumes.chain(stores).chain(room).collect()
+    let copies = said.log.copies.iter().filter(|copy| !copy.counts || copy.problem.is_some()).map(|copy| {
+        let how = copy.problem.as_deref().map_or_else(
+            || format!("it catches up, {} KiB are missing", copy.behind_bytes >> 10),
+            str::to_owned,
+        );
+        let counts =
+            if copy.counts { "writes that are to be durable wait for it" } else { "it does not count" };
+        format!("log copy {}: {counts}: {how}", copy.name)
+    });
+    let epoch = said
+        .log
+        .problem
+        .iter()
+        .map(|why| format!("nothing becomes durable until another epoch of the log can be had: {why}"));
+    volumes.chain(stores).chain(room).chain(epoch).chain(copies).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronofs_wire::status::{FiguresSaid, FullDisk, OutageSaid, ProcessStatus, StoreSaid, VolumeSaid};
+    use chronofs_wire::status::{
+        FiguresSaid, FullDisk, LogCopySaid, OutageSaid, ProcessStatus, StoreSaid, VolumeSaid,
+    };
 
     fn well() -> Facts {
         let said = MetaSaid {
@@ -160,6 +176,27 @@ mod tests {
         for part in ["volume v cannot be served: no folder", "block store b", "4 s: refused", "100 MiB"] {
             assert!(why.contains(part), "{part}: {why}");
         }
+    }
+
+    #[test]
+    fn a_log_copy_that_does_not_count_is_said() {
+        use MemberState::*;
+        let copy = |counts, problem: Option<&str>| LogCopySaid {
+            name: "/disk2/log".to_owned(),
+            counts,
+            behind_bytes: 3 << 10,
+            problem: problem.map(str::to_owned),
+        };
+        let (state, _) = judged(|_, said| said.log.copies = vec![copy(true, None)]);
+        assert_eq!(state, Healthy);
+        let (state, why) = judged(|_, said| said.log.copies = vec![copy(false, None)]);
+        assert!(state == Degraded && why.contains("does not count") && why.contains("3 KiB"), "{why}");
+        let (state, why) = judged(|_, said| {
+            said.log.copies = vec![copy(true, Some("no room"))];
+            said.log.problem = Some("the admin server does not answer".to_owned());
+        });
+        assert!(state == Degraded && why.contains("wait for it: no room"), "{why}");
+        assert!(why.contains("nothing becomes durable until another epoch"), "{why}");
     }
 
     #[test]

@@ -91,6 +91,9 @@ pub(crate) enum Command {
         log: LogArgs,
         #[command(flatten)]
         timing: TimingArgs,
+        /// Write the log anew from its copies first, into an empty folder or one restored from a snapshot
+        #[arg(long)]
+        recover_log: bool,
     },
     /// Say whether the server runs and what it serves
     Status {
@@ -174,14 +177,34 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start { folder, bind_addr, advertise, http_addr, cluster, tls, whitelist, log, timing } => {
+        Command::Start {
+            folder,
+            bind_addr,
+            advertise,
+            http_addr,
+            cluster,
+            tls,
+            whitelist,
+            log,
+            timing,
+            recover_log,
+        } => {
             log.start();
             let (db_folder, tls) = (folder.db_folder, tls.files());
             let (http_addr, timing) = (Some(http_addr), timing.timing());
             let whitelist = whitelist.whitelist_binpath;
             let cluster = cluster.read().context("meta start")?;
-            let config =
-                StartConfig { db_folder, bind_addr, advertise, http_addr, tls, timing, cluster, whitelist };
+            let config = StartConfig {
+                db_folder,
+                bind_addr,
+                advertise,
+                http_addr,
+                tls,
+                timing,
+                cluster,
+                whitelist,
+                recover_log,
+            };
             serve(chronofs_meta::start(config))?.context("meta start")
         }
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
@@ -200,6 +223,11 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     output::line(format!("running: process {}, durable up to {}", status.pid, status.durable))?;
     if !status.assigned {
         output::warn("no list of volumes was received yet; is the admin server running?");
+    }
+    for copy in &status.log.copies {
+        let counts = if copy.counts { "counts" } else { "does not count" };
+        let how = copy.problem.clone().unwrap_or_else(|| format!("{} bytes behind", copy.behind_bytes));
+        output::line(format!("log copy {}: {counts} (epoch {}): {how}", copy.name, status.log.epoch))?;
     }
     for store in &status.stores {
         if let Some(outage) = &store.outage {

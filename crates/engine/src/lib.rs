@@ -4,6 +4,7 @@
 //! tag that can be read back after a restart. It knows nothing of files or of history. It may depend on
 //! `chronofs-core` alone.
 
+pub mod copies;
 pub mod embedded;
 pub mod memory;
 mod overlay;

@@ -432,4 +432,10 @@ impl DiskFile for SimFile {
             None => Ok(Bytes::copy_from_slice(&medium.files[self.inode].content)),
         }
     }
+
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let content = self.read()?;
+        let from = (offset as usize).min(content.len());
+        Ok(content.slice(from..content.len().min(from + length)))
+    }
 }

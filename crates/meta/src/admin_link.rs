@@ -1,18 +1,22 @@
 //! The link to the admin server: registers, waits for assignments, keeps the last one, reports what became of it.
 //! The server goes on without the admin server with what it was told last.
 
+use crate::copies;
 use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
+use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
     AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
 };
 use chronofs_wire::http::{AdminClient, ClientError};
+use chronofs_wire::log::LogEpoch;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -21,6 +25,8 @@ use uuid::Uuid;
 const RETRY: Duration = Duration::from_secs(2);
 /// Clients with unknown tokens do not make it ask more often than this.
 const ASK_EVERY: Duration = Duration::from_millis(200);
+/// The server cannot go on: see [`copies::check`].
+const LOG_NOT_OPENED: &str = "log_not_opened";
 /// How long the admin server may take to answer at once.
 const ASK_WITHIN: Duration = Duration::from_millis(2500);
 
@@ -69,12 +75,15 @@ pub struct AdminLink {
     pub registered: watch::Sender<Option<Registered>>,
     /// Asked for by the executor.
     pub questions: Questions,
+    /// The engine, whose log may have copies.
+    pub engine: Arc<EmbeddedFolder>,
     /// Told when the admin server says that it is of another cluster than was meant.
     pub mislead: Option<oneshot::Sender<ClientError>>,
 }
 
 impl AdminLink {
-    /// Runs until it is dropped, or until the admin server says that another cluster is meant.
+    /// Runs until it is dropped, or until the admin server says that another cluster is meant, or that the log has copies
+    /// that this start has not opened.
     pub async fn run(mut self, kept: Option<Assignment>) {
         let (mut known, mut problems) = (None, BTreeMap::new());
         if let Some(mut assignment) = kept {
@@ -86,7 +95,7 @@ impl AdminLink {
         loop {
             match self.serve(&mut known, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
-                Err(error) if error.is_wrong_cluster() => {
+                Err(error) if error.is_wrong_cluster() || error.code() == Some(LOG_NOT_OPENED) => {
                     if let Some(mislead) = self.mislead.take() {
                         drop(mislead.send(error));
                     }
@@ -140,6 +149,7 @@ impl AdminLink {
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
+            self.follow_log(&assignment.log)?;
             let probes = std::mem::take(&mut assignment.probes);
             let used = store_of_volumes(&assignment);
             let news = self.answered(assignment, known, problems).await;
@@ -175,6 +185,25 @@ impl AdminLink {
         // Not before what was said with it: a volume that is taken back would be given up by the word before.
         self.tell(Event::Owner(true)).await;
         news
+    }
+
+    /// Has the engine keep the copies that are wanted now.
+    fn follow_log(&self, log: &LogEpoch) -> Result<(), ClientError> {
+        if let Err(error) = copies::check(log, self.register.boot) {
+            // So that the next start asks before it opens the log.
+            if let Err(error) = self.folder.save_log(log) {
+                tracing::error!("{error:#}");
+            }
+            let code = LOG_NOT_OPENED.to_owned();
+            return Err(ClientError::Refused { status: 0, code, message: error.to_string() });
+        }
+        if let Err(error) = copies::note_known(&self.folder, log) {
+            tracing::error!("{error:#}");
+        }
+        if let Err(error) = self.engine.want_copies(&copies::quorum(&log.wanted)) {
+            tracing::error!(%error, "the copies of the log cannot be changed");
+        }
+        Ok(())
     }
 
     async fn assignment_now(&self) -> Result<Assignment, ClientError> {

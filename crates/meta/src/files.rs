@@ -8,6 +8,8 @@
 //! assignment.json  the last assignment; credentials of block stores in it are sealed
 //! secrets.key      the key that they are sealed with
 //! stores.json      block stores whose folder this server has seen marked
+//! log.json         the last epoch of the log that is known, and its copies
+//! copies.json      copies of the log that have counted here
 //! running          the kernel's boot id while a server runs; away after a clean stop
 //! engine/          log and store
 //! ```
@@ -16,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use chronofs_core::store::Secret;
 use chronofs_wire::admin::{Assignment, Registered};
 use chronofs_wire::cluster::ClusterName;
+use chronofs_wire::log::LogEpoch;
 use chronofs_wire::secrets::{SecretBox, SecretsError};
 use chronofs_wire::tls::write_secret;
 use chronofs_wire::token::{Token, TokenKind};
@@ -145,6 +148,26 @@ impl Folder {
         self.read_json("registered.json")
     }
 
+    /// Keeps which copies of the log count.
+    pub fn save_log(&self, log: &LogEpoch) -> Result<()> {
+        self.write_json("log.json", log)
+    }
+
+    /// Which copies of the log counted last.
+    pub fn log(&self) -> Result<Option<LogEpoch>> {
+        self.read_json("log.json")
+    }
+
+    /// Copies of the log that have counted here and are still wanted.
+    pub fn known_copies(&self) -> Result<BTreeSet<String>> {
+        Ok(self.read_json("copies.json")?.unwrap_or_default())
+    }
+
+    /// Keeps which copies of the log have counted here.
+    pub fn save_known_copies(&self, copies: &BTreeSet<String>) -> Result<()> {
+        self.write_json("copies.json", copies)
+    }
+
     /// Refuses to be of another cluster than the admin server last said.
     pub fn must_be_of(&self, cluster: &ClusterName) -> Result<()> {
         match self.registered()?.and_then(|registered| registered.cluster) {
@@ -198,6 +221,11 @@ impl LockedFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error).context("cannot read how the last server ended"),
         }
+    }
+
+    /// Notes that what the last server had answered may be lost.
+    pub fn doubt(&self) -> Result<()> {
+        self.folder.write("running", b"recovered from copies of the log")
     }
 
     /// Notes that a server runs under this kernel, and that what the one before lost is applied again and durable.
@@ -274,6 +302,7 @@ mod tests {
             volumes: vec![volume(1), volume(2)],
             tokens: Vec::new(),
             probes: Vec::new(),
+            log: LogEpoch::default(),
         };
         folder.save_assignment(&assignment).unwrap();
         let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();

@@ -1,6 +1,7 @@
 //! Figures and health over plain HTTP, for the machine itself unless told otherwise.
 
 use crate::collect::{Collector, GcStatus};
+use crate::copies;
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, Figures, KeySum, LeavingShown, PackingShown, SharedView, key_sum};
 use crate::metrics::Metrics;
@@ -12,8 +13,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use chronofs_core::Version;
+use chronofs_engine::copies::Copies;
 use chronofs_namespace::rows::Tally;
-use chronofs_wire::status::{FullDisk, ProcessStatus, Rates};
+use chronofs_wire::status::{FullDisk, LogSaid, ProcessStatus, Rates};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -72,6 +74,9 @@ pub struct Status {
     /// Pairs of the operators' key space.
     #[serde(default)]
     pub keys: KeySum,
+    /// Copies of the log.
+    #[serde(default)]
+    pub log: LogSaid,
 }
 
 /// A volume in [`Status`].
@@ -114,6 +119,8 @@ pub struct Pages {
     pub engine: PathBuf,
     /// When the server started.
     pub started: Instant,
+    /// Copies of the log.
+    pub copies: Option<Arc<Copies>>,
 }
 
 /// What `POST /gc` is asked.
@@ -148,6 +155,9 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         pages.metrics.show_collection(&status);
     }
     pages.metrics.show_stores(&pages.stores.watches().status());
+    if let Some(copies) = &pages.copies {
+        pages.metrics.show_log(&copies::shown(copies));
+    }
     pages.metrics.show_hedges(pages.stores.each().iter().map(|(store, _)| store.hedges()));
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &pages.registry) {
@@ -201,6 +211,7 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
         full: pages.metrics.full_disk(),
         syncing_s: pages.metrics.syncing_s(),
         rates: pages.metrics.looks.rates(),
+        log: pages.copies.as_ref().map(|copies| copies::shown(copies)).unwrap_or_default(),
         ..status
     })
 }
@@ -286,6 +297,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             store_bytes: 0,
             rates: Rates::default(),
             keys: key_sum(&reads).unwrap_or_default(),
+            log: LogSaid::default(),
         };
         drop(sender.send(status));
     });

@@ -7,6 +7,7 @@
 pub mod admin_link;
 mod ask;
 pub mod collect;
+mod copies;
 pub mod core;
 pub mod executor;
 pub mod files;

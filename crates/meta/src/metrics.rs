@@ -6,7 +6,7 @@ use crate::rates::{Counts, Looks};
 use crate::watched::StoreStatus;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_core::Errno;
-use chronofs_wire::status::FullDisk;
+use chronofs_wire::status::{FullDisk, LogSaid};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -63,6 +63,11 @@ struct StoreLabels {
     place: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CopyLabels {
+    copy: String,
+}
+
 /// The figures of one server.
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -88,6 +93,8 @@ pub struct Metrics {
     object_failures: Family<ActionLabels, Counter>,
     signed: Family<ActionLabels, Counter>,
     store_outage: Family<StoreLabels, Gauge>,
+    /// 1 for a copy of the log that counts.
+    log_copy: Family<CopyLabels, Gauge>,
     hedged: Counter,
     hedged_won: Counter,
     /// Rows of the past that were forgotten.
@@ -139,6 +146,7 @@ impl Metrics {
             object_failures: Family::default(),
             signed: Family::default(),
             store_outage: Family::default(),
+            log_copy: Family::default(),
             hedged: Counter::default(),
             hedged_won: Counter::default(),
             forgotten: Counter::default(),
@@ -193,6 +201,8 @@ impl Metrics {
         registry.register("signed", "Requests to block stores signed for mounts", signed.clone());
         let help = "Seconds for which a block store has not been usable; 0 while it is";
         registry.register("store_outage_seconds", help, self.store_outage.clone());
+        let help = "1 for a copy of the log that what is durable is in, 0 for one that is left out";
+        registry.register("log_copy_counts", help, self.log_copy.clone());
         let help = "Reads of buckets that were sent a second time because the first answer took long";
         registry.register("hedged", help, self.hedged.clone());
         let help = "Reads of buckets of which the second answer counted";
@@ -234,6 +244,15 @@ impl Metrics {
             // One that has just begun shows too.
             let seconds = store.outage.as_ref().map_or(0, |outage| outage.seconds.max(1));
             self.store_outage.get_or_create(&labels).set(seconds.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Shows which copies of the log count.
+    pub(crate) fn show_log(&self, log: &LogSaid) {
+        self.log_copy.clear();
+        for copy in &log.copies {
+            let labels = CopyLabels { copy: copy.name.clone() };
+            self.log_copy.get_or_create(&labels).set(i64::from(copy.counts));
         }
     }
 

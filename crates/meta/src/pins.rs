@@ -326,7 +326,7 @@ mod tests {
         let stores = Stores::default();
         let of = |id, store: &Arc<Slow>| (Uuid::from_u128(id), store.clone() as Arc<dyn StorePort>);
         stores.set(HashMap::from([of(1, &hangs), of(2, &works)]));
-        let collector = Collector::new(queue, stores);
+        let collector = Collector::new(queue, stores, Rhythm::default());
         let watching = tokio::spawn(collector.clone().watch_pins());
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(hangs.1.load(Ordering::SeqCst), 1);

@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::executor::{Ask, Input};
 use crate::machine::{Now, SharedView};
 use chronofs_core::{Retention, Version};
-use chronofs_engine::embedded::{EmbeddedFolder, LogHold, RealDisk, RocksStore};
+use chronofs_engine::embedded::{EmbeddedFolder, LogHold, Position, RealDisk, RocksStore};
 use chronofs_engine::{Engine, EngineError};
 use chronofs_namespace::list_kept;
 use chronofs_snapshot::agent::{Agent, Host, Setup};
@@ -44,6 +44,8 @@ struct MetaHost {
     folder: PathBuf,
     queue: mpsc::Sender<Input>,
     holds: Mutex<Holds>,
+    /// At which segment of the log the images of stores begin.
+    imaged: Mutex<BTreeMap<Attempt, u64>>,
 }
 
 fn fault(code: SnapshotCode, why: impl std::fmt::Display) -> Fault {
@@ -181,10 +183,17 @@ impl Host for MetaHost {
         let hold = self.holds().get(attempt).map(|(hold, _)| hold.clone());
         let hold = hold.ok_or_else(|| fault(SnapshotCode::EnableTlogPopFailed, "the log is not held"))?;
         let made = match role {
-            Role::Storage => hold.image_store(place).map(|position| position.version),
-            Role::Tlog => hold.image_log(place).map(|sealed| sealed.version),
+            Role::Storage => hold.image_store(place),
+            Role::Tlog => {
+                hold.image_log(place).map(|sealed| Position { version: sealed.version, place: sealed.place })
+            }
             Role::Coord => Err(EngineError::Refused("a metadata server is no coordinator".to_owned())),
         };
+        if let (Role::Storage, Ok(position)) = (role, &made) {
+            let mut imaged = self.imaged.lock().unwrap_or_else(PoisonError::into_inner);
+            imaged.insert(attempt.clone(), position.place.segment);
+        }
+        let made = made.map(|position| position.version);
         let version = made.map_err(|error| fault(code, error))?;
         if role == Role::Storage {
             self.finish_store_image(place).map_err(|error| {
@@ -203,7 +212,16 @@ impl Host for MetaHost {
         self.release_id(before)
     }
 
+    fn complete(&self, attempt: &Attempt) {
+        // Copies of the log go on keeping what a recovery needs on top of this set.
+        let begins = self.imaged.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
+        if let (Some(begins), Some(copies)) = (begins, self.engine.copies()) {
+            copies.trim(begins);
+        }
+    }
+
     fn release(&self, attempt: &Attempt) {
+        self.imaged.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
         let (id, before) = ids(&attempt.uid);
         for id in [id, before] {
             // The server stops if this fails; what is kept is known at the next start.
@@ -251,7 +269,7 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         cluster_file: None,
     };
     let Part { engine, folder, queue, client, .. } = part;
-    let host = MetaHost { engine, folder, queue, holds: Mutex::default() };
+    let host = MetaHost { engine, folder, queue, holds: Mutex::default(), imaged: Mutex::default() };
     let woken = wake.clone();
     let agent = match Agent::new(setup, epoch, host, move || woken.notify_one()) {
         Ok(agent) => agent,

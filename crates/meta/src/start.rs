@@ -2,6 +2,7 @@
 
 use crate::admin_link::{AdminLink, Questions};
 use crate::collect::{Collector, Rhythm};
+use crate::copies;
 use crate::core::Core;
 use crate::executor::{Executor, Input, now};
 use crate::files::{Folder, LockedFolder};
@@ -14,6 +15,7 @@ use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
+use chronofs_engine::copies::Setup;
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
 use chronofs_snapshot::Whitelist;
 use chronofs_wire::admin::Register;
@@ -52,6 +54,8 @@ pub struct StartConfig {
     pub whitelist: Vec<PathBuf>,
     /// The cluster that the server is to belong to, if that is said.
     pub cluster: Option<ClusterFile>,
+    /// Write the log anew from its copies first.
+    pub recover_log: bool,
 }
 
 /// How long things take. Shorter only in tests, but for the packing.
@@ -110,7 +114,11 @@ pub struct Server {
 pub async fn start(config: StartConfig) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut server = Server::start(&config, true).await?;
+    let mut server = tokio::select! {
+        started = Server::start(&config, true) => started?,
+        _ = terminate.recv() => end_start(),
+        _ = interrupt.recv() => end_start(),
+    };
     let failure = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
@@ -125,6 +133,12 @@ pub async fn start(config: StartConfig) -> Result<()> {
         Some(Ok(error)) => Err(anyhow!(error).context("the metadata store failed")),
         Some(Err(_)) => bail!("a thread of the metadata server ended; its log says more"),
     }
+}
+
+/// Ends a start. Nothing was answered yet, and what a thread waits for, a log copy or the admin server, may never come.
+fn end_start() -> ! {
+    tracing::info!("stopped before it had started");
+    std::process::exit(0)
 }
 
 impl Server {
@@ -152,7 +166,13 @@ impl Server {
         let boot = u64::from_le_bytes(random()?);
         let client =
             token.map(|token| AdminClient::reached(&token, None, config.cluster.as_ref())).transpose()?;
-        let (core, engine) = open_told(&locked, boot, client.as_ref(), config.timing).await?;
+        let mut register = Register {
+            address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
+            certificate_sha256: identity.pin().to_string(),
+            boot,
+            epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
+        };
+        let (core, engine) = open_told(&locked, client.as_ref(), &mut register, config).await?;
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
@@ -181,18 +201,14 @@ impl Server {
             stores: stores.clone(),
             engine: folder.engine(),
             started,
+            copies: engine.copies().cloned(),
         };
         if let Some(http_listener) = http_listener {
             tasks.push(spawn_http(http_listener, pages.clone()));
         }
         let (mislead, misled) = oneshot::channel();
         if let Some(client) = client {
-            let register = Register {
-                address: config.advertise.clone().unwrap_or_else(|| reached_at(address)),
-                certificate_sha256: identity.pin().to_string(),
-                boot,
-                epoch,
-            };
+            register.epoch = register.epoch.max(epoch);
             let part = Part {
                 engine,
                 folder: folder.engine(),
@@ -251,31 +267,45 @@ fn reached_at(address: SocketAddr) -> String {
     format!("{host}:{}", address.port())
 }
 
-pub(crate) fn open_engine(folder: &Folder) -> Result<EmbeddedFolder> {
+pub(crate) fn open_engine(folder: &Folder, copies: Option<Setup>) -> Result<EmbeddedFolder> {
     let path = folder.engine();
-    embedded::open(&path, Options::default(), &RocksOptions::default())
+    embedded::Folder::open(&path)
+        .and_then(|held| embedded::open_copied(held, Options::default(), &RocksOptions::default(), copies))
         .with_context(|| format!("cannot open the metadata store in {}", path.display()))
 }
 
 /// Opens the store, and says meanwhile that it is at it.
 async fn open_told(
-    locked: &LockedFolder,
-    boot: u64,
+    locked: &Arc<LockedFolder>,
     client: Option<&AdminClient>,
-    timing: Timing,
+    register: &mut Register,
+    config: &StartConfig,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
     let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
-    let opened = open_core(locked, boot, client.is_some(), timing).await;
+    let opened = match client {
+        Some(client) => match copies::open(locked, client, register, config.recover_log).await {
+            Ok(log) => open_core(locked, register.boot, Some(log), config).await,
+            Err(error) => Err(error),
+        },
+        None => open_core(locked, register.boot, None, config).await,
+    };
     starting.inspect(|starting| starting.abort());
     opened
 }
 
 async fn open_core(
-    locked: &LockedFolder,
+    locked: &Arc<LockedFolder>,
     boot: u64,
-    asks_admin: bool,
-    timing: Timing,
+    log: Option<Setup>,
+    config: &StartConfig,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
+    let (asks_admin, timing) = (log.is_some(), config.timing);
+    if config.recover_log
+        && let Some(setup) = &log
+    {
+        let (locked, setup) = (locked.clone(), setup.clone());
+        tokio::task::spawn_blocking(move || copies::recover(&locked, &setup)).await??;
+    }
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
         locked.note_run()?;
@@ -283,7 +313,7 @@ async fn open_core(
     let folder = locked.folder.clone();
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
-        let engine = open_engine(&folder)?;
+        let engine = open_engine(&folder, log)?;
         let opening = engine.opening();
         if opening.torn {
             tracing::warn!(
@@ -373,12 +403,14 @@ fn spawn_link(
 ) -> Result<[tokio::task::JoinHandle<()>; 4]> {
     let kept = folder.assignment()?;
     let (registered, mut epochs) = watch::channel(None);
+    let engine = part.engine.clone();
     let snapshots = tokio::spawn(snapshot::take_part(part, epochs.clone()));
     let (queue, stores) = (pages.queue.clone(), pages.stores.clone());
     let answers = questions::answer_all(client.clone(), register.boot, pages);
     let mislead = Some(mislead);
+    let queued = queue.clone();
     let link =
-        AdminLink { client, register, folder, queue: queue.clone(), stores, registered, questions, mislead };
+        AdminLink { client, register, folder, queue: queued, stores, registered, questions, mislead, engine };
     let follow = tokio::spawn(async move {
         while epochs.changed().await.is_ok() {
             let Some(epoch) = epochs.borrow_and_update().as_ref().map(|registered| registered.epoch) else {

@@ -56,7 +56,7 @@ pub async fn verify(db_folder: &Path, progress: Option<&mut dyn FnMut(Checked)>)
         bail!("{} holds no metadata store; name its folder with --db-folder", db_folder.display());
     }
     let locked = folder.lock()?;
-    let engine = open_engine(&locked.folder)?;
+    let engine = open_engine(&locked.folder, None)?;
     let reads = SharedView(engine.view());
     let cannot = || format!("cannot read the metadata store in {}", db_folder.display());
     let volumes = chronofs_namespace::list_volumes(&reads).with_context(cannot)?;

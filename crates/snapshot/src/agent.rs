@@ -41,6 +41,9 @@ pub trait Host: Send + Sync + 'static {
     /// The cut is known: from now on just what this set needs is kept, durably.
     fn keep(&self, intent: &Intent, cut: Option<Cut>) -> Result<(), Fault>;
 
+    /// The set is complete: its images can be relied upon.
+    fn complete(&self, _attempt: &Attempt) {}
+
     /// Nothing need be kept for this attempt any more. Done again if it could not be done: see [`Host::kept`].
     fn release(&self, attempt: &Attempt);
 
@@ -196,6 +199,7 @@ impl Agent {
                 Do::Begin(intent, step) => self.in_thread(move |agent| agent.begin(&intent, step)),
                 Do::LetGo(attempt) => self.0.host.let_go(&attempt),
                 Do::Keep(attempt) => {
+                    self.0.host.complete(&attempt);
                     self.lock().complete.insert(attempt.clone());
                     self.take_away(attempt, false);
                 }

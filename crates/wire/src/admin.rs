@@ -3,6 +3,7 @@
 //! The admin server's own API for people and tools (create, list, update, delete) is defined beside its handlers;
 //! only what other servers and clients depend on stands here.
 
+use crate::log::LogEpoch;
 use chronofs_core::store::Credentials;
 pub use chronofs_core::store::StoreKind;
 use chronofs_core::volume::VolumeSpec;
@@ -68,6 +69,9 @@ pub struct Assignment {
     /// Folders to look at; what was found goes into the next [`Report`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<Probe>,
+    /// The copies of its log.
+    #[serde(default)]
+    pub log: LogEpoch,
 }
 
 /// A folder that a block store is to move to.

@@ -5,6 +5,7 @@ use crate::admin::{
     Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
+use crate::log::{LogEpoch, OpenLog};
 use crate::question::{Answers, Questions, Starting};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
@@ -171,6 +172,11 @@ impl AdminClient {
     pub async fn assignment(&self, boot: u64, after: u64) -> Result<Assignment, ClientError> {
         let path = format!("/v1/meta/assignment?boot={boot}&after={after}");
         self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Opens another epoch of the log of this server's store.
+    pub async fn open_log(&self, open: &OpenLog) -> Result<LogEpoch, ClientError> {
+        self.call(Method::POST, "/v1/meta/log", Some(open)).await
     }
 
     /// Says what became of the assignment.

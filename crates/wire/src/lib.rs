@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod frame;
 pub mod http;
 pub mod identity;
+pub mod log;
 pub mod message;
 pub mod question;
 pub mod secrets;

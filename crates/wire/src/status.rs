@@ -114,6 +114,36 @@ pub struct MetaSaid {
     pub volumes: Vec<VolumeSaid>,
     /// Block stores.
     pub stores: Vec<StoreSaid>,
+    /// Copies of the log.
+    pub log: LogSaid,
+}
+
+/// The copies of a log, and the epoch under which they count.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogSaid {
+    /// The epoch; 0 if there never was a copy.
+    pub epoch: u64,
+    /// So many copies may lack what is durable.
+    pub anti_quorum: u32,
+    /// Each copy.
+    pub copies: Vec<LogCopySaid>,
+    /// Why another epoch, which is needed, cannot be had.
+    pub problem: Option<String>,
+}
+
+/// See [`LogSaid`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogCopySaid {
+    /// Where it is.
+    pub name: String,
+    /// What is durable waits for it.
+    pub counts: bool,
+    /// Bytes that it lacks.
+    pub behind_bytes: u64,
+    /// Why it cannot be used, if it cannot.
+    pub problem: Option<String>,
 }
 
 /// See [`MetaSaid`].

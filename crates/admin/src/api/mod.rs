@@ -245,6 +245,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(questions::starting))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
+        .routes(routes!(servers::open_log))
         .routes(routes!(servers::report))
         .routes(routes!(servers::resolve))
         .routes(routes!(servers::store_place))

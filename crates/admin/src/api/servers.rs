@@ -3,12 +3,13 @@
 use super::auth::{MetadataServer, Mount};
 use super::{App, Body};
 use crate::AdminError;
-use crate::db::directory;
+use crate::db::{directory, logs};
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved, StorePlace};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
+use chronofs_wire::log::{LogEpoch, OpenLog};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
@@ -87,6 +88,25 @@ pub(super) async fn assignment(
     });
     let assignment = asked.await?;
     Ok(Json(Assignment { probes, ..assignment }))
+}
+
+/// Open another epoch of the log of a metadata server's store
+///
+/// It is answered only while the start with this `boot` owns the store.
+#[utoipa::path(post, path = "/v1/meta/log", request_body = OpenLog,
+    responses((status = 200, body = LogEpoch)), security(("token" = [])))]
+pub(super) async fn open_log(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(open): Body<OpenLog>,
+) -> Result<Json<LogEpoch>, AdminError> {
+    let opened = app.database.run(move |tx| logs::open(tx, &server.id, &open)).await?;
+    app.wake_pollers();
+    tracing::warn!(
+        store = %server.name, epoch = opened.epoch, members = ?opened.members.copies,
+        "a new epoch of a metadata store's log: these copies count"
+    );
+    Ok(Json(opened))
 }
 
 /// What became of the assignment

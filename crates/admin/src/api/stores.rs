@@ -2,7 +2,7 @@
 
 use super::auth::Who;
 use super::{Answer, App, Body, Created, Deleted, created};
-use crate::db::{stores, tokens};
+use crate::db::{logs, stores, tokens};
 use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -48,7 +48,7 @@ pub(super) async fn show_metadata(
     Ok(Json(with_state(&app, store)))
 }
 
-/// Give a metadata store a new token and revoke the old one
+/// Give a metadata store a new token and revoke the old one, or say where copies of its log are
 #[utoipa::path(patch, path = "/v1/metadata-stores/{name}", params(("name" = String, Path)),
     request_body = ChangeMetadataStore, responses((status = 200, body = MetadataStore)), security(("token" = [])))]
 pub(super) async fn change_metadata(
@@ -59,6 +59,10 @@ pub(super) async fn change_metadata(
 ) -> Answer<MetadataStore> {
     let store = app.act(&who, "change", move |tx| {
         let store = stores::find_metadata(tx, &name)?;
+        if change.log_copies.is_some() || change.log_anti_quorum.is_some() {
+            logs::want(tx, &store.id, change.log_copies, change.log_anti_quorum)?;
+        }
+        let store = stores::find_metadata(tx, &store.id)?;
         let token = match change.new_token {
             true => Some(tokens::issue_metadata(tx, &store.id)?.to_string()),
             false => None,

@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -152,6 +152,18 @@ CREATE TABLE snapshot (
     -- JSON.
     record TEXT NOT NULL
 ) STRICT;
+";
+
+/// Copies of logs.
+const VERSION_5: &str = "
+-- The copies that operators want: JSON.
+ALTER TABLE metadata_store ADD COLUMN log_wanted TEXT NOT NULL DEFAULT '{\"copies\":[]}';
+-- Those that count, the epoch since which they do, and the epoch that it ended.
+ALTER TABLE metadata_store ADD COLUMN log_members TEXT NOT NULL DEFAULT '{\"copies\":[]}';
+ALTER TABLE metadata_store ADD COLUMN log_epoch INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE metadata_store ADD COLUMN log_after INTEGER NOT NULL DEFAULT 0;
+-- Who opened it.
+ALTER TABLE metadata_store ADD COLUMN log_boot TEXT;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

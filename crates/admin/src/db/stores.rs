@@ -1,8 +1,9 @@
 //! Metadata stores.
 
-use super::{column, deleted, new_id, now_ns, set_setting, setting, shown, taken, to_sql, unsigned};
+use super::{column, deleted, logs, new_id, now_ns, set_setting, setting, shown, taken, to_sql, unsigned};
 use crate::AdminError;
 use crate::model::{MetadataStore, check_name};
+use chronofs_wire::log::LogEpoch;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 /// Setting: id of the metadata store that holds the operators' key space.
@@ -19,6 +20,7 @@ fn read_metadata(row: &Row<'_>) -> rusqlite::Result<MetadataStore> {
         epoch: unsigned(row, "epoch")?,
         connected: false,
         volumes: Vec::new(),
+        log: LogEpoch::default(),
         token: None,
     })
 }
@@ -46,6 +48,7 @@ pub fn list_metadata(tx: &Transaction<'_>) -> Result<Vec<MetadataStore>, AdminEr
     let mut stores = statement.query_map([], read_metadata)?.collect::<Result<Vec<_>, _>>()?;
     for store in &mut stores {
         store.volumes = metadata_volumes(tx, &store.id)?;
+        store.log = logs::of(tx, &store.id)?;
     }
     Ok(stores)
 }
@@ -56,6 +59,7 @@ pub fn find_metadata(tx: &Transaction<'_>, key: &str) -> Result<MetadataStore, A
     let found = tx.query_row(&sql, [key], read_metadata).optional()?;
     let mut store = found.ok_or_else(|| AdminError::NotFound { what: METADATA, name: key.to_owned() })?;
     store.volumes = metadata_volumes(tx, &store.id)?;
+    store.log = logs::of(tx, &store.id)?;
     Ok(store)
 }
 

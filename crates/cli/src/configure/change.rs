@@ -33,14 +33,24 @@ pub(super) enum Update {
                             update block-store cloud --credentials-file new-key"
     )]
     BlockStore(Box<BlockStore>),
-    /// Give the server of a metadata store a new token
+    /// Give the server of a metadata store a new token, or have it keep copies of its log
+    #[command(
+        group = something(&["new_token", "log_copies", "log_anti_quorum"]),
+        after_help = "Example:\n  chronofs configure update metadata-store m1 --log-copies /disk2/m1-log,/disk3/m1-log"
+    )]
     MetadataStore {
         /// Its name or id
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Revoke its token and print a new one
-        #[arg(long, required = true)]
+        #[arg(long)]
         new_token: bool,
+        /// Folders on other disks of its server that keep copies of its log, in place of those before; none without a value
+        #[arg(long, value_name = "DIR", value_delimiter = ',', num_args = 0..)]
+        log_copies: Option<Vec<String>>,
+        /// How many of these may lack a commit that is called durable; above 0 there are no disk snapshots
+        #[arg(long, value_name = "NUMBER")]
+        log_anti_quorum: Option<u32>,
     },
     /// Change a volume
     #[command(
@@ -107,8 +117,9 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
             change(session, Kind::Account, &name, &ChangeAccount { role, new_token }).await
         }
         Update::BlockStore(store) => change_block_store(session, *store).await,
-        Update::MetadataStore { name, new_token } => {
-            change(session, Kind::MetadataStore, &name, &ChangeMetadataStore { new_token }).await
+        Update::MetadataStore { name, new_token, log_copies, log_anti_quorum } => {
+            let body = ChangeMetadataStore { new_token, log_copies, log_anti_quorum };
+            change(session, Kind::MetadataStore, &name, &body).await
         }
         Update::Volume(volume) => {
             let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;

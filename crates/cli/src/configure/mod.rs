@@ -227,6 +227,19 @@ impl Kind {
                 ("used inodes", "used_inodes"),
                 ("mounts", "sessions"),
             ],
+            Kind::MetadataStore => &[
+                ("name", "name"),
+                ("id", "id"),
+                ("connected", "connected"),
+                ("address", "address"),
+                ("epoch", "epoch"),
+                ("log copies", "/log/wanted/copies"),
+                ("log anti quorum", "/log/wanted/anti_quorum"),
+                ("log copies in use", "/log/members/copies"),
+                ("epoch of the log", "/log/epoch"),
+                ("created", "created"),
+                ("volumes", "volumes"),
+            ],
             other => other.columns(),
         }
     }

@@ -61,6 +61,9 @@ pub trait DiskFile: Send + Sync + 'static {
 
     /// The whole content.
     fn read(&self) -> io::Result<Bytes>;
+
+    /// Up to `length` bytes from `offset` on; fewer at the end of the file.
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes>;
 }
 
 /// Writes a small file so that after a crash either all of it is there under `name` or what was there before.
@@ -184,10 +187,14 @@ impl DiskFile for RealFile {
 
     fn read(&self) -> io::Result<Bytes> {
         let length = rustix::fs::fstat(&self.0)?.st_size;
-        let mut content = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        self.read_at(0, usize::try_from(length).map_err(io::Error::other)?)
+    }
+
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let mut content = vec![0; length];
         let mut filled = 0;
         while filled < content.len() {
-            match rustix::io::pread(&self.0, &mut content[filled..], filled as u64) {
+            match rustix::io::pread(&self.0, &mut content[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(rustix::io::Errno::INTR) => {}

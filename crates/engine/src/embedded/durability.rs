@@ -6,6 +6,7 @@
 use super::log::format::Place;
 use super::log::{Log, Mark};
 use crate::EngineError;
+use crate::copies::Copies;
 use crate::embedded::disk::{Disk, DiskFile};
 use chronofs_core::Version;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,7 +89,11 @@ impl Durability {
     }
 
     /// Returns once everything written before the call is durable.
-    pub(crate) fn sync<D: Disk>(&self, log: &Log<D>) -> Result<Version, EngineError> {
+    pub(crate) fn sync<D: Disk>(
+        &self,
+        log: &Log<D>,
+        copies: Option<&Copies>,
+    ) -> Result<Version, EngineError> {
         let mut state = self.lock();
         let target = state.written.place;
         loop {
@@ -108,11 +113,19 @@ impl Durability {
         // Taken with the lock held: a roll notes the new segment as written only when this one is durable.
         let file = log.current();
         drop(state);
-        self.lead(log, &*file, mark)
+        self.lead(log, &*file, copies, mark)
     }
 
-    fn lead<D: Disk>(&self, log: &Log<D>, file: &D::File, mark: Mark) -> Result<Version, EngineError> {
+    fn lead<D: Disk>(
+        &self,
+        log: &Log<D>,
+        file: &D::File,
+        copies: Option<&Copies>,
+        mark: Mark,
+    ) -> Result<Version, EngineError> {
         let begun = Instant::now();
+        // They write while this disk does.
+        copies.inspect(|copies| copies.written(mark.place));
         let synced = file.sync_data();
         self.last_sync_micros.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.syncs.fetch_add(1, Ordering::Relaxed);
@@ -120,6 +133,11 @@ impl Durability {
             // The kernel may have dropped what it could not write; to ask again would only hide that.
             let path = log.path(mark.place.segment);
             let error = EngineError::Io { action: "fdatasync", path, source };
+            self.lock().syncing = false;
+            self.stop(&error);
+            return Err(error);
+        }
+        if let Err(error) = copies.map_or(Ok(()), |copies| copies.wait(mark.place)) {
             self.lock().syncing = false;
             self.stop(&error);
             return Err(error);

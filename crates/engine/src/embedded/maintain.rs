@@ -4,6 +4,7 @@ use super::disk::Disk;
 use super::store::{Position, Store};
 use super::{Core, lock};
 use crate::EngineError;
+use crate::copies::Copies;
 use chronofs_core::Version;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -122,7 +123,12 @@ impl<S: Store, D: Disk> Core<S, D> {
         }
         let flushed = lock(&self.maintenance.state).flushed;
         let mark = self.durability.durable_mark().mark;
-        self.log.pop(|segment| segment.number < flushed.place.segment && segment.last < mark)
+        self.log.pop(|segment| {
+            let needed = |copies: &Arc<Copies>| !copies.may_pop(segment.number);
+            segment.number < flushed.place.segment
+                && segment.last < mark
+                && !self.copies.as_ref().is_some_and(needed)
+        })
     }
 
     fn wants_flush(&self) -> bool {

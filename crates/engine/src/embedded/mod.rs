@@ -24,6 +24,7 @@ pub use mem_store::{MemMedium, MemStore};
 pub use rocks::{RocksOptions, RocksSnapshot, RocksStore};
 pub use store::{Position, Store};
 
+use crate::copies::{Copies, Quorum, Setup, Source};
 use crate::{Commit, Engine, EngineError, ReadStop, Reads, Recovered, View};
 use bytes::Bytes;
 use cache::RowCache;
@@ -105,6 +106,7 @@ pub(crate) struct Core<S: Store, D: Disk> {
     maintenance: Maintenance,
     opening: Opening,
     options: Options,
+    copies: Option<Arc<Copies>>,
 }
 
 /// What only the thread that applies may touch.
@@ -126,12 +128,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Opens the engine in `folder`, which is created if it is not there, and locked against another process.
 pub fn open(folder: &Path, options: Options, rocks: &RocksOptions) -> Result<EmbeddedFolder, EngineError> {
-    let held = Folder::open(folder)?;
+    open_copied(Folder::open(folder)?, options, rocks, None)
+}
+
+/// Opens the engine in a folder that is held already, with copies of its log.
+pub fn open_copied(
+    held: Folder,
+    options: Options,
+    rocks: &RocksOptions,
+    copies: Option<Setup>,
+) -> Result<EmbeddedFolder, EngineError> {
     let store = RocksStore::open(&held.store(), rocks)?;
     let log = held.log();
     let disk =
         RealDisk::new(&log).map_err(|source| log::io_error("open", log.display().to_string(), source))?;
-    let mut engine = Embedded::new(disk, store, options)?;
+    let mut engine = Embedded::with_copies(disk, store, options, copies)?;
     engine._folder = Some(held);
     Ok(engine)
 }
@@ -139,6 +150,16 @@ pub fn open(folder: &Path, options: Options, rocks: &RocksOptions) -> Result<Emb
 impl<S: Store, D: Disk> Embedded<S, D> {
     /// Recovers what `disk` and `store` hold and goes on from there.
     pub fn new(disk: D, store: S, options: Options) -> Result<Self, EngineError> {
+        Self::with_copies(disk, store, options, None)
+    }
+
+    /// The same, with copies of the log. Returns when enough of them have everything that was found.
+    pub fn with_copies(
+        disk: D,
+        store: S,
+        options: Options,
+        copies: Option<Setup>,
+    ) -> Result<Self, EngineError> {
         let position = store.position()?;
         let mut recovery = log::recover(&disk, position.map(|position| (position.place, position.version)))?;
         let (log, place) = Log::open(disk, options.segment_bytes, &recovery)?;
@@ -170,9 +191,15 @@ impl<S: Store, D: Disk> Embedded<S, D> {
             opening,
             store,
             options,
+            copies: copies.map(|setup| Copies::new(setup, place)),
         });
-        let keeper = core.start_keeper()?;
-        Ok(Embedded { core, keeper, _folder: None })
+        let mut engine = Embedded { core, keeper: None, _folder: None };
+        if let Some(copies) = &engine.core.copies {
+            let begun = copies.start(engine.core.clone()).and_then(|()| copies.wait(place));
+            begun.or_else(|error| engine.core.stop(error))?;
+        }
+        engine.keeper = engine.core.start_keeper()?;
+        Ok(engine)
     }
 
     /// What was found at the start.
@@ -201,6 +228,17 @@ impl<S: Store, D: Disk> Embedded<S, D> {
         self.core.durability.stopped()
     }
 
+    /// Operators want these copies of the log from now on. Nothing happens where copies were not set up at the start.
+    pub fn want_copies(&self, wanted: &Quorum) -> Result<(), EngineError> {
+        let source: Arc<dyn Source> = self.core.clone();
+        self.core.copies.as_ref().map_or(Ok(()), |copies| copies.want(wanted, &source))
+    }
+
+    /// The copies of the log, if it is set up for them.
+    pub fn copies(&self) -> Option<&Arc<Copies>> {
+        self.core.copies.as_ref()
+    }
+
     /// How the engine is doing.
     pub fn metrics(&self) -> Metrics {
         self.core.metrics()
@@ -215,7 +253,7 @@ impl<S: Store, D: Disk> Core<S, D> {
     }
 
     fn sync(&self) -> Result<Version, EngineError> {
-        match self.durability.sync(&self.log) {
+        match self.durability.sync(&self.log, self.copies.as_deref()) {
             Ok(version) => Ok(version),
             Err(error) => {
                 self.store.abandon();
@@ -315,6 +353,16 @@ impl<S: Store, D: Disk> Core<S, D> {
     }
 }
 
+impl<S: Store, D: Disk> Source for Core<S, D> {
+    fn ends(&self) -> Vec<(u64, Option<u64>)> {
+        self.log.ends()
+    }
+
+    fn read(&self, place: Place, length: usize) -> Result<Bytes, EngineError> {
+        self.log.read(place, length)
+    }
+}
+
 fn check(mut last: Version, commits: &[Commit]) -> Result<(), EngineError> {
     for commit in commits {
         if commit.version <= last {
@@ -373,7 +421,9 @@ impl<S: Store, D: Disk> Drop for Embedded<S, D> {
             // A thread that panicked has said so itself.
             let _ = thread.join();
         }
-        if let Err(error) = self.core.close() {
+        let closed = self.core.close();
+        self.core.copies.iter().for_each(|copies| copies.close());
+        if let Err(error) = closed {
             self.core.store.abandon();
             tracing::warn!(
                 "the engine was not closed cleanly; the log holds everything that was acknowledged: {error}"

@@ -71,6 +71,7 @@ pub fn assignment(folder: &Path) -> Assignment {
         volumes: vec![volume(folder)],
         tokens: vec![token(1), confined, over, no_past],
         probes: Vec::new(),
+        log: Default::default(),
     }
 }
 
@@ -85,6 +86,7 @@ pub fn config(folder: &Path) -> StartConfig {
         timing: Default::default(),
         whitelist: Vec::new(),
         cluster: None,
+        recover_log: false,
     }
 }
 

@@ -61,7 +61,7 @@ async fn look(server: &mut Server, pages: Pages) -> (BTreeSet<&'static str>, Opt
     let (queue, mut inputs) = tokio::sync::mpsc::channel(16);
     let stores = Stores::default();
     stores.set([(common::VOLUME, Arc::new(pages) as Arc<dyn StorePort>)].into());
-    let collector = Collector::new(queue, stores);
+    let collector = Collector::new(queue, stores, Rhythm::default());
     let wanted = collector.look_soon();
     let running = tokio::spawn(collector.clone().run());
     let mut told = BTreeSet::new();

@@ -59,6 +59,7 @@ pub async fn serve(folder: &Path) -> Server {
         timing: Default::default(),
         whitelist: Vec::new(),
         cluster: None,
+        recover_log: false,
     };
     let server = Server::start(&config, false).await.unwrap();
     let assigned = Event::Assignment(Box::new(assignment(&folder.join("blocks"))));
@@ -101,6 +102,7 @@ fn assignment(blocks: &Path) -> Assignment {
         volumes: vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }],
         tokens: vec![token],
         probes: Vec::new(),
+        log: Default::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Probe, Probed, Problem, Register,
     Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
+use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::question::{
     Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions, Said, Starting,
 };
@@ -63,6 +64,15 @@ fn assignment() -> Assignment {
         volumes: stores.map(volume).collect(),
         tokens: vec![token],
         probes: vec![probe],
+        log: LogEpoch {
+            epoch: 8,
+            members: LogCopies { copies: vec!["/disk2/log".to_owned()], anti_quorum: 0 },
+            wanted: LogCopies {
+                copies: vec!["/disk2/log".to_owned(), "/disk3/log".to_owned()],
+                anti_quorum: 1,
+            },
+            boot: 9,
+        },
     }
 }
 
@@ -101,6 +111,9 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("register.json", &register);
     assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
+    let members = LogCopies { copies: vec!["/disk2/log".to_owned()], anti_quorum: 0 };
+    let change = Some(LogChange { after: 8, members });
+    assert_body("open-log.json", &OpenLog { boot: 9, above: 10, change });
     assert_body("report.json", &report());
     assert_body("resolve.json", &Resolve { volume: "work".to_owned() });
     let resolved =
@@ -178,6 +191,8 @@ fn bodies_of_programs_that_are_older_are_understood() {
     assert_eq!((register.boot, register.epoch), (16, 0));
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "probes")).unwrap();
     assert_eq!(assigned, Assignment { probes: vec![], ..assignment() });
+    let assigned: Assignment = serde_json::from_value(read("assignment.json", "log")).unwrap();
+    assert_eq!(assigned, Assignment { log: LogEpoch::default(), ..assignment() });
     let reported: Report = serde_json::from_value(read("report.json", "probed")).unwrap();
     assert_eq!(reported, Report { probed: vec![], ..report() });
     let mut older = serde_json::to_value(&assignment().volumes[0]).unwrap();

@@ -7,10 +7,11 @@
 pub mod format;
 mod recover;
 
-pub(crate) use recover::{Recovery, recover};
+pub(crate) use recover::{Recovery, recover, synced_beyond};
 
 use crate::embedded::disk::{Disk, DiskFile};
 use crate::{Commit, EngineError};
+use bytes::Bytes;
 use chronofs_core::Version;
 use format::{GroupHeader, Place, SEGMENT_HEADER, SegmentHeader, encode_group, encode_segment, group_length};
 use std::collections::VecDeque;
@@ -39,6 +40,8 @@ pub(crate) struct SegmentInfo {
     /// The last version in it or before it.
     pub(crate) last: Version,
     pub(crate) bytes: u64,
+    /// Where it ends, once another follows.
+    pub(crate) end: Option<u64>,
 }
 
 /// A state of the log, as of the end of a group.
@@ -108,7 +111,7 @@ impl<D: Disk> Log<D> {
                 mark: recovery.mark,
             };
             let (file, bytes) = create_segment(&disk, &header, segment_bytes)?;
-            let info = SegmentInfo { number, last: recovery.last, bytes };
+            let info = SegmentInfo { number, last: recovery.last, bytes, end: None };
             return Ok(Self::with(disk, segment_bytes, file, bytes, VecDeque::from([info])));
         }
         let file = disk.open(&segment_name(number)).map_err(|source| failed("open", source))?;
@@ -179,7 +182,11 @@ impl<D: Disk> Log<D> {
         let (file, bytes) = create_segment(&self.disk, &header, self.segment_bytes.max(needed))?;
         *lock(&self.current) = Arc::new(file);
         *lock(&self.allocated) = bytes;
-        lock(&self.segments).push_back(SegmentInfo { number: header.segment, last: end.version, bytes });
+        let mut segments = lock(&self.segments);
+        if let Some(before) = segments.back_mut() {
+            before.end = Some(end.place.offset);
+        }
+        segments.push_back(SegmentInfo { number: header.segment, last: end.version, bytes, end: None });
         Ok(Place { segment: header.segment, offset: SEGMENT_HEADER as u64 })
     }
 
@@ -219,6 +226,18 @@ impl<D: Disk> Log<D> {
     /// No segment goes until as many calls of [`Log::let_go`] have come.
     pub(crate) fn hold(&self) {
         *lock(&self.holds) += 1;
+    }
+
+    /// Every segment, oldest first, and where it ends if another follows.
+    pub(crate) fn ends(&self) -> Vec<(u64, Option<u64>)> {
+        lock(&self.segments).iter().map(|segment| (segment.number, segment.end)).collect()
+    }
+
+    /// Up to `length` bytes of a segment.
+    pub(crate) fn read(&self, place: Place, length: usize) -> Result<Bytes, EngineError> {
+        let read =
+            self.disk.open(&segment_name(place.segment)).and_then(|file| file.read_at(place.offset, length));
+        read.map_err(|source| io_error("read", self.path(place.segment), source))
     }
 
     /// Takes back one [`Log::hold`].

@@ -188,6 +188,7 @@ impl<D: Disk> Scan<'_, D> {
             number: segment,
             last: self.found.last,
             bytes: bytes.len() as u64,
+            end: must_end,
         });
         if must_end.is_none() {
             let end = (place.offset as usize).min(bytes.len());
@@ -249,7 +250,7 @@ impl<D: Disk> Scan<'_, D> {
 }
 
 /// Looks for a group header after `place` that knows more than `place` to be durable.
-fn synced_beyond(rest: &Bytes, place: Place) -> Option<Place> {
+pub(crate) fn synced_beyond(rest: &Bytes, place: Place) -> Option<Place> {
     (8..rest.len().saturating_sub(GROUP_HEADER - 1)).step_by(8).find_map(|skip| {
         let there = Place { offset: place.offset + skip as u64, ..place };
         decode_group_header(&rest[skip..], there).map(|header| header.synced).filter(|synced| *synced > place)

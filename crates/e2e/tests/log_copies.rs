@@ -1,0 +1,230 @@
+//! Copies of the log on other disks: what fsync returned for survives the loss of the metadata server's disk, whatever
+//! happened to one copy, and of two servers only the newer one makes anything durable.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use chronofs_e2e::installation::{detach, token_in};
+use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::{Installation, Mount, Rng};
+use serde_json::Value;
+
+/// A mounted tmpfs of its own size: a disk that can fill up.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(dir: PathBuf, mib: u32) -> Disk {
+        fs::create_dir_all(&dir).unwrap();
+        let size = format!("size={mib}m");
+        let output = run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "copy"]).arg(&dir));
+        assert!(output.status.success(), "mounting a tmpfs: {}", text_of(&output));
+        Disk(dir)
+    }
+
+    fn resize(&self, mib: u32) {
+        let output = run(Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(&self.0));
+        assert!(output.status.success(), "resizing a tmpfs: {}", text_of(&output));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
+/// The copies that count, as the admin server has recorded.
+fn members(installation: &Installation) -> Vec<String> {
+    let shown = installation.ok(&["configure", "show", "metadata-store", "store", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let copies = shown["log"]["members"]["copies"].as_array().unwrap();
+    copies.iter().map(|copy| copy.as_str().unwrap().to_owned()).collect()
+}
+
+fn keep_copies(installation: &Installation, copies: &[&Path]) {
+    let wanted = copies.iter().map(|path| text(path)).collect::<Vec<_>>().join(",");
+    installation.ok(&["configure", "update", "metadata-store", "store", "--log-copies", &wanted]);
+    wait_for("the copies to count", || (members(installation).len() == copies.len()).then_some(()));
+}
+
+struct Synced {
+    bytes: Vec<u8>,
+    names: Vec<String>,
+}
+
+impl Synced {
+    fn new() -> Synced {
+        Synced { bytes: Rng::new(5).bytes(50_000), names: Vec::new() }
+    }
+
+    /// Writes files, each with an fsync.
+    fn write(&mut self, mount: &Mount, count: usize) {
+        for _ in 0..count {
+            let name = format!("file {}", self.names.len());
+            let mut file = File::create(mount.path(&name)).unwrap();
+            file.write_all(&self.bytes).unwrap();
+            file.sync_all().unwrap();
+            self.names.push(name);
+        }
+    }
+
+    fn check(&self, mount: &Mount, what: &str) {
+        for name in &self.names {
+            let found = fs::read(mount.path(name)).unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
+            assert!(found == self.bytes, "{what}: {name} lost what fsync returned for");
+        }
+    }
+}
+
+/// A server of the same store in another folder.
+fn another_server(
+    installation: &Installation,
+    folder: &Path,
+    more: &[&str],
+) -> (Process, std::net::SocketAddr) {
+    // With the same token, if it is there still: a new one alone would keep the old server from everything.
+    let known = installation.path("meta").join("credentials");
+    let token = match fs::read_to_string(known) {
+        Ok(token) => token,
+        Err(_) => {
+            token_in(&installation.ok(&["configure", "update", "metadata-store", "store", "--new-token"]))
+        }
+    };
+    installation.ok(&["meta", "init", "creds", "--token", token.trim(), "--db-folder", text(folder)]);
+    let (address, http) = (free_address().to_string(), free_address());
+    let shown = http.to_string();
+    let mut arguments =
+        vec!["meta", "start", "--db-folder", text(folder), "--bind-addr", &address, "--http-addr", &shown];
+    arguments.extend(more);
+    let log = folder.with_extension("log");
+    (Process::new("the new server", &arguments, &[], &log), http)
+}
+
+fn wait_until_ready(server: &mut Process, http: std::net::SocketAddr) {
+    wait_for("the new server to be ready", || {
+        server.assert_running();
+        http_get(http, "/readyz").ok().filter(|(status, _)| *status == 200)
+    });
+}
+
+#[test]
+fn what_fsync_returned_for_survives_the_loss_of_the_disk() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (a, b) = (installation.path("copy a"), installation.path("copy b"));
+    keep_copies(&installation, &[&a, &b]);
+    let mut mount = installation.mount("v", &[]);
+    let mut synced = Synced::new();
+    synced.write(&mount, 120);
+    // A restart of the same server goes on with its copies.
+    mount.kill();
+    installation.meta.kill();
+    installation.start_meta();
+    let mut mount = installation.mount("v", &[]);
+    synced.write(&mount, 30);
+    mount.kill();
+    installation.meta.kill();
+    fs::remove_dir_all(installation.path("meta")).unwrap();
+
+    // One copy is gone with the disk; the other one is enough.
+    fs::remove_dir_all(&a).unwrap();
+    let folder = installation.path("meta again");
+    let (mut wrong, _) = another_server(&installation, &folder, &[]);
+    wrong.start();
+    assert!(!wrong.wait().success(), "an empty folder must not be served in place of what the copies hold");
+    assert!(wrong.log().contains("--recover-log"), "{}", wrong.log_tail());
+    fs::remove_dir_all(&folder).unwrap();
+    let (mut server, http) = another_server(&installation, &folder, &["--recover-log"]);
+    server.start();
+    wait_until_ready(&mut server, http);
+    let mut mount = installation.mount("v", &[]);
+    synced.check(&mount, "after the recovery");
+    synced.write(&mount, 5);
+    wait_for("both copies to count again", || (members(&installation).len() == 2).then_some(()));
+    mount.unmount();
+    server.stop();
+    installation.ok(&["meta", "verify", "--blocks", "--db-folder", text(&folder)]);
+}
+
+#[test]
+fn a_copy_whose_disk_is_full_is_left_out_and_comes_back() {
+    let holder = tempfile::tempdir().unwrap();
+    let small = Disk::new(holder.path().join("small"), 8);
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let (a, b) = (installation.path("copy a"), small.0.join("copy b"));
+    keep_copies(&installation, &[&a, &b]);
+    let mut mount = installation.mount("v", &[]);
+    let mut synced = Synced::new();
+    synced.write(&mount, 400);
+    wait_for("the full copy to be left out", || (members(&installation) == [text(&a)]).then_some(()));
+    let status = installation.ok(&["meta", "status", "--http-addr", &installation.http_address.to_string()]);
+    assert!(status.contains("does not count") && status.contains("copy b"), "{status}");
+    synced.write(&mount, 20);
+    small.resize(400);
+    wait_for("the copy to be back", || (members(&installation).len() == 2).then_some(()));
+    synced.write(&mount, 20);
+    mount.kill();
+    installation.meta.kill();
+    // The one that was full has everything now.
+    fs::remove_dir_all(installation.path("meta")).unwrap();
+    fs::remove_dir_all(&a).unwrap();
+    let folder = installation.path("meta again");
+    let (mut server, http) = another_server(&installation, &folder, &["--recover-log"]);
+    server.start();
+    wait_until_ready(&mut server, http);
+    let mut mount = installation.mount("v", &[]);
+    synced.check(&mount, "after the recovery");
+    mount.unmount();
+    server.stop();
+    drop(installation);
+}
+
+#[test]
+fn of_two_servers_only_the_newer_makes_anything_durable() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &[]);
+    let a = installation.path("copy a");
+    keep_copies(&installation, &[&a]);
+    let mut first = installation.mount("v", &[]);
+    let mut synced = Synced::new();
+    synced.write(&first, 20);
+    let folder = installation.path("meta again");
+    let (mut server, http) = another_server(&installation, &folder, &["--recover-log"]);
+    server.start();
+    wait_until_ready(&mut server, http);
+    // The old one may answer, but not call anything durable, and ends as soon as it is to.
+    let lost = first.path("lost");
+    drop(fs::write(&lost, "written to the old server, or to the new one"));
+    let status = installation.meta.wait();
+    assert!(!status.success(), "{status}");
+    let said = installation.meta.log();
+    assert!(
+        said.contains("another owner") || said.contains("taken over"),
+        "{}",
+        installation.meta.log_tail()
+    );
+    let mut second = installation.mount("v", &[]);
+    synced.check(&second, "at the newer server");
+    synced.write(&second, 20);
+    synced.check(&second, "at the newer server");
+    first.kill();
+    second.unmount();
+    server.stop();
+}
+
+#[test]
+fn an_anti_quorum_and_disk_snapshots_exclude_each_other() {
+    let installation = Installation::start();
+    let (a, b) = (installation.path("copy a"), installation.path("copy b"));
+    keep_copies(&installation, &[&a, &b]);
+    let update = ["configure", "update", "metadata-store", "store", "--log-anti-quorum"];
+    let refused = installation.fails(&[&update[..], &["2"]].concat());
+    assert!(refused.contains("needs more than 2 log copies"), "{refused}");
+    installation.ok(&[&update[..], &["1"]].concat());
+    let refused = installation.fails(&["snapshot", "create", "--", "/bin/true"]);
+    assert!(refused.contains("Snapshot command failed 2507"), "{refused}");
+}

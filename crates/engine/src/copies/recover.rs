@@ -1,0 +1,157 @@
+//! A log from its copies, after the loss of the disk that it was on.
+
+use super::Connect;
+use super::folder::{sum_of, whole_groups};
+use super::link::{CopyError, Holding, Link};
+use super::owner::{Quorum, choose};
+use crate::EngineError;
+use crate::embedded::log::{segment_name, segment_number};
+use crate::embedded::{Disk, DiskFile, Place, RealDisk};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Read at a time.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// What was recovered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FromCopies {
+    /// The copy that goes furthest.
+    pub copy: String,
+    /// Where it ends.
+    pub end: Place,
+    /// Copies that were sealed.
+    pub sealed: Vec<String>,
+    /// Segments that were written.
+    pub segments: u64,
+}
+
+struct Sealed {
+    link: Box<dyn Link>,
+    holding: Holding,
+}
+
+/// Writes into the folder `log` what copies have and it does not: an empty folder, or one that holds the beginning of the same
+/// log, from a snapshot. No owner of an epoch below `epoch` can make anything durable from then on. Done again it does the
+/// same.
+pub fn recover(
+    log: &Path,
+    epoch: u64,
+    quorum: &Quorum,
+    connect: &Connect,
+) -> Result<FromCopies, EngineError> {
+    let refused = |why: String| EngineError::Refused(format!("recovery from log copies: {why}"));
+    let mut sealed = BTreeMap::new();
+    for name in &quorum.members {
+        let opened = connect(name).and_then(|mut link| {
+            let holding = link.seal(epoch)?;
+            if holding.filling {
+                return Err(CopyError::Unusable("it was never whole: is its disk mounted?".to_owned()));
+            }
+            Ok(Sealed { link, holding })
+        });
+        match opened {
+            Ok(copy) => {
+                sealed.insert(name.clone(), copy);
+            }
+            Err(CopyError::Fenced(later)) => {
+                return Err(refused(format!("copy {name} obeys a later owner, of epoch {later}")));
+            }
+            Err(error) => tracing::error!(copy = name, "the log copy cannot be read: {error}"),
+        }
+    }
+    let ends = sealed.iter().map(|(name, copy)| (name.clone(), copy.holding.end())).collect();
+    let chosen = choose(quorum, &ends).map_err(refused)?.to_owned();
+    let disk = RealDisk::new(log).map_err(|e| refused(format!("open {}: {e}", log.display())))?;
+    let end = ends.get(&chosen).copied().unwrap_or_default();
+    let known = sealed.values().map(|copy| copy.holding.known_durable).max().unwrap_or_default();
+    if known > end {
+        return Err(refused(format!(
+            "the copies know of durable commits up to offset {} of segment {}, and none of them has these: they are damaged",
+            known.offset, known.segment
+        )));
+    }
+    let segments = take_over(&disk, &mut sealed, &chosen).map_err(refused)?;
+    Ok(FromCopies { copy: chosen, end, sealed: sealed.into_keys().collect(), segments })
+}
+
+/// Brings the segments of the copies into the folder.
+fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &str) -> Result<u64, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let names = disk.list().map_err(failed)?;
+    let local: BTreeSet<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let held = sealed.values().flat_map(|copy| &copy.holding.segments);
+    let numbers: BTreeSet<u64> = held.map(|held| held.number).collect();
+    // All is looked at before anything is written.
+    for &number in local.intersection(&numbers) {
+        let Some((link, length)) = best(sealed, chosen, number) else { continue };
+        let bytes = disk.open(&segment_name(number)).and_then(|file| file.read()).map_err(failed)?;
+        let (good, _) = whole_groups(number, &bytes);
+        let same = good <= length && {
+            let ours = sum_of(good, |offset, into| {
+                let from = offset as usize;
+                into.copy_from_slice(&bytes[from..from + into.len()]);
+                Ok::<_, CopyError>(())
+            });
+            let ours = ours.map_err(|error| error.to_string())?;
+            link.sum(number, good).map_err(|error| error.to_string())? == ours
+        };
+        if !same {
+            return Err(format!(
+                "{} is not the beginning of what the copies hold: use an empty folder, or one restored from a snapshot \
+                 and not started since",
+                disk.path(&segment_name(number))
+            ));
+        }
+    }
+    let first = local.first().copied().unwrap_or(0);
+    let mut written = 0;
+    for &number in numbers.range(first..) {
+        let Some((link, length)) = best(sealed, chosen, number) else { continue };
+        let bytes = fetch(link, number, length).map_err(|error| error.to_string())?;
+        put(disk, number, &bytes).map_err(failed)?;
+        written += 1;
+    }
+    Ok(written)
+}
+
+/// The copy to take a segment from: the chosen one, or, where it has a gap, the one that has most of it.
+fn best<'a>(
+    sealed: &'a mut BTreeMap<String, Sealed>,
+    chosen: &str,
+    number: u64,
+) -> Option<(&'a mut dyn Link, u64)> {
+    let length = |copy: &Sealed| {
+        copy.holding.segments.iter().find(|held| held.number == number).map_or(0, |held| held.length)
+    };
+    let name = sealed.iter().max_by_key(|(name, copy)| (length(copy) > 0 && *name == chosen, length(copy)));
+    let name = name.map_or_else(|| chosen.to_owned(), |(name, _)| name.clone());
+    let copy = sealed.get_mut(&name)?;
+    let length = length(copy);
+    Some((&mut *copy.link, length))
+}
+
+fn fetch(link: &mut dyn Link, segment: u64, length: u64) -> Result<Bytes, CopyError> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < length {
+        let place = Place { segment, offset: bytes.len() as u64 };
+        let part = link.read(place, CHUNK_BYTES.min(length - place.offset))?;
+        if part.is_empty() {
+            return Err(CopyError::Unusable(format!("segment {segment} is shorter than it said")));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    Ok(bytes.into())
+}
+
+/// A segment is there whole or not at all.
+fn put(disk: &RealDisk, number: u64, bytes: &Bytes) -> std::io::Result<()> {
+    let name = segment_name(number);
+    let temporary = format!("{name}.new");
+    let file = disk.create(&temporary)?;
+    file.write_at(0, bytes)?;
+    file.sync_data()?;
+    disk.rename(&temporary, &name)?;
+    disk.sync_dir()
+}

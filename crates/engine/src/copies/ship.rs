@@ -1,0 +1,203 @@
+//! One copy and the thread that ships to it: finds where the copy goes on, then follows the log.
+
+use super::fence::common_length;
+use super::folder::sum_of;
+use super::link::{CopyError, Holding, Link};
+use super::{Copies, Source};
+use crate::embedded::Place;
+use std::time::Duration;
+
+/// So much is shipped at a time.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Copies {
+    /// Ships to a copy until the copies are closed or it is no longer wanted.
+    pub(super) fn keep_shipping(&self, name: &str, source: &dyn Source) {
+        let mut told = false;
+        loop {
+            let Err(error) = self.ship(name, source, &mut told) else { return };
+            let mut state = self.lock();
+            if state.closing || !state.owner.knows(name) {
+                return;
+            }
+            if let CopyError::Fenced(epoch) = error {
+                state.fenced = state.fenced.max(epoch);
+            }
+            if !told {
+                tracing::error!(copy = name, "the log copy failed: {error}");
+                told = true;
+            }
+            state.owner.failed(name, &error.to_string());
+            self.changed.notify_all();
+            drop(self.wait_a_while(state, RETRY));
+            std::thread::sleep(RETRY / 4);
+        }
+    }
+
+    /// Until the copies are closed.
+    fn ship(&self, name: &str, source: &dyn Source, told: &mut bool) -> Result<(), CopyError> {
+        let mut link = (self.setup.connect)(name)?;
+        let mut epoch = self.lock().owner.epoch();
+        let holding = link.open(epoch)?;
+        let target = self.lock().owner.target();
+        let mut place = self.agree(name, &mut *link, source, &holding, target, epoch)?;
+        let mut trimmed = 0;
+        let mut filling = holding.filling;
+        if filling && place >= target {
+            link.whole(epoch)?;
+            filling = false;
+        }
+        {
+            let mut state = self.lock();
+            state.owner.retried(name, self.now_ms());
+            state.owner.acked(name, place, self.now_ms());
+        }
+        self.changed.notify_all();
+        if std::mem::take(told) {
+            tracing::info!(copy = name, "the log copy is back and catches up");
+        }
+        loop {
+            let (target, now_epoch, trim) = {
+                let mut state = self.lock();
+                loop {
+                    if state.closing || !state.owner.knows(name) {
+                        return Ok(());
+                    }
+                    let (target, trim) = (state.owner.target(), state.trim);
+                    if target > place || state.owner.epoch() != epoch || trim > trimmed {
+                        break (target, state.owner.epoch(), trim);
+                    }
+                    state = self.wait_a_while(state, Duration::from_secs(1));
+                }
+            };
+            if now_epoch != epoch {
+                let end = link.open(now_epoch)?.end();
+                if end != place && place.offset != 0 {
+                    return Err(CopyError::Elsewhere(end));
+                }
+                epoch = now_epoch;
+            }
+            if trim > trimmed {
+                link.pop(epoch, trim)?;
+                trimmed = trim;
+            }
+            let Some((at, bytes)) = next_bytes(source, place, target)? else { continue };
+            link.append(epoch, at, &bytes)?;
+            place = Place { segment: at.segment, offset: at.offset + bytes.len() as u64 };
+            if filling && place >= target {
+                link.whole(epoch)?;
+                filling = false;
+            }
+            let now_ms = self.now_ms();
+            self.lock().owner.acked(name, place, now_ms);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Cuts off what the copy holds and the log does not. Says where the copy ends.
+    fn agree(
+        &self,
+        name: &str,
+        link: &mut dyn Link,
+        source: &dyn Source,
+        holding: &Holding,
+        target: Place,
+        epoch: u64,
+    ) -> Result<Place, CopyError> {
+        let agreed = agreed(link, source, holding, target)?;
+        if agreed == holding.end() {
+            return Ok(agreed);
+        }
+        if holding.known_durable > agreed {
+            let why = format!(
+                "log copy {name} has durable commits that this log has not: it goes on as this log up to offset {} of \
+                 segment {}; after the loss of a disk start with --recover-log, and if this log is right, move that copy \
+                 away",
+                agreed.offset, agreed.segment
+            );
+            let mut state = self.lock();
+            if state.owner.recorded().members.contains(name) {
+                state.ended = Some(why.clone());
+                self.changed.notify_all();
+            }
+            return Err(CopyError::Unusable(why));
+        }
+        let cut = if agreed.offset == 0 { Place { segment: agreed.segment + 1, offset: 0 } } else { agreed };
+        link.cut(epoch, cut)?;
+        Ok(agreed)
+    }
+}
+
+/// Where copy and log part: all before is the same in both.
+fn agreed(
+    link: &mut dyn Link,
+    source: &dyn Source,
+    holding: &Holding,
+    target: Place,
+) -> Result<Place, CopyError> {
+    let ends = source.ends();
+    let first = ends.first().map_or(0, |(number, _)| *number);
+    let mut agreed = Place::default();
+    for (index, held) in holding.segments.iter().enumerate() {
+        let whole = Place { segment: held.number, offset: held.length };
+        if held.number < first {
+            agreed = whole;
+            continue;
+        }
+        let Some((_, end)) = ends.iter().find(|(number, _)| *number == held.number) else { break };
+        let length = end.unwrap_or(target.offset);
+        let both = held.length.min(length);
+        let same = common_length(both, |n| {
+            let ours = sum_of(n, |offset, into| {
+                let place = Place { segment: held.number, offset };
+                let bytes = source.read(place, into.len()).map_err(|e| CopyError::Unusable(e.to_string()))?;
+                into.copy_from_slice(bytes.get(..into.len()).ok_or_else(|| short(place))?);
+                Ok::<(), CopyError>(())
+            })?;
+            Ok::<_, CopyError>(link.sum(held.number, n)? == ours)
+        })?;
+        if same > 0 {
+            agreed = Place { segment: held.number, offset: same };
+        }
+        let more = index + 1 < holding.segments.len();
+        if same < held.length || (more && same < length) {
+            break;
+        }
+    }
+    Ok(agreed)
+}
+
+fn short(place: Place) -> CopyError {
+    CopyError::Unusable(format!("the log's own segment {} is shorter than it says", place.segment))
+}
+
+/// What comes after `place`, and where it goes; `None` when `target` is reached.
+fn next_bytes(
+    source: &dyn Source,
+    place: Place,
+    target: Place,
+) -> Result<Option<(Place, bytes::Bytes)>, CopyError> {
+    let ends = source.ends();
+    let mut at = place;
+    for (number, end) in ends.into_iter().filter(|(number, _)| *number >= place.segment) {
+        if number > at.segment {
+            at = Place { segment: number, offset: 0 };
+        }
+        let end =
+            end.unwrap_or(u64::MAX).min(if number == target.segment { target.offset } else { u64::MAX });
+        if number > target.segment || (end == u64::MAX) {
+            return Ok(None);
+        }
+        if at.offset < end {
+            let length = (end - at.offset).min(CHUNK_BYTES) as usize;
+            let bytes = source.read(at, length).map_err(|error| CopyError::Unusable(error.to_string()))?;
+            if bytes.len() < length {
+                return Err(short(at));
+            }
+            return Ok(Some((at, bytes)));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,438 @@
+//! Copies of the log of a real engine in folders: what is durable is in them, whatever happens to one of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
+mod support;
+
+use bytes::Bytes;
+use chronofs_core::Version;
+use chronofs_engine::copies::{
+    Change, Coordinator, CopyError, FolderCopy, Health, Link, NotRecorded, Quorum, Setup, recover,
+};
+use chronofs_engine::embedded::{
+    Embedded, EmbeddedFolder, Folder, MemMedium, MemStore, Options, RealDisk, RocksOptions, open_copied,
+};
+use chronofs_engine::sim::{Fault, Random, SimDisk};
+use chronofs_engine::{Batch, Commit, Engine, EngineError};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::cases;
+
+const STORE: &str = "018f-store";
+
+/// The coordinator's record: epoch, quorum, and the owner's number.
+#[derive(Default)]
+struct Recorded {
+    epoch: u64,
+    quorum: Quorum,
+    owner: u64,
+    away: bool,
+}
+
+#[derive(Clone)]
+struct Owner(Arc<Mutex<Recorded>>, u64);
+
+impl Coordinator for Owner {
+    fn change(&self, change: &Change, above: u64) -> Result<u64, NotRecorded> {
+        let mut recorded = self.0.lock().unwrap();
+        if recorded.away {
+            return Err(NotRecorded::Unknown("away".to_owned()));
+        }
+        if recorded.owner != self.1 {
+            return Err(NotRecorded::Superseded("another start owns it".to_owned()));
+        }
+        recorded.epoch = recorded.epoch.max(above) + 1;
+        recorded.quorum = change.quorum.clone();
+        Ok(recorded.epoch)
+    }
+}
+
+struct Lab {
+    temp: tempfile::TempDir,
+    recorded: Arc<Mutex<Recorded>>,
+    wanted: Quorum,
+}
+
+impl Lab {
+    fn new(copies: &[&str], anti_quorum: usize) -> Lab {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = |name: &&str| temp.path().join(name).to_str().unwrap().to_owned();
+        let members: BTreeSet<String> = copies.iter().map(folder).collect();
+        Lab { wanted: Quorum { members, anti_quorum }, recorded: Arc::default(), temp }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    /// What a new owner gets from the coordinator.
+    fn setup(&self) -> Setup {
+        let mut recorded = self.recorded.lock().unwrap();
+        recorded.owner += 1;
+        recorded.epoch += 1;
+        Setup {
+            epoch: recorded.epoch,
+            recorded: recorded.quorum.clone(),
+            wanted: self.wanted.clone(),
+            coordinator: Arc::new(Owner(self.recorded.clone(), recorded.owner)),
+            connect: Arc::new(|name: &str| -> Result<Box<dyn Link>, CopyError> {
+                Ok(Box::new(FolderCopy::new(Path::new(name), STORE)?))
+            }),
+            deadline: Duration::from_secs(2),
+        }
+    }
+
+    fn open_with(&self, folder: &str, setup: Setup) -> Result<EmbeddedFolder, EngineError> {
+        let options = Options { segment_bytes: 64 << 10, flush_bytes: 1 << 20, ..Options::default() };
+        open_copied(Folder::open(&self.path(folder))?, options, &RocksOptions::default(), Some(setup))
+    }
+
+    fn open(&self, folder: &str) -> EmbeddedFolder {
+        self.open_with(folder, self.setup()).unwrap()
+    }
+
+    fn recover(&self, folder: &str) -> Result<EmbeddedFolder, EngineError> {
+        let setup = self.setup();
+        let log = self.path(folder).join("log");
+        drop(Folder::open(&self.path(folder))?);
+        recover::recover(&log, setup.epoch, &setup.recorded, &setup.connect)?;
+        self.open_with(folder, setup)
+    }
+
+    /// All copies that are wanted count.
+    fn whole(&self) -> bool {
+        self.recorded.lock().unwrap().quorum == self.wanted
+    }
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn put(engine: &EmbeddedFolder, n: u64) {
+    let version = Version(engine.applied().0 + 1);
+    let key = Bytes::copy_from_slice(&n.to_be_bytes());
+    let value = Bytes::from(vec![n as u8; 3000]);
+    let batch = Batch(vec![chronofs_engine::Change::Put(key, value)]);
+    engine.apply(vec![Commit { version, tag: Bytes::new(), batch }]).unwrap();
+}
+
+fn write(engine: &EmbeddedFolder, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        put(engine, n);
+        if n % 7 == 0 {
+            engine.sync().unwrap();
+        }
+    }
+    engine.sync().unwrap();
+}
+
+fn held(engine: &EmbeddedFolder) -> usize {
+    engine.view().scan(b"", &[0xff; 16], usize::MAX).unwrap().len()
+}
+
+/// As if the process had been killed, and its disk lost: nothing is closed.
+fn lose(engine: EmbeddedFolder) {
+    std::mem::forget(engine);
+}
+
+#[test]
+fn what_was_durable_survives_the_loss_of_the_disk() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..100);
+    lose(engine);
+    let again = lab.recover("new").unwrap();
+    assert_eq!(held(&again), 100);
+    // And the new one is copied in its turn.
+    write(&again, 100..150);
+    drop(again);
+    let third = lab.recover("newer").unwrap();
+    assert_eq!(held(&third), 150);
+}
+
+#[test]
+fn a_copy_that_fails_is_left_out_and_one_that_returns_is_caught_up() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..40);
+    // Its folder becomes something else.
+    std::fs::rename(lab.path("b"), lab.path("b away")).unwrap();
+    std::fs::write(lab.path("b"), "no folder").unwrap();
+    write(&engine, 40..80);
+    // The copy still has its files open, so what counts is that nobody who reads the folder is lied to.
+    wait_until("it is left out", || {
+        put(&engine, 80);
+        engine.sync().unwrap();
+        !lab.whole()
+    });
+    let status = engine.copies().unwrap().status();
+    let failed = status.copies.iter().find(|copy| copy.name.ends_with("/b")).unwrap();
+    assert!(!failed.member && matches!(&failed.health, Health::Failed(why) if !why.is_empty()), "{failed:?}");
+    write(&engine, 81..120);
+    std::fs::remove_file(lab.path("b")).unwrap();
+    std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+    wait_until("it is back", || lab.whole());
+    write(&engine, 120..140);
+    lose(engine);
+    // The one that never failed is lost: the other has everything.
+    std::fs::remove_dir_all(lab.path("a")).unwrap();
+    std::fs::write(lab.path("a"), "no folder").unwrap();
+    assert_eq!(held(&lab.recover("new").unwrap()), 140);
+}
+
+#[test]
+fn of_two_owners_only_the_newer_can_make_anything_durable() {
+    let lab = Lab::new(&["a"], 0);
+    let old = lab.open("meta");
+    wait_until("it counts", || lab.whole());
+    write(&old, 0..10);
+    let new = lab.recover("new").unwrap();
+    put(&old, 10);
+    let error = old.sync().unwrap_err().to_string();
+    assert!(error.contains("another owner"), "{error}");
+    write(&new, 10..30);
+    assert_eq!(held(&new), 30);
+}
+
+#[test]
+fn without_the_coordinator_a_failed_copy_holds_everything_up_and_nothing_is_called_durable() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = Arc::new(lab.open("meta"));
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..10);
+    lab.recorded.lock().unwrap().away = true;
+    std::fs::remove_dir_all(lab.path("b")).unwrap();
+    std::fs::write(lab.path("b"), "no folder").unwrap();
+    put(&engine, 10);
+    let before = engine.durable();
+    let syncing = std::thread::spawn({
+        let engine = engine.clone();
+        move || engine.sync().map(drop).map_err(|error| error.to_string())
+    });
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!syncing.is_finished() && engine.durable() == before);
+    assert!(engine.copies().unwrap().status().unrecorded.is_some());
+    lab.recorded.lock().unwrap().away = false;
+    syncing.join().unwrap().unwrap();
+    assert!(!lab.whole() && engine.durable() > before);
+}
+
+#[test]
+fn recovery_needs_more_copies_than_may_lack_what_is_durable() {
+    let lab = Lab::new(&["a", "b", "c"], 1);
+    let engine = lab.open("meta");
+    wait_until("all count", || lab.whole());
+    write(&engine, 0..50);
+    lose(engine);
+    for lost in ["b", "c"] {
+        std::fs::rename(lab.path(lost), lab.path(&format!("{lost} away"))).unwrap();
+        std::fs::write(lab.path(lost), "no folder").unwrap();
+    }
+    let error = lab.recover("new").err().unwrap().to_string();
+    assert!(error.contains("1 of the 3 log copies") && error.contains("2 are needed"), "{error}");
+    std::fs::remove_file(lab.path("b")).unwrap();
+    std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+    assert_eq!(held(&lab.recover("new").unwrap()), 50);
+}
+
+#[test]
+fn a_folder_that_is_older_than_the_copies_is_refused_until_it_is_recovered() {
+    let lab = Lab::new(&["a"], 0);
+    let engine = lab.open("meta");
+    wait_until("it counts", || lab.whole());
+    write(&engine, 0..20);
+    drop(engine);
+    for to in ["old", "old too"] {
+        let mut copy = std::process::Command::new("cp");
+        let copied = copy.arg("-a").arg(lab.path("meta")).arg(lab.path(to)).status();
+        assert!(copied.unwrap().success());
+    }
+    let engine = lab.open("meta");
+    write(&engine, 20..60);
+    lose(engine);
+    let error = lab.open_with("old", lab.setup()).err().unwrap().to_string();
+    assert!(error.contains("--recover-log"), "{error}");
+    assert_eq!(held(&lab.recover("old too").unwrap()), 60);
+}
+
+#[test]
+fn a_copy_of_another_store_is_not_touched() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("copy");
+    let mut copy = FolderCopy::new(&folder, "one").unwrap();
+    // An owner that has no epoch yet leaves a copy that can be opened again, too.
+    copy.open(0).unwrap();
+    assert!(FolderCopy::is_in(&folder));
+    copy.open(3).unwrap();
+    let error = FolderCopy::new(&folder, "two").err().unwrap().to_string();
+    assert!(error.contains("metadata store one"), "{error}");
+    let error = FolderCopy::new(&temp.path().join("no/disk"), "one").err().unwrap().to_string();
+    assert!(error.contains("is not there"), "{error}");
+}
+
+fn newest_segment(copy: &Path) -> PathBuf {
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(copy.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    names.pop().unwrap()
+}
+
+#[test]
+fn a_copy_that_a_crash_tore_goes_on_and_one_that_is_damaged_is_not_recovered_from() {
+    let lab = Lab::new(&["a"], 0);
+    let engine = lab.open("meta");
+    wait_until("it counts", || lab.whole());
+    write(&engine, 0..50);
+    drop(engine);
+    let path = newest_segment(&lab.path("a"));
+    let whole = std::fs::read(&path).unwrap();
+    let name = lab.path("a").to_str().unwrap().to_owned();
+    let mut torn = whole.clone();
+    torn.extend_from_slice(&whole[..200]);
+    std::fs::write(&path, &torn).unwrap();
+    let mut copy = FolderCopy::new(Path::new(&name), STORE).unwrap();
+    assert_eq!(copy.seal(100).unwrap().end().offset, whole.len() as u64);
+    assert_eq!(std::fs::read(&path).unwrap(), whole, "what was torn is gone");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let error = copy.seal(101).unwrap_err().to_string();
+    assert!(error.contains("damaged"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), damaged, "it is left as it is");
+    // The owner has all of it.
+    lab.recorded.lock().unwrap().epoch = 200;
+    let engine = lab.open("meta");
+    wait_until("it counts again", || lab.whole());
+    write(&engine, 50..60);
+    drop(engine);
+    assert_eq!(held(&lab.recover("new").unwrap()), 60);
+}
+
+#[test]
+fn a_folder_that_was_never_whole_is_no_copy() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..20);
+    lose(engine);
+    // Neither disk is mounted: the folders are made anew where the disks should be.
+    for name in ["a", "b"] {
+        std::fs::remove_dir_all(lab.path(name)).unwrap();
+    }
+    let error = lab.recover("new").err().unwrap().to_string();
+    assert!(error.contains("0 of the 2 log copies"), "{error}");
+}
+
+/// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
+/// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
+#[test]
+fn after_every_power_cut_the_log_and_each_whole_copy_hold_what_was_durable() {
+    for seed in 0..cases(40) {
+        let lab = Lab::new(&["a", "b"], 0);
+        let mut random = Random::new(seed);
+        let (disk, medium) = (SimDisk::new(seed), MemMedium::default());
+        let mut durable = Version::ZERO;
+        for round in 0..6 {
+            let options =
+                Options { segment_bytes: 8 << 10, flush_bytes: 1 << 30, keeper: false, ..Options::default() };
+            let store = MemStore::open(medium.clone());
+            let engine = Embedded::with_copies(disk.clone(), store, options, Some(lab.setup())).unwrap();
+            let found = engine.opening().last_commit;
+            assert!(
+                found >= durable,
+                "seed {seed}, round {round}: {found:?} is there, {durable:?} was durable"
+            );
+            if round == 0 {
+                wait_until("both count", || lab.whole());
+            }
+            disk.fail_at(1 + random.below(120), Fault::PowerCut);
+            loop {
+                let version = Version(engine.applied().0 + 1);
+                let value = Bytes::from(vec![1; random.below(900) as usize]);
+                let batch = Batch(vec![chronofs_engine::Change::Put(Bytes::from_static(b"key"), value)]);
+                if engine.apply(vec![Commit { version, tag: Bytes::new(), batch }]).is_err() {
+                    break;
+                }
+                if random.one_in(3) {
+                    let Ok(synced) = engine.sync() else { break };
+                    durable = durable.max(synced.min(engine.applied()));
+                }
+                if random.one_in(30) {
+                    toggle(&lab, random.one_in(2));
+                }
+            }
+            disk.power_off();
+            drop(engine);
+            disk.power_on();
+            check_copies(&lab, durable, seed);
+        }
+    }
+}
+
+/// Takes copy b away, or brings it back.
+fn toggle(lab: &Lab, away: bool) {
+    let (there, gone) = (lab.path("b"), lab.path("b away"));
+    if away && there.is_dir() {
+        std::fs::rename(&there, &gone).unwrap();
+        std::fs::write(&there, "no folder").unwrap();
+    } else if !away && gone.is_dir() {
+        std::fs::remove_file(&there).unwrap();
+        std::fs::rename(&gone, &there).unwrap();
+    }
+}
+
+/// Each copy that counts has all that was durable: a log alone recovers it.
+fn check_copies(lab: &Lab, durable: Version, seed: u64) {
+    let members = lab.recorded.lock().unwrap().quorum.members.clone();
+    for name in members {
+        // One that is away now counts until somebody asks for an epoch without it.
+        let folder = Path::new(&name).is_dir().then(|| PathBuf::from(&name));
+        let log = folder.unwrap_or_else(|| lab.path("b away")).join("log");
+        let to = lab.path("looked at");
+        let _ = std::fs::remove_dir_all(&to);
+        assert!(std::process::Command::new("cp").arg("-a").arg(&log).arg(&to).status().unwrap().success());
+        let store = MemStore::open(MemMedium::default());
+        let options = Options { keeper: false, ..Options::default() };
+        let engine = Embedded::new(RealDisk::new(&to).unwrap(), store, options).unwrap();
+        let found = engine.opening().last_commit;
+        assert!(found >= durable, "seed {seed}: copy {name} has {found:?}, and {durable:?} was durable");
+    }
+}
+
+#[test]
+fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
+    let mut lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..20);
+    drop(engine);
+    for name in ["a", "b"] {
+        std::fs::rename(lab.path(name), lab.path(&format!("{name} away"))).unwrap();
+        std::fs::write(lab.path(name), "no folder").unwrap();
+    }
+    let setup = lab.setup();
+    let opened = std::thread::scope(|threads| {
+        let opening = threads.spawn(|| lab.open_with("meta", setup).map(|engine| held(&engine)));
+        std::thread::sleep(Duration::from_secs(4));
+        assert!(!opening.is_finished() && lab.whole(), "nobody knows whether this log is the newest");
+        // One is enough to say that it is.
+        std::fs::remove_file(lab.path("b")).unwrap();
+        std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+        opening.join().unwrap().unwrap()
+    });
+    assert!(opened == 20 && !lab.whole());
+    // Without any, it is for the operator to say.
+    std::fs::remove_dir_all(lab.path("b")).unwrap();
+    std::fs::write(lab.path("b"), "no folder").unwrap();
+    lab.wanted = Quorum::default();
+    assert_eq!(held(&lab.open("meta")), 20);
+}
