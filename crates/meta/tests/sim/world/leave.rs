@@ -114,6 +114,8 @@ impl World {
             self.check_past();
             self.decide(Fate::Kept);
         }
+        // What is not durable, a power cut takes back.
+        self.calm();
         let before = self.rows();
         self.decide(Fate::Due);
         self.trouble();
