@@ -484,7 +484,11 @@ fn judge_page(
             continue;
         };
         add(&mut listing.found, *bytes);
-        found.there.insert(volume);
+        // What a clone stored, or the volume that this one was restored from, is in nobody's way here.
+        let foreign = object.incarnation != row.incarnation;
+        if !foreign {
+            found.there.insert(volume);
+        }
         match judge(&reads, *index, row, object, rows.over_since)? {
             Judged::Known => {
                 let poor = poor_object(&reads, *index, object, *bytes, below)?;
@@ -496,7 +500,7 @@ fn judge_page(
                 found.garbage.push((volume, object));
             }
             Judged::Quarantined(reason) => {
-                listing.unexplained += 1;
+                listing.unexplained += u64::from(!foreign);
                 quarantine(listing, name, *bytes, reason);
             }
         }

@@ -274,6 +274,7 @@ mod tests {
             volumes: vec![volume(1), volume(2)],
             tokens: Vec::new(),
             probes: Vec::new(),
+            accepted_restore: None,
         };
         folder.save_assignment(&assignment).unwrap();
         let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();

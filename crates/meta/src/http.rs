@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use chronofs_core::Version;
 use chronofs_namespace::rows::Tally;
+use chronofs_wire::status::RestoredSaid;
 use chronofs_wire::status::{FullDisk, ProcessStatus, Rates};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,9 @@ pub struct Status {
     /// Pairs of the operators' key space.
     #[serde(default)]
     pub keys: KeySum,
+    /// The disk snapshot that the store was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<RestoredSaid>,
 }
 
 /// A volume in [`Status`].
@@ -190,9 +194,10 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
     let (engine, started) = (pages.engine.clone(), pages.started);
     let looked = tokio::task::spawn_blocking(move || {
         let size = |part: &str| folder_bytes(&engine.join(part));
-        (size("log"), size("store"), ProcessStatus::look(started, &engine))
+        let restored = engine.parent().and_then(crate::restored::said);
+        (size("log"), size("store"), ProcessStatus::look(started, &engine), restored)
     });
-    let (log_bytes, store_bytes, process) = looked.await.ok()?;
+    let (log_bytes, store_bytes, process, restored) = looked.await.ok()?;
     Some(Status {
         stores: pages.stores.watches().status(),
         process,
@@ -201,6 +206,7 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
         full: pages.metrics.full_disk(),
         syncing_s: pages.metrics.syncing_s(),
         rates: pages.metrics.looks.rates(),
+        restored,
         ..status
     })
 }
@@ -285,6 +291,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             log_bytes: 0,
             store_bytes: 0,
             rates: Rates::default(),
+            restored: None,
             keys: key_sum(&reads).unwrap_or_default(),
         };
         drop(sender.send(status));

@@ -68,6 +68,9 @@ pub struct Assignment {
     /// Folders to look at; what was found goes into the next [`Report`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<Probe>,
+    /// The disk snapshot that the cluster was restored from, once somebody has accepted that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_restore: Option<String>,
 }
 
 /// A folder that a block store is to move to.

@@ -507,6 +507,7 @@ fn assignment() -> Assignment {
         volumes: stores.map(volume).collect(),
         tokens: vec![token],
         probes: vec![probe],
+        accepted_restore: None,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
-use super::{block_stores, deleted, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
+use super::{
+    block_stores, deleted, maybe_unsigned, now_ns, parsed, restored, stores, to_sql, unsigned, volumes,
+};
 use crate::AdminError;
 use crate::model::MetadataStore;
 use chronofs_core::store::Credentials;
@@ -148,7 +150,8 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
             WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
     )?;
     let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
-    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens, probes: Vec::new() })
+    let accepted_restore = restored::accepted(tx)?;
+    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens, probes: Vec::new(), accepted_restore })
 }
 
 fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {

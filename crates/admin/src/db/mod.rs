@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
+pub mod restored;
 mod schema;
 pub mod snapshots;
 pub mod stores;

@@ -71,6 +71,7 @@ pub fn assignment(folder: &Path) -> Assignment {
         volumes: vec![volume(folder)],
         tokens: vec![token(1), confined, over, no_past],
         probes: Vec::new(),
+        accepted_restore: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod pack;
 mod past;
 mod pins;
 mod reclaim;
+mod restored;
 mod rights;
 mod signing;
 

@@ -101,6 +101,7 @@ fn assignment(blocks: &Path) -> Assignment {
         volumes: vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }],
         tokens: vec![token],
         probes: Vec::new(),
+        accepted_restore: None,
     }
 }
 
