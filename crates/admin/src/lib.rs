@@ -12,6 +12,7 @@ mod error;
 mod lock;
 mod metrics;
 pub mod model;
+mod restored;
 mod server;
 mod setup;
 mod snapshots;
@@ -19,6 +20,7 @@ mod state;
 
 pub use error::AdminError;
 pub use lock::FolderLock;
+pub use restored::{NewCluster, prepare_clone};
 pub use server::{Server, StartConfig, start};
 pub use setup::{InitConfig, Status, init_creds, status};
 pub use snapshots::SnapshotConfig;

@@ -163,6 +163,12 @@ impl Snapshots {
         })
     }
 
+    /// How many are under way.
+    pub(crate) fn running(&self) -> u64 {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        coordinator.under_way().into_iter().count() as u64
+    }
+
     /// All that is known, newest first, each with the phase that it is in and how many steps are left of that.
     pub(crate) fn all(&self) -> Vec<(Record, Option<(Phase, usize)>)> {
         let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);

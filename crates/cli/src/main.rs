@@ -5,6 +5,7 @@
 
 mod admin;
 mod argv;
+mod clone;
 mod cluster;
 mod configure;
 mod credentials;

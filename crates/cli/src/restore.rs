@@ -1,13 +1,18 @@
 //! `chronofs restore`: from the images of a disk snapshot to folders that a new cluster starts on.
 
+use crate::clone::{self, Asked, Committed, Wanted};
 use crate::output::{self, Column};
 use crate::snap_create::now;
 use anyhow::{Context, Result, bail};
+use chronofs_core::Retention;
 use chronofs_snapshot::Address;
+use chronofs_snapshot::restore::own::{self, OwnSet};
 use chronofs_snapshot::restore::{self, Attached, Machine, Mapping, Plan, Prepared, Set, Source};
+use chronofs_snapshot::tree::Depth;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const EXAMPLE: &str = "Example:\n  chronofs restore plan /mnt/backup/UID --map 10.0.0.1:4500=10.0.1.1:4500";
 
@@ -50,10 +55,24 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show which servers were prepared in a folder
+    /// Show which servers were prepared in a folder; without one, how the restored cluster is
+    #[command(after_help = "Example:\n  chronofs restore status --wait 60s")]
     Status {
         /// Folder of restore prepare, or of one server in it
-        dir: PathBuf,
+        dir: Option<PathBuf>,
+        /// Wait so long for the restored cluster to be healthy
+        #[arg(long, value_name = "TIME", conflicts_with = "dir")]
+        wait: Option<Retention>,
+        #[command(flatten)]
+        asked: Asked,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say that a restored cluster is as it should be: from now on it forgets and deletes what nothing needs any more
+    Accept {
+        #[command(flatten)]
+        asked: Asked,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -78,9 +97,31 @@ pub(crate) struct Origin {
     /// Where the files of an image are that is a snapshot of a volume
     #[arg(long, value_name = "ADDRESS/ROLE=DIR")]
     attached: Vec<Attached>,
+    #[command(flatten)]
+    committed: Committed,
 }
 
 impl Origin {
+    /// Where a set of chronofs' own servers goes, if it is one.
+    fn own(&self) -> Result<Option<Wanted<'_>>> {
+        let folders: Vec<PathBuf> = self.sets.iter().map(|source| source.folder.clone()).collect();
+        if !OwnSet::is_here(&folders)? {
+            if self.committed.is_given() {
+                bail!(
+                    "no image here is of chronofs, and those of FoundationDB have no record: leave --record and --accept-uncommitted out"
+                );
+            }
+            return Ok(None);
+        }
+        if self.sets.iter().any(|source| source.address.is_some()) || self.cluster_file.is_some() {
+            bail!(
+                "images of chronofs say themselves whose they are: name folders without ADDRESS=, and no --cluster-file"
+            );
+        }
+        let (map, map_file) = (&self.map[..], self.map_file.as_deref());
+        Ok(Some(Wanted { folders, committed: &self.committed, map, map_file }))
+    }
+
     fn plan(&self) -> Result<Plan> {
         let mapping = Mapping::read(&self.map, self.map_file.as_deref())?;
         let set = Set::read(&self.sets, &self.attached, self.cluster_file.as_deref())?;
@@ -90,32 +131,69 @@ impl Origin {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Plan { from, json } => show_plan(&from.plan().context("restore plan")?, json),
+        Command::Plan { from, json } => match from.own().context("restore plan")? {
+            Some(wanted) => clone::plan(&wanted, json).context("restore plan"),
+            None => show_plan(&from.plan().context("restore plan")?, json),
+        },
         Command::Prepare { from, out, only, dry_run, json } => {
+            if let Some(wanted) = from.own().context("restore prepare")? {
+                if only.is_some() {
+                    bail!("restore prepare: the servers of a clone are prepared together: leave --only out");
+                }
+                return clone::prepare(&wanted, &out, dry_run, json).context("restore prepare");
+            }
             let plan = from.plan().context("restore prepare")?;
             let folders =
                 restore::prepare(&plan, &out, only.as_ref(), dry_run, &now()).context("restore prepare")?;
             show_prepared(&plan, &folders, dry_run, json)
         }
-        Command::Verify { dir, json } => {
-            let prepared = restore::verify(&dir).context("restore verify")?;
-            show_state(&prepared, json)?;
-            let damages: Vec<String> = prepared
-                .iter()
-                .flat_map(|p| {
-                    p.state.damages.iter().map(|damage| format!("{}: {damage}", p.folder.display()))
-                })
-                .collect();
-            damages.iter().for_each(output::note);
-            match damages.is_empty() {
-                true => Ok(()),
-                false => bail!(
-                    "restore verify: {} is not as it was prepared: if no server was started on it, prepare it anew",
-                    dir.display()
-                ),
+        Command::Verify { dir, json } => verify(&dir, json).context("restore verify"),
+        Command::Status { dir: Some(dir), json, .. } => {
+            let found = own::look(&dir, Depth::Sizes).context("restore status")?;
+            match found.is_empty() {
+                true => show_state(&restore::status(&dir).context("restore status")?, json),
+                false => clone::show_folders(&found, json),
             }
         }
-        Command::Status { dir, json } => show_state(&restore::status(&dir).context("restore status")?, json),
+        Command::Status { dir: None, wait, asked, json } => {
+            let wait = match wait {
+                None | Some(Retention::None) => None,
+                Some(Retention::Seconds(seconds)) => Some(Duration::from_secs(seconds)),
+                Some(Retention::Forever) => Some(Duration::MAX),
+            };
+            clone::status(&asked, wait, json).context("restore status")
+        }
+        Command::Accept { asked, json } => clone::accept(&asked, json).context("restore accept"),
+    }
+}
+
+fn verify(dir: &Path, json: bool) -> Result<()> {
+    let found = own::look(dir, Depth::Content)?;
+    let damages: Vec<String> = if found.is_empty() {
+        let prepared = restore::verify(dir)?;
+        show_state(&prepared, json)?;
+        let told = |p: &Prepared| {
+            p.state
+                .damages
+                .iter()
+                .map(|damage| format!("{}: {damage}", p.folder.display()))
+                .collect::<Vec<_>>()
+        };
+        prepared.iter().flat_map(told).collect()
+    } else {
+        clone::show_folders(&found, json)?;
+        let told = |f: &own::Found| {
+            f.damages.iter().map(|damage| format!("{}: {damage}", f.folder.display())).collect::<Vec<_>>()
+        };
+        found.iter().flat_map(told).collect()
+    };
+    damages.iter().for_each(output::note);
+    match damages.is_empty() {
+        true => Ok(()),
+        false => bail!(
+            "{} is not as it was prepared: if no server was started on it, prepare it anew",
+            dir.display()
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `chronofs snapshot`: disk snapshots of all servers. Scripts know its two sentences and its exit status from elsewhere, so
 //! they are said word for word, without a prefix.
 
+use crate::clone::{self, Committed};
 use crate::cluster::ClusterArgs;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
@@ -62,6 +63,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         record: Option<PathBuf>,
     },
+    /// Check a set that a snapshot left: labels, every byte, and that all servers are there
+    #[command(after_help = "Example:\n  chronofs snapshot verify /mnt/backup/UID")]
+    Verify {
+        /// Folder that the snapshot's program wrote to, or several
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        #[command(flatten)]
+        committed: Committed,
+    },
     /// Show the snapshot that is under way
     Status,
     /// End a snapshot that is under way: programs are killed, and what was made for it goes
@@ -87,14 +97,23 @@ pub(crate) struct Wanted {
 
 pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
     let Snapshot { admin, cluster, json, command } = snapshot;
-    let token = credentials::configure().context("snapshot")?;
-    let cluster = cluster.read().context("snapshot")?;
-    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
+    let client = || {
+        let token = credentials::configure().context("snapshot")?;
+        let cluster = cluster.read().context("snapshot")?;
+        anyhow::Ok(AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?)
+    };
+    // Nobody need be there to ask, if the record is at hand.
+    if let Command::Verify { dirs, committed } = &command {
+        clone::verify_set(dirs, committed, client, json).context("snapshot verify")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = client()?;
     serve(async move {
         match command {
             Command::Create { uid, keep, program } => {
                 return create(&client, Wanted { uid, keep, program, json }).await;
             }
+            Command::Verify { .. } => {}
             Command::List => list(&client, json).await.context("snapshot list")?,
             Command::Describe { uid, record } => {
                 describe(&client, &uid, record, json).await.context("snapshot describe")?;

@@ -72,13 +72,20 @@ impl Installation {
 
     /// The same with programs that the servers may run for disk snapshots, and further arguments of `chronofs admin start`.
     pub fn start_with_whitelist(programs: &[&Path], admin: &[&str]) -> Installation {
+        Installation::start_for_snapshots(programs, admin, &[])
+    }
+
+    /// The same with further arguments of `chronofs meta start`, too.
+    pub fn start_for_snapshots(programs: &[&Path], admin: &[&str], meta: &[&str]) -> Installation {
         let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
         let meta_folder = dir.path().join("meta");
         let listed = programs.iter().flat_map(|path| ["--whitelist-binpath", crate::process::text(path)]);
         let listed: Vec<String> = listed.map(str::to_owned).collect();
         let mut admin_start = listed.clone();
         admin_start.extend(admin.iter().map(|&argument| argument.to_owned()));
-        let more = More { meta: &listed, admin_start: &admin_start, ..More::default() };
+        let mut meta_start = listed;
+        meta_start.extend(meta.iter().map(|&argument| argument.to_owned()));
+        let more = More { meta: &meta_start, admin_start: &admin_start, ..More::default() };
         Installation::start_in(dir, &meta_folder, &more)
     }
 

@@ -228,6 +228,7 @@ impl AdminLink {
 
     /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
     async fn take(&self, assignment: Assignment) -> BTreeMap<Uuid, String> {
+        crate::restored::follow(&self.folder, &assignment, &self.queue).await;
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()

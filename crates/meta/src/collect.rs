@@ -528,12 +528,18 @@ fn judge_page(
             quarantine(listing, name, *bytes, "it is not the name of an object");
             continue;
         };
-        found.there.insert(volume);
         let Some((index, row)) = rows.volumes.get(&volume) else {
+            // It may be given up while the pages come.
+            found.there.insert(volume);
             add(&mut listing.others, *bytes);
             continue;
         };
         add(&mut listing.found, *bytes);
+        // What a clone stored, or the volume that this one was restored from, is in nobody's way here.
+        let foreign = object.incarnation != row.incarnation;
+        if !foreign {
+            found.there.insert(volume);
+        }
         match judge(&reads, *index, row, object, rows.over_since)? {
             Judged::Known => {
                 let poor = poor_object(&reads, *index, object, *bytes, below)?;
@@ -545,7 +551,7 @@ fn judge_page(
                 found.garbage.push((volume, object));
             }
             Judged::Quarantined(reason) => {
-                listing.unexplained += 1;
+                listing.unexplained += u64::from(!foreign);
                 quarantine(listing, name, *bytes, reason);
             }
         }

@@ -303,6 +303,7 @@ mod tests {
             tokens: Vec::new(),
             probes: Vec::new(),
             log: LogEpoch::default(),
+            accepted_restore: None,
         };
         folder.save_assignment(&assignment).unwrap();
         let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();

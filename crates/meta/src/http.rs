@@ -15,7 +15,8 @@ use axum::routing::get;
 use chronofs_core::Version;
 use chronofs_engine::copies::Copies;
 use chronofs_namespace::rows::Tally;
-use chronofs_wire::status::{FullDisk, LogSaid, ProcessStatus, Rates};
+use chronofs_wire::status::{FullDisk, LogSaid, ProcessStatus, Rates, RestoredSaid};
+use chronofs_wire::status::{FullDisk, ProcessStatus, Rates};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -77,6 +78,9 @@ pub struct Status {
     /// Copies of the log.
     #[serde(default)]
     pub log: LogSaid,
+    /// The disk snapshot that the store was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<RestoredSaid>,
 }
 
 /// A volume in [`Status`].
@@ -200,9 +204,10 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
     let (engine, started) = (pages.engine.clone(), pages.started);
     let looked = tokio::task::spawn_blocking(move || {
         let size = |part: &str| folder_bytes(&engine.join(part));
-        (size("log"), size("store"), ProcessStatus::look(started, &engine))
+        let restored = engine.parent().and_then(crate::restored::said);
+        (size("log"), size("store"), ProcessStatus::look(started, &engine), restored)
     });
-    let (log_bytes, store_bytes, process) = looked.await.ok()?;
+    let (log_bytes, store_bytes, process, restored) = looked.await.ok()?;
     Some(Status {
         stores: pages.stores.watches().status(),
         process,
@@ -212,6 +217,7 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
         syncing_s: pages.metrics.syncing_s(),
         rates: pages.metrics.looks.rates(),
         log: pages.copies.as_ref().map(|copies| copies::shown(copies)).unwrap_or_default(),
+        restored,
         ..status
     })
 }
@@ -296,6 +302,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             log_bytes: 0,
             store_bytes: 0,
             rates: Rates::default(),
+            restored: None,
             keys: key_sum(&reads).unwrap_or_default(),
             log: LogSaid::default(),
         };

@@ -18,6 +18,7 @@ pub mod pack;
 mod pins;
 mod questions;
 mod rates;
+mod restored;
 pub mod server;
 mod snapshot;
 mod start;

@@ -3,7 +3,7 @@
 //! A pin is made in the state first and then in the store, and removed the other way round: whatever is lost in between,
 //! one of the two holds what is pinned.
 
-use crate::collect::Collector;
+use crate::collect::{Collector, Rhythm};
 use crate::core::Core;
 use crate::machine::{Event, Machine, PinsRead};
 use bytes::Bytes;

@@ -314,6 +314,7 @@ async fn open_core(
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
         let engine = open_engine(&folder, log)?;
+        let restored = crate::restored::begin(&folder, &engine, now().wall_ns)?;
         let opening = engine.opening();
         if opening.torn {
             tracing::warn!(
@@ -332,6 +333,7 @@ async fn open_core(
             slice_life_ms: ms(timing.slice_life),
             horizon_step_ms: ms(timing.horizon_step),
             pack_after_ms: ms(timing.pack_after),
+            restored,
             ..Config::default()
         };
         let reads = SharedView(engine.view());

@@ -26,6 +26,8 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 const PAGE: usize = 1024;
+/// Why an object is left alone that a clone stored, or the volume that this one was restored from.
+const OF_ANOTHER: &str = "it is of another incarnation of its volume";
 
 /// What an object found in a store is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,26 +53,26 @@ pub fn judge<R: Reads + ?Sized>(
     if volume.flags & Volume::COUNTED == 0 {
         return Ok(Judged::Known);
     }
-    if object.incarnation != volume.incarnation {
-        return Ok(Judged::Quarantined("it is of another incarnation of its volume"));
-    }
     let (tables, key) = (Snapshot::new(reads, index, None), object_key(object));
     let condemned = tables.get_plain(CONDEMNED, &key)?.is_some();
     if let Some(row) = tables.get_plain(OBJECT, &key)? {
         let refs = Refs::decode(OBJECT, &key, &row)?;
         // Deleted, and its row stands for nothing but that; and yet it is there.
-        let survivor = refs.condemned.is_some() && !condemned;
+        let survivor = refs.condemned.is_some() && !condemned && object.incarnation == volume.incarnation;
         return Ok(if survivor { Judged::Garbage } else { Judged::Known });
     }
     if condemned {
         return Ok(Judged::Known);
+    }
+    if object.incarnation != volume.incarnation {
+        return Ok(Judged::Quarantined(OF_ANOTHER));
     }
     if object.session == SessionId::SERVER {
         // It is named in the log before anything is stored under the name, and over as soon as the next one is.
         let packs = packs(&tables, object.incarnation)?;
         return Ok(match object.n {
             n if packs.open == Some(n) => Judged::Open,
-            n if n < packs.granted => Judged::Garbage,
+            n if packs.first <= n && n < packs.granted => Judged::Garbage,
             _ => Judged::Quarantined("the server has not granted it to itself"),
         });
     }

@@ -24,6 +24,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod repack;
+mod restored;
 pub mod rows;
 mod slices;
 mod slots;
@@ -48,6 +49,7 @@ pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use repack::{IndexedSlice, PoorObject, needed_slices, poor_object};
+pub use restored::restored;
 pub use step::GRANT_MAX;
 pub use system::{
     SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes, session,

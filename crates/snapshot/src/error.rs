@@ -56,6 +56,8 @@ pub enum Error {
     Damaged { place: PathBuf, damage: Damage },
     #[error(transparent)]
     Restore(#[from] crate::restore::Refused),
+    #[error(transparent)]
+    Own(#[from] crate::restore::own::Refused),
 }
 
 impl Error {

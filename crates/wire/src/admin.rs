@@ -72,6 +72,9 @@ pub struct Assignment {
     /// The copies of its log.
     #[serde(default)]
     pub log: LogEpoch,
+    /// The disk snapshot that the cluster was restored from, once somebody has accepted that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_restore: Option<String>,
 }
 
 /// A folder that a block store is to move to.

@@ -116,6 +116,8 @@ pub struct MetaSaid {
     pub stores: Vec<StoreSaid>,
     /// Copies of the log.
     pub log: LogSaid,
+    /// It was restored from a disk snapshot.
+    pub restored: Option<RestoredSaid>,
 }
 
 /// The copies of a log, and the epoch under which they count.
@@ -144,6 +146,24 @@ pub struct LogCopySaid {
     pub behind_bytes: u64,
     /// Why it cannot be used, if it cannot.
     pub problem: Option<String>,
+}
+
+/// What a metadata server says of the disk snapshot that it was restored from.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestoredSaid {
+    /// The snapshot.
+    pub uid: String,
+    /// The cluster that it was taken of.
+    pub source: String,
+    /// As of when the store was restored.
+    pub cut: Option<String>,
+    /// Somebody has said that the restore is as it should be.
+    pub accepted: bool,
+    /// Volumes that the restored admin server knew and the store did not: they were made empty.
+    pub only_admin: Vec<String>,
+    /// Volumes that only the store knew: nobody reaches them.
+    pub only_here: Vec<String>,
 }
 
 /// See [`MetaSaid`].
@@ -285,6 +305,24 @@ pub struct ClusterStatus {
     pub running_snapshots: u64,
     /// Backups that are being made.
     pub running_backups: u64,
+    /// The cluster was restored from a disk snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<RestoredCluster>,
+}
+
+/// The disk snapshot that a cluster was restored from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct RestoredCluster {
+    /// Its UID.
+    pub uid: String,
+    /// The cluster that it was taken of.
+    pub source: String,
+    /// When the clone was prepared, nanoseconds since the epoch.
+    pub prepared_ns: u64,
+    /// When somebody said that the restore is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_ns: Option<u64>,
 }
 
 #[cfg(test)]

@@ -45,9 +45,10 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         let revisions = metadata.iter().map(|store| crate::db::directory::revision(tx, &store.id));
         let revisions = revisions.collect::<Result<Vec<_>, _>>()?;
         let key_store = stores::key_store(tx)?.map(|store| store.id);
-        Ok((metadata, revisions, key_store, volumes::used(tx)?, block_stores::count(tx)?))
+        let used = (volumes::used(tx)?, block_stores::count(tx)?, crate::db::restored::find(tx)?);
+        Ok((metadata, revisions, key_store, used))
     });
-    let (metadata, revisions, key_store, (volumes, used_bytes), block_stores) = found.await?;
+    let (metadata, revisions, key_store, ((volumes, used_bytes), block_stores, restored)) = found.await?;
     let asked = metadata.iter().map(|store| async {
         // Nobody can answer who has never been there.
         match store.epoch {
@@ -80,8 +81,9 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         volumes,
         used_bytes,
         block_stores,
-        running_snapshots: 0,
+        running_snapshots: app.snapshots.running(),
         running_backups: 0,
+        restored,
     }))
 }
 

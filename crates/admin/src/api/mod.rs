@@ -10,6 +10,7 @@ mod cluster;
 pub(crate) mod deleted;
 mod probes;
 mod questions;
+mod restored;
 mod servers;
 mod snapshots;
 mod stores;
@@ -237,6 +238,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(snapshots::abort))
         .routes(routes!(snapshots::poll))
+        .routes(routes!(restored::accept))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))
         .routes(routes!(cluster::keys))

@@ -1,6 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
-use super::{block_stores, deleted, logs, maybe_unsigned, now_ns, parsed, stores, to_sql, unsigned, volumes};
+use super::{
+    block_stores, deleted, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql, unsigned, volumes,
+};
 use crate::AdminError;
 use crate::model::MetadataStore;
 use chronofs_core::store::Credentials;
@@ -149,7 +151,15 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
     )?;
     let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
     let log = logs::of(tx, store)?;
-    Ok(Assignment { revision: revision(tx, store)?, volumes, tokens, probes: Vec::new(), log })
+    let accepted_restore = restored::accepted(tx)?;
+    Ok(Assignment {
+        revision: revision(tx, store)?,
+        volumes,
+        tokens,
+        probes: Vec::new(),
+        log,
+        accepted_restore,
+    })
 }
 
 fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {

@@ -8,6 +8,7 @@ pub mod block_stores;
 pub mod deleted;
 pub mod directory;
 pub mod logs;
+pub mod restored;
 mod schema;
 pub mod snapshots;
 pub mod stores;

@@ -56,10 +56,23 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
         // Several addresses are addresses of one admin server.
         ("Coordinators", "1".to_owned()),
     ];
-    let backup = vec![
+    let mut backup = vec![
         ("Running snapshots", status.running_snapshots.to_string()),
         ("Running backups", status.running_backups.to_string()),
     ];
+    if let Some(restored) = &status.restored {
+        let accepted = match restored.accepted_ns {
+            Some(_) => "accepted",
+            None => "not accepted, so nothing is forgotten or deleted",
+        };
+        backup.push(("Restored from", format!("{} ({accepted})", restored.uid)));
+        let waits = |(_, said): &&(&Member, MetaSaid)| said.restored.as_ref().is_some_and(|of| !of.accepted);
+        let restoring: Vec<&str> =
+            said.iter().filter(waits).map(|(member, _)| member.name.as_str()).collect();
+        if !restoring.is_empty() {
+            backup.push(("Restoring servers", restoring.join(", ")));
+        }
+    }
     let mut sections = vec![("Configuration", configuration), cluster(status, said, now), data(status, said)];
     sections.extend(load(said));
     sections.push(("Backup", backup));
@@ -229,7 +242,7 @@ fn clock(time: &Zoned) -> String {
 mod tests {
     use super::*;
     use chronofs_wire::admin::Cluster;
-    use chronofs_wire::status::MemberState;
+    use chronofs_wire::status::{MemberState, RestoredCluster};
 
     fn sample() -> ClusterStatus {
         let process = |pid: u32, machine: &str, free: u64| {
@@ -277,6 +290,7 @@ mod tests {
             block_stores: 1,
             running_snapshots: 0,
             running_backups: 0,
+            restored: None,
         }
     }
 
@@ -323,6 +337,29 @@ Backup:
 
 Client time: 2027-01-15 08:00:01 UTC";
         assert_eq!(status(&sample(), Detail::Short, None, &now()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_clone_says_what_it_was_restored_from_until_that_is_accepted() {
+        let mut clone = sample();
+        clone.restored = Some(RestoredCluster {
+            uid: "c5".to_owned(),
+            source: "lab:41".to_owned(),
+            prepared_ns: 1,
+            accepted_ns: None,
+        });
+        if let Some(said) = &mut clone.members[0].said {
+            said["restored"] = json!({ "uid": "c5", "accepted": false });
+        }
+        let text = status(&clone, Detail::Short, None, &now()).unwrap();
+        assert!(text.contains("Restored from          - c5 (not accepted, so"), "{text}");
+        assert!(text.contains("Restoring servers      - names\n"), "{text}");
+        if let (Some(restored), Some(said)) = (&mut clone.restored, &mut clone.members[0].said) {
+            restored.accepted_ns = Some(2);
+            said["restored"]["accepted"] = json!(true);
+        }
+        let text = status(&clone, Detail::Short, None, &now()).unwrap();
+        assert!(text.contains("c5 (accepted)") && !text.contains("Restoring"), "{text}");
     }
 
     #[test]

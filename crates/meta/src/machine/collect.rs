@@ -187,6 +187,7 @@ impl Machine {
             }
         }
         let condemned = tally.condemned.count;
+        busy |= self.let_go_of_foreign(group, index, condemned)?;
         let handed_out = self.hand_out(group, index, condemned)?;
         busy |= handed_out;
         let at_pace = self.at_pace(group, &HANDED_OUT, condemned);
@@ -215,6 +216,36 @@ impl Machine {
         }
     }
 
+    /// Objects that the source of a restore stored are its own, also when nothing here needs them any more: what is
+    /// condemned of them is let go without being deleted. Whether there were any.
+    fn let_go_of_foreign(
+        &mut self,
+        group: &mut Group,
+        index: VolumeIndex,
+        condemned: u64,
+    ) -> Result<bool, EngineError> {
+        let Some(volume) = self.volumes.get(&index).filter(|volume| volume.row.incarnation > 0) else {
+            return Ok(false);
+        };
+        let (id, incarnation) = (volume.id(), volume.row.incarnation);
+        let limit = self.at_pace(group, &HANDED_OUT, condemned) as usize;
+        let condemned = match list_condemned(&group.reads, index, None, limit) {
+            Ok(condemned) => condemned,
+            Err(stop) => {
+                let what = "looking for condemned objects";
+                self.stopped(group, stop, what)?;
+                return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
+            }
+        };
+        let objects: Vec<ObjectId> =
+            condemned.into_iter().map(|(id, _)| id).filter(|id| id.incarnation != incarnation).collect();
+        if objects.is_empty() {
+            return Ok(false);
+        }
+        drop(self.system(group, &SystemRequest::Deleted { volume: id, objects })?);
+        Ok(true)
+    }
+
     /// Whether any of so many condemned were.
     fn hand_out(
         &mut self,
@@ -238,7 +269,10 @@ impl Machine {
                 return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
             }
         };
-        let ready = condemned.into_iter().filter(|(id, row)| row.since <= durable && !in_flight.contains(id));
+        let own = volume.row.incarnation;
+        let ready = condemned
+            .into_iter()
+            .filter(|(id, row)| row.since <= durable && !in_flight.contains(id) && id.incarnation == own);
         let objects: Vec<ObjectId> = ready.map(|(id, _)| id).take(room).collect();
         let any = !objects.is_empty();
         if any {

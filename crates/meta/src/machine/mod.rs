@@ -96,6 +96,8 @@ pub struct Config {
     pub asks_admin: bool,
     /// The key space of operators holds no more than so many bytes of keys and values.
     pub key_bytes_max: u64,
+    /// The disk snapshot that the store was restored from, while nobody has accepted that: nothing is forgotten or deleted.
+    pub restored: Option<String>,
 }
 
 impl Default for Config {
@@ -116,6 +118,7 @@ impl Default for Config {
             pack_after_ms: 60_000,
             asks_admin: false,
             key_bytes_max: 256 << 20,
+            restored: None,
         }
     }
 }

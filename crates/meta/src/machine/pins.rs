@@ -65,6 +65,11 @@ impl Machine {
     /// Why nothing of the volume may be forgotten or deleted now, if so.
     pub(super) fn unread_pins(&self, index: VolumeIndex, steady_ns: u64) -> Option<String> {
         let known = &self.volumes.get(&index)?.pins;
+        if let Some(uid) = &self.config.restored {
+            return Some(format!(
+                "restored from disk snapshot {uid}, which nobody has accepted: chronofs restore accept"
+            ));
+        }
         let age_ns_max = u64::from(self.config.pins_age_ms) * 1_000_000;
         if let Some(problem) = &known.problem {
             return Some(problem.clone());
@@ -77,6 +82,11 @@ impl Machine {
             }
             Some(_) => None,
         }
+    }
+
+    /// The restore is as it should be: forgetting and deleting go on.
+    pub fn accept_restore(&mut self) {
+        self.config.restored = None;
     }
 
     /// When the reading began that says what is pinned of a volume, by the steady clock. `None` if another one is needed.

@@ -5,7 +5,7 @@ use super::*;
 use bytes::Bytes;
 use chronofs_blocks::{ListPage, ObjectPort, StoreError, StorePort, object_name};
 use chronofs_core::ObjectId;
-use chronofs_meta::collect::Collector;
+use chronofs_meta::collect::{Collector, Rhythm};
 use chronofs_meta::executor::Input;
 use chronofs_meta::server::objects::Stores;
 use futures::FutureExt;

@@ -15,6 +15,7 @@ mod pack;
 mod past;
 mod pins;
 mod reclaim;
+mod restored;
 mod rights;
 mod signing;
 

@@ -147,7 +147,14 @@ impl World {
             ends_ns: None,
         };
         let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }];
-        Assignment { revision: 1, volumes, tokens: vec![token], probes: Vec::new(), log: Default::default() }
+        Assignment {
+            revision: 1,
+            volumes,
+            tokens: vec![token],
+            probes: Vec::new(),
+            log: Default::default(),
+            accepted_restore: None,
+        }
     }
 
     pub(super) fn now(&self) -> Now {

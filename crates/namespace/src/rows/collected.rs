@@ -72,6 +72,8 @@ pub struct Packs {
     pub granted: u64,
     /// The one that slices may still be said to lie in.
     pub open: Option<u64>,
+    /// Counters below this are another's.
+    pub first: u64,
 }
 
 /// A number of objects and small slices, and their stored bytes.

@@ -114,7 +114,7 @@ fn rows_of_content() {
     };
     golden(&staged, "00ac020203900302f403effdb6f50d026162");
     golden(&Moved { flags: 0, object: slice_id().object, at: 4096, len: 300 }, "000102ac028020ac02");
-    golden(&Packs { flags: 0, granted: 300, open: Some(299) }, "00ac0201ab02");
+    golden(&Packs { flags: 0, granted: 300, open: Some(299), first: 7 }, "00ac0201ab0207");
 }
 
 #[test]

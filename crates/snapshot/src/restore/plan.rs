@@ -19,6 +19,15 @@ pub struct Mapping(BTreeMap<Address, Address>);
 impl Mapping {
     /// Of `OLD=NEW` each, and of the lines of a file (`OLD=NEW` or `OLD NEW`, comments after `#`).
     pub fn read(pairs: &[String], file: Option<&Path>) -> Result<Mapping, Error> {
+        Mapping::read_named(pairs, file, &|_| Ok(None))
+    }
+
+    /// The same, where a server may also go by a name, which `named` knows the address of.
+    pub(crate) fn read_named(
+        pairs: &[String],
+        file: Option<&Path>,
+        named: &dyn Fn(&str) -> Result<Option<Address>, Error>,
+    ) -> Result<Mapping, Error> {
         let text = match file {
             Some(path) => fs::read_to_string(path).map_err(Error::io("read", path))?,
             None => String::new(),
@@ -30,9 +39,17 @@ impl Mapping {
             let (old, new) =
                 pair.split_once('=').or_else(|| pair.split_once(char::is_whitespace)).ok_or_else(bad)?;
             let address = |text: &str| text.trim().parse::<Address>().map_err(|_| bad());
-            mapping.add(address(old)?, address(new)?)?;
+            let old = match named(old.trim())? {
+                Some(old) => old,
+                None => address(old)?,
+            };
+            mapping.add(old, address(new)?)?;
         }
         Ok(mapping)
+    }
+
+    pub(crate) fn olds(&self) -> impl Iterator<Item = &Address> {
+        self.0.keys()
     }
 
     fn add(&mut self, old: Address, new: Address) -> Result<(), Refused> {
@@ -45,7 +62,7 @@ impl Mapping {
         }
     }
 
-    fn of(&self, old: &Address) -> Result<Address, Refused> {
+    pub(crate) fn of(&self, old: &Address) -> Result<Address, Refused> {
         self.0.get(old).cloned().ok_or_else(|| Refused::NotMapped(old.clone()))
     }
 }

@@ -83,11 +83,7 @@ pub fn prepare(
     if let (Some(only), true) = (only, machines.is_empty()) {
         return Err(Refused::OnlyUnknown(only.clone()).into());
     }
-    let out = std::path::absolute(out).map_err(Error::io("find", out))?;
-    let real = out.ancestors().find_map(|part| fs::canonicalize(part).ok()).unwrap_or_default();
-    if let Some(set) = plan.folders.iter().find(|set| real.starts_with(set) || out.starts_with(set)) {
-        return Err(Refused::OutInSet { out, set: set.clone() }.into());
-    }
+    let out = check_out(out, &plan.folders)?;
     let folders: Vec<PathBuf> = machines.iter().map(|machine| out.join(machine.new.to_string())).collect();
     for folder in &folders {
         empty_or_absent(folder)?;
@@ -117,7 +113,17 @@ pub fn prepare(
     Ok(folders)
 }
 
-fn empty_or_absent(folder: &Path) -> Result<(), Error> {
+/// Where to prepare; it lies in none of the folders of the set.
+pub(super) fn check_out(out: &Path, sets: &[PathBuf]) -> Result<PathBuf, Error> {
+    let out = std::path::absolute(out).map_err(Error::io("find", out))?;
+    let real = out.ancestors().find_map(|part| fs::canonicalize(part).ok()).unwrap_or_default();
+    match sets.iter().find(|set| real.starts_with(set) || out.starts_with(set)) {
+        Some(set) => Err(Refused::OutInSet { out, set: set.clone() }.into()),
+        None => Ok(out),
+    }
+}
+
+pub(super) fn empty_or_absent(folder: &Path) -> Result<(), Error> {
     match fs::read_dir(folder) {
         Ok(mut names) => match names.next() {
             None => Ok(()),

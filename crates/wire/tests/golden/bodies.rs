@@ -73,6 +73,7 @@ fn assignment() -> Assignment {
             },
             boot: 9,
         },
+        accepted_restore: None,
     }
 }
 

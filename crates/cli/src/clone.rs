@@ -1,0 +1,368 @@
+//! `chronofs restore` and `chronofs snapshot verify` for sets of our own servers: from labelled images to the folders of a
+//! clone, with a database, tokens and a cluster file of its own; and how the clone is, once its servers run.
+
+use crate::cluster::ClusterArgs;
+use crate::output::{self, Column};
+use crate::snap_create::now;
+use crate::{credentials, serve};
+use anyhow::{Context, Result, anyhow, bail};
+use chronofs_core::Version;
+use chronofs_snapshot::Address;
+use chronofs_snapshot::protocol::Record;
+use chronofs_snapshot::restore::own::{self, Found, OwnMachine, OwnPlan, OwnSet, Proof};
+use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
+use chronofs_wire::http::{AdminClient, ClientError, Method};
+use chronofs_wire::identity::random;
+use chronofs_wire::status::{ClusterStatus, Member, RestoredCluster, RestoredSaid};
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often a cluster is asked that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What proves that a set is one.
+#[derive(Args, Debug)]
+pub(crate) struct Committed {
+    /// Record of the snapshot, as written by snapshot describe --record
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Do without the record: the labels of the images alone are to prove the set whole
+    #[arg(long, conflicts_with = "record")]
+    accept_uncommitted: bool,
+}
+
+impl Committed {
+    /// Whether it says anything.
+    pub(crate) fn is_given(&self) -> bool {
+        self.record.is_some() || self.accept_uncommitted
+    }
+
+    /// Refuses a set that is not whole.
+    fn check(&self, set: &OwnSet, known: Option<&Record>) -> Result<()> {
+        let read = self.record.as_deref().map(read_record).transpose()?;
+        let proof = match (read.as_ref().or(known), self.accept_uncommitted) {
+            (Some(record), false) => Proof::Record(record),
+            (_, true) => Proof::Labels,
+            (None, false) => Proof::None,
+        };
+        Ok(own::check(set, proof)?)
+    }
+}
+
+fn read_record(path: &Path) -> Result<Record> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no record of a snapshot", path.display()))
+}
+
+/// Which cluster is asked, and how.
+#[derive(Args, Debug)]
+pub(crate) struct Asked {
+    /// Reach the admin server here instead of where cluster file or token say
+    #[arg(long, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
+    admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+impl Asked {
+    fn client(&self) -> Result<AdminClient> {
+        let token = credentials::configure()?;
+        let cluster = self.cluster.read()?;
+        Ok(AdminClient::reached(&token, self.admin.as_deref(), cluster.as_ref())?)
+    }
+}
+
+/// Where a set goes.
+pub(crate) struct Wanted<'a> {
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) committed: &'a Committed,
+    pub(crate) map: &'a [String],
+    pub(crate) map_file: Option<&'a Path>,
+}
+
+impl Wanted<'_> {
+    fn plan(&self) -> Result<(OwnSet, OwnPlan)> {
+        let set = OwnSet::read(&self.folders)?;
+        self.committed.check(&set, None)?;
+        let plan = OwnPlan::new(&set, self.map, self.map_file)?;
+        Ok((set, plan))
+    }
+}
+
+const PARTS: [Column; 8] = [
+    ("SERVER", "server"),
+    ("OLD", "old"),
+    ("NEW", "new"),
+    ("ROLE", "role"),
+    ("CUT", "cut"),
+    ("FILES", "files"),
+    ("SIZE", "bytes"),
+    ("IMAGE", "image"),
+];
+
+pub(crate) fn plan(wanted: &Wanted<'_>, json: bool) -> Result<()> {
+    let (_, plan) = wanted.plan()?;
+    if json {
+        return output::line(serde_json::to_string_pretty(&plan)?);
+    }
+    let mut rows = Vec::new();
+    for machine in &plan.machines {
+        for part in &machine.parts {
+            let mut row = serde_json::to_value(part)?;
+            row["server"] = json!(machine.name);
+            row["old"] = json!(machine.old.to_string());
+            row["new"] = json!(machine.new.to_string());
+            row["cut"] = json!(machine.cut.map(|cut| Version(cut.cut).to_string()));
+            rows.push(row);
+        }
+    }
+    output::line(output::table(&PARTS, &rows))?;
+    output::line(format_args!("\nsnapshot      {}\nof cluster    {}", plan.uid, plan.source))
+}
+
+pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, dry_run: bool, json: bool) -> Result<()> {
+    let (set, plan) = wanted.plan()?;
+    if dry_run {
+        for image in set.images.values() {
+            own::check_files(image)?;
+        }
+    }
+    let description = plan.source.split(':').next().filter(|text| !text.is_empty()).unwrap_or("chronofs");
+    let name = ClusterName::draw(description)?;
+    let draw = [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)];
+    let staged = own::stage(&plan, out, name.as_str(), draw, &now(), dry_run)?;
+    if dry_run {
+        return show_prepared(
+            plan.machines.iter().map(|machine| (machine, out.join(machine.new.to_string()))),
+            true,
+            json,
+        );
+    }
+    let coordinator = plan.coordinator().ok_or_else(|| anyhow!("the set has no coordinator"))?;
+    let clone = chronofs_admin::NewCluster {
+        uid: plan.uid.to_string(),
+        source: plan.source.clone(),
+        name,
+        address: coordinator.new.to_string(),
+    };
+    let data = staged.machines().find(|(machine, _)| machine.is_coordinator());
+    let (_, data) = data.ok_or_else(|| anyhow!("the set has no coordinator"))?;
+    let (mut tokens, file) = chronofs_admin::prepare_clone(&data, &clone)?;
+    for (machine, data) in staged.machines().filter(|(machine, _)| !machine.is_coordinator()) {
+        let token = tokens.remove(&machine.node).ok_or_else(|| {
+            anyhow!(
+                "the admin server of the set does not know the metadata store {}: take another snapshot",
+                machine.name
+            )
+        })?;
+        chronofs_meta::init_creds(&data, &token.to_string(), None)?;
+        file.write(&data.with_file_name(CLUSTER_FILE))?;
+    }
+    let made = staged.finish()?;
+    for name in tokens.keys() {
+        output::warn(format_args!(
+            "metadata store {name} is not in the set: it was made after the cut; delete it"
+        ));
+    }
+    show_prepared(made.iter().map(|(machine, folder)| (machine, folder.clone())), false, json)
+}
+
+fn show_prepared<'a>(
+    folders: impl Iterator<Item = (&'a OwnMachine, PathBuf)>,
+    dry_run: bool,
+    json: bool,
+) -> Result<()> {
+    if json {
+        let rows = folders.map(|(machine, folder)| {
+            let start = start_line(machine, &folder);
+            json!({ "server": machine.name, "folder": folder, "prepared": !dry_run, "start": start })
+        });
+        return output::line(serde_json::to_string_pretty(&rows.collect::<Vec<Value>>())?);
+    }
+    let done = if dry_run { "would prepare" } else { "prepared" };
+    for (machine, folder) in folders {
+        output::line(format_args!("{done} {}", folder.display()))?;
+        output::line(format_args!("  start with  {}", start_line(machine, &folder)))?;
+    }
+    Ok(())
+}
+
+/// How a server is started on its folder. Its other options it takes as before.
+fn start_line(machine: &OwnMachine, folder: &Path) -> String {
+    let (shown, new) = (folder.display(), &machine.new);
+    let bind = bound(new);
+    if machine.is_coordinator() {
+        return format!("chronofs admin start --db-folder {shown}/data --bind-addr {bind}");
+    }
+    format!(
+        "chronofs meta start --db-folder {shown}/data --cluster-file {shown}/{CLUSTER_FILE} --bind-addr {bind} --advertise {new}"
+    )
+}
+
+/// A host's name cannot be listened on.
+fn bound(address: &Address) -> String {
+    let is_ip = address.host().trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    if is_ip { address.to_string() } else { format!("0.0.0.0:{}", address.port()) }
+}
+
+const IMAGES: [Column; 6] = [
+    ("SERVER", "server"),
+    ("ROLE", "role"),
+    ("CUT", "cut"),
+    ("FILES", "files"),
+    ("SIZE", "bytes"),
+    ("IMAGE", "image"),
+];
+
+/// `snapshot verify`: labels, every byte, and the record, which the coordinator is asked for unless there is another proof.
+pub(crate) fn verify_set(
+    folders: &[PathBuf],
+    committed: &Committed,
+    client: impl FnOnce() -> Result<AdminClient>,
+    json: bool,
+) -> Result<()> {
+    let set = OwnSet::read(folders)?;
+    let known = if committed.is_given() { None } else { record_of(&set, client()?)? };
+    committed.check(&set, known.as_ref())?;
+    let mut rows = Vec::new();
+    for image in set.images.values() {
+        own::check_files(image)?;
+        let label = &image.label;
+        let server = set.node(&label.node).map(|node| node.name.clone());
+        rows.push(json!({
+            "server": server, "role": label.role.as_str(), "files": label.files.len(), "bytes": label.bytes(),
+            "cut": label.cut.map(|cut| Version(cut.cut).to_string()), "image": image.place,
+        }));
+    }
+    let uid = set.attempt.uid.as_str();
+    if json {
+        let all = json!({ "uid": uid, "number": set.attempt.number, "cluster": set.cluster, "images": rows });
+        return output::line(serde_json::to_string_pretty(&all)?);
+    }
+    output::line(output::table(&IMAGES, &rows))?;
+    output::line(format_args!(
+        "\nsnapshot {uid} is whole: {} images of {} servers",
+        rows.len(),
+        set.nodes.len()
+    ))
+}
+
+/// What the coordinator knows of a snapshot, if it does.
+fn record_of(set: &OwnSet, client: AdminClient) -> Result<Option<Record>> {
+    let path = format!("/v1/snapshots/{}", set.attempt.uid);
+    serve(async move {
+        match client.call::<Record>(Method::GET, &path, None::<&()>).await {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.code() == Some("not_found") => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })?
+}
+
+const FOLDERS: [Column; 8] = [
+    ("SERVER", "server"),
+    ("OLD", "old"),
+    ("NEW", "new"),
+    ("UID", "uid"),
+    ("CUT", "cut"),
+    ("PREPARED", "prepared"),
+    ("STATE", "state"),
+    ("FOLDER", "folder"),
+];
+
+/// Folders that were prepared, and how each is.
+pub(crate) fn show_folders(found: &[Found], json: bool) -> Result<()> {
+    if json {
+        return output::line(serde_json::to_string_pretty(found)?);
+    }
+    let row = |found: &Found| {
+        let mark = &found.mark;
+        let state = match (mark.began, mark.accepted) {
+            _ if !found.damages.is_empty() => "changed",
+            (_, true) => "accepted",
+            (Some(_), false) => "started",
+            (None, false) => "prepared",
+        };
+        json!({
+            "server": mark.name, "old": mark.old, "new": mark.new, "uid": mark.uid.as_str(), "prepared": mark.prepared,
+            "cut": mark.cut.map(|cut| Version(cut.cut).to_string()), "state": state, "folder": found.folder,
+        })
+    };
+    output::line(output::table(&FOLDERS, &found.iter().map(row).collect::<Vec<_>>()))
+}
+
+const SERVERS: [Column; 6] = [
+    ("STORE", "name"),
+    ("ADDRESS", "address"),
+    ("STATE", "state"),
+    ("CUT", "cut"),
+    ("MADE EMPTY", "only_admin"),
+    ("OUT OF REACH", "only_here"),
+];
+
+/// How a clone is whose servers run; with `wait` once it is healthy.
+pub(crate) fn status(asked: &Asked, wait: Option<Duration>, json: bool) -> Result<()> {
+    let client = asked.client()?;
+    let status = serve(async move {
+        let begun = Instant::now();
+        loop {
+            let status = client.call::<ClusterStatus>(Method::GET, "/v1/status", None::<&()>).await;
+            let is_ready = status.as_ref().is_ok_and(|status| status.healthy);
+            let gives_up = matches!(&status, Err(error) if !error.is_transient());
+            if is_ready || gives_up || wait.is_none_or(|wait| begun.elapsed() > wait) {
+                return status;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    })??;
+    let restored = status.restored.as_ref();
+    let restored = restored.ok_or_else(|| anyhow!("this cluster was not restored from a disk snapshot"))?;
+    show_status(&status, restored, json)?;
+    match status.healthy {
+        true => Ok(()),
+        false => bail!("the cluster is not healthy: {}", status.faults.join("; ")),
+    }
+}
+
+fn show_status(status: &ClusterStatus, restored: &RestoredCluster, json: bool) -> Result<()> {
+    let said = |member: &Member| member.understood().and_then(|said| said.restored);
+    let row = |member: &Member| {
+        let RestoredSaid { cut, only_admin, only_here, .. } = said(member).unwrap_or_default();
+        json!({
+            "name": member.name, "address": member.address, "state": member.state, "cut": cut,
+            "only_admin": only_admin, "only_here": only_here,
+        })
+    };
+    let rows: Vec<Value> = status.members.iter().map(row).collect();
+    if json {
+        let all = json!({ "restored": restored, "healthy": status.healthy, "faults": status.faults, "servers": rows });
+        return output::line(serde_json::to_string_pretty(&all)?);
+    }
+    let accepted = match restored.accepted_ns {
+        Some(ns) => Version(ns).to_string(),
+        None => "no: nothing is forgotten or deleted until chronofs restore accept".to_owned(),
+    };
+    output::line(format_args!("restored from  {}", restored.uid))?;
+    output::line(format_args!("of cluster     {}", restored.source))?;
+    output::line(format_args!("prepared       {}", Version(restored.prepared_ns)))?;
+    output::line(format_args!("accepted       {accepted}\n"))?;
+    output::line(output::table(&SERVERS, &rows))
+}
+
+/// The restore is as it should be.
+pub(crate) fn accept(asked: &Asked, json: bool) -> Result<()> {
+    let client = asked.client()?;
+    let accepted: Result<RestoredCluster, ClientError> =
+        serve(async move { client.call(Method::POST, "/v1/restore/accept", None::<&()>).await })?;
+    let accepted = accepted?;
+    if json {
+        return output::line(serde_json::to_string_pretty(&accepted)?);
+    }
+    output::line(format_args!(
+        "the restore of {} is accepted: what nothing needs any more is forgotten and deleted from now on; what the source \
+         stored stays",
+        accepted.uid
+    ))
+}

@@ -1,0 +1,371 @@
+//! A disk snapshot of a real installation becomes a clone of it: by the steps of the page that operators start from, and
+//! beside the source, which goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chronofs_e2e::Installation;
+use chronofs_e2e::installation::assert_failed_cleanly;
+use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use serde_json::Value;
+
+/// The script of the page.
+const PAGE: &str = r#"#!/bin/bash
+while (( "$#" )); do
+    case "$1" in
+        --uid) SNAPUID=$2; shift 2;;
+        --path) DATADIR=$2; shift 2;;
+        --role) ROLE=$2; shift 2;;
+        --destdir) DESTDIR=$2; shift 2;;
+        *) shift;;
+    esac
+done
+mkdir -p "$DESTDIR/$SNAPUID/$ROLE" || exit 1
+cp "$DATADIR/"* "$DESTDIR/$SNAPUID/$ROLE/" || exit 1
+exit 0
+"#;
+
+/// A program that only root can change, in a folder of its own.
+fn program(script: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::Builder::new().prefix("chronofs-programs-").tempdir().unwrap();
+    let path = folder.path().join("snap_create.sh");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    (folder, path)
+}
+
+fn snap_create() -> (tempfile::TempDir, PathBuf) {
+    program(&format!("#!/bin/sh\nexec '{}' snap-create \"$@\"\n", chronofs_binary().display()))
+}
+
+fn uid_in(said: &str) -> String {
+    let (_, rest) = said.split_once("Snapshot command succeeded with UID ").expect(said);
+    rest.chars().take_while(char::is_ascii_hexdigit).collect()
+}
+
+fn content(n: usize) -> String {
+    // Some travel with the metadata, some become objects.
+    format!("file {n} ").repeat(if n % 5 == 2 { 30_000 } else { 20 + n })
+}
+
+fn write_files(dir: &Path, range: std::ops::Range<usize>) {
+    for n in range {
+        fs::write(dir.join(n.to_string()), content(n)).unwrap();
+    }
+}
+
+fn check_files(dir: &Path, count: usize) {
+    let mut there: Vec<usize> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap())
+        .collect();
+    there.sort_unstable();
+    assert_eq!(there, (0..count).collect::<Vec<_>>());
+    for n in 0..count {
+        assert!(fs::read_to_string(dir.join(n.to_string())).unwrap() == content(n), "file {n}");
+    }
+}
+
+/// A clone whose servers run on what `restore prepare` made.
+struct Clone {
+    servers: Vec<Process>,
+    cluster_file: PathBuf,
+}
+
+/// `--map` for each of the servers.
+fn mapping(record: &Value) -> Vec<String> {
+    let nodes = record["intent"]["nodes"].as_array().unwrap();
+    let pair = |node: &Value| format!("{}={}", node["name"].as_str().unwrap(), free_address());
+    nodes.iter().flat_map(|node| ["--map".to_owned(), pair(node)]).collect()
+}
+
+fn prepare(installation: &Installation, set: &Path, map: &[String], more: &[&str]) -> String {
+    let mut arguments = vec!["restore", "prepare", text(set)];
+    arguments.extend(map.iter().map(String::as_str).chain(more.iter().copied()));
+    installation.ok(&arguments)
+}
+
+impl Clone {
+    /// Starts each server with the line that `restore prepare --json` told.
+    fn start(installation: &Installation, prepared: &str, meta: &[&str]) -> Clone {
+        let prepared: Value = serde_json::from_str(prepared).unwrap();
+        let mut clone = Clone { servers: Vec::new(), cluster_file: PathBuf::new() };
+        for server in prepared.as_array().unwrap() {
+            let (name, line) = (server["server"].as_str().unwrap(), server["start"].as_str().unwrap());
+            let mut arguments: Vec<&str> = line.split(' ').skip(1).collect();
+            let http = free_address();
+            let shown = http.to_string();
+            let is_meta = arguments[0] == "meta";
+            if is_meta {
+                arguments.extend(["--http-addr", &shown].iter().chain(meta));
+            } else {
+                clone.cluster_file =
+                    Path::new(server["folder"].as_str().unwrap()).join("data/chronofs.cluster");
+            }
+            let log = installation.path(&format!("clone-{name}.log"));
+            let mut process = Process::new(&format!("clone {name}"), &arguments, &[], &log);
+            process.start();
+            if is_meta {
+                wait_for("a metadata server of the clone to be ready", || {
+                    process.assert_running();
+                    http_get(http, "/readyz").ok().filter(|(status, _)| *status == 200)
+                });
+                assert!(process.log().contains("as of its cut"), "{}", process.log());
+            } else {
+                let address = arguments.last().unwrap().to_string();
+                wait_for("the admin server of the clone", || {
+                    process.assert_running();
+                    std::net::TcpStream::connect(&address).ok()
+                });
+            }
+            clone.servers.push(process);
+        }
+        clone
+    }
+
+    fn ok(&self, installation: &Installation, arguments: &[&str]) -> String {
+        installation.ok(&[arguments, &["--cluster-file", text(&self.cluster_file)]].concat())
+    }
+}
+
+fn exec(installation: &Installation, commands: &str) -> String {
+    let output = run(&mut installation.command(&["cli", "--exec", commands]));
+    assert!(output.status.success(), "{commands}: {}", text_of(&output));
+    text_of(&output)
+}
+
+fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
+    let path = installation.path(&format!("{uid}.json"));
+    installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
+    let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    (path, record)
+}
+
+#[test]
+fn the_page_step_by_step_gives_what_was_there_and_nothing_that_came_later() {
+    let (_programs, program) = program(PAGE);
+    let mut source = Installation::start_with_whitelist(&[&program], &[]);
+    source.create_volume("one", &[]);
+    let mut mount = source.mount("one", &[]);
+    exec(&source, "writemode on; set key1 value1; set key2 value2");
+    write_files(&mount.dir, 0..40);
+    let backup = source.path("backup");
+    let uid = uid_in(&exec(&source, &format!("snapshot {} --destdir {}", text(&program), text(&backup))));
+    exec(&source, "writemode on; set key3 value3; set key1 changed");
+    write_files(&mount.dir, 40..70);
+    fs::remove_file(mount.path("7")).unwrap();
+    let after_cut = mount.instant();
+    mount.unmount();
+    let (record, parsed) = record_of(&source, &uid);
+    let set = backup.join(&uid);
+    let said = source.ok(&["snapshot", "verify", text(&set)]);
+    assert!(said.contains(&format!("snapshot {uid} is whole: 3 images of 2 servers")), "{said}");
+    // The source is no more.
+    source.meta.kill();
+    source.admin.kill();
+    let map = mapping(&parsed);
+    let out = source.path("restore");
+    let with = ["--record", text(&record)];
+    let plan = [&["restore", "plan", text(&set)][..], &with].concat();
+    let plan: Vec<&str> = plan.into_iter().chain(map.iter().map(String::as_str)).collect();
+    let said = source.ok(&plan);
+    assert!(said.contains("tlog") && said.contains(&uid), "{said}");
+    let said = prepare(&source, &set, &map, &["--out", text(&out), "--record", text(&record), "--dry-run"]);
+    assert!(said.contains("would prepare") && !out.exists(), "{said}");
+    let made = prepare(&source, &set, &map, &["--out", text(&out), "--record", text(&record), "--json"]);
+    assert!(source.ok(&["restore", "verify", text(&out)]).contains("prepared"));
+    let clone = Clone::start(&source, &made, &[]);
+    let said = clone.ok(&source, &["restore", "status", "--wait", "60s"]);
+    assert!(said.contains(&uid) && said.contains("nothing is forgotten or deleted"), "{said}");
+    let said = source.ok(&["restore", "status", text(&out)]);
+    assert!(said.contains("started"), "{said}");
+    let said = clone.ok(&source, &["cli", "--exec", "status; get key1; get key2; getrange key"]);
+    for part in ["`key1' is `value1'", "`key2' is `value2'", "Healthy", "Restored from          - "] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("key3"), "{said}");
+    let cluster = text(&clone.cluster_file).to_owned();
+    let there = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+    check_files(&there.dir, 40);
+    write_files(&there.dir, 40..45);
+    // What the source did after the cut is an instant of nobody's here.
+    let past = there.dir.with_extension("past");
+    fs::create_dir(&past).unwrap();
+    let arguments = [
+        "mount",
+        "start",
+        "one",
+        text(&past),
+        "--foreground",
+        "--at-time",
+        &after_cut,
+        "--cluster-file",
+        &cluster,
+    ];
+    let mut command = source.command(&arguments);
+    let output = run(command.env("CHRONOFS_TOKEN", &mount.token));
+    let said = assert_failed_cleanly(&output, "a mount in the gap");
+    assert!(said.contains("lost by a restore"), "{said}");
+    clone.ok(&source, &["restore", "accept"]);
+    wait_for("the metadata server to hear that", || {
+        source.ok(&["restore", "status", text(&out)]).contains("accepted").then_some(())
+    });
+    // It starts again as any other.
+    drop(there);
+    let mut clone = clone;
+    clone.servers[1].stop();
+    clone.servers[1].start();
+    clone.ok(&source, &["restore", "status", "--wait", "60s"]);
+    let there = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+    check_files(&there.dir, 45);
+}
+
+/// All objects in a folder of them, by path. One that goes meanwhile is none.
+fn objects(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            match fs::read(&path) {
+                Ok(bytes) => drop(found.insert(path, bytes)),
+                Err(_) => open.extend(path.is_dir().then_some(path)),
+            }
+        }
+    }
+    found
+}
+
+/// What is collected goes at once.
+const SOON: [&str; 4] = ["--slice-life", "1", "--horizon-step", "1"];
+
+#[test]
+fn a_clone_and_its_live_source_do_not_disturb_each_other() {
+    let (_programs, program) = snap_create();
+    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
+    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..20);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    let (record, parsed) = record_of(&source, &uid);
+    let out = source.path("restore");
+    let made = prepare(
+        &source,
+        &backup.join(&uid),
+        &mapping(&parsed),
+        &["--out", text(&out), "--record", text(&record), "--json"],
+    );
+    // The source goes on, and what it writes now nobody else knows.
+    write_files(&mount.dir, 20..30);
+    mount.instant();
+    let clone = Clone::start(&source, &made, &SOON);
+    let of_source = objects(&source.path("blocks"));
+    assert!(of_source.len() >= 6, "{}", of_source.len());
+    let cluster = text(&clone.cluster_file).to_owned();
+    let there = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+    check_files(&there.dir, 20);
+    (10..20).for_each(|n| fs::remove_file(there.path(&n.to_string())).unwrap());
+    for name in ["own", "gone"] {
+        fs::write(there.path(name), content(2)).unwrap();
+    }
+    there.instant();
+    fs::remove_file(there.path("gone")).unwrap();
+    let own = || -> usize {
+        objects(&source.path("blocks")).keys().filter(|path| !of_source.contains_key(*path)).count()
+    };
+    let written = own();
+    // It forgets at once what was deleted; first of all nothing goes, and when that is accepted only what it stored itself.
+    clone.ok(&source, &["configure", "update", "volume", "one", "--retention", "0"]);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(own(), written);
+    clone.ok(&source, &["restore", "accept"]);
+    wait_for("the clone to collect what is its own", || (own() < written).then_some(()));
+    let now = objects(&source.path("blocks"));
+    assert!(
+        of_source.iter().all(|(path, bytes)| now.get(path) == Some(bytes)),
+        "an object of the source is gone"
+    );
+    check_files(&source.mount("one", &[]).dir, 30);
+    // The other way round: the source deletes all that it has, but for what the set needs.
+    (0..30).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
+    source.ok(&["configure", "update", "volume", "one", "--retention", "0"]);
+    wait_for("the source to collect what came after the snapshot", || {
+        let now = objects(&source.path("blocks"));
+        of_source.keys().any(|path| !now.contains_key(path)).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    let fresh = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+    (0..10).for_each(|n| {
+        assert!(fs::read_to_string(fresh.path(&n.to_string())).unwrap() == content(n), "file {n}")
+    });
+    assert_eq!(fs::read_to_string(fresh.path("own")).unwrap(), content(2));
+    // Nobody is led astray.
+    let admin = source.admin_address.to_string();
+    let said = source.fails(&["cli", "--cluster-file", &cluster, "--admin", &admin, "--exec", "status"]);
+    assert!(said.contains("the cluster file is of cluster"), "{said}");
+    assert!(source.fails(&["restore", "status"]).contains("not restored"));
+    assert!(source.fails(&["restore", "accept"]).contains("not restored"));
+    let listed = clone.ok(&source, &["snapshot", "list"]);
+    assert!(listed.contains(&uid) && listed.contains("FAILED"), "{listed}");
+}
+
+#[test]
+fn sets_that_are_not_whole_are_refused_by_every_command() {
+    let (_programs, program) = snap_create();
+    let source = Installation::start_with_whitelist(&[&program], &[]);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uids = [0, 1].map(|_| uid_in(&source.ok(&create)));
+    let (record, parsed) = record_of(&source, &uids[0]);
+    let set = backup.join(&uids[0]);
+    let map = mapping(&parsed);
+    let out = source.path("restore");
+    let refused = |words: &str, more: &[&str]| {
+        let mut arguments = vec!["restore", "prepare", text(&set), "--out", text(&out)];
+        arguments.extend(map.iter().map(String::as_str).chain(more.iter().copied()));
+        let said = source.fails(&arguments);
+        assert!(said.contains(words), "{words}: {said}");
+        assert!(!out.exists() || fs::read_dir(&out).unwrap().next().is_none(), "something was made");
+    };
+    refused("nothing proves that snapshot", &[]);
+    let (other, _) = record_of(&source, &uids[1]);
+    refused("the record is of snapshot", &["--record", text(&other)]);
+    let said = source.fails(&["restore", "prepare", text(&set), "--out", text(&out), "--accept-uncommitted"]);
+    assert!(said.contains("has no new address"), "{said}");
+    // One byte of a file that is copied.
+    let coord = fs::read_dir(&set)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.join("coord").is_dir());
+    let database = coord.unwrap().join("coord/files/admin.sqlite");
+    let mut bytes = fs::read(&database).unwrap();
+    let at = bytes.len() - 1;
+    bytes[at] ^= 1;
+    fs::write(&database, &bytes).unwrap();
+    refused("admin.sqlite has other content", &["--record", text(&record)]);
+    refused("admin.sqlite has other content", &["--record", text(&record), "--dry-run"]);
+    let said = source.fails(&["snapshot", "verify", text(&set)]);
+    assert!(said.contains("admin.sqlite has other content"), "{said}");
+    bytes[at] ^= 1;
+    fs::write(&database, &bytes).unwrap();
+    source.ok(&["snapshot", "verify", text(&set)]);
+    source.ok(&["snapshot", "verify", text(&set), "--record", text(&record)]);
+    // Whoever serves a folder that is not what was prepared, serves nothing.
+    let made = prepare(&source, &set, &map, &["--out", text(&out), "--accept-uncommitted", "--json"]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let meta = made.as_array().unwrap().iter().find(|server| server["server"] == "store").unwrap();
+    let data = Path::new(meta["folder"].as_str().unwrap()).join("data");
+    let mark = fs::read_to_string(data.join("chronofs-restore.json")).unwrap();
+    let cut = parsed["cuts"].as_object().unwrap().values().next().unwrap()["cut"].as_u64().unwrap();
+    fs::write(data.join("chronofs-restore.json"), mark.replace(&cut.to_string(), &(cut + 1).to_string()))
+        .unwrap();
+    let arguments: Vec<&str> = meta["start"].as_str().unwrap().split(' ').skip(1).collect();
+    let said = source.fails(&arguments);
+    assert!(said.contains("the labels of its images say"), "{said}");
+}

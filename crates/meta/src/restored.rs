@@ -1,0 +1,178 @@
+//! Restore mode: this server's folder was prepared from a disk snapshot. Before it serves, the store has to open just at the
+//! cut that the labels told, and goes its own way with one commit: other numbers than its source gives, nobody connected,
+//! and the instants since the cut lost. Until somebody accepts the restore, nothing is forgotten or deleted.
+
+use crate::executor::{Ask, Input};
+use crate::files::Folder;
+use crate::machine::SharedView;
+use crate::machine::tag::{self, Tag};
+use anyhow::{Context, Result, bail};
+use chronofs_core::Version;
+use chronofs_engine::embedded::EmbeddedFolder;
+use chronofs_engine::{Commit, Engine};
+use chronofs_namespace::rows::Volume;
+use chronofs_namespace::{list_volumes, restored};
+use chronofs_snapshot::restore::own::Mark;
+use chronofs_wire::admin::Assignment;
+use chronofs_wire::status::RestoredSaid;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// Brings a restored store to where it may be served. Gives the snapshot's UID while the restore is not accepted.
+pub(crate) fn begin(folder: &Folder, engine: &EmbeddedFolder, now_ns: u64) -> Result<Option<String>> {
+    let Some(mut mark) = Mark::read(&folder.0)? else { return Ok(None) };
+    let cut = mark.cut.with_context(|| {
+        format!("the folder {} was prepared for an admin server: start that on it", folder.0.display())
+    })?;
+    let cut = Version(cut.cut);
+    if mark.began.is_none() {
+        let began = go_apart(engine, &mark, cut, now_ns)
+            .with_context(|| format!("restored from disk snapshot {}", mark.uid))?;
+        mark.began = Some(began.0);
+        mark.entries.clear();
+        mark.write(&folder.0)?;
+    }
+    let uid = mark.uid.to_string();
+    let accepted = mark.accepted;
+    tracing::info!(%uid, source = mark.source, %cut, accepted, "restored from a disk snapshot, as of its cut");
+    Ok(Some(uid).filter(|_| !accepted))
+}
+
+/// The commit with which the clone begins.
+fn go_apart(engine: &EmbeddedFolder, mark: &Mark, cut: Version, now_ns: u64) -> Result<Version> {
+    let found = engine.opening().last_commit;
+    let reads = SharedView(engine.view());
+    let mut volumes = list_volumes(&reads)?.into_iter().filter(|(_, row)| row.flags & Volume::GONE == 0);
+    if found == cut {
+        let version = engine.applied().next(now_ns);
+        let batch = restored(&reads, cut, version, mark.draw)?;
+        engine.apply(vec![Commit { version, tag: tag::encode(&Tag::System), batch }])?;
+        engine.sync()?;
+        return Ok(version);
+    }
+    // It was killed between that commit and the note of it.
+    if found > cut && volumes.all(|(_, row)| row.gaps.last().is_some_and(|(before, _)| *before == cut)) {
+        return Ok(found);
+    }
+    bail!(
+        "the store opens at {found}, and the labels of its images say {cut}: what lies in the folder is not the set that was \
+         prepared; prepare it anew"
+    )
+}
+
+/// What there is to say of a restore.
+pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
+    let mark = Mark::read(folder).ok().flatten()?;
+    let [only_admin, only_here] = mark.unmatched.unwrap_or_default();
+    Some(RestoredSaid {
+        uid: mark.uid.to_string(),
+        source: mark.source,
+        cut: mark.cut.map(|cut| Version(cut.cut).to_string()),
+        accepted: mark.accepted,
+        only_admin,
+        only_here,
+    })
+}
+
+/// Heeds what the admin server says to a restored store: which volumes it knows, and that the restore is accepted.
+pub(crate) async fn follow(folder: &Folder, assignment: &Assignment, queue: &mpsc::Sender<Input>) {
+    let mut mark = match Mark::read(&folder.0) {
+        Ok(Some(mark)) if !mark.accepted => mark,
+        Ok(_) => return,
+        Err(error) => return tracing::error!("{error}; nothing is forgotten or deleted"),
+    };
+    let before = mark.clone();
+    if mark.unmatched.is_none() {
+        let Some(here) = volumes_here(queue).await else { return };
+        mark.unmatched = Some(compare(assignment, here));
+    }
+    mark.accepted = assignment.accepted_restore.as_deref() == Some(mark.uid.as_str());
+    if mark == before {
+        return;
+    }
+    // Noted first: a start after this one must not believe less.
+    if let Err(error) = mark.write(&folder.0) {
+        return tracing::error!("{error}; nothing is forgotten or deleted");
+    }
+    if mark.accepted {
+        tracing::info!(uid = %mark.uid, "the restore is accepted: forgetting and deleting go on");
+        let ask: Ask = Box::new(|core, _| core.machine.accept_restore());
+        drop(queue.send(Input::Ask(ask)).await);
+    }
+}
+
+async fn volumes_here(queue: &mpsc::Sender<Input>) -> Option<BTreeMap<Uuid, String>> {
+    let (sender, answer) = oneshot::channel();
+    let ask: Ask = Box::new(move |core, _| {
+        let live = core.machine.volumes().filter(|volume| volume.row.is_live());
+        drop(sender.send(live.map(|volume| (volume.id(), volume.row.spec.name.clone())).collect()));
+    });
+    queue.send(Input::Ask(ask)).await.ok()?;
+    answer.await.ok()
+}
+
+/// Admin and metadata server are cut milliseconds apart: volumes that only the one or only the other knows. Those that only
+/// the admin server knows are made empty, which is how they were at the cut; those that only this one knows stay, and nobody
+/// reaches them.
+fn compare(assignment: &Assignment, mut here: BTreeMap<Uuid, String>) -> [Vec<String>; 2] {
+    let mut only_admin = Vec::new();
+    for volume in &assignment.volumes {
+        if here.remove(&volume.spec.id).is_none() && !volume.deleted {
+            tracing::warn!(
+                volume = volume.spec.name,
+                "this volume was made after the cut: it is made anew, and empty"
+            );
+            only_admin.push(volume.spec.name.clone());
+        }
+    }
+    let only_here: Vec<String> = here.into_values().collect();
+    for name in &only_here {
+        tracing::warn!(
+            volume = name,
+            "the restored admin server does not know this volume: nobody reaches it"
+        );
+    }
+    [only_admin, only_here]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::Retention;
+    use chronofs_core::store::{Credentials, StoreKind};
+    use chronofs_core::volume::{Compression, VolumeSpec};
+    use chronofs_wire::admin::{AssignedStore, AssignedVolume};
+
+    #[test]
+    fn volumes_that_only_one_of_both_knows_are_told_apart() {
+        let spec = |n: u128| VolumeSpec {
+            id: Uuid::from_u128(n),
+            name: format!("v{n}"),
+            block_size: 1 << 22,
+            compression: Compression::Lz4,
+            retention: Retention::Forever,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: [0; 16],
+        };
+        let store = || AssignedStore {
+            id: Uuid::nil(),
+            kind: StoreKind::Local { path: "/b".to_owned() },
+            credentials: Credentials::Ambient,
+            create_only: false,
+        };
+        let volume =
+            |n, deleted| AssignedVolume { spec: spec(n), deleted, give_up_after_s: None, store: store() };
+        let assignment = Assignment {
+            revision: 1,
+            volumes: vec![volume(1, false), volume(2, false), volume(3, true)],
+            tokens: Vec::new(),
+            probes: Vec::new(),
+            accepted_restore: None,
+        };
+        let here = [1, 4].map(|n| (Uuid::from_u128(n), format!("v{n}"))).into();
+        assert_eq!(compare(&assignment, here), [vec!["v2".to_owned()], vec!["v4".to_owned()]]);
+    }
+}

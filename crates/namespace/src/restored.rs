@@ -1,0 +1,90 @@
+//! A store that was put back from images of it goes on as another one: beside it its source may live, and whatever both
+//! name from here on has to have different names.
+//!
+//! So every volume gets a new incarnation, and with it inode numbers and objects of its own. Sessions and objects of the
+//! server are counted from a number drawn far ahead, so that two stores that were put back from one set differ as well.
+//! Who was connected to the source is not connected here. Instants between the images and now were another's.
+
+use crate::pack::packs;
+use crate::rows::{CLOSED, Closed, Format, PACKS, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};
+use crate::system::{list_sessions, list_volumes};
+use chronofs_core::{Version, VolumeIndex};
+use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
+use chronofs_history::{Snapshot, Txn};
+
+/// Incarnations are a part of inode numbers, 15 bits of them.
+const INCARNATION_END: u16 = 1 << 15;
+/// A new one is one of so many that follow.
+const INCARNATIONS_DRAWN: u64 = 1 << 10;
+/// Numbers that are left out are fewer than this, and fewer than a store gives in its life.
+const NUMBERS_DRAWN: u64 = 1 << 44;
+
+/// What is to be committed at `version` on a store whose last commit is `cut`; `draw` are random. All of it, and nothing
+/// before it.
+pub fn restored<R: Reads>(
+    reads: &R,
+    cut: Version,
+    version: Version,
+    draw: [u64; 2],
+) -> Result<Batch, ReadStop> {
+    let mut store = Txn::new(reads, STORE_WIDE, version, false);
+    let mut batch = Batch::default();
+    let sessions = list_sessions(reads)?;
+    for (id, session) in &sessions {
+        let closed = Closed { flags: 0, volume: session.volume, granted: session.granted, ended: version };
+        store.delete_plain(SESSION, &id.0.to_be_bytes());
+        store.put_plain(CLOSED, &id.0.to_be_bytes(), &closed.encode()?);
+    }
+    for (index, mut volume) in list_volumes(reads)? {
+        if volume.flags & Volume::GONE != 0 {
+            continue;
+        }
+        let leases = sessions.iter().filter(|(_, session)| session.volume == index && session.at.is_some());
+        volume.leases = volume.leases.saturating_sub(leases.count() as u32);
+        let before = volume.incarnation;
+        let next = u64::from(before) + 1 + draw[0] % INCARNATIONS_DRAWN;
+        volume.incarnation = u16::try_from(next)
+            .ok()
+            .filter(|next| *next < INCARNATION_END)
+            .ok_or_else(|| exhausted(&volume.spec.name))?;
+        volume.gaps.push((cut, version));
+        store.put_plain(VOLUME, &index.0.to_be_bytes(), &volume.encode()?);
+        batch.0.extend(numbered(reads, index, version, (before, volume.incarnation), draw[1])?.0);
+    }
+    let row = store.get_plain(STORE, &[])?;
+    let row = row.map(|row| Store::decode(STORE, &[], &row)).transpose()?;
+    let mut row = row.unwrap_or(Store { flags: 0, next_volume: 1, next_session: 1 });
+    row.next_session = row.next_session.saturating_add(draw[1] % NUMBERS_DRAWN);
+    store.put_plain(STORE, &[], &row.encode()?);
+    let mut all = store.into_batch();
+    all.0.extend(batch.0);
+    Ok(all)
+}
+
+/// Nothing more is said to lie in an object that the server granted itself before; those of now are counted from afar.
+fn numbered<R: Reads>(
+    reads: &R,
+    index: VolumeIndex,
+    version: Version,
+    (before, now): (u16, u16),
+    draw: u64,
+) -> Result<Batch, ReadStop> {
+    let tables = Snapshot::new(reads, index, None);
+    let mut txn = Txn::new(reads, index, version, false);
+    let mut old = packs(&tables, before)?;
+    if old.open.take().is_some() {
+        txn.put_plain(PACKS, &before.to_be_bytes(), &old.encode()?);
+    }
+    let mut new = packs(&tables, now)?;
+    new.first = draw % NUMBERS_DRAWN;
+    new.granted = new.first;
+    txn.put_plain(PACKS, &now.to_be_bytes(), &new.encode()?);
+    Ok(txn.into_batch())
+}
+
+fn exhausted(volume: &str) -> ReadStop {
+    let what = format!("volume {volume}");
+    let detail =
+        "it was restored so often that there is no further incarnation; copy it into a new one".to_owned();
+    ReadStop::Failed(EngineError::Damaged { what, detail })
+}

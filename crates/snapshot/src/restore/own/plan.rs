@@ -1,0 +1,124 @@
+//! Who goes where: each server of the set to one new address.
+
+use super::check::{cut_of, is_content};
+use super::{OwnSet, Refused};
+use crate::error::Error;
+use crate::manifest::text;
+use crate::name::{Address, Role, SnapshotUid};
+use crate::protocol::Cut;
+use crate::restore::Mapping;
+use crate::tree::Entry;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// What goes where.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct OwnPlan {
+    /// The snapshot.
+    #[serde(with = "text")]
+    pub uid: SnapshotUid,
+    /// Which try of it.
+    pub number: u64,
+    /// The cluster that it is of.
+    pub source: String,
+    /// The servers.
+    pub machines: Vec<OwnMachine>,
+    #[serde(skip)]
+    pub(super) folders: Vec<PathBuf>,
+}
+
+/// A server of the clone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct OwnMachine {
+    /// Id of the node: of a metadata server that of its store.
+    pub node: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it was.
+    #[serde(with = "text")]
+    pub old: Address,
+    /// Where it is to be.
+    #[serde(with = "text")]
+    pub new: Address,
+    /// As of which commit it is.
+    pub cut: Option<Cut>,
+    /// What its data folder is put together from.
+    pub parts: Vec<OwnPart>,
+}
+
+/// An image that goes into a data folder.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct OwnPart {
+    /// Its role.
+    #[serde(with = "text")]
+    pub role: Role,
+    /// Its folder.
+    pub image: PathBuf,
+    /// How many files.
+    pub files: usize,
+    /// How long they are together.
+    pub bytes: u64,
+    #[serde(skip)]
+    pub(super) entries: Vec<Entry>,
+}
+
+impl OwnMachine {
+    /// The coordinator's.
+    #[must_use]
+    pub fn is_coordinator(&self) -> bool {
+        self.parts.iter().any(|part| part.role == Role::Coord)
+    }
+}
+
+impl OwnPlan {
+    /// The way from a set that was checked to new addresses: `pairs` and the lines of `file` say which, by old address or
+    /// name.
+    pub fn new(set: &OwnSet, pairs: &[String], file: Option<&Path>) -> Result<OwnPlan, Error> {
+        let named = |text: &str| -> Result<Option<Address>, Error> {
+            let node = set.nodes.iter().find(|node| [&node.name, &node.id].contains(&&text.to_owned()));
+            node.map(|node| address(&node.address)).transpose()
+        };
+        let mapping = Mapping::read_named(pairs, file, &named)?;
+        let mut machines = Vec::new();
+        for node in &set.nodes {
+            let old = address(&node.address)?;
+            let parts = node.roles.iter().filter_map(|role| set.images.get(&(node.id.clone(), *role)));
+            let parts = parts.map(|image| OwnPart {
+                role: image.label.role,
+                image: image.place.clone(),
+                files: image.label.files.len(),
+                bytes: image.label.bytes(),
+                entries: image.label.files.iter().filter(|entry| is_content(&entry.path)).cloned().collect(),
+            });
+            machines.push(OwnMachine {
+                node: node.id.clone(),
+                name: node.name.clone(),
+                new: mapping.of(&old)?,
+                old,
+                cut: cut_of(set, &node.id)?,
+                parts: parts.collect(),
+            });
+        }
+        if let Some(stranger) = mapping.olds().find(|old| !machines.iter().any(|m| m.old == **old)) {
+            return Err(Refused::UnknownServer(stranger.to_string()).into());
+        }
+        machines.sort_by_key(|machine| (!machine.is_coordinator(), machine.name.clone()));
+        Ok(OwnPlan {
+            uid: set.attempt.uid.clone(),
+            number: set.attempt.number,
+            source: set.cluster.clone(),
+            machines,
+            folders: set.folders.clone(),
+        })
+    }
+
+    /// The coordinator's server; a set that was checked has one.
+    #[must_use]
+    pub fn coordinator(&self) -> Option<&OwnMachine> {
+        self.machines.iter().find(|machine| machine.is_coordinator())
+    }
+}
+
+fn address(text: &str) -> Result<Address, Error> {
+    text.parse().map_err(|_| Refused::UnknownServer(text.to_owned()).into())
+}
