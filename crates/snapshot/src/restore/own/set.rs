@@ -137,8 +137,8 @@ impl OwnSet {
         {
             return Err(Refused::Swapped { place, said: shown(own), named: shown(other) });
         }
-        let named = image.way.iter().filter_map(|part| part.parse::<Role>().ok());
-        match named.last().filter(|named| *named != label.role) {
+        let named = image.way.iter().rev().find_map(|part| part.parse::<Role>().ok());
+        match named.filter(|named| *named != label.role) {
             Some(named) => Err(Refused::WrongRole { place, said: label.role, named }),
             None => Ok(()),
         }
