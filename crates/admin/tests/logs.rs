@@ -4,10 +4,13 @@
 
 mod common;
 
+use chronofs_admin::NewCluster;
 use chronofs_wire::admin::Register;
+use chronofs_wire::client::AdminClient;
+use chronofs_wire::cluster::ClusterName;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
-use common::started;
+use common::{serving, started};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -89,5 +92,26 @@ async fn copies_that_make_no_sense_are_refused() {
     assert_eq!((told.epoch, told.wanted.copies.len(), told.wanted.anti_quorum), (0, 2, 1));
     let shown = update(json!({"log_copies": [], "log_anti_quorum": 0})).await.unwrap();
     assert_eq!(shown["log"]["wanted"]["copies"], json!([]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_clone_has_no_copies_and_leaves_those_of_its_source_alone() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    assert_eq!(meta.open_log(&change(1, 0, &["/a"])).await.unwrap().epoch, 1);
+    let (folder, root, address) = server.stop().await;
+    let clone = NewCluster {
+        uid: "ab".repeat(16),
+        source: "lab:1".to_owned(),
+        name: ClusterName::draw("clone").unwrap(),
+        address: address.clone(),
+    };
+    let (tokens, _) = chronofs_admin::prepare_clone(folder.path(), &clone).unwrap();
+    let server = serving(folder, root, address).await;
+    let meta = AdminClient::new(tokens.values().next().unwrap()).unwrap();
+    meta.register(&register(2)).await.unwrap();
+    assert_eq!(meta.assignment(2, 0).await.unwrap().log, LogEpoch::default());
     server.stop().await;
 }

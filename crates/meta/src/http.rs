@@ -16,7 +16,6 @@ use chronofs_core::Version;
 use chronofs_engine::copies::Copies;
 use chronofs_namespace::rows::Tally;
 use chronofs_wire::status::{FullDisk, LogSaid, ProcessStatus, Rates, RestoredSaid};
-use chronofs_wire::status::{FullDisk, ProcessStatus, Rates};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;

@@ -54,6 +54,14 @@ pub fn want(
     raise_revision(tx, store)
 }
 
+/// No log has copies, and none ever had.
+pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
+    let none = text(&LogCopies::default())?;
+    let sql = "UPDATE metadata_store SET log_wanted = ?1, log_members = ?1, log_epoch = 0, log_after = 0, log_boot = NULL";
+    tx.execute(sql, [none])?;
+    Ok(())
+}
+
 fn check(wanted: &LogCopies) -> Result<(), AdminError> {
     let refused = |why: String| Err(AdminError::Invalid(why));
     let distinct: BTreeSet<&String> = wanted.copies.iter().collect();

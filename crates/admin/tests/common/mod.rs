@@ -36,7 +36,7 @@ pub async fn started() -> Running {
     serving(folder, root, address).await
 }
 
-async fn serving(folder: TempDir, root: Token, address: String) -> Running {
+pub async fn serving(folder: TempDir, root: Token, address: String) -> Running {
     let config = StartConfig {
         db_folder: folder.path().to_owned(),
         bind_addr: address.parse().unwrap(),
