@@ -6,8 +6,8 @@ mod common;
 
 use chronofs_admin::NewCluster;
 use chronofs_wire::admin::Register;
-use chronofs_wire::client::AdminClient;
 use chronofs_wire::cluster::ClusterName;
+use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use common::{serving, started};
