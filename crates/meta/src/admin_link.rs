@@ -345,10 +345,12 @@ mod tests {
         let register =
             Register { address: "m:1".to_owned(), certificate_sha256: String::new(), boot: 1, epoch: 0 };
         let (queue, told) = mpsc::channel(64);
+        let kept = Folder::make(&folder.join("meta")).unwrap();
         let link = AdminLink {
             client: AdminClient::new(&token).unwrap(),
             register,
-            folder: Folder::make(&folder.join("meta")).unwrap(),
+            engine: Arc::new(crate::start::open_engine(&kept, None).unwrap()),
+            folder: kept,
             queue,
             stores: Stores::default(),
             registered: watch::channel(None).0,
@@ -378,7 +380,7 @@ mod tests {
         };
         let give_up_after_s = deleted.then_some(0);
         let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store }];
-        Assignment { revision: 7, volumes, tokens: Vec::new(), probes: Vec::new() }
+        Assignment { revision: 7, volumes, ..Default::default() }
     }
 
     /// What the machine was told: whether of a volume that is deleted, or who owns the store.

@@ -3,7 +3,7 @@
 //! A pin is made in the state first and then in the store, and removed the other way round: whatever is lost in between,
 //! one of the two holds what is pinned.
 
-use crate::collect::{Collector, Rhythm};
+use crate::collect::Collector;
 use crate::core::Core;
 use crate::machine::{Event, Machine, PinsRead};
 use bytes::Bytes;
@@ -197,6 +197,7 @@ impl Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collect::Rhythm;
     use crate::executor::Input;
     use crate::machine::{Config, Found, Now, SharedView};
     use crate::server::objects::Stores;
@@ -318,7 +319,7 @@ mod tests {
         let machine = Machine::new(Config::default(), &reads, Version::ZERO, Found::default(), now).unwrap();
         let (queue, inputs) = mpsc::channel(64);
         let volumes = vec![assigned(1), assigned(2)];
-        let assignment = Assignment { revision: 1, volumes, tokens: Vec::new(), probes: Vec::new() };
+        let assignment = Assignment { revision: 1, volumes, ..Default::default() };
         let told = vec![Event::Assignment(Box::new(assignment)), Event::Tick];
         queue.send(Input::Events(told)).await.unwrap_or_else(|_| panic!("the channel has room"));
         tokio::spawn(decide(Core { machine, engine }, inputs));

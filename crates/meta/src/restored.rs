@@ -168,9 +168,7 @@ mod tests {
         let assignment = Assignment {
             revision: 1,
             volumes: vec![volume(1, false), volume(2, false), volume(3, true)],
-            tokens: Vec::new(),
-            probes: Vec::new(),
-            accepted_restore: None,
+            ..Default::default()
         };
         let here = [1, 4].map(|n| (Uuid::from_u128(n), format!("v{n}"))).into();
         assert_eq!(compare(&assignment, here), [vec!["v2".to_owned()], vec!["v4".to_owned()]]);

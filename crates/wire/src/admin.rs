@@ -57,7 +57,7 @@ pub struct Cluster {
 
 /// `GET /v1/meta/assignment?boot=BOOT&after=REVISION` with the metadata store's token: waits up to 20 s for a revision above
 /// `after`, then answers with the newest. The server keeps the last one, for when the admin server is down.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Assignment {
     /// Rises with every change.
