@@ -28,8 +28,9 @@ const READ_WITHIN: Duration = Duration::from_secs(120);
 
 /// One reading of a store's pins is under way at a time.
 #[derive(Clone, Default)]
-pub(crate) struct Turns(Arc<Mutex<Vec<(Weak<dyn StorePort>, Turn)>>>);
+pub(crate) struct Turns(Arc<Mutex<Vec<TurnOf>>>);
 
+type TurnOf = (Weak<dyn StorePort>, Turn);
 type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Turns {

@@ -277,7 +277,22 @@ mod tests {
     fn tab_completes_commands_and_what_follows_them() {
         for (line, start, words) in [
             ("ge", 0, &["get", "getrange"][..]),
-            ("", 0, &["clear", "exit", "get", "getrange", "help", "quit", "set", "status", "writemode"]),
+            (
+                "",
+                0,
+                &[
+                    "clear",
+                    "exit",
+                    "get",
+                    "getrange",
+                    "help",
+                    "quit",
+                    "set",
+                    "snapshot",
+                    "status",
+                    "writemode",
+                ],
+            ),
             ("get a; st", 7, &["status"]),
             ("get a;st", 6, &["status"]),
             ("status ", 7, &["details", "json"]),
