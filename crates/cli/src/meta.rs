@@ -69,32 +69,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Example:\n  chronofs meta start --bind-addr 0.0.0.0:8444 --advertise meta1.example:8444"
     )]
-    Start {
-        #[command(flatten)]
-        folder: Folder,
-        /// Listen on this address for clients
-        #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8444")]
-        bind_addr: SocketAddr,
-        /// Address for clients [default: the bound one, or the name of this host]
-        #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
-        advertise: Option<String>,
-        /// Serve metrics and health over plain HTTP on this address
-        #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
-        http_addr: SocketAddr,
-        #[command(flatten)]
-        cluster: ClusterArgs,
-        #[command(flatten)]
-        tls: Tls,
-        #[command(flatten)]
-        whitelist: Whitelist,
-        #[command(flatten)]
-        log: LogArgs,
-        #[command(flatten)]
-        timing: TimingArgs,
-        /// Write the log anew from its copies first, into an empty folder or one restored from a snapshot
-        #[arg(long)]
-        recover_log: bool,
-    },
+    Start(Box<StartArgs>),
     /// Say whether the server runs and what it serves
     Status {
         /// Where it serves metrics and health
@@ -138,6 +113,35 @@ pub(crate) enum Command {
     },
 }
 
+/// Options of `meta start`.
+#[derive(Args, Debug)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    folder: Folder,
+    /// Listen on this address for clients
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8444")]
+    bind_addr: SocketAddr,
+    /// Address for clients [default: the bound one, or the name of this host]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
+    advertise: Option<String>,
+    /// Serve metrics and health over plain HTTP on this address
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8445")]
+    http_addr: SocketAddr,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    tls: Tls,
+    #[command(flatten)]
+    whitelist: Whitelist,
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    timing: TimingArgs,
+    /// Write the log anew from its copies first, into an empty folder or one restored from a snapshot
+    #[arg(long)]
+    recover_log: bool,
+}
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum Init {
     /// Keep the token of the metadata store that this server is to serve
@@ -177,42 +181,29 @@ pub(crate) fn run(command: Command) -> Result<()> {
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }
-        Command::Start {
-            folder,
-            bind_addr,
-            advertise,
-            http_addr,
-            cluster,
-            tls,
-            whitelist,
-            log,
-            timing,
-            recover_log,
-        } => {
-            log.start();
-            let (db_folder, tls) = (folder.db_folder, tls.files());
-            let (http_addr, timing) = (Some(http_addr), timing.timing());
-            let whitelist = whitelist.whitelist_binpath;
-            let cluster = cluster.read().context("meta start")?;
-            let config = StartConfig {
-                db_folder,
-                bind_addr,
-                advertise,
-                http_addr,
-                tls,
-                timing,
-                cluster,
-                whitelist,
-                recover_log,
-            };
-            serve(chronofs_meta::start(config))?.context("meta start")
-        }
+        Command::Start(args) => start(*args).context("meta start"),
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
         Command::Gc { http_addr, dry_run, full, release_brake, json } => {
             gc(http_addr, dry_run, full, release_brake, json).context("meta gc")
         }
         Command::Verify { folder, blocks } => verify(&folder.db_folder, blocks).context("meta verify"),
     }
+}
+
+fn start(args: StartArgs) -> Result<()> {
+    args.log.start();
+    let config = StartConfig {
+        db_folder: args.folder.db_folder,
+        bind_addr: args.bind_addr,
+        advertise: args.advertise,
+        http_addr: Some(args.http_addr),
+        tls: args.tls.files(),
+        timing: args.timing.timing(),
+        cluster: args.cluster.read()?,
+        whitelist: args.whitelist.whitelist_binpath,
+        recover_log: args.recover_log,
+    };
+    serve(chronofs_meta::start(config))?
 }
 
 fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
