@@ -23,6 +23,7 @@ pub mod object_server;
 pub mod place;
 pub mod process;
 pub mod rng;
+pub mod snapshot;
 pub mod tls_front;
 pub mod tree;
 

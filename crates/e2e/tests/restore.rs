@@ -11,41 +11,8 @@ use std::time::Duration;
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::assert_failed_cleanly;
 use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
 use serde_json::Value;
-
-/// The script of the page.
-const PAGE: &str = r#"#!/bin/bash
-while (( "$#" )); do
-    case "$1" in
-        --uid) SNAPUID=$2; shift 2;;
-        --path) DATADIR=$2; shift 2;;
-        --role) ROLE=$2; shift 2;;
-        --destdir) DESTDIR=$2; shift 2;;
-        *) shift;;
-    esac
-done
-mkdir -p "$DESTDIR/$SNAPUID/$ROLE" || exit 1
-cp "$DATADIR/"* "$DESTDIR/$SNAPUID/$ROLE/" || exit 1
-exit 0
-"#;
-
-/// A program that only root can change, in a folder of its own.
-fn program(script: &str) -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::Builder::new().prefix("chronofs-programs-").tempdir().unwrap();
-    let path = folder.path().join("snap_create.sh");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    (folder, path)
-}
-
-fn snap_create() -> (tempfile::TempDir, PathBuf) {
-    program(&format!("#!/bin/sh\nexec '{}' snap-create \"$@\"\n", chronofs_binary().display()))
-}
-
-fn uid_in(said: &str) -> String {
-    let (_, rest) = said.split_once("Snapshot command succeeded with UID ").expect(said);
-    rest.chars().take_while(char::is_ascii_hexdigit).collect()
-}
 
 fn content(n: usize) -> String {
     // Some travel with the metadata, some become objects.
@@ -147,7 +114,8 @@ fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
 
 #[test]
 fn the_page_step_by_step_gives_what_was_there_and_nothing_that_came_later() {
-    let (_programs, program) = program(PAGE);
+    let programs = Programs::new();
+    let program = programs.add("snap_create.sh", PAGE);
     let mut source = Installation::start_with_whitelist(&[&program], &[]);
     source.create_volume("one", &[]);
     let mut mount = source.mount("one", &[]);
@@ -245,7 +213,8 @@ const SOON: [&str; 4] = ["--slice-life", "1", "--horizon-step", "1"];
 
 #[test]
 fn a_clone_and_its_live_source_do_not_disturb_each_other() {
-    let (_programs, program) = snap_create();
+    let programs = Programs::new();
+    let program = programs.snap_create();
     let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
     source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
     let mount = source.mount("one", &[]);
@@ -317,7 +286,8 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
 
 #[test]
 fn sets_that_are_not_whole_are_refused_by_every_command() {
-    let (_programs, program) = snap_create();
+    let programs = Programs::new();
+    let program = programs.snap_create();
     let source = Installation::start_with_whitelist(&[&program], &[]);
     let backup = source.path("backup");
     let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];

@@ -13,24 +13,9 @@ use std::time::{Duration, Instant};
 
 use chronofs_e2e::installation::token_in;
 use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
 use chronofs_e2e::{Installation, Mount};
 use serde_json::Value;
-
-/// The script of the page that FoundationDB's operators start from.
-const PAGE: &str = r#"#!/bin/bash
-while (( "$#" )); do
-    case "$1" in
-        --uid) SNAPUID=$2; shift 2;;
-        --path) DATADIR=$2; shift 2;;
-        --role) ROLE=$2; shift 2;;
-        --destdir) DESTDIR=$2; shift 2;;
-        *) shift;;
-    esac
-done
-mkdir -p "$DESTDIR/$SNAPUID/$ROLE" || exit 1
-cp "$DATADIR/"* "$DESTDIR/$SNAPUID/$ROLE/" || exit 1
-exit 0
-"#;
 
 /// Its first argument says what it does; it notes what it was told.
 const MISCHIEF: &str = r#"#!/bin/sh
@@ -44,33 +29,6 @@ case "$1" in
     *) exit 0;;
 esac
 "#;
-
-/// A folder of programs that only root can change.
-struct Programs(tempfile::TempDir);
-
-impl Programs {
-    fn new() -> Programs {
-        Programs(tempfile::Builder::new().prefix("chronofs-programs-").tempdir().unwrap())
-    }
-
-    fn add(&self, name: &str, script: &str) -> PathBuf {
-        let path = self.0.path().join(name);
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
-
-    fn snap_create(&self) -> PathBuf {
-        let script = format!("#!/bin/sh\nexec '{}' snap-create \"$@\"\n", chronofs_binary().display());
-        self.add("snap-create", &script)
-    }
-
-    /// What programs were told, a line per call.
-    fn told(&self) -> Vec<String> {
-        let told = fs::read_to_string(self.0.path().join("told")).unwrap_or_default();
-        told.lines().map(str::to_owned).collect()
-    }
-}
 
 /// Writes small files one after the other.
 struct Writer {
@@ -135,13 +93,6 @@ fn meta_on(folder: &Path, log: &Path, more: &[&str]) -> Process {
         http_get(http, "/readyz").ok().filter(|(status, _)| *status == 200)
     });
     process
-}
-
-fn uid_in(said: &str) -> String {
-    let (_, rest) = said.split_once("Snapshot command succeeded with UID ").expect(said);
-    let uid: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-    assert_eq!(uid.len(), 32, "{said}");
-    uid
 }
 
 /// Copies the files of an image, without what it says about itself.

@@ -16,3 +16,19 @@ pub use plan::{Machine, Mapping, Part, Plan};
 pub use prepare::{Prepared, Record, State, prepare, status, verify};
 pub use refused::Refused;
 pub use set::{Attached, Image, Set, Source};
+
+use crate::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folders below `out`, and it itself, in order.
+fn folders_in(out: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut folders = vec![out.to_owned()];
+    for entry in fs::read_dir(out).map_err(Error::io("list", out))? {
+        let entry = entry.map_err(Error::io("list", out))?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        folders.extend((!hidden && entry.path().is_dir()).then(|| entry.path()));
+    }
+    folders.sort();
+    Ok(folders)
+}

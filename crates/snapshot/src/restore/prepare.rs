@@ -188,15 +188,8 @@ pub fn verify(out: &Path) -> Result<Vec<Prepared>, Error> {
 }
 
 fn look(out: &Path, depth: Depth) -> Result<Vec<Prepared>, Error> {
-    let mut folders = vec![out.to_owned()];
-    for entry in fs::read_dir(out).map_err(Error::io("list", out))? {
-        let entry = entry.map_err(Error::io("list", out))?;
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        folders.extend((!hidden && entry.path().is_dir()).then(|| entry.path()));
-    }
-    folders.sort();
     let mut found = Vec::new();
-    for folder in folders {
+    for folder in super::folders_in(out)? {
         let path = folder.join(RECORD);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,

@@ -172,15 +172,8 @@ pub struct Found {
 
 /// The folders that were prepared below `out`, or it itself.
 pub fn look(out: &Path, depth: Depth) -> Result<Vec<Found>, Error> {
-    let mut folders = vec![out.to_owned()];
-    for entry in fs::read_dir(out).map_err(Error::io("list", out))? {
-        let entry = entry.map_err(Error::io("list", out))?;
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        folders.extend((!hidden && entry.path().is_dir()).then(|| entry.path()));
-    }
-    folders.sort();
     let mut found = Vec::new();
-    for folder in folders {
+    for folder in crate::restore::folders_in(out)? {
         let data = folder.join(DATA);
         let Some(mark) = Mark::read(&data)? else { continue };
         let damages = match mark.began {
