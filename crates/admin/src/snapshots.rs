@@ -80,7 +80,10 @@ impl Snapshots {
         if let Some(record) = &record {
             if let Err(error) = self.database.write(|tx| snapshots::save(tx, record)) {
                 tracing::error!(%error, "a disk snapshot ends, because its record cannot be saved");
-                *coordinator = loaded(&self.database, now)?;
+                // As after a crash: what is in force is what is saved, and what ended by this is saved if it can be.
+                let (saved, closed) = Coordinator::new(self.database.write(snapshots::list)?, now);
+                *coordinator = saved;
+                self.save_closed(&closed);
                 return Err(error);
             }
             tell(record);
@@ -89,6 +92,15 @@ impl Snapshots {
             self.changed.send_modify(|n| *n += 1);
         }
         Ok(answer)
+    }
+
+    fn save_closed(&self, closed: &[Record]) {
+        for record in closed {
+            tell(record);
+            if let Err(error) = self.database.write(|tx| snapshots::save(tx, record)) {
+                tracing::error!(%error, "the next start says so again");
+            }
+        }
     }
 
     /// Begins a snapshot, or says how the one of this UID stands. It blocks, as all that follows.

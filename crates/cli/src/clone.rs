@@ -17,7 +17,7 @@ use chronofs_wire::status::{ClusterStatus, Member, RestoredCluster, RestoredSaid
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often a cluster is asked that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,6 +31,9 @@ pub(crate) struct Committed {
     /// Do without the record: the labels of the images alone are to prove the set whole
     #[arg(long, conflicts_with = "record")]
     accept_uncommitted: bool,
+    /// Take a set whose time to be kept is over
+    #[arg(long)]
+    accept_expired: bool,
 }
 
 impl Committed {
@@ -47,8 +50,22 @@ impl Committed {
             (_, true) => Proof::Labels,
             (None, false) => Proof::None,
         };
-        Ok(own::check(set, proof)?)
+        own::check(set, proof)?;
+        let until_ns = read.as_ref().or(known).and_then(|record| record.intent.keep_until_ns);
+        match until_ns.filter(|until_ns| *until_ns <= now_ns() && !self.accept_expired) {
+            Some(until_ns) => bail!(
+                "what snapshot {} needs in the block stores was kept until {} only: files may lack their bytes; if that is \
+                 meant: --accept-expired",
+                set.attempt.uid,
+                Version(until_ns)
+            ),
+            None => Ok(()),
+        }
     }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 fn read_record(path: &Path) -> Result<Record> {

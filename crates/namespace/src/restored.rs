@@ -6,7 +6,7 @@
 //! Who was connected to the source is not connected here. Instants between the images and now were another's.
 
 use crate::pack::packs;
-use crate::rows::{CLOSED, Closed, Format, PACKS, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};
+use crate::rows::{CLOSED, Closed, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};
 use crate::system::{list_sessions, list_volumes};
 use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
@@ -55,6 +55,7 @@ pub fn restored<R: Reads>(
     let row = row.map(|row| Store::decode(STORE, &[], &row)).transpose()?;
     let mut row = row.unwrap_or(Store { flags: 0, next_volume: 1, next_session: 1 });
     row.next_session = row.next_session.saturating_add(draw[1] % NUMBERS_DRAWN);
+    row.flags |= Store::RESTORED;
     store.put_plain(STORE, &[], &row.encode()?);
     let mut all = store.into_batch();
     all.0.extend(batch.0);
@@ -80,6 +81,15 @@ fn numbered<R: Reads>(
     new.granted = new.first;
     txn.put_plain(PACKS, &now.to_be_bytes(), &new.encode()?);
     Ok(txn.into_batch())
+}
+
+/// Incarnation and objects of the server of a volume that is made in a store that was put back: its source may have made
+/// the volume as well, after the images and before the admin server's.
+pub(crate) fn of_new_volume(store: &Store) -> Option<(u16, Packs)> {
+    let first = store.next_session;
+    let incarnation = 1 + (first % INCARNATIONS_DRAWN) as u16;
+    let packs = Packs { flags: 0, granted: first, open: None, first };
+    (store.flags & Store::RESTORED != 0).then_some((incarnation, packs))
 }
 
 fn exhausted(volume: &str) -> ReadStop {

@@ -380,12 +380,17 @@ pub struct Counters {
 /// The store's counters.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Store {
-    /// None known.
+    /// [`Store::RESTORED`].
     pub flags: u16,
     /// Next index of a volume.
     pub next_volume: u32,
     /// Next session.
     pub next_session: u64,
+}
+
+impl Store {
+    /// It was put back from images of it. A volume that is made here may be known to its source, too, and is named apart.
+    pub const RESTORED: u16 = 1;
 }
 
 /// A volume.

@@ -5,8 +5,9 @@ use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
 use crate::protect::{list_kept, protected_instants};
 use crate::read;
+use crate::restored::of_new_volume;
 use crate::rows::{
-    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, Kept, SESSION, STORE,
+    self, CLOSED, COUNTERS, Closed, Counters, DIR, Dir, Format, INODE, Inode, Kept, PACKS, SESSION, STORE,
     STORE_WIDE, Session, Store, UNPROVEN, Unproven, VOLUME, Volume, ino_key,
 };
 use bytes::Bytes;
@@ -262,10 +263,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             store.next_volume.checked_add(1).ok_or_else(|| SystemError::Exhausted("volume".to_owned()))?;
         self.store.put_plain(STORE, &[], &store.encode()?);
         let version = self.ctx.version;
+        let apart = of_new_volume(&store);
         let volume = Volume {
             flags: Volume::COUNTED,
             spec: spec.clone(),
-            incarnation: 0,
+            incarnation: apart.as_ref().map_or(0, |(incarnation, _)| *incarnation),
             born: version,
             horizon: version,
             history_since: (spec.retention != Retention::None).then_some(version),
@@ -277,6 +279,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let unproven = Unproven { flags: 0, survived: version };
         self.store.put_plain(UNPROVEN, &index.0.to_be_bytes(), &unproven.encode()?);
         self.make_root(index)?;
+        if let Some((incarnation, packs)) = apart {
+            let mut txn = Txn::new(self.reads, index, version, false);
+            txn.put_plain(PACKS, &incarnation.to_be_bytes(), &packs.encode()?);
+            self.batch.0.extend(txn.into_batch().0);
+        }
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })
     }
 

@@ -175,9 +175,16 @@ impl Agent {
         self.carry_out(todo);
     }
 
-    /// Ends programs and lets go: the server stops.
+    /// Ends programs and lets go: the server stops. What is kept for a set stays until the next start hears what became of
+    /// the set: without this member's steps, which may all be said, others may complete it.
     pub fn stop(&self) {
-        self.set_epoch(u64::MAX);
+        let todo = self.lock().member.set_epoch(u64::MAX);
+        for what in todo {
+            match what {
+                Do::Discard(attempt) => self.take_away(attempt, false),
+                what => self.carry_out(vec![what]),
+            }
+        }
         let state = self.lock();
         let waited = self.0.changed.wait_timeout_while(state, Duration::from_secs(20), |state| {
             !state.programs.is_empty() || !state.going.is_empty()

@@ -117,7 +117,8 @@ impl Machine {
     /// Gives up volumes whose time is over, by the word of the admin server and by this server's own clocks. An old word
     /// does not count: the volume may have been taken back since. Neither does one that somebody had no time to notice.
     pub(super) fn give_up(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let owns = self.owns_store(group.steady_ns);
+        // Of a restore that nobody has accepted nothing is decided for good.
+        let owns = self.owns_store(group.steady_ns) && self.config.restored.is_none();
         let assigned = self.assignment.iter().flat_map(|assignment| &assignment.volumes);
         let asked = assigned.filter(|volume| volume.deleted && owns);
         let asked: HashMap<Uuid, u64> =

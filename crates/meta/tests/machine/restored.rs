@@ -103,3 +103,42 @@ fn instants_between_the_cut_and_the_restore_are_refused_with_both_ends() {
     let refused = check_instant(&row(&server), lost, now);
     assert_eq!(refused, Err(SystemError::Gap { at: lost, before: cut, after: began }));
 }
+
+#[test]
+fn a_volume_that_is_made_in_a_clone_is_named_apart_from_the_one_that_its_source_may_have_made_meanwhile() {
+    let (source, _) = with_an_object_over();
+    let (mut server, ..) = clone_of(&source, true, [4, 5 << 20]);
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    let mut other = assignment.volumes[0].clone();
+    (other.spec.id, other.spec.name) = (Uuid::from_u128(77), "other".to_owned());
+    assignment.volumes.push(other);
+    server.run(Event::Assignment(Box::new(assignment)));
+    let made = server.core.machine.volumes().find(|volume| volume.id() == Uuid::from_u128(77)).unwrap();
+    let (index, row) = (made.index, made.row.clone());
+    assert!(row.incarnation > 0);
+    let object = ObjectId { incarnation: 0, session: SessionId::SERVER, n: 0 };
+    let view = SharedView(server.core.engine.view());
+    for object in [object, ObjectId { incarnation: row.incarnation, ..object }] {
+        let judged = judge(&view, index, &row, object, Version::MAX).unwrap();
+        assert!(matches!(judged, Judged::Quarantined(_)), "{object}: {judged:?}");
+    }
+}
+
+#[test]
+fn no_volume_is_given_up_for_good_until_the_restore_is_accepted() {
+    let (source, _) = with_an_object_over();
+    let (mut server, ..) = clone_of(&source, false, [4, 5]);
+    let given_up = |server: &Server| row(server).is_given_up();
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, Some(0));
+    let tell = |server: &mut Server| {
+        server.run(Event::Assignment(Box::new(assignment.clone())));
+        server.run(Event::Owner(true));
+        server.run(Event::Tick);
+    };
+    tell(&mut server);
+    assert!(!given_up(&server));
+    server.core.machine.accept_restore();
+    tell(&mut server);
+    assert!(given_up(&server));
+}
