@@ -213,7 +213,7 @@ fn two_servers_or_roles_that_were_swapped_are_refused() {
     says(&set.refused(), &["was made of one at 10.0.0.1:8444", "not of two at 10.0.0.1:8445", "swapped"]);
     let set = Example::new();
     swap(&set.at(8444, Role::Storage), &set.at(8444, Role::Tlog));
-    says(&set.refused(), &["was made of tlog, and not of storage", "swapped"]);
+    says(&set.refused(), &["was made of storage, and not of tlog", "swapped"]);
     // The files of one under the label of the other.
     let set = Example::new();
     let (a, b) = (set.at(8444, Role::Tlog), set.at(8445, Role::Tlog));
