@@ -7,6 +7,7 @@ use chronofs_core::ObjectId;
 use chronofs_engine::Commit;
 use chronofs_meta::machine::tag::{self, Tag};
 use chronofs_namespace::{Judged, SystemError, check_instant, judge, restored};
+use uuid::Uuid;
 
 /// The clone of a server, as of its last commit, with what was drawn for it.
 fn clone_of(source: &Server, accepted: bool, draw: [u64; 2]) -> (Server, Version, Version) {
