@@ -4,13 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::assert_failed_cleanly;
-use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::installation::token_in;
-use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
 use chronofs_e2e::{Installation, Mount};
 use serde_json::Value;
