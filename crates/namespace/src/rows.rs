@@ -480,7 +480,7 @@ row_format!(Staged, 0);
 row_format!(Orphan, 0);
 row_format!(Purge, 0);
 row_format!(Counters, 0);
-row_format!(Store, 0);
+row_format!(Store, Store::RESTORED);
 row_format!(Volume, Volume::COUNTED | Volume::GIVEN_UP | Volume::GONE);
 row_format!(Session, Session::READ_ONLY);
 row_format!(Closed, 0);
