@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use chronofs_e2e::installation::{detach, token_in};
-use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::snapshot::{Programs, uid_in};
 use chronofs_e2e::{Installation, Mount, Rng};
 use serde_json::Value;
 
@@ -52,29 +53,29 @@ fn keep_copies(installation: &Installation, copies: &[&Path]) {
 
 struct Synced {
     bytes: Vec<u8>,
-    names: Vec<String>,
+    count: usize,
 }
 
 impl Synced {
     fn new() -> Synced {
-        Synced { bytes: Rng::new(5).bytes(50_000), names: Vec::new() }
+        Synced { bytes: Rng::new(5).bytes(50_000), count: 0 }
     }
 
-    /// Writes files, each with an fsync.
+    /// Writes files, each with an fsync, and no two alike.
     fn write(&mut self, mount: &Mount, count: usize) {
-        for _ in 0..count {
-            let name = format!("file {}", self.names.len());
-            let mut file = File::create(mount.path(&name)).unwrap();
-            file.write_all(&self.bytes).unwrap();
+        for n in self.count..self.count + count {
+            let mut file = File::create(mount.path(&format!("file {n}"))).unwrap();
+            file.write_all(&self.bytes[n..]).unwrap();
             file.sync_all().unwrap();
-            self.names.push(name);
         }
+        self.count += count;
     }
 
     fn check(&self, mount: &Mount, what: &str) {
-        for name in &self.names {
-            let found = fs::read(mount.path(name)).unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
-            assert!(found == self.bytes, "{what}: {name} lost what fsync returned for");
+        for n in 0..self.count {
+            let found = fs::read(mount.path(&format!("file {n}")));
+            let found = found.unwrap_or_else(|e| panic!("{what}: file {n}: {e}"));
+            assert!(found == self.bytes[n..], "{what}: file {n} lost what fsync returned for");
         }
     }
 }
@@ -147,6 +148,94 @@ fn what_fsync_returned_for_survives_the_loss_of_the_disk() {
     mount.unmount();
     server.stop();
     installation.ok(&["meta", "verify", "--blocks", "--db-folder", text(&folder)]);
+}
+
+/// The step of the page: the folder `$2` of the images below `$1` that `snap-create` made of one metadata server.
+const PUT_TOGETHER: &str = r#"
+mkdir -p "$2/engine/store" "$2/engine/log"
+cp "$1/storage/files/"* "$2/engine/store/"
+cp "$1/tlog/files/"* "$2/engine/log/"
+rm "$2/engine/store/"chronofs-image.* "$2/engine/log/"chronofs-image.*
+mv "$2/engine/store/format" "$2/engine/format"
+"#;
+
+fn put_together(images: &Path, folder: &Path) {
+    let mut shell = Command::new("sh");
+    let output = run(shell.args(["-e", "-c", PUT_TOGETHER, "sh"]).args([images, folder]));
+    assert!(output.status.success(), "{}", text_of(&output));
+}
+
+/// A server that does not start, and why.
+fn refused(installation: &Installation, folder: &Path, more: &[&str]) -> String {
+    let (mut server, _) = another_server(installation, folder, more);
+    server.start();
+    assert!(!server.wait().success(), "this folder must not be served");
+    server.log()
+}
+
+#[test]
+fn a_disk_snapshot_and_what_the_copies_have_since_give_everything_back() {
+    let holder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(holder.path().join("disk"), 100);
+    let copy = disk.0.join("log");
+    let oldest = copy.join("log/00000000000000000001.log");
+    // The program of a snapshot that is not complete yet finds the copy's first segment, or fails.
+    let programs = Programs::new();
+    let script = format!(
+        "#!/bin/sh\n[ -e '{}' ] || exit 9\nexec '{}' snap-create \"$@\"\n",
+        oldest.display(),
+        chronofs_binary().display()
+    );
+    let program = programs.add("snap-create", &script);
+    let mut installation = Installation::start_with_whitelist(&[&program], &[]);
+    installation.create_volume("v", &[]);
+    keep_copies(&installation, &[&copy]);
+    let mut mount = installation.mount("v", &[]);
+    let mut synced = Synced::new();
+    synced.write(&mount, 40);
+    let backup = installation.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    // A copy keeps the segment in which the store's image begins. Every snapshot ends a segment, so the second one lets go of
+    // the first segment, and nobody has to fill its 64 MiB.
+    installation.ok(&create);
+    assert!(oldest.exists());
+    synced.write(&mount, 10);
+    let uid = uid_in(&installation.ok(&create));
+    wait_for("the copy to let the first segment go", || (!oldest.exists()).then_some(()));
+    synced.write(&mount, 40);
+    mount.kill();
+    installation.meta.kill();
+    fs::remove_dir_all(installation.path("meta")).unwrap();
+
+    // The copy alone is not enough any more.
+    let said = refused(&installation, &installation.path("without the snapshot"), &["--recover-log"]);
+    assert!(said.contains("is missing"), "{said}");
+    let images = backup.join(&uid).join(installation.meta_address.to_string());
+    let folder = installation.path("meta again");
+    put_together(&images, &folder);
+    // Who forgets the option is told, and goes on with the same folder.
+    let said = refused(&installation, &folder, &[]);
+    assert!(said.contains("durable commits that this log has not"), "{said}");
+    assert!(said.contains("--recover-log"), "{said}");
+    let (mut server, http) = another_server(&installation, &folder, &["--recover-log"]);
+    server.start();
+    wait_until_ready(&mut server, http);
+    let mut mount = installation.mount("v", &[]);
+    synced.check(&mount, "after the recovery");
+    synced.write(&mount, 5);
+    mount.unmount();
+    server.stop();
+    let verify = ["meta", "verify", "--blocks", "--db-folder", text(&folder)];
+    let said = installation.ok(&verify);
+    assert!(said.contains("nothing is wrong"), "{said}");
+    // Later starts are without the option.
+    let (mut server, http) = another_server(&installation, &folder, &[]);
+    server.start();
+    wait_until_ready(&mut server, http);
+    let mut mount = installation.mount("v", &[]);
+    synced.check(&mount, "after a later start");
+    mount.unmount();
+    server.stop();
 }
 
 #[test]

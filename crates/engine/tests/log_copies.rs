@@ -13,6 +13,7 @@ use chronofs_engine::embedded::{
 };
 use chronofs_engine::sim::{Fault, Random, SimDisk};
 use chronofs_engine::{Batch, Commit, Engine, EngineError};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -100,6 +101,23 @@ impl Lab {
         self.open_with(folder, setup)
     }
 
+    /// Puts a file in the place of a copy's folder, which goes aside, or that folder back: in one step, for a thread that
+    /// tries to reach the copy would make the folder anew in between.
+    fn exchange(&self, name: &str) {
+        let (there, aside) = (self.path(name), self.path(&format!("{name} away")));
+        renameat_with(CWD, there, CWD, aside, RenameFlags::EXCHANGE).unwrap();
+    }
+
+    fn take_away(&self, name: &str) {
+        std::fs::write(self.path(&format!("{name} away")), "no folder").unwrap();
+        self.exchange(name);
+    }
+
+    fn bring_back(&self, name: &str) {
+        self.exchange(name);
+        std::fs::remove_file(self.path(&format!("{name} away"))).unwrap();
+    }
+
     /// All copies that are wanted count.
     fn whole(&self) -> bool {
         self.recorded.lock().unwrap().quorum == self.wanted
@@ -165,8 +183,7 @@ fn a_copy_that_fails_is_left_out_and_one_that_returns_is_caught_up() {
     wait_until("both count", || lab.whole());
     write(&engine, 0..40);
     // Its folder becomes something else.
-    std::fs::rename(lab.path("b"), lab.path("b away")).unwrap();
-    std::fs::write(lab.path("b"), "no folder").unwrap();
+    lab.take_away("b");
     write(&engine, 40..80);
     // The copy still has its files open, so what counts is that nobody who reads the folder is lied to.
     wait_until("it is left out", || {
@@ -178,8 +195,7 @@ fn a_copy_that_fails_is_left_out_and_one_that_returns_is_caught_up() {
     let failed = status.copies.iter().find(|copy| copy.name.ends_with("/b")).unwrap();
     assert!(!failed.member && matches!(&failed.health, Health::Failed(why) if !why.is_empty()), "{failed:?}");
     write(&engine, 81..120);
-    std::fs::remove_file(lab.path("b")).unwrap();
-    std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+    lab.bring_back("b");
     wait_until("it is back", || lab.whole());
     write(&engine, 120..140);
     lose(engine);
@@ -234,13 +250,11 @@ fn recovery_needs_more_copies_than_may_lack_what_is_durable() {
     write(&engine, 0..50);
     lose(engine);
     for lost in ["b", "c"] {
-        std::fs::rename(lab.path(lost), lab.path(&format!("{lost} away"))).unwrap();
-        std::fs::write(lab.path(lost), "no folder").unwrap();
+        lab.take_away(lost);
     }
     let error = lab.recover("new").err().unwrap().to_string();
     assert!(error.contains("1 of the 3 log copies") && error.contains("2 are needed"), "{error}");
-    std::fs::remove_file(lab.path("b")).unwrap();
-    std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+    lab.bring_back("b");
     assert_eq!(held(&lab.recover("new").unwrap()), 50);
 }
 
@@ -382,11 +396,9 @@ fn after_every_power_cut_the_log_and_each_whole_copy_hold_what_was_durable() {
 fn toggle(lab: &Lab, away: bool) {
     let (there, gone) = (lab.path("b"), lab.path("b away"));
     if away && there.is_dir() {
-        std::fs::rename(&there, &gone).unwrap();
-        std::fs::write(&there, "no folder").unwrap();
+        lab.take_away("b");
     } else if !away && gone.is_dir() {
-        std::fs::remove_file(&there).unwrap();
-        std::fs::rename(&gone, &there).unwrap();
+        lab.bring_back("b");
     }
 }
 
@@ -416,8 +428,7 @@ fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
     write(&engine, 0..20);
     drop(engine);
     for name in ["a", "b"] {
-        std::fs::rename(lab.path(name), lab.path(&format!("{name} away"))).unwrap();
-        std::fs::write(lab.path(name), "no folder").unwrap();
+        lab.take_away(name);
     }
     let setup = lab.setup();
     let opened = std::thread::scope(|threads| {
@@ -425,8 +436,7 @@ fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
         std::thread::sleep(Duration::from_secs(4));
         assert!(!opening.is_finished() && lab.whole(), "nobody knows whether this log is the newest");
         // One is enough to say that it is.
-        std::fs::remove_file(lab.path("b")).unwrap();
-        std::fs::rename(lab.path("b away"), lab.path("b")).unwrap();
+        lab.bring_back("b");
         opening.join().unwrap().unwrap()
     });
     assert!(opened == 20 && !lab.whole());
