@@ -52,6 +52,9 @@ impl Copies {
         {
             let mut state = self.lock();
             state.owner.retried(name, self.now_ms());
+            if !holding.filling {
+                state.owner.agrees(name);
+            }
             state.owner.acked(name, place, self.now_ms());
         }
         self.changed.notify_all();
