@@ -270,14 +270,19 @@ impl Owner {
         self.target
     }
 
-    /// No copy that counts, or is about to, needs anything before this. `None`: there is no such copy.
-    pub fn needed(&self) -> Option<Place> {
+    /// No copy that counts, is about to, or may come back needs anything before this; `None`: there is no such copy. One that
+    /// failed is thought of as long as it is not more than `lag` segments behind.
+    pub fn needed(&self, lag: u64) -> Option<Place> {
         let counted = self.counted();
-        let alive = self
-            .copies
-            .iter()
-            .filter(|(name, copy)| counted.contains(*name) || !matches!(copy.health, Health::Failed(_)));
-        alive.map(|(_, copy)| copy.acked).min()
+        let oldest = Place { segment: self.target.segment.saturating_sub(lag), offset: 0 };
+        let needs = |(name, copy): (&String, &Copy)| match copy.acked {
+            at if counted.contains(name) || !matches!(copy.health, Health::Failed(_)) => Some(at),
+            _ if !copy.wanted => None,
+            // It did not say yet where it ends.
+            at if at == Place::default() => Some(oldest),
+            at => (at.segment >= oldest.segment).then_some(at),
+        };
+        self.copies.iter().filter_map(needs).min()
     }
 
     /// Leaves out who is so far behind that the log would have to be kept for it: `lag` says by how much.
