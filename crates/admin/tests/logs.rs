@@ -76,20 +76,25 @@ async fn copies_that_make_no_sense_are_refused() {
         json!({"log_copies": ["/"]}),
         json!({"log_copies": ["/a/../b"]}),
         json!({"log_copies": ["/a/"]}),
+        json!({"log_copies": ["/a", "//a"]}),
+        json!({"log_copies": ["/a/b", "/a//b"]}),
+        json!({"log_copies": ["/a", "/./a"]}),
+        json!({"log_copies": ["/a/."]}),
         json!({"log_copies": ["/a\n"]}),
         json!({"log_copies": ["/a", "/a"]}),
         json!({"log_copies": many}),
-        json!({"log_copies": ["/a", "/b"], "log_anti_quorum": 2}),
+        json!({"log_copies": ["/a", "/b"], "log_anti_quorum": 1}),
+        json!({"log_copies": ["/a", "/b", "/c", "/d"], "log_anti_quorum": 2}),
         json!({"log_anti_quorum": 1}),
     ] {
         let error = update(body.clone()).await.unwrap_err();
         assert_eq!(error.code(), Some("invalid"), "{body}: {error}");
     }
     let before = meta.assignment(1, 0).await.unwrap();
-    let shown = update(json!({"log_copies": ["/a", "/b"], "log_anti_quorum": 1})).await.unwrap();
-    assert_eq!(shown["log"]["wanted"], json!({"copies": ["/a", "/b"], "anti_quorum": 1}));
+    let shown = update(json!({"log_copies": ["/a", "/b.", "/c"], "log_anti_quorum": 1})).await.unwrap();
+    assert_eq!(shown["log"]["wanted"], json!({"copies": ["/a", "/b.", "/c"], "anti_quorum": 1}));
     let told = meta.assignment(1, before.revision).await.unwrap().log;
-    assert_eq!((told.epoch, told.wanted.copies.len(), told.wanted.anti_quorum), (0, 2, 1));
+    assert_eq!((told.epoch, told.wanted.copies.len(), told.wanted.anti_quorum), (0, 3, 1));
     let shown = update(json!({"log_copies": [], "log_anti_quorum": 0})).await.unwrap();
     assert_eq!(shown["log"]["wanted"]["copies"], json!([]));
     server.stop().await;

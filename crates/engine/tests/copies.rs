@@ -306,6 +306,7 @@ impl World {
             let same = copy.log.iter().zip(&server.log).take_while(|(a, b)| a == b).count();
             copy.log.truncate(same);
             server.owner.retried(name, *now_ms);
+            server.owner.agrees(name);
             server.owner.acked(name, place(same), *now_ms);
             return;
         }
@@ -383,8 +384,7 @@ impl World {
             durable = server.log.len();
         }
         // Without any copy that counts, the disk of the owner is all that there is.
-        let copied = !server.owner.recorded().members.is_empty()
-            && server.owner.recorded().members.len() > server.owner.recorded().anti_quorum;
+        let copied = !server.owner.recorded().members.is_empty();
         if !copied && self.mutant != Some(Mutant::DurableTooEarly) {
             return Ok(());
         }
@@ -510,4 +510,38 @@ fn a_recovery_from_too_few_copies_is_found() {
 #[test]
 fn a_change_that_is_taken_for_done_is_found() {
     is_found(Mutant::ChangeTakenForDone);
+}
+
+#[test]
+fn the_last_copy_that_is_left_holds_durability_back_and_can_be_recovered_from() {
+    let names: BTreeSet<String> = ["a", "b", "c"].map(str::to_owned).into();
+    let wanted = Quorum { members: names.clone(), anti_quorum: 1 };
+    let mut owner = Owner::new(1, wanted.clone(), &wanted, place(10), DEADLINE_MS);
+    for name in &names {
+        owner.agrees(name);
+        owner.acked(name, place(10), 0);
+    }
+    for (epoch, lost) in [(2, "b"), (3, "c")] {
+        owner.failed(lost, "lost");
+        assert!(owner.wants_change().is_some(), "{lost} is left out");
+        owner.changed(epoch);
+        let recorded = owner.recorded();
+        assert!(recorded.members.len() > 2 * recorded.anti_quorum, "{recorded:?}");
+    }
+    owner.written(place(11), 0);
+    assert_eq!(owner.durable(), place(10), "the last copy has not got it yet");
+    let sealed = BTreeMap::from([("a".to_owned(), place(10))]);
+    assert_eq!(choose(owner.recorded(), &sealed).unwrap(), "a");
+}
+
+#[test]
+fn a_copy_that_is_being_filled_does_not_say_that_the_log_is_the_newest() {
+    let wanted = Quorum { members: BTreeSet::from(["a".to_owned()]), anti_quorum: 0 };
+    let mut owner = Owner::new(1, wanted.clone(), &wanted, place(10), DEADLINE_MS);
+    owner.acked("a", place(10), 0);
+    assert!(!owner.confirmed());
+    owner.agrees("another");
+    assert!(!owner.confirmed());
+    owner.agrees("a");
+    assert!(owner.confirmed());
 }

@@ -346,6 +346,113 @@ fn a_folder_that_was_never_whole_is_no_copy() {
     assert!(error.contains("0 of the 2 log copies"), "{error}");
 }
 
+fn segments(log: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "log")).collect();
+    names.sort();
+    names
+}
+
+/// Why a copy failed.
+fn problem(engine: &EmbeddedFolder, name: &str) -> Option<String> {
+    let copies = engine.copies().unwrap().status().copies;
+    let copy = copies.into_iter().find(|copy| copy.name.ends_with(name)).unwrap();
+    match copy.health {
+        Health::Failed(why) if !copy.member => Some(why),
+        _ => None,
+    }
+}
+
+/// The store takes what was written, and the log gives up what nobody needs.
+fn flush(engine: &EmbeddedFolder, n: u64) {
+    engine.mark(engine.applied()).unwrap();
+    put(engine, n);
+    engine.sync().unwrap();
+    engine.flush().unwrap();
+}
+
+#[test]
+fn what_a_copy_that_is_away_lacks_stays_in_the_log() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..40);
+    toggle(&lab, true);
+    // What was open is still written to, until it is opened anew.
+    wait_until("it is left out", || {
+        put(&engine, 40);
+        engine.sync().unwrap();
+        !lab.whole()
+    });
+    drop(engine);
+    // Nor does a start forget that: where the copy ends is not known then.
+    let engine = lab.open("meta");
+    write(&engine, 41..640);
+    for _ in 0..3 {
+        flush(&engine, 640);
+    }
+    assert!(problem(&engine, "/b").is_some() && segments(&lab.path("meta/log")).len() > 20);
+    toggle(&lab, false);
+    wait_until("it is back", || lab.whole());
+    wait_until("the log is not kept any more", || {
+        flush(&engine, 640);
+        segments(&lab.path("meta/log")).len() < 20
+    });
+    lose(engine);
+    std::fs::remove_dir_all(lab.path("a")).unwrap();
+    std::fs::write(lab.path("a"), "no folder").unwrap();
+    assert_eq!(held(&lab.recover("new").unwrap()), 641);
+}
+
+#[test]
+fn a_copy_with_a_hole_that_the_log_cannot_fill_does_not_count() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..600);
+    wait_until("the log begins later", || {
+        flush(&engine, 600);
+        segments(&lab.path("meta/log"))[0] > lab.path("meta/log/00000000000000000006.log")
+    });
+    let copied = |n: usize| lab.path("b/log").join(segments(&lab.path("b/log"))[n].file_name().unwrap());
+    let all = segments(&lab.path("b/log"));
+    assert!(all.len() > 8 && all[0].ends_with("00000000000000000001.log"), "{all:?}");
+    drop(engine);
+    let damages: [&dyn Fn(); 3] = [
+        // It was away for too long.
+        &|| all[3..].iter().for_each(|path| std::fs::remove_file(path).unwrap()),
+        // It missed a part, and went on later.
+        &|| std::fs::File::options().write(true).open(copied(1)).unwrap().set_len(30_000).unwrap(),
+        &|| std::fs::remove_file(copied(1)).unwrap(),
+    ];
+    for (n, damage) in damages.iter().enumerate() {
+        if n > 0 {
+            std::fs::remove_dir_all(lab.path("b")).unwrap();
+            let mut copy = std::process::Command::new("cp");
+            assert!(copy.arg("-a").arg(lab.path("a")).arg(lab.path("b")).status().unwrap().success());
+        }
+        damage();
+        let before = segments(&lab.path("b/log"));
+        let engine = lab.open("meta");
+        wait_until("it is left out", || {
+            put(&engine, 601);
+            engine.sync().unwrap();
+            !lab.whole()
+                && problem(&engine, "/b").is_some_and(|why| why.contains("it lacks the log from offset"))
+        });
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!lab.whole() && before == segments(&lab.path("b/log")), "case {n}: it is left as it is");
+        drop(engine);
+    }
+    // One that begins anew counts.
+    std::fs::remove_dir_all(lab.path("b")).unwrap();
+    let engine = lab.open("meta");
+    wait_until("the new one counts", || lab.whole());
+    lose(engine);
+    assert_eq!(held(&lab.recover("new").unwrap()), 602);
+}
+
 /// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
 /// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
 #[test]

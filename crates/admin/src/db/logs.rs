@@ -75,17 +75,22 @@ fn check(wanted: &LogCopies) -> Result<(), AdminError> {
         ));
     }
     for copy in &wanted.copies {
-        let plain = copy.starts_with('/') && copy.len() > 1 && !copy.ends_with('/');
-        if !plain || copy.chars().any(char::is_control) || copy.split('/').any(|part| part == "..") {
+        // One name for one folder: two of them would count twice what is there once.
+        let plain = |part: &str| !matches!(part, "" | "." | "..");
+        let named = copy.strip_prefix('/').is_some_and(|path| path.split('/').all(plain));
+        if !named || copy.chars().any(char::is_control) {
             return refused(format!(
-                "'{copy}' is no place for a log copy: write the absolute path of a folder on another disk"
+                "'{copy}' is no place for a log copy: write the absolute path of a folder on another disk, without //, . and .."
             ));
         }
     }
     let copies = wanted.copies.len();
-    if wanted.anti_quorum > 0 && wanted.anti_quorum as usize >= copies {
+    let allowed = copies.saturating_sub(1) / 2;
+    if wanted.anti_quorum as usize > allowed {
+        // Else two owners could each make something durable in copies of their own.
         return refused(format!(
-            "a log anti quorum of {} needs more than {copies} log copies: otherwise none would have to have anything",
+            "a log anti quorum of {} is too high for {copies} log copies: more than half of them must have what is durable, \
+             so up to {allowed} is allowed",
             wanted.anti_quorum
         ));
     }

@@ -48,7 +48,7 @@ pub(super) enum Update {
         /// Folders on other disks of its server that keep copies of its log, in place of those before; none without a value
         #[arg(long, value_name = "DIR", value_delimiter = ',', num_args = 0..)]
         log_copies: Option<Vec<String>>,
-        /// How many of these may lack a commit that is called durable; above 0 there are no disk snapshots
+        /// How many of these may lack a commit that is called durable: fewer than half; above 0 there are no disk snapshots
         #[arg(long, value_name = "NUMBER")]
         log_anti_quorum: Option<u32>,
     },

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 /// How long a copy may owe what was written before it is left out.
 pub const DEADLINE: Duration = Duration::from_secs(5);
-/// Who does not count and is further behind is not waited for: the log's space is freed.
+/// Who does not count and is further behind, or has been away for longer, is not waited for: the log's space is freed.
 const LAG_MAX_SEGMENTS: u64 = 64;
 /// After the coordinator could not be asked.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -193,7 +193,7 @@ impl Copies {
         let mut state = self.lock();
         let newest = state.owner.target().segment;
         state.owner.limit_lag(|at| newest.saturating_sub(at.segment) > LAG_MAX_SEGMENTS);
-        state.owner.needed().is_none_or(|needed| needed.segment > segment)
+        state.owner.needed(LAG_MAX_SEGMENTS).is_none_or(|needed| needed.segment > segment)
     }
 
     /// Copies need not keep segments before this one: a snapshot has what is in them.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Quorum {
     /// Their names.
     pub members: BTreeSet<String>,
-    /// So many of them may lack what is durable.
+    /// So many of them may lack what is durable: fewer than half.
     pub anti_quorum: usize,
 }
 
@@ -89,7 +89,9 @@ pub struct Owner {
     target: Place,
     /// Nothing was called durable beyond this.
     promised: Place,
-    /// Copies of the first quorum that were seen to have nothing durable that this log has not.
+    /// The first quorum's members.
+    found: BTreeSet<String>,
+    /// Those of them that were seen to have nothing durable that this log has not.
     agreeing: BTreeSet<String>,
     /// So many of these it takes. Before, the log could be an old one, and whoever knows better must not be left out.
     agreeing_min: usize,
@@ -107,6 +109,7 @@ impl Owner {
             anti_quorum: 0,
             target: end,
             promised: end,
+            found: recorded.members.clone(),
             agreeing: BTreeSet::new(),
             agreeing_min: recorded.sealed_min().min(recorded.members.len()),
             recorded,
@@ -151,12 +154,17 @@ impl Owner {
         if let Some(copy) = self.copies.get_mut(name) {
             copy.acked = place;
             copy.owes_since_ms = (place < target).then_some(now_ms);
-            if self.recorded.members.contains(name) {
-                self.agreeing.insert(name.to_owned());
-            }
             copy.health = if place >= promised { Health::Following } else { Health::Behind };
         }
         self.settle();
+    }
+
+    /// A copy that was whole before this start has nothing durable that this log has not. One that is still being filled could not
+    /// know.
+    pub fn agrees(&mut self, name: &str) {
+        if self.found.contains(name) {
+            self.agreeing.insert(name.to_owned());
+        }
     }
 
     /// A copy failed. What it has acknowledged it has.
@@ -216,8 +224,11 @@ impl Owner {
                 let stays = member && (!self.confirmed() || !matches!(copy.health, Health::Failed(_)));
                 copy.wanted && (joins || stays)
             };
-            let members = self.copies.iter().filter(counts).map(|(name, _)| name.clone()).collect();
-            let quorum = Quorum { members, anti_quorum: self.anti_quorum };
+            let members: BTreeSet<_> =
+                self.copies.iter().filter(counts).map(|(name, _)| name.clone()).collect();
+            // More than half have what is durable, however few are left.
+            let anti_quorum = self.anti_quorum.min(members.len().saturating_sub(1) / 2);
+            let quorum = Quorum { members, anti_quorum };
             // Otherwise what was called durable could be missed by a recovery from these.
             let whole = quorum.reached(|name| self.at(name)).is_none_or(|reached| reached >= self.promised);
             if quorum != self.recorded && whole {
@@ -259,14 +270,19 @@ impl Owner {
         self.target
     }
 
-    /// No copy that counts, or is about to, needs anything before this. `None`: there is no such copy.
-    pub fn needed(&self) -> Option<Place> {
+    /// No copy that counts, is about to, or may come back needs anything before this; `None`: there is no such copy. One that
+    /// failed is thought of as long as it is not more than `lag` segments behind.
+    pub fn needed(&self, lag: u64) -> Option<Place> {
         let counted = self.counted();
-        let alive = self
-            .copies
-            .iter()
-            .filter(|(name, copy)| counted.contains(*name) || !matches!(copy.health, Health::Failed(_)));
-        alive.map(|(_, copy)| copy.acked).min()
+        let oldest = Place { segment: self.target.segment.saturating_sub(lag), offset: 0 };
+        let needs = |(name, copy): (&String, &Copy)| match copy.acked {
+            at if counted.contains(name) || !matches!(copy.health, Health::Failed(_)) => Some(at),
+            _ if !copy.wanted => None,
+            // It did not say yet where it ends.
+            at if at == Place::default() => Some(oldest),
+            at => (at.segment >= oldest.segment).then_some(at),
+        };
+        self.copies.iter().filter_map(needs).min()
     }
 
     /// Leaves out who is so far behind that the log would have to be kept for it: `lag` says by how much.

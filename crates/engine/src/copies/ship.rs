@@ -5,6 +5,7 @@ use super::folder::sum_of;
 use super::link::{CopyError, Holding, Link};
 use super::{Copies, Source};
 use crate::embedded::Place;
+use crate::embedded::log::format::{SEGMENT_HEADER, decode_segment};
 use std::time::Duration;
 
 /// So much is shipped at a time.
@@ -84,6 +85,9 @@ impl Copies {
                 trimmed = trim;
             }
             let Some((at, bytes)) = next_bytes(source, place, target)? else { continue };
+            if at.segment > place.segment && place.segment > 0 && !follows(place, at.segment, &bytes) {
+                return Err(lacking(place, at.segment));
+            }
             link.append(epoch, at, &bytes)?;
             place = Place { segment: at.segment, offset: at.offset + bytes.len() as u64 };
             if filling && place >= target {
@@ -106,11 +110,8 @@ impl Copies {
         target: Place,
         epoch: u64,
     ) -> Result<Place, CopyError> {
-        let agreed = agreed(link, source, holding, target)?;
-        if agreed == holding.end() {
-            return Ok(agreed);
-        }
-        if holding.known_durable > agreed {
+        let mut agreed = agreed(link, source, holding, target)?;
+        if agreed != holding.end() && holding.known_durable > agreed {
             let why = format!(
                 "log copy {name} has durable commits that this log has not: it goes on as this log up to offset {} of \
                  segment {}; after the loss of a disk start with --recover-log, and if this log is right, move that copy \
@@ -123,6 +124,19 @@ impl Copies {
                 self.changed.notify_all();
             }
             return Err(CopyError::Unusable(why));
+        }
+        if !holding.filling {
+            self.lock().owner.agrees(name);
+        }
+        if let Some((from, to)) = hole(link, source, holding, agreed)? {
+            // It may hold what nobody else has any more, unless nothing was ever recovered from it.
+            if !holding.filling {
+                return Err(lacking(from, to));
+            }
+            agreed = Place::default();
+        }
+        if agreed == holding.end() {
+            return Ok(agreed);
         }
         let cut = if agreed.offset == 0 { Place { segment: agreed.segment + 1, offset: 0 } } else { agreed };
         link.cut(epoch, cut)?;
@@ -141,6 +155,10 @@ fn agreed(
     let first = ends.first().map_or(0, |(number, _)| *number);
     let mut agreed = Place::default();
     for (index, held) in holding.segments.iter().enumerate() {
+        // What is missing before it the log has, or nobody.
+        if agreed.segment > 0 && held.number > agreed.segment + 1 && held.number > first {
+            break;
+        }
         let whole = Place { segment: held.number, offset: held.length };
         if held.number < first {
             agreed = whole;
@@ -167,6 +185,49 @@ fn agreed(
         }
     }
     Ok(agreed)
+}
+
+/// What a copy that goes on as the log does at `place` misses before that: from where to which segment.
+fn hole(
+    link: &mut dyn Link,
+    source: &dyn Source,
+    holding: &Holding,
+    place: Place,
+) -> Result<Option<(Place, u64)>, CopyError> {
+    let first = source.ends().first().map_or(0, |(number, _)| *number);
+    for pair in holding.segments.windows(2) {
+        let [before, next] = pair else { continue };
+        // What comes then was compared with the log.
+        if before.number >= first || next.number > place.segment {
+            break;
+        }
+        let end = Place { segment: before.number, offset: before.length };
+        let header = link.read(Place { segment: next.number, offset: 0 }, SEGMENT_HEADER as u64)?;
+        if !follows(end, next.number, &header) {
+            return Ok(Some((end, next.number)));
+        }
+    }
+    if place.segment == 0 || place.segment >= first {
+        return Ok(None);
+    }
+    let header = source.read(Place { segment: first, offset: 0 }, SEGMENT_HEADER);
+    let header = header.map_err(|error| CopyError::Unusable(error.to_string()))?;
+    Ok((!follows(place, first, &header)).then_some((place, first)))
+}
+
+/// Whether segment `number`, which begins with these bytes, follows one that ends at `place`.
+fn follows(place: Place, number: u64, bytes: &[u8]) -> bool {
+    let header = decode_segment(bytes);
+    number == place.segment + 1 && header.is_ok_and(|header| header.previous_end == place.offset)
+}
+
+fn lacking(from: Place, to: u64) -> CopyError {
+    CopyError::Unusable(format!(
+        "it lacks the log from offset {} of segment {} up to segment {to}, and the log does not reach back so far any more, so the \
+         copy is of no use beside it: name another folder with --log-copies, in which a new copy begins, make a disk snapshot \
+         then, and move this one away",
+        from.offset, from.segment
+    ))
 }
 
 fn short(place: Place) -> CopyError {
