@@ -86,7 +86,7 @@ fn connect(folder: Folder) -> Connect {
         let known = folder.known_copies().map_err(|error| CopyError::Unusable(format!("{error:#}")))?;
         if known.contains(name) && !FolderCopy::is_in(Path::new(name)) {
             return Err(CopyError::Unusable(format!(
-                "{name} held a copy and is empty now: is its disk mounted? If the copy is lost, name another folder with                  --log-copies"
+                "{name} held a copy and is empty now: is its disk mounted? If the copy is lost, name another folder with --log-copies"
             )));
         }
         let copy = FolderCopy::new(Path::new(name), &registered.store.to_string())?;

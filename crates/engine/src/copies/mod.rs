@@ -234,7 +234,7 @@ impl Copies {
             if !told && !state.owner.confirmed() && self.begun.elapsed() > self.setup.deadline {
                 told = true;
                 tracing::error!(
-                    "the start waits for copies of the log, which must confirm that this log is not an old one; one that                      is lost for good is taken out with configure update metadata-store --log-copies, and another start"
+                    "the start waits for copies of the log, which must confirm that this log is not an old one; one that is lost for good is taken out with configure update metadata-store --log-copies, and another start"
                 );
             }
             let fenced = state.fenced;
