@@ -167,7 +167,7 @@ impl World {
         if self.mutant == Some(Mutant::TooFewSealed) {
             quorum.anti_quorum = quorum.anti_quorum.saturating_sub(1);
         }
-        let Ok(chosen) = choose(&quorum, &sealed) else {
+        let Ok(chosen) = choose(&quorum, &sealed, |_| 0) else {
             self.note("too few copies");
             return Ok(());
         };
@@ -531,7 +531,7 @@ fn the_last_copy_that_is_left_holds_durability_back_and_can_be_recovered_from() 
     owner.written(place(11), 0);
     assert_eq!(owner.durable(), place(10), "the last copy has not got it yet");
     let sealed = BTreeMap::from([("a".to_owned(), place(10))]);
-    assert_eq!(choose(owner.recorded(), &sealed).unwrap(), "a");
+    assert_eq!(choose(owner.recorded(), &sealed, |_| 0).unwrap(), "a");
 }
 
 #[test]
@@ -544,4 +544,14 @@ fn a_copy_that_is_being_filled_does_not_say_that_the_log_is_the_newest() {
     assert!(!owner.confirmed());
     owner.agrees("a");
     assert!(owner.confirmed());
+}
+
+#[test]
+fn of_copies_that_go_equally_far_the_one_with_fewest_gaps_is_recovered_from() {
+    let members: BTreeSet<String> = ["a", "b", "c"].map(str::to_owned).into();
+    let mut sealed: BTreeMap<String, Place> = members.iter().map(|name| (name.clone(), place(7))).collect();
+    let quorum = Quorum { members, anti_quorum: 1 };
+    assert_eq!(choose(&quorum, &sealed, |name| usize::from(name != "b")), Ok("b"));
+    sealed.insert("a".to_owned(), place(8));
+    assert_eq!(choose(&quorum, &sealed, |name| usize::from(name != "b")), Ok("a"));
 }

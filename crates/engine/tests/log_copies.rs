@@ -453,6 +453,34 @@ fn a_copy_with_a_hole_that_the_log_cannot_fill_does_not_count() {
     assert_eq!(held(&lab.recover("new").unwrap()), 602);
 }
 
+#[test]
+fn what_one_copy_lacks_is_recovered_from_the_other() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..200);
+    lose(engine);
+    let segment = |copy: &str, number: u64| lab.path(copy).join(format!("log/{number:020}.log"));
+    let cut = |path: PathBuf| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    };
+    cut(segment("b", 2));
+    cut(segment("a", 4));
+    std::fs::remove_file(segment("b", 5)).unwrap();
+    assert_eq!(held(&lab.recover("new").unwrap()), 200);
+    // What no copy has is said before anything is written.
+    for copy in ["a", "b"] {
+        cut(segment(copy, 3));
+    }
+    let setup = lab.setup();
+    let folder = lab.path("newer");
+    std::fs::create_dir(&folder).unwrap();
+    let refused = recover::recover(&folder, setup.epoch, &setup.recorded, &setup.connect).unwrap_err();
+    assert!(refused.to_string().contains("segment 3 ends at offset"), "{refused}");
+    assert_eq!(segments(&folder), Vec::<PathBuf>::new());
+}
+
 /// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
 /// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
 #[test]

@@ -191,9 +191,7 @@ impl AdminLink {
     fn follow_log(&self, log: &LogEpoch) -> Result<(), ClientError> {
         if let Err(error) = copies::check(log, self.register.boot) {
             // So that the next start asks before it opens the log.
-            if let Err(error) = self.folder.save_log(log) {
-                tracing::error!("{error:#}");
-            }
+            copies::keep(&self.folder, log);
             let code = LOG_NOT_OPENED.to_owned();
             return Err(ClientError::Refused { status: 0, code, message: error.to_string() });
         }

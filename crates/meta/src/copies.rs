@@ -47,16 +47,16 @@ struct Admin {
 impl Coordinator for Admin {
     fn change(&self, change: &Change, above: u64) -> Result<u64, NotRecorded> {
         let change = LogChange { after: change.after, members: said(&change.quorum) };
+        // It may be recorded, and this server end before it hears of that: the next start must ask all the same.
+        note_asked(&self.folder, &change.members)
+            .map_err(|error| NotRecorded::Unknown(format!("{error:#}")))?;
         let open = OpenLog { boot: self.boot, above, change: Some(change) };
         let asked = self
             .runtime
             .block_on(async { tokio::time::timeout(ANSWER_WITHIN, self.client.open_log(&open)).await });
         match asked {
             Ok(Ok(log)) => {
-                // The admin server has it; here it only says that a start must ask first.
-                if let Err(error) = self.folder.save_log(&log).and_then(|()| note_known(&self.folder, &log)) {
-                    tracing::error!("{error:#}");
-                }
+                keep(&self.folder, &log);
                 Ok(log.epoch)
             }
             Ok(Err(error)) if error.code() == Some("superseded") => {
@@ -65,6 +65,22 @@ impl Coordinator for Admin {
             Ok(Err(error)) => Err(NotRecorded::Unknown(error.to_string())),
             Err(_) => Err(NotRecorded::Unknown("the admin server does not answer".to_owned())),
         }
+    }
+}
+
+/// Notes that these copies may count from now on, if none did.
+fn note_asked(folder: &Folder, members: &LogCopies) -> Result<()> {
+    let kept = folder.log()?.unwrap_or_default();
+    if members.copies.is_empty() || !kept.members.copies.is_empty() {
+        return Ok(());
+    }
+    folder.save_log(&LogEpoch { members: members.clone(), ..kept })
+}
+
+/// Keeps what the admin server has recorded; here it only says that a start must ask first, and which copies are no new ones.
+pub(crate) fn keep(folder: &Folder, log: &LogEpoch) {
+    if let Err(error) = folder.save_log(log).and_then(|()| note_known(folder, log)) {
+        tracing::error!("{error:#}");
     }
 }
 
@@ -180,9 +196,7 @@ async fn ask_epoch(
         return Ok(log);
     }
     let log = client.open_log(&OpenLog { boot: register.boot, above, change: None }).await?;
-    if let Err(error) = folder.save_log(&log) {
-        tracing::error!("{error:#}");
-    }
+    keep(folder, &log);
     Ok(log)
 }
 
@@ -237,5 +251,39 @@ pub(crate) fn shown(copies: &copies::Copies) -> LogSaid {
         anti_quorum: u32::try_from(status.anti_quorum).unwrap_or(u32::MAX),
         copies: said.collect(),
         problem: status.unrecorded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_wire::identity::Sha256;
+    use chronofs_wire::token::{Token, TokenKind};
+
+    #[test]
+    fn that_copies_may_count_is_kept_before_the_admin_server_is_asked() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256([0; 32])).unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let admin = Admin { client, boot: 1, runtime: runtime.handle().clone(), folder: folder.clone() };
+        let asked = |members: &[&str]| {
+            let members = members.iter().map(|name| (*name).to_owned()).collect();
+            let change = Change { after: 0, quorum: Quorum { members, anti_quorum: 0 } };
+            assert!(matches!(admin.change(&change, 0), Err(NotRecorded::Unknown(_))));
+            folder.log().unwrap().map(|log| log.members.copies)
+        };
+        assert_eq!(asked(&[]), None);
+        assert_eq!(asked(&["/a"]), Some(vec!["/a".to_owned()]));
+        // What counted is not forgotten by asking.
+        assert_eq!(asked(&[]), Some(vec!["/a".to_owned()]));
+        // What cannot be kept is not asked for.
+        std::fs::remove_file(temp.path().join("log.json")).unwrap();
+        std::fs::create_dir(temp.path().join("log.json")).unwrap();
+        let change =
+            Change { after: 0, quorum: Quorum { members: ["/a".to_owned()].into(), anti_quorum: 0 } };
+        let Err(NotRecorded::Unknown(why)) = admin.change(&change, 0) else { panic!("it was asked") };
+        assert!(why.contains("log.json"), "{why}");
     }
 }

@@ -6,6 +6,7 @@
 //! `anti_quorum + 1` of its copies meets one that has everything durable.
 
 use crate::embedded::Place;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The copies that count.
@@ -311,11 +312,16 @@ impl Owner {
     }
 }
 
-/// The copy to recover from: of those that were sealed the one that goes furthest. Refused if too few were.
-pub fn choose<'a>(quorum: &Quorum, sealed: &'a BTreeMap<String, Place>) -> Result<&'a str, String> {
+/// The copy to recover from: of those that were sealed the one that goes furthest, and of several the one with the fewest `gaps`.
+/// Refused if too few were.
+pub fn choose<'a>(
+    quorum: &Quorum,
+    sealed: &'a BTreeMap<String, Place>,
+    gaps: impl Fn(&str) -> usize,
+) -> Result<&'a str, String> {
     let counted: Vec<_> = sealed.iter().filter(|(name, _)| quorum.members.contains(*name)).collect();
     let needed = quorum.sealed_min();
-    match counted.iter().max_by_key(|(_, end)| **end) {
+    match counted.iter().max_by_key(|(name, end)| (**end, Reverse(gaps(name)))) {
         Some((name, _)) if counted.len() >= needed => Ok(name),
         _ => Err(format!(
             "{} of the {} log copies of the last epoch can be read, and {needed} are needed to be sure that nothing that \

@@ -5,6 +5,7 @@ use super::folder::{sum_of, whole_groups};
 use super::link::{CopyError, Holding, Link};
 use super::owner::{Quorum, choose};
 use crate::EngineError;
+use crate::embedded::log::format::{SEGMENT_HEADER, decode_segment};
 use crate::embedded::log::{segment_name, segment_number};
 use crate::embedded::{Disk, DiskFile, Place, RealDisk};
 use bytes::Bytes;
@@ -30,6 +31,35 @@ pub struct FromCopies {
 struct Sealed {
     link: Box<dyn Link>,
     holding: Holding,
+    /// Where segments end, as the headers of those after them say here.
+    ends: BTreeMap<u64, u64>,
+}
+
+impl Sealed {
+    fn new(mut link: Box<dyn Link>, holding: Holding) -> Result<Self, CopyError> {
+        let mut ends = BTreeMap::new();
+        for held in &holding.segments {
+            let header = link.read(Place { segment: held.number, offset: 0 }, SEGMENT_HEADER as u64)?;
+            let header = decode_segment(&header).ok().filter(|header| header.segment == held.number);
+            ends.extend(header.map(|header| (held.number.saturating_sub(1), header.previous_end)));
+        }
+        Ok(Sealed { link, holding, ends })
+    }
+
+    /// How much of a segment is here.
+    fn length(&self, number: u64) -> u64 {
+        self.holding.segments.iter().find(|held| held.number == number).map_or(0, |held| held.length)
+    }
+
+    /// Segments between the first and the last one that are not whole here.
+    fn gaps(&self) -> usize {
+        let first = self.holding.segments.first().map_or(0, |held| held.number);
+        let whole = |number: &u64| {
+            let length = self.length(*number);
+            length > 0 && self.ends.get(number).is_none_or(|end| length >= *end)
+        };
+        (first..self.holding.end().segment).filter(|number| !whole(number)).count()
+    }
 }
 
 /// Writes into the folder `log` what copies have and it does not: an empty folder, or one that holds the beginning of the same
@@ -49,7 +79,7 @@ pub fn recover(
             if holding.filling {
                 return Err(CopyError::Unusable("it was never whole: is its disk mounted?".to_owned()));
             }
-            Ok(Sealed { link, holding })
+            Sealed::new(link, holding)
         });
         match opened {
             Ok(copy) => {
@@ -62,7 +92,8 @@ pub fn recover(
         }
     }
     let ends = sealed.iter().map(|(name, copy)| (name.clone(), copy.holding.end())).collect();
-    let chosen = choose(quorum, &ends).map_err(refused)?.to_owned();
+    let gaps = |name: &str| sealed.get(name).map_or(0, Sealed::gaps);
+    let chosen = choose(quorum, &ends, gaps).map_err(refused)?.to_owned();
     let disk = RealDisk::new(log).map_err(|e| refused(format!("open {}: {e}", log.display())))?;
     let end = ends.get(&chosen).copied().unwrap_or_default();
     let known = sealed.values().map(|copy| copy.holding.known_durable).max().unwrap_or_default();
@@ -83,9 +114,20 @@ fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &st
     let local: BTreeSet<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
     let held = sealed.values().flat_map(|copy| &copy.holding.segments);
     let numbers: BTreeSet<u64> = held.map(|held| held.number).collect();
+    let first = local.first().copied().unwrap_or(0);
+    let ends = ends(sealed, chosen);
     // All is looked at before anything is written.
+    for &number in numbers.range(first..) {
+        let longest = sealed.values().map(|copy| copy.length(number)).max().unwrap_or(0);
+        if let Some(end) = ends.get(&number).filter(|end| longest < **end) {
+            return Err(format!(
+                "segment {number} ends at offset {end}, and no copy that can be read has more than {longest} bytes of it: bring \
+                 back another copy, or begin with a folder from a newer snapshot"
+            ));
+        }
+    }
     for &number in local.intersection(&numbers) {
-        let Some((link, length)) = best(sealed, chosen, number) else { continue };
+        let Some((link, length)) = best(sealed, chosen, number, &ends) else { continue };
         let bytes = disk.open(&segment_name(number)).and_then(|file| file.read()).map_err(failed)?;
         let (good, _) = whole_groups(number, &bytes);
         let same = good <= length && {
@@ -105,10 +147,9 @@ fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &st
             ));
         }
     }
-    let first = local.first().copied().unwrap_or(0);
     let mut written = 0;
     for &number in numbers.range(first..) {
-        let Some((link, length)) = best(sealed, chosen, number) else { continue };
+        let Some((link, length)) = best(sealed, chosen, number, &ends) else { continue };
         let bytes = fetch(link, number, length).map_err(|error| error.to_string())?;
         put(disk, number, &bytes).map_err(failed)?;
         written += 1;
@@ -116,20 +157,35 @@ fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &st
     Ok(written)
 }
 
-/// The copy to take a segment from: the chosen one, or, where it has a gap, the one that has most of it.
+/// Where segments end. What the chosen copy says comes before what others do, who may have followed an owner that was
+/// superseded.
+fn ends(sealed: &BTreeMap<String, Sealed>, chosen: &str) -> BTreeMap<u64, u64> {
+    let others = sealed.iter().filter(|(name, _)| *name != chosen).map(|(_, copy)| copy);
+    let mut ends = BTreeMap::new();
+    for copy in others.chain(sealed.get(chosen)) {
+        ends.extend(&copy.ends);
+    }
+    ends
+}
+
+/// The copy to take a segment from, and how much of it: the chosen one, unless another has more of what belongs to it.
 fn best<'a>(
     sealed: &'a mut BTreeMap<String, Sealed>,
     chosen: &str,
     number: u64,
+    ends: &BTreeMap<u64, u64>,
 ) -> Option<(&'a mut dyn Link, u64)> {
-    let length = |copy: &Sealed| {
-        copy.holding.segments.iter().find(|held| held.number == number).map_or(0, |held| held.length)
+    let end = ends.get(&number).copied();
+    let good = |name: &str, copy: &Sealed| {
+        let length = copy.length(number).min(end.unwrap_or(u64::MAX));
+        let whole = length > 0 && length >= end.unwrap_or(0);
+        (whole, name == chosen, length)
     };
-    let name = sealed.iter().max_by_key(|(name, copy)| (length(copy) > 0 && *name == chosen, length(copy)));
-    let name = name.map_or_else(|| chosen.to_owned(), |(name, _)| name.clone());
+    let (name, _) = sealed.iter().max_by_key(|(name, copy)| good(name, copy))?;
+    let name = name.clone();
     let copy = sealed.get_mut(&name)?;
-    let length = length(copy);
-    Some((&mut *copy.link, length))
+    let (_, _, length) = good(&name, copy);
+    (length > 0).then_some((&mut *copy.link, length))
 }
 
 fn fetch(link: &mut dyn Link, segment: u64, length: u64) -> Result<Bytes, CopyError> {

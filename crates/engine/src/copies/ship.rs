@@ -110,13 +110,13 @@ impl Copies {
         target: Place,
         epoch: u64,
     ) -> Result<Place, CopyError> {
-        let mut agreed = agreed(link, source, holding, target)?;
-        if agreed != holding.end() && holding.known_durable > agreed {
+        let (mut agreed, parted) = agreed(link, source, holding, target)?;
+        if parted != holding.end() && holding.known_durable > parted {
             let why = format!(
                 "log copy {name} has durable commits that this log has not: it goes on as this log up to offset {} of \
                  segment {}; after the loss of a disk start with --recover-log, and if this log is right, move that copy \
                  away",
-                agreed.offset, agreed.segment
+                parted.offset, parted.segment
             );
             let mut state = self.lock();
             if state.owner.recorded().members.contains(name) {
@@ -144,24 +144,21 @@ impl Copies {
     }
 }
 
-/// Where copy and log part: all before is the same in both.
+/// How far the copy holds what the log does without a gap, and where the two part: nothing before that differs.
 fn agreed(
     link: &mut dyn Link,
     source: &dyn Source,
     holding: &Holding,
     target: Place,
-) -> Result<Place, CopyError> {
+) -> Result<(Place, Place), CopyError> {
     let ends = source.ends();
     let first = ends.first().map_or(0, |(number, _)| *number);
-    let mut agreed = Place::default();
+    let (mut agreed, mut parted, mut gap) = (Place::default(), Place::default(), false);
     for (index, held) in holding.segments.iter().enumerate() {
-        // What is missing before it the log has, or nobody.
-        if agreed.segment > 0 && held.number > agreed.segment + 1 && held.number > first {
-            break;
-        }
+        gap |= parted.segment > 0 && held.number > parted.segment + 1 && held.number > first;
         let whole = Place { segment: held.number, offset: held.length };
         if held.number < first {
-            agreed = whole;
+            (agreed, parted) = (whole, whole);
             continue;
         }
         let Some((_, end)) = ends.iter().find(|(number, _)| *number == held.number) else { break };
@@ -177,14 +174,16 @@ fn agreed(
             Ok::<_, CopyError>(link.sum(held.number, n)? == ours)
         })?;
         if same > 0 {
-            agreed = Place { segment: held.number, offset: same };
+            parted = Place { segment: held.number, offset: same };
+            agreed = if gap { agreed } else { parted };
         }
         let more = index + 1 < holding.segments.len();
-        if same < held.length || (more && same < length) {
+        if same < held.length {
             break;
         }
+        gap |= more && same < length;
     }
-    Ok(agreed)
+    Ok((agreed, parted))
 }
 
 /// What a copy that goes on as the log does at `place` misses before that: from where to which segment.
