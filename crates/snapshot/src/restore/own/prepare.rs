@@ -132,15 +132,21 @@ impl Staged {
 
     /// Moves all into place.
     pub fn finish(mut self) -> Result<Vec<(OwnMachine, PathBuf)>, Error> {
+        self.machines.iter().try_for_each(|(_, staging, _)| sync(staging))?;
         let mut made = Vec::new();
         for (machine, staging, folder) in &self.machines {
-            sync(staging)?;
-            fs::rename(staging, folder).map_err(|error| match error.kind() {
-                ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
-                    Common::NotEmpty(folder.clone()).into()
+            if let Err(error) = fs::rename(staging, folder) {
+                // All or none: what is in place goes back, and then away with the rest.
+                for (_, staging, folder) in &self.machines[..made.len()] {
+                    let _ = fs::rename(folder, staging);
                 }
-                _ => Error::io("make", folder)(error),
-            })?;
+                return Err(match error.kind() {
+                    ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
+                        Common::NotEmpty(folder.clone()).into()
+                    }
+                    _ => Error::io("make", folder)(error),
+                });
+            }
             made.push((machine.clone(), folder.clone()));
         }
         sync(&self.out)?;

@@ -304,6 +304,12 @@ fn a_plan_becomes_folders_that_are_all_there_or_none() {
     assert!(!out.exists(), "a dry run makes nothing");
     drop(staged(&set, &out, false).unwrap());
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "what was not finished is gone");
+    let late = staged(&set, &out, false).unwrap();
+    fs::create_dir_all(out.join("127.0.0.1:3/another's")).unwrap();
+    says(&late.finish().unwrap_err().to_string(), &["127.0.0.1:3 exists and is not empty"]);
+    let left: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["127.0.0.1:3"], "those that were in place already went back");
+    fs::remove_dir_all(out.join("127.0.0.1:3")).unwrap();
     staged(&set, &out, false).unwrap().finish().unwrap();
     let data = |n: u8| out.join(format!("127.0.0.1:{n}/data"));
     let paths =
