@@ -12,6 +12,7 @@
 )]
 
 pub mod change;
+pub mod clone;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
