@@ -1,11 +1,12 @@
 //! The admin server: what exists (accounts, tokens, block stores, metadata stores, volumes), who may use it, and
 //! where it is served. It is not on the path of data: mounts go on while it is down.
 //!
-//! It may depend on `chronofs-core`, `chronofs-wire`, `chronofs-blocks` and `chronofs-snapshot` only. Of block stores it probes buckets,
+//! It may depend on `chronofs-core`, `chronofs-wire`, `chronofs-blocks`, `chronofs-snapshot` and `chronofs-backup` only. Of block stores it probes buckets,
 //! whose credentials it keeps; it never touches an object of a volume, nor a metadata store.
 //! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
 pub mod api;
+mod backups;
 mod cluster;
 pub mod db;
 mod error;
@@ -13,6 +14,7 @@ mod lock;
 mod metrics;
 pub mod model;
 mod restored;
+mod schedules;
 mod server;
 mod setup;
 mod snapshots;

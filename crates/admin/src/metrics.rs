@@ -1,5 +1,6 @@
 //! What Prometheus may scrape.
 
+use crate::schedules::Health;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,10 +16,18 @@ struct Request {
     status: u16,
 }
 
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct OfSchedule {
+    schedule: String,
+}
+
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Request, Counter>,
     request_seconds: Histogram,
+    backup_age_seconds: Family<OfSchedule, Gauge>,
+    backup_age_limit_seconds: Family<OfSchedule, Gauge>,
+    backup_too_old: Family<OfSchedule, Gauge>,
     pub(crate) volumes: Gauge,
     pub(crate) metadata_stores: Gauge,
     pub(crate) metadata_stores_connected: Gauge,
@@ -30,6 +39,9 @@ impl Metrics {
             registry: Registry::with_prefix("chronofs_admin"),
             requests: Family::default(),
             request_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 16)),
+            backup_age_seconds: Family::default(),
+            backup_age_limit_seconds: Family::default(),
+            backup_too_old: Family::default(),
             volumes: Gauge::default(),
             metadata_stores: Gauge::default(),
             metadata_stores_connected: Gauge::default(),
@@ -42,6 +54,13 @@ impl Metrics {
         registry.register("requests", "Requests by method, route and status", self.requests.clone());
         let help = "Time to answer, long polls excluded";
         registry.register("request_seconds", help, self.request_seconds.clone());
+        let help =
+            "Age of the newest recoverable point of a schedule of backups; without any, age of the schedule";
+        registry.register("backup_age_seconds", help, self.backup_age_seconds.clone());
+        let help = "How old the newest recoverable point of a schedule may be";
+        registry.register("backup_age_limit_seconds", help, self.backup_age_limit_seconds.clone());
+        let help = "1 if the newest recoverable point of a schedule is too old";
+        registry.register("backup_too_old", help, self.backup_too_old.clone());
         registry.register("volumes", "Volumes", self.volumes.clone());
         registry.register("metadata_stores", "Metadata stores", self.metadata_stores.clone());
         let help = "Metadata stores whose server is in touch";
@@ -55,6 +74,20 @@ impl Metrics {
             self.request_seconds.observe(took.as_secs_f64());
         }
         self.requests.get_or_create(&Request { method, route, status }).inc();
+    }
+
+    /// How schedules of backups stand now; those that are gone are not shown any more.
+    pub(crate) fn backups(&self, schedules: &[Health]) {
+        let seconds = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for family in [&self.backup_age_seconds, &self.backup_age_limit_seconds, &self.backup_too_old] {
+            family.clear();
+        }
+        for health in schedules {
+            let of = OfSchedule { schedule: health.schedule.name.clone() };
+            self.backup_age_seconds.get_or_create(&of).set(seconds(health.age_s));
+            self.backup_age_limit_seconds.get_or_create(&of).set(seconds(health.schedule.limit_seconds));
+            self.backup_too_old.get_or_create(&of).set(i64::from(health.fault.is_some()));
+        }
     }
 
     pub(crate) fn encode(&self) -> String {

@@ -1,7 +1,7 @@
 //! Makes of the image of an admin server's database the one of a clone: another name, another address, tokens of its own for
 //! its metadata servers, and nobody registered, so that nobody is led to a server of the source.
 
-use crate::db::{Database, logs, now_ns, restored, set_setting, stores, tokens};
+use crate::db::{Database, backups, logs, now_ns, restored, set_setting, stores, tokens};
 use crate::{AdminError, FolderLock, cluster};
 use chronofs_wire::cluster::{ClusterFile, ClusterName};
 use chronofs_wire::status::RestoredCluster;
@@ -35,6 +35,8 @@ pub fn prepare_clone(
     let made = database.write(|tx| {
         set_setting(tx, cluster::CLUSTER, clone.name.as_str())?;
         set_setting(tx, tokens::ADDRESS, &clone.address)?;
+        // They lie where only the source makes backups; and what they need only the source keeps.
+        backups::forget_all(tx)?;
         tx.execute("DELETE FROM registration", [])?;
         tx.execute("UPDATE metadata_store SET revision = revision + 1", [])?;
         // The source's copies of its log are fenced by whoever opens them.

@@ -1,9 +1,10 @@
 //! The process: folder, certificate, socket, and a stop that loses nothing.
 
 use crate::api::{self, App};
+use crate::backups::Backups;
 use crate::db::{Database, block_stores, set_setting, setting, tokens};
 use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
-use crate::{AdminError, FolderLock, cluster};
+use crate::{AdminError, FolderLock, cluster, schedules};
 use axum::serve::Listener;
 use chronofs_snapshot::Whitelist;
 use chronofs_wire::cluster::ClusterFile;
@@ -70,6 +71,7 @@ pub struct Server {
     database: Database,
     secrets: Arc<SecretBox>,
     snapshots: Arc<Snapshots>,
+    backups: Arc<Backups>,
     whitelist: Whitelist,
     cluster: ClusterFile,
     folder: PathBuf,
@@ -94,6 +96,7 @@ impl Server {
         let database = Database::open(folder)?;
         let secrets = Arc::new(open_secrets(folder, &database)?);
         let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
+        let backups = Backups::new(&database, folder)?;
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
@@ -115,6 +118,7 @@ impl Server {
             database,
             secrets,
             snapshots,
+            backups,
             whitelist,
             cluster,
             folder,
@@ -141,13 +145,14 @@ impl Server {
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
         let (snapshots, folder) = (self.snapshots.clone(), self.folder.clone());
-        let app =
-            App::new(self.database.clone(), self.secrets, snapshots, self.cluster, folder, stopped.clone());
+        let (database, backups) = (self.database.clone(), self.backups.clone());
+        let app = App::new(database, self.secrets, snapshots, backups, self.cluster, folder, stopped.clone());
         let member = tokio::spawn(async move {
-            if let Err(error) = take_part(self.snapshots, self.folder, self.whitelist).await {
+            if let Err(error) = take_part(self.snapshots, self.backups, self.folder, self.whitelist).await {
                 tracing::error!(%error, "this server takes part in no disk snapshot");
             }
         });
+        let schedules = tokio::spawn(schedules::run(app.clone()));
         let mut graceful = stopped.clone();
         let giving_up = api::deleted::watch(app.clone());
         let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
@@ -163,8 +168,10 @@ impl Server {
             () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
-        member.abort();
-        let _ = member.await;
+        for task in [member, schedules] {
+            task.abort();
+            let _ = task.await;
+        }
         self.database.checkpoint()?;
         drop(self.lock);
         Ok(())

@@ -5,9 +5,11 @@
 //! is made anew of what was, as after a crash.
 
 use crate::AdminError;
+use crate::backups::Backups;
 use crate::db::tokens::ADDRESS;
 use crate::db::{DATABASE_FILE, Database, now_ns, setting, snapshots, stores};
 use crate::model::MetadataStore;
+use chronofs_backup::{PROGRAM, store_image};
 use chronofs_snapshot::agent::{Agent, Host, Setup};
 use chronofs_snapshot::protocol::{
     Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
@@ -28,6 +30,8 @@ const EPOCH: u64 = 1;
 const BESIDE: [&str; 2] = [chronofs_wire::secrets::KEY_FILE, "tls.pem"];
 /// Folder of images in the server's own.
 const IMAGES: &str = "images";
+/// How long members may store images for a backup: the first one of a large store is a long copy.
+const BACKUP_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
 /// How snapshots are made.
 #[derive(Clone, Debug)]
@@ -117,7 +121,8 @@ impl Snapshots {
             Ok((snapshots::cluster(tx)?, address, stores::list_metadata(tx)?))
         })?;
         let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
-        let run_ms = u64::try_from(self.run_limit.as_millis()).unwrap_or(u64::MAX);
+        let run_limit = if program == PROGRAM { BACKUP_WITHIN } else { self.run_limit };
+        let run_ms = u64::try_from(run_limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request { uid, program, arguments, keep_until_ns, run_ms, cluster };
         let unsure =
             stores.iter().find(|store| store.log.wanted.anti_quorum > 0 || store.log.members.anti_quorum > 0);
@@ -173,6 +178,12 @@ impl Snapshots {
             let deleted = coordinator.delete(uid);
             (deleted.clone(), deleted)
         })
+    }
+
+    /// What is known of one.
+    pub(crate) fn find(&self, uid: &SnapshotUid) -> Option<Record> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        coordinator.record(uid).cloned()
     }
 
     /// How many are under way.
@@ -244,6 +255,7 @@ fn nodes(address: &str, stores: &[MetadataStore]) -> Vec<Node> {
 struct OwnPart {
     database: Database,
     folder: PathBuf,
+    backups: Arc<Backups>,
 }
 
 impl Host for OwnPart {
@@ -282,6 +294,18 @@ impl Host for OwnPart {
         Ok(())
     }
 
+    fn store(
+        &self,
+        intent: &Intent,
+        role: Role,
+        image: &Path,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<String, Fault> {
+        let uid = &intent.attempt.uid;
+        let why = || Fault { code: SnapshotCode::CoordFailed, why: "nobody makes this backup".to_owned() };
+        store_image(&self.backups.plan(uid).ok_or_else(why)?, intent, NODE, role, image, stop)
+    }
+
     fn release(&self, _: &Attempt) {}
 
     fn kept(&self) -> Vec<Attempt> {
@@ -292,6 +316,7 @@ impl Host for OwnPart {
 /// Takes part in snapshots until it is dropped, and has the coordinator look at the clock.
 pub(crate) async fn take_part(
     snapshots: Arc<Snapshots>,
+    backups: Arc<Backups>,
     folder: PathBuf,
     whitelist: Whitelist,
 ) -> Result<(), AdminError> {
@@ -303,7 +328,7 @@ pub(crate) async fn take_part(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_file: None,
     };
-    let host = OwnPart { database: snapshots.database.clone(), folder };
+    let host = OwnPart { database: snapshots.database.clone(), folder, backups };
     let woken = wake.clone();
     let agent = Agent::new(setup, EPOCH, host, move || woken.notify_one());
     let agent = agent.map_err(|error| AdminError::Internal(error.to_string()))?;

@@ -339,11 +339,14 @@ async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
     let document: Value = serde_json::from_str(&chronofs_admin::api::openapi_json().unwrap()).unwrap();
     let sources = [
         "accounts",
+        "backups",
         "block_stores",
         "cluster",
         "deleted",
         "questions",
+        "registered",
         "restored",
+        "schedules",
         "servers",
         "snapshots",
         "stores",

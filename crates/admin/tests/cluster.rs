@@ -37,6 +37,7 @@ fn play(meta: AdminClient, boot: u64, status: Value) -> Arc<Mutex<Vec<KeyOp>>> {
             for question in polled.questions {
                 let said = match question.asked {
                     Asked::Status => Said::Status(status.clone()),
+                    Asked::Keep(_) => continue,
                     Asked::Keys(op) => {
                         seen.lock().unwrap().push(op.clone());
                         match op {

@@ -27,10 +27,12 @@ use uuid::Uuid;
 mod client;
 mod pins;
 mod remote;
+mod shelf;
 
 pub use client::Patience;
 pub(crate) use remote::PROBE_FOLDER;
 pub use remote::RemoteStore;
+pub use shelf::Shelf;
 
 /// The file in a store's folder, or the object in its bucket, that says whose it is.
 pub const MARKER: &str = "chronofs-store.json";

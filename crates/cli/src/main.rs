@@ -5,6 +5,7 @@
 
 mod admin;
 mod argv;
+mod backup;
 mod clone;
 mod cluster;
 mod configure;
@@ -55,6 +56,8 @@ enum Command {
         /// Folder in the mount
         dir: PathBuf,
     },
+    /// Back all servers up together while they run; list, verify, restore and delete backups
+    Backup(Box<backup::Backup>),
     /// Take disk snapshots of all servers, and look after them
     Snapshot(snapshot::Snapshot),
     /// Make an image of a server's data folder for a disk snapshot; list, verify and delete images
@@ -127,6 +130,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::SnapCreate(args) => snap_create::run(args),
+        Command::Backup(backup) => backup::run(*backup),
         Command::Restore(command) => restore::run(command),
         Command::Completions { shell } => {
             // Not to standard output at once: there it panics when the reader has left.

@@ -12,6 +12,7 @@ pub mod core;
 pub mod executor;
 pub mod files;
 pub mod http;
+mod kept;
 pub mod machine;
 pub mod metrics;
 pub mod pack;

@@ -3,6 +3,7 @@
 
 use crate::executor::Input;
 use crate::http::{Pages, status_of};
+use crate::kept::keep;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::question::{Answer, Answers, Asked, KeyRefused, Question, Said, Starting};
 use std::time::{Duration, Instant};
@@ -61,6 +62,10 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             let Some(answered) = answered else { return };
             answered.map_or_else(Said::Refused, Said::Keys)
         }
+        Asked::Keep(wanted) => match keep(&pages.queue, wanted).await {
+            Some(done) => Said::Kept { problem: done.err() },
+            None => return,
+        },
     };
     let answers = Answers { answers: vec![Answer { id: question.id, said }] };
     if let Err(error) = client.answers(&answers).await {

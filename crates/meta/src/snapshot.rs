@@ -7,6 +7,7 @@
 use crate::core::Core;
 use crate::executor::{Ask, Input};
 use crate::machine::{Now, SharedView};
+use chronofs_backup::{PROGRAM, Plan, store_image};
 use chronofs_core::{Retention, Version};
 use chronofs_engine::embedded::{EmbeddedFolder, LogHold, Position, RealDisk, RocksStore};
 use chronofs_engine::{Engine, EngineError};
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use uuid::Uuid;
 
@@ -46,6 +48,10 @@ struct MetaHost {
     holds: Mutex<Holds>,
     /// At which segment of the log the images of stores begin.
     imaged: Mutex<BTreeMap<Attempt, u64>>,
+    /// Id of this server among the members.
+    node: String,
+    client: AdminClient,
+    runtime: Handle,
 }
 
 fn fault(code: SnapshotCode, why: impl std::fmt::Display) -> Fault {
@@ -138,6 +144,10 @@ impl MetaHost {
 impl Host for MetaHost {
     fn ready(&self, intent: &Intent) -> Result<(), Fault> {
         let code = SnapshotCode::NotFullyRecovered;
+        if intent.program == PROGRAM {
+            let usable = self.plan(intent)?.depot();
+            usable.map_err(|error| fault(SnapshotCode::StorageFailed, error))?;
+        }
         let (recovering, assigned) =
             self.ask(|core, _| (core.machine.figures().recovering, core.machine.is_assigned()))?;
         if recovering || !assigned {
@@ -212,6 +222,16 @@ impl Host for MetaHost {
         self.release_id(before)
     }
 
+    fn store(
+        &self,
+        intent: &Intent,
+        role: Role,
+        image: &Path,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<String, Fault> {
+        store_image(&self.plan(intent)?, intent, &self.node, role, image, stop)
+    }
+
     fn complete(&self, attempt: &Attempt) {
         // Copies of the log go on keeping what a recovery needs on top of this set.
         let begins = self.imaged.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
@@ -236,6 +256,13 @@ impl Host for MetaHost {
 }
 
 impl MetaHost {
+    /// Where a backup goes, and with which key. The admin server alone knows it, and only while the backup is made.
+    fn plan(&self, intent: &Intent) -> Result<Plan, Fault> {
+        let path = format!("/v1/meta/backups/{}", intent.attempt.uid);
+        let plan = self.runtime.block_on(self.client.call(Method::GET, &path, None::<&()>));
+        plan.map_err(|error| fault(SnapshotCode::StorageFailed, error))
+    }
+
     /// What an engine needs beside the store to open it, and everything synced.
     fn finish_store_image(&self, place: &Path) -> std::io::Result<()> {
         std::fs::copy(self.folder.join("format"), place.join("format"))?;
@@ -269,7 +296,16 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         cluster_file: None,
     };
     let Part { engine, folder, queue, client, .. } = part;
-    let host = MetaHost { engine, folder, queue, holds: Mutex::default(), imaged: Mutex::default() };
+    let host = MetaHost {
+        engine,
+        folder,
+        queue,
+        holds: Mutex::default(),
+        imaged: Mutex::default(),
+        node: store.to_string(),
+        client: client.clone(),
+        runtime: Handle::current(),
+    };
     let woken = wake.clone();
     let agent = match Agent::new(setup, epoch, host, move || woken.notify_one()) {
         Ok(agent) => agent,

@@ -24,6 +24,10 @@ const SUMS: &str = "sums.json";
 /// Lines of a program's output that are told when it failed.
 const LINES_TOLD: usize = 10;
 
+/// What stands in the place of a program when members store their images by themselves. It is no absolute path, so no
+/// whitelist has it.
+pub const BACKUP: &str = "chronofs:backup";
+
 /// What a server does for a snapshot. Each call blocks.
 pub trait Host: Send + Sync + 'static {
     /// Whether it can take part. What is made durable here keeps, from now on, what a set of this moment or later needs.
@@ -40,6 +44,17 @@ pub trait Host: Send + Sync + 'static {
 
     /// The cut is known: from now on just what this set needs is kept, durably.
     fn keep(&self, intent: &Intent, cut: Option<Cut>) -> Result<(), Fault>;
+
+    /// Stores the image of a role by itself: what [`BACKUP`] stands for. `stop` says that nobody wants it any more.
+    fn store(
+        &self,
+        _: &Intent,
+        role: Role,
+        _image: &Path,
+        _stop: &dyn Fn() -> bool,
+    ) -> Result<String, Fault> {
+        Err(failed(role, "this server stores no backups: is it of an older version?"))
+    }
 
     /// The set is complete: its images can be relied upon.
     fn complete(&self, _attempt: &Attempt) {}
@@ -235,7 +250,9 @@ impl Agent {
         let attempt = &intent.attempt;
         match step {
             Step::Ready => {
-                self.program(intent)?;
+                if intent.program != BACKUP {
+                    self.program(intent)?;
+                }
                 self.0.host.ready(intent)?;
             }
             Step::Hold => self.0.host.hold(attempt)?,
@@ -300,7 +317,10 @@ impl Agent {
 
     fn run(&self, intent: &Intent, role: Role) -> Result<Told, Fault> {
         let attempt = &intent.attempt;
-        let program = self.program(intent)?;
+        let program = match intent.program.as_str() {
+            BACKUP => None,
+            _ => Some(self.program(intent)?),
+        };
         let abort = Abort::new().map_err(|error| failed(role, &error.to_string()))?;
         {
             let mut state = self.lock();
@@ -310,6 +330,27 @@ impl Agent {
             }
             state.programs.insert((attempt.number, role), abort.clone());
         }
+        let ended = match program {
+            Some(program) => self.run_program(intent, role, program, &abort),
+            None => {
+                let stop = || abort.is_pulled();
+                let stored = self.0.host.store(intent, role, &self.place(attempt, role), &stop);
+                stored.map(|note| Told { note, ..Told::default() })
+            }
+        };
+        self.lock().programs.remove(&(attempt.number, role));
+        self.0.changed.notify_all();
+        ended
+    }
+
+    fn run_program(
+        &self,
+        intent: &Intent,
+        role: Role,
+        program: crate::whitelist::Program,
+        abort: &Abort,
+    ) -> Result<Told, Fault> {
+        let attempt = &intent.attempt;
         let node = intent.node(&self.0.setup.node);
         let limits = Limits { run: Duration::from_millis(intent.run_ms), ..Limits::default() };
         let surroundings = Surroundings {
@@ -330,9 +371,7 @@ impl Agent {
             uid: attempt.uid.clone(),
             surroundings,
         };
-        let report = run(&call, &limits, &abort);
-        self.lock().programs.remove(&(attempt.number, role));
-        self.0.changed.notify_all();
+        let report = run(&call, &limits, abort);
         match report.succeeded() {
             true => Ok(Told { note: report.end.to_string(), ..Told::default() }),
             false => {

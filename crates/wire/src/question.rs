@@ -9,6 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 use thiserror::Error;
+use uuid::Uuid;
 
 /// The longest key, in bytes.
 pub const KEY_MAX: usize = 10_000;
@@ -73,6 +74,22 @@ pub enum Asked {
     Status,
     /// Something of the key space. -> [`Said::Keys`] or [`Said::Refused`]
     Keys(KeyOp),
+    /// Keep instants, or let them go. -> [`Said::Kept`]
+    Keep(KeepInstant),
+}
+
+/// Instants of all volumes that are to be kept, for a copy that others made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KeepInstant {
+    /// By this it is known.
+    pub id: Uuid,
+    /// From this one until now, nanoseconds since the epoch; `None`: they need not be kept any more.
+    pub at_ns: Option<u64>,
+    /// Until when; `None`: until it is let go.
+    pub ends_ns: Option<u64>,
+    /// For whom.
+    pub note: String,
 }
 
 /// What can be done with the key space. Keys are in the order of their bytes.
@@ -228,6 +245,11 @@ pub enum Said {
     Keys(KeyReply),
     /// Why nothing was done with the key space.
     Refused(KeyRefused),
+    /// The instants are kept, or let go, durably.
+    Kept {
+        /// Why not, if it could not be done.
+        problem: Option<String>,
+    },
 }
 
 /// `POST /v1/meta/starting` with the metadata store's token, every 2 s until the server registers: it is starting.

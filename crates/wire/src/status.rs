@@ -308,6 +308,9 @@ pub struct ClusterStatus {
     /// The cluster was restored from a disk snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<RestoredCluster>,
+    /// What ails nobody yet, and should be known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The disk snapshot that a cluster was restored from.

@@ -66,10 +66,18 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
             member(&app, store, revision, holds_keys, said)
         })
         .collect();
-    let faults: Vec<String> = members
+    let ailing = members
         .iter()
-        .filter_map(|member| Some(format!("metadata store '{}': {}", member.name, member.fault.as_ref()?)))
-        .collect();
+        .filter_map(|member| Some(format!("metadata store '{}': {}", member.name, member.fault.as_ref()?)));
+    let asked = app.clone();
+    let (backups, schedules) = crate::backups::blocking(move || {
+        Ok((crate::backups::all(&asked)?, crate::schedules::health(&asked)?))
+    })
+    .await?;
+    let late = schedules.iter().filter_map(|health| {
+        Some(format!("backups by schedule '{}': {}", health.schedule.name, health.fault.as_ref()?))
+    });
+    let faults: Vec<String> = ailing.chain(late).collect();
     Ok(Json(ClusterStatus {
         cluster: identity(&app),
         healthy: faults.is_empty(),
@@ -82,7 +90,8 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         used_bytes,
         block_stores,
         running_snapshots: app.snapshots.running(),
-        running_backups: 0,
+        running_backups: crate::backups::running(&backups),
+        warnings: crate::backups::warnings(&backups, volumes),
         restored,
     }))
 }
@@ -136,7 +145,7 @@ pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<K
     match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {
         Ok(Said::Keys(reply)) => Ok(Json(reply)),
         Ok(Said::Refused(refused)) => Err(refusal(&store.name, refused)),
-        Ok(Said::Status(_)) => Err(AdminError::Internal(format!(
+        Ok(Said::Status(_) | Said::Kept { .. }) => Err(AdminError::Internal(format!(
             "the server of metadata store '{}' answered another question",
             store.name
         ))),

@@ -5,12 +5,15 @@
 
 mod accounts;
 mod auth;
+mod backups;
 mod block_stores;
 mod cluster;
 pub(crate) mod deleted;
 mod probes;
 mod questions;
+mod registered;
 mod restored;
+mod schedules;
 mod servers;
 mod snapshots;
 mod stores;
@@ -18,6 +21,7 @@ mod system;
 mod volumes;
 
 use crate::AdminError;
+use crate::backups::Backups;
 use crate::db::Database;
 use crate::db::volumes::Found;
 use crate::metrics::Metrics;
@@ -61,6 +65,7 @@ pub(crate) struct App {
     /// True once the server is to stop.
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) backups: Arc<Backups>,
     probes: Probes,
     questions: questions::Open,
     /// Where the database is.
@@ -74,6 +79,7 @@ impl App {
         database: Database,
         secrets: Arc<SecretBox>,
         snapshots: Arc<Snapshots>,
+        backups: Arc<Backups>,
         cluster: ClusterFile,
         folder: PathBuf,
         stopping: watch::Receiver<bool>,
@@ -88,6 +94,7 @@ impl App {
             changed,
             stopping,
             snapshots,
+            backups,
             probes: Probes::default(),
             questions: questions::Open::default(),
             folder,
@@ -106,7 +113,7 @@ impl App {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(id).map(Instant::elapsed)
     }
 
-    fn is_connected(&self, id: &str) -> bool {
+    pub(crate) fn is_connected(&self, id: &str) -> bool {
         self.heard(id).is_some_and(|ago| ago < CONNECTED_FOR)
     }
 
@@ -238,6 +245,13 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(snapshots::abort))
         .routes(routes!(snapshots::poll))
+        .routes(routes!(backups::list, backups::create))
+        .routes(routes!(backups::show))
+        .routes(routes!(backups::delete))
+        .routes(routes!(registered::register))
+        .routes(routes!(backups::plan))
+        .routes(routes!(schedules::list, schedules::create))
+        .routes(routes!(schedules::delete))
         .routes(routes!(restored::accept))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))

@@ -92,6 +92,9 @@ pub(super) async fn create(
 ) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid: SnapshotUid = new.uid.parse().map_err(|e| AdminError::Invalid(format!("{e}")))?;
+    if new.program == chronofs_backup::PROGRAM {
+        return Err(AdminError::Invalid("a backup is made with chronofs backup create".to_owned()));
+    }
     let keep_until_ns = new
         .keep_seconds
         .map(|seconds| crate::db::now_ns().saturating_add(seconds.saturating_mul(1_000_000_000)));

@@ -36,6 +36,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Adm
     app.metrics.volumes.set(gauge(volumes));
     app.metrics.metadata_stores.set(gauge(stores.len()));
     app.metrics.metadata_stores_connected.set(gauge(connected));
+    let asked = app.clone();
+    let schedules = crate::backups::blocking(move || crate::schedules::health(&asked)).await?;
+    app.metrics.backups(&schedules);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], app.metrics.encode()).into_response())
 }

@@ -4,6 +4,7 @@
 //! Every change of what a metadata server must know raises the `revision` of its store in the same transaction.
 
 pub mod accounts;
+pub mod backups;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;

@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -164,6 +164,25 @@ ALTER TABLE metadata_store ADD COLUMN log_epoch INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE metadata_store ADD COLUMN log_after INTEGER NOT NULL DEFAULT 0;
 -- Who opened it.
 ALTER TABLE metadata_store ADD COLUMN log_boot TEXT;
+";
+
+/// Backups.
+const VERSION_6: &str = "
+-- Backups that are known, also those that failed.
+CREATE TABLE backup (
+    uid TEXT PRIMARY KEY,
+    -- JSON.
+    record TEXT NOT NULL
+) STRICT;
+
+-- When backups are made by themselves.
+CREATE TABLE backup_schedule (
+    name TEXT PRIMARY KEY,
+    -- JSON.
+    record TEXT NOT NULL,
+    -- The key of its place, sealed.
+    key BLOB NOT NULL
+) STRICT;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

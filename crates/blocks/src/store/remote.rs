@@ -357,7 +357,7 @@ fn begins_behind_end(error: &Error) -> bool {
 }
 
 /// An error with its innermost cause.
-fn explain(error: &Error) -> String {
+pub(super) fn explain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause: &dyn StdError = error;
     while let Some(inner) = cause.source() {
@@ -372,7 +372,7 @@ fn explain(error: &Error) -> String {
 
 /// What was said, in one line and without secrets. The crate keeps those out of its messages; whatever a server repeats
 /// is taken out here, before anything is cut off: half of a secret would not be known as one.
-fn hide(credentials: &Credentials, text: String) -> String {
+pub(super) fn hide(credentials: &Credentials, text: String) -> String {
     let text = credentials.secrets().iter().fold(text, |text, secret| text.replace(secret.reveal(), "…"));
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((cut, _)) = line.char_indices().nth(SAID_MAX) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Kinds of block stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A folder
     Local,
     /// A bucket of Amazon S3, or of what speaks its protocol
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 
 /// Where it is.
 #[derive(Args, Debug, Default)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Folder, on the machine of the metadata server (kind local)
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
@@ -89,7 +89,7 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 
 impl Place {
     /// The definition of a new store.
-    pub(super) fn definition(self, kind: Kind) -> Result<StoreKind> {
+    pub(crate) fn definition(self, kind: Kind) -> Result<StoreKind> {
         if kind == Kind::Local {
             return self.folder();
         }

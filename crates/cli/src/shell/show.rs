@@ -84,6 +84,9 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
             if name == "Health" {
                 lines.extend(status.faults.iter().map(|fault| format!("    {fault}")));
             }
+            if name == "Running backups" {
+                lines.extend(status.warnings.iter().map(|warning| format!("    warning: {warning}")));
+            }
         }
     }
     lines.join("\n")
@@ -291,6 +294,7 @@ mod tests {
             running_snapshots: 0,
             running_backups: 0,
             restored: None,
+            warnings: Vec::new(),
         }
     }
 

@@ -118,6 +118,13 @@ impl Abort {
         rustix::io::write(&self.0, &1u64.to_ne_bytes())?;
         Ok(())
     }
+
+    /// Whether somebody has pulled it.
+    #[must_use]
+    pub fn is_pulled(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&*self.0, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
 }
 
 /// How a program ended.

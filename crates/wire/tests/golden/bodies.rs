@@ -8,7 +8,8 @@ use chronofs_wire::admin::{
 };
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::question::{
-    Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions, Said, Starting,
+    Answer, Answers, Asked, Blob, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions,
+    Said, Starting,
 };
 
 fn assignment() -> Assignment {
@@ -145,7 +146,9 @@ fn questions() -> Questions {
         KeyOp::Set { key: blob("k"), value: Blob::from(&[0, 255][..]) },
         KeyOp::Clear { key: blob("k") },
     ];
-    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys));
+    let note = "registered".to_owned();
+    let keep = KeepInstant { id: uuid(24), at_ns: Some(25), ends_ns: None, note };
+    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain([Asked::Keep(keep)]);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }
 
@@ -170,6 +173,8 @@ fn answers() -> Answers {
         Said::Refused(KeyRefused::Replaying),
         Said::Refused(KeyRefused::Damaged),
         Said::Refused(KeyRefused::Stopped("why".to_owned())),
+        Said::Kept { problem: None },
+        Said::Kept { problem: Some("why".to_owned()) },
     ];
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }

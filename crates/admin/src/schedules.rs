@@ -1,0 +1,217 @@
+//! Backups by schedule: made when they are due, deleted when their time is over, and red when the newest recoverable point is
+//! too old, for whatever reason.
+
+use crate::AdminError;
+use crate::api::App;
+use crate::backups::{self, Shown, Wanted, refused};
+use crate::db::backups as rows;
+use crate::db::{now_ns, snapshots as records, volumes};
+use chronofs_backup::record::{State, Wholeness};
+use chronofs_backup::schedule::Schedule;
+use chronofs_backup::{Depot, Key};
+use chronofs_core::Retention;
+use chronofs_snapshot::SnapshotUid;
+use chronofs_snapshot::protocol::Fault;
+use rusqlite::Transaction;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const SECOND_NS: u64 = 1_000_000_000;
+/// Records of backups that failed are forgotten after a week.
+const FAILED_FOR_NS: u64 = 7 * 86_400 * SECOND_NS;
+
+/// A schedule, and how it stands.
+pub(crate) struct Health {
+    pub(crate) schedule: Schedule,
+    /// Its newest recoverable point.
+    pub(crate) point_ns: Option<u64>,
+    /// How old that is, in seconds.
+    pub(crate) age_s: u64,
+    /// What is wrong.
+    pub(crate) fault: Option<String>,
+}
+
+/// For whom the key of a schedule is sealed.
+fn owner(name: &str) -> String {
+    format!("backup schedule {name}")
+}
+
+/// Refuses to keep backups longer than volumes keep their past, unless that is meant.
+fn check_keep(tx: &Transaction<'_>, schedule: &Schedule, extend: bool) -> Result<(), AdminError> {
+    let shown = |keep: Option<u64>| keep.map_or(Retention::Forever, Retention::Seconds);
+    let shorter = volumes::list(tx)?.into_iter().map(|found| found.volume).find(|volume| {
+        match (volume.retention, schedule.keep_seconds) {
+            (Retention::Forever, _) => false,
+            (Retention::None, _) | (_, None) => true,
+            (Retention::Seconds(kept), Some(keep)) => kept < keep,
+        }
+    });
+    match shorter.filter(|_| !extend) {
+        Some(volume) => Err(AdminError::Invalid(format!(
+            "volume '{}' keeps its past for {}, and backups would be kept for {}: what they need in the block stores would be \
+             kept as long, which takes room there; say so with --extend, or keep backups for a shorter time (--keep)",
+            volume.name,
+            volume.retention,
+            shown(schedule.keep_seconds)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Makes a schedule. The key opens its place, or nothing is made.
+pub(crate) async fn create(
+    app: &Arc<App>,
+    schedule: Schedule,
+    key: Key,
+    extend: bool,
+) -> Result<Schedule, AdminError> {
+    crate::model::check_name("backup-schedule", &schedule.name)?;
+    schedule.when.check().map_err(AdminError::Invalid)?;
+    let app = app.clone();
+    backups::blocking(move || {
+        let cluster = app.database.write(|tx| {
+            check_keep(tx, &schedule, extend)?;
+            records::cluster(tx)
+        })?;
+        let place = backups::place_of(&app, &schedule.dest)?.open().map_err(refused)?;
+        Depot::begin(place, key.clone(), &cluster).map_err(refused)?;
+        let sealed = app.secrets.seal(&owner(&schedule.name), &key.reveal())?;
+        app.database.write(|tx| rows::create_schedule(tx, &schedule, &sealed))?;
+        Ok(schedule)
+    })
+    .await
+}
+
+/// All schedules, each with how it stands.
+pub(crate) fn health(app: &App) -> Result<Vec<Health>, AdminError> {
+    let schedules = app.database.write(rows::schedules)?;
+    if schedules.is_empty() {
+        return Ok(Vec::new());
+    }
+    let backups = backups::all(app)?;
+    let now_ns = now_ns();
+    let stand = |schedule: Schedule| {
+        let recoverable = backups.iter().filter(|(backup, judged)| {
+            let whole = judged.as_ref().is_some_and(|judged| judged.wholeness == Wholeness::Whole);
+            whole && backup.schedule.as_deref() == Some(&schedule.name)
+        });
+        let point_ns = recoverable.filter_map(|(backup, _): &Shown| backup.point_ns).max();
+        let (age_s, fault) = (schedule.age_s(point_ns, now_ns), schedule.fault(point_ns, now_ns));
+        Health { schedule, point_ns, age_s, fault }
+    };
+    Ok(schedules.into_iter().map(stand).collect())
+}
+
+/// Makes what is due, for as long as the server runs.
+pub(crate) async fn run(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if app.backups.is_busy() {
+            continue;
+        }
+        let schedules = match app.database.run(rows::schedules).await {
+            Ok(schedules) => schedules,
+            Err(error) => {
+                tracing::error!(%error, "schedules of backups cannot be read");
+                continue;
+            }
+        };
+        if let Some(due) = schedules.into_iter().find(|schedule| schedule.is_due(now_ns())) {
+            turn(&app, due).await;
+        }
+    }
+}
+
+/// One backup by a schedule, to its end.
+async fn turn(app: &Arc<App>, schedule: Schedule) {
+    let name = schedule.name.clone();
+    let tried_ns = now_ns();
+    // Before anything is done: whatever becomes of this process, the next try is not at once.
+    let noted = note(app, &name, move |schedule| schedule.tried_ns = Some(tried_ns)).await;
+    let made = match noted {
+        Ok(()) => make(app, &schedule).await,
+        Err(error) => Err(error.to_string()),
+    };
+    let noted = match made {
+        Ok(()) => {
+            note(app, &name, move |schedule| {
+                (schedule.made_ns, schedule.problem) = (Some(tried_ns), None);
+            })
+            .await
+        }
+        Err(why) => {
+            tracing::warn!(schedule = name, why, "no backup was made by schedule");
+            note(app, &name, move |schedule| schedule.problem = Some(why)).await
+        }
+    };
+    if let Err(error) = noted {
+        tracing::error!(%error, "it cannot be written down how a backup by schedule ended");
+    }
+    if let Err(error) = expire(app, &schedule).await {
+        tracing::warn!(schedule = name, %error, "backups whose time is over cannot be deleted now");
+    }
+}
+
+async fn note(
+    app: &Arc<App>,
+    name: &str,
+    change: impl FnOnce(&mut Schedule) + Send + 'static,
+) -> Result<(), AdminError> {
+    let name = name.to_owned();
+    app.database.run(move |tx| rows::change_schedule(tx, &name, change)).await
+}
+
+async fn key_of(app: &Arc<App>, name: &str) -> Result<Key, AdminError> {
+    let asked = name.to_owned();
+    let sealed = app.database.run(move |tx| rows::schedule_key(tx, &asked)).await?;
+    Key::parse(&app.secrets.unseal(&owner(name), &sealed)?).map_err(refused)
+}
+
+async fn make(app: &Arc<App>, schedule: &Schedule) -> Result<(), String> {
+    let said = |error: AdminError| error.to_string();
+    let uid = SnapshotUid::from_bytes(chronofs_wire::identity::random().map_err(|e| e.to_string())?);
+    let keep_ns = schedule.keep_seconds.map(|seconds| seconds.saturating_mul(SECOND_NS));
+    let wanted = Wanted {
+        uid: uid.clone(),
+        dest: schedule.dest.clone(),
+        key: key_of(app, &schedule.name).await.map_err(said)?,
+        keep_until_ns: keep_ns.map(|keep_ns| now_ns().saturating_add(keep_ns)),
+        schedule: Some(schedule.name.clone()),
+    };
+    if let Err(Fault { why, .. }) = backups::begin(app, wanted).await.map_err(said)? {
+        return Err(why);
+    }
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let asked = uid.to_string();
+        match app.database.run(move |tx| rows::find(tx, &asked)).await.map_err(said)? {
+            Some(backup) if backup.state == State::Running => {}
+            Some(backup) if backup.state == State::Complete => return Ok(()),
+            Some(backup) => return Err(backup.why.unwrap_or_default()),
+            None => return Err("its record is gone".to_owned()),
+        }
+    }
+}
+
+/// Deletes backups of a schedule whose time is over, and forgets those that failed long ago.
+async fn expire(app: &Arc<App>, schedule: &Schedule) -> Result<(), AdminError> {
+    let now_ns = now_ns();
+    for backup in app.database.run(rows::list).await? {
+        if backup.schedule.as_ref() != Some(&schedule.name) {
+            continue;
+        }
+        let Ok(uid) = backup.uid.parse::<SnapshotUid>() else { continue };
+        let over = backup.keep_until_ns.is_some_and(|until_ns| until_ns <= now_ns);
+        let old = backup.started_ns.saturating_add(FAILED_FOR_NS) <= now_ns;
+        match backup.state {
+            State::Complete if over => {
+                let freed = backups::delete(app, uid, Some(key_of(app, &schedule.name).await?), None).await?;
+                tracing::info!(uid = backup.uid, freed, "the time of a backup is over; it is deleted");
+            }
+            State::Failed if old => drop(backups::delete(app, uid, None, None).await?),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,568 @@
+//! A place of backups that was opened with its key.
+//!
+//! | object | is |
+//! |---|---|
+//! | `chronofs-backup.json` | which place it is, of which cluster, and what tells the right key; readable |
+//! | `chunks/HH/NAME` | a piece of a file, named by the content of the file and its place in it |
+//! | `parts/UID/NAME` | an [`Image`] that is being stored, there before its pieces are |
+//! | `sets/UID` | a [`Manifest`]: the backup |
+//! | `deleted/UID` | a manifest whose pieces are being removed |
+//! | `lease` | who changes the place |
+//!
+//! All but the first and the last are sealed. A piece is removed only if a deleted manifest or an unfinished part names it, and
+//! no manifest does; what nobody names is left alone.
+
+use crate::error::Error;
+use crate::key::{Key, Name, hex};
+use crate::lease::Lease;
+use crate::manifest::{FORMAT, Image, Manifest};
+use crate::piece::{CHUNKS, PIECE, Piece};
+use crate::place::Place;
+use chronofs_snapshot::label::{LABEL, Label};
+use chronofs_snapshot::protocol::{Attempt, Record};
+use chronofs_snapshot::tree::{Entry, Kind, list_tree};
+use chronofs_snapshot::{Role, SnapshotUid};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const MARKER: &str = "chronofs-backup.json";
+const PARTS: &str = "parts";
+const SETS: &str = "sets";
+const DELETED: &str = "deleted";
+
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    id: String,
+    cluster: String,
+    /// What the key makes of the rest.
+    check: String,
+}
+
+/// See the module.
+pub struct Depot {
+    place: Box<dyn Place>,
+    key: Key,
+    marker: Marker,
+}
+
+/// A backup by its UID, or why its manifest cannot be read.
+pub type Listed = (SnapshotUid, Result<Manifest, Error>);
+
+/// What storing an image took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Bytes that had to be stored, as they lie there.
+    pub new: u64,
+}
+
+/// How closely a backup is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// All pieces are there and have their length.
+    Sizes,
+    /// Every byte.
+    Content,
+}
+
+/// What is wrong with a backup.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{role} of {node}: {file}: {why}")]
+#[allow(missing_docs, reason = "the message says what they are")]
+pub struct Damage {
+    pub node: String,
+    pub role: Role,
+    pub file: String,
+    pub why: String,
+}
+
+impl Depot {
+    /// Opens a place for the backups of `cluster`; one that is empty becomes theirs.
+    pub fn begin(place: Box<dyn Place>, key: Key, cluster: &str) -> Result<Depot, Error> {
+        if place.get(MARKER)?.is_none() {
+            if !place.is_empty()? {
+                return Err(Error::NotEmpty(place.shown()));
+            }
+            let id = hex(&Key::draw()?.derive("place", &[]));
+            let check = check(&key, &id, cluster);
+            let marker = Marker { format: FORMAT, id, cluster: cluster.to_owned(), check };
+            place.put_new(MARKER, &json(&marker, place.as_ref(), MARKER)?)?;
+        }
+        let depot = Depot::open(place, key)?;
+        if depot.marker.cluster != cluster {
+            let (found, wanted) = (depot.marker.cluster.clone(), cluster.to_owned());
+            return Err(Error::AnotherCluster { place: depot.shown(), found, wanted });
+        }
+        Ok(depot)
+    }
+
+    /// Opens a place that has backups. The wrong key is known before anything else is read or written.
+    pub fn open(place: Box<dyn Place>, key: Key) -> Result<Depot, Error> {
+        let text = place.get(MARKER)?.ok_or_else(|| Error::NotADepot(place.shown()))?;
+        let bad = |why| Error::Damaged { place: place.shown(), name: MARKER.to_owned(), why };
+        let marker: Marker = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        if marker.format != FORMAT {
+            return Err(bad(format!("its format is {}, this program knows {FORMAT}", marker.format)));
+        }
+        if marker.check != check(&key, &marker.id, &marker.cluster) {
+            return Err(Error::WrongKey(place.shown()));
+        }
+        Ok(Depot { place, key, marker })
+    }
+
+    /// Which place it is.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.marker.id
+    }
+
+    /// What it is called in messages.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.place.shown()
+    }
+
+    /// Becomes the one who changes it. Of an `owner` there is only one: what it held before is over.
+    pub fn lease(&self, owner: &str, what: &str, now_ns: u64) -> Result<Lease, Error> {
+        Lease::take(self.place.as_ref(), owner, what, now_ns)
+    }
+
+    /// Goes on being that.
+    pub fn renew(&self, lease: &mut Lease, now_ns: u64) -> Result<(), Error> {
+        lease.renew(self.place.as_ref(), now_ns)
+    }
+
+    /// Lets others change it.
+    pub fn give_back(&self, lease: Lease) -> Result<(), Error> {
+        lease.end(self.place.as_ref())
+    }
+
+    /// Stores the image of a role, as far as it is not there yet. `stop` says that nobody wants it any more.
+    pub fn store(
+        &self,
+        attempt: &Attempt,
+        node: &str,
+        role: Role,
+        image: &Path,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Stored, Error> {
+        let files = files_of(image)?;
+        let mut there: BTreeSet<String> = self.place.list(CHUNKS)?.into_keys().collect();
+        let mut wanted = Vec::new();
+        for file in &files {
+            let mut missing = self.pieces(file)?;
+            // Two files may have the same content.
+            missing.retain(|piece| there.insert(piece.object()));
+            if !missing.is_empty() {
+                wanted.push((file.clone(), missing));
+            }
+        }
+        let bytes = files.iter().map(|file| file.size).sum();
+        let sealed = BTreeMap::new();
+        let mut part =
+            Image { number: attempt.number, node: node.to_owned(), role, files, sealed, stored: 0 };
+        // Before its pieces: whatever becomes of this attempt, they are known by it.
+        let name = self.part(&attempt.uid, node, role);
+        let object = format!("{PARTS}/{}/{}", attempt.uid, hex(&name));
+        self.put_sealed(&object, &name, &part)?;
+        for (file, missing) in wanted {
+            part.stored += self.store_file(&image.join(&file.path), &file, &missing, stop)?;
+        }
+        self.put_sealed(&object, &name, &part)?;
+        Ok(Stored { bytes, new: part.stored })
+    }
+
+    /// The content of the file is known to be what its checksum says before any of it is stored under a name that says so.
+    fn store_file(
+        &self,
+        path: &Path,
+        file: &Entry,
+        missing: &[Piece],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<u64, Error> {
+        let changed = || Error::Changed { file: path.display().to_string() };
+        let expected = sum(file).ok_or_else(changed)?;
+        let open = || File::open(path).map_err(Error::io("read", path));
+        let missing: BTreeSet<Name> = missing.iter().map(|piece| piece.name).collect();
+        let pieces = self.pieces(file)?;
+        if pieces.len() > 1 {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(open()?).map_err(Error::io("read", path))?;
+            if hasher.finalize() != expected {
+                return Err(changed());
+            }
+        }
+        let mut opened = open()?;
+        let mut hasher = blake3::Hasher::new();
+        let mut put = Vec::new();
+        let mut stored = 0;
+        for piece in &pieces {
+            if stop() {
+                return Err(Error::Stopped);
+            }
+            let mut bytes = Vec::with_capacity(piece.length as usize);
+            let read = (&mut opened).take(piece.length).read_to_end(&mut bytes);
+            read.map_err(Error::io("read", path))?;
+            hasher.update(&bytes);
+            if bytes.len() as u64 != piece.length || (pieces.len() == 1 && hasher.finalize() != expected) {
+                return Err(changed());
+            }
+            if missing.contains(&piece.name) {
+                let sealed = self.key.seal(&piece.name, &Piece::pack(&bytes))?;
+                self.place.put(&piece.object(), &sealed)?;
+                stored += sealed.len() as u64;
+                put.push(piece.object());
+            }
+        }
+        if hasher.finalize() != expected {
+            put.iter().try_for_each(|object| self.place.remove(object))?;
+            return Err(changed());
+        }
+        Ok(stored)
+    }
+
+    /// The set is complete: writes its manifest, if everything is there.
+    pub fn finish(&self, record: &Record) -> Result<Manifest, Error> {
+        let attempt = &record.intent.attempt;
+        let mut images = Vec::new();
+        let mut parts = Vec::new();
+        for (node, role) in
+            record.intent.nodes.iter().flat_map(|node| node.roles.iter().map(move |r| (node, *r)))
+        {
+            let name = self.part(&attempt.uid, &node.id, role);
+            let object = format!("{PARTS}/{}/{}", attempt.uid, hex(&name));
+            let place = self.shown();
+            let lacks = || Error::NotStored { role: role.to_string(), node: node.name.clone(), place };
+            let image: Image = self.get_sealed(&object, &name)?.ok_or_else(lacks)?;
+            if image.number != attempt.number || image.node != node.id || image.role != role {
+                let why = format!("it is of try {} of {}", image.number, image.node);
+                return Err(Error::Damaged { place: self.shown(), name: object, why });
+            }
+            images.push(image);
+            parts.push(object);
+        }
+        let there = self.place.list(CHUNKS)?;
+        for image in &mut images {
+            for file in &image.files {
+                // None of what is missing: it is found below.
+                let lengths = self
+                    .pieces(file)?
+                    .iter()
+                    .filter_map(|piece| there.get(&piece.object()).copied())
+                    .collect();
+                image.sealed.insert(file.path.clone(), lengths);
+            }
+        }
+        let manifest = Manifest { format: FORMAT, record: record.clone(), images };
+        if let Some(damage) = self.verify(&manifest, Depth::Sizes)?.into_iter().next() {
+            let (role, node) = (damage.role.to_string(), damage.node);
+            return Err(Error::NotStored { role, node, place: self.shown() });
+        }
+        self.put_sealed(&format!("{SETS}/{}", attempt.uid), &self.set_name(&attempt.uid), &manifest)?;
+        parts.iter().try_for_each(|part| self.place.remove(part))?;
+        Ok(manifest)
+    }
+
+    /// The UIDs of all backups, each with its manifest, or why that cannot be read.
+    pub fn sets(&self) -> Result<Vec<Listed>, Error> {
+        let mut sets = Vec::new();
+        for object in self.place.list(SETS)?.into_keys() {
+            let named = object.rsplit('/').next().unwrap_or_default();
+            let uid: SnapshotUid = named.parse().map_err(|_| {
+                let why = "it is not the name of a backup, and nothing else may lie there".to_owned();
+                Error::Damaged { place: self.shown(), name: object.clone(), why }
+            })?;
+            let manifest = self.set(&uid);
+            sets.push((uid, manifest));
+        }
+        let number = |manifest: &Result<Manifest, Error>| {
+            manifest.as_ref().map_or(u64::MAX, |manifest| manifest.record.intent.attempt.number)
+        };
+        sets.sort_by_key(|(_, manifest)| std::cmp::Reverse(number(manifest)));
+        Ok(sets)
+    }
+
+    /// A backup.
+    pub fn set(&self, uid: &SnapshotUid) -> Result<Manifest, Error> {
+        let object = format!("{SETS}/{uid}");
+        let read: Option<Manifest> = self.get_sealed(&object, &self.set_name(uid))?;
+        let manifest = read.ok_or_else(|| Error::NoBackup { uid: uid.to_string(), place: self.shown() })?;
+        match manifest.format {
+            FORMAT => Ok(manifest),
+            newer => {
+                let why = format!("its format is {newer}, this program knows {FORMAT}");
+                Err(Error::Damaged { place: self.shown(), name: object, why })
+            }
+        }
+    }
+
+    /// What is wrong with a backup.
+    pub fn verify(&self, manifest: &Manifest, depth: Depth) -> Result<Vec<Damage>, Error> {
+        let there = self.place.list(CHUNKS)?;
+        let mut damages = Vec::new();
+        for image in &manifest.images {
+            let node = manifest.record.intent.node(&image.node);
+            let node = node.map_or_else(|| image.node.clone(), |node| node.name.clone());
+            for file in &image.files {
+                let lengths = image.sealed.get(&file.path).map(Vec::as_slice).unwrap_or_default();
+                let pieces = self.pieces(file)?;
+                let is_there = |(piece, length): (&Piece, &u64)| there.get(&piece.object()) == Some(length);
+                let short = pieces.len() != lengths.len() || !pieces.iter().zip(lengths).all(is_there);
+                let found = match depth {
+                    _ if short => Err("some of its pieces are missing or have another length".to_owned()),
+                    Depth::Sizes => Ok(()),
+                    Depth::Content => match self.fetch(file, &mut std::io::sink()) {
+                        Err(Error::Damaged { why, .. }) => Err(why),
+                        other => other.map(Ok)?,
+                    },
+                };
+                if let Err(why) = found {
+                    let (node, file) = (node.clone(), file.path.clone());
+                    damages.push(Damage { node, role: image.role, file, why });
+                }
+            }
+        }
+        Ok(damages)
+    }
+
+    /// Brings the images of a backup back to `to/UID`, each in the folder of its server and role, and its record to
+    /// `to/UID.json`: what `restore plan` wants. Every byte is checked on the way; what is not whole is not named `UID`.
+    pub fn restore(&self, manifest: &Manifest, to: &Path) -> Result<(PathBuf, PathBuf), Error> {
+        let uid = &manifest.record.intent.attempt.uid;
+        let (set, record) = (to.join(uid.as_str()), to.join(format!("{uid}.json")));
+        for path in [&set, &record] {
+            if path.exists() {
+                return Err(chronofs_snapshot::Error::Exists(path.clone()).into());
+            }
+        }
+        let making = to.join(format!(".{uid}.{}", std::process::id()));
+        let made = self.restore_into(manifest, &making).and_then(|()| {
+            let mut text = serde_json::to_vec_pretty(&manifest.record).unwrap_or_default();
+            text.push(b'\n');
+            write_new(&record, &text)?;
+            fs::rename(&making, &set).map_err(Error::io("rename to", &set))?;
+            sync(to)
+        });
+        if let Err(error) = made {
+            // Nothing that is not whole stays.
+            let _ = fs::remove_dir_all(&making);
+            let _ = fs::remove_file(&record);
+            return Err(error);
+        }
+        Ok((set, record))
+    }
+
+    fn restore_into(&self, manifest: &Manifest, making: &Path) -> Result<(), Error> {
+        for image in &manifest.images {
+            let node = manifest.record.intent.node(&image.node);
+            let address = node.map_or(image.node.as_str(), |node| &node.address);
+            if !is_plain(address) {
+                return Err(self.damaged(address, "it is no address"));
+            }
+            let folder = making.join(address).join(image.role.as_str());
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            made.map_err(Error::io("make folder", &folder))?;
+            for file in &image.files {
+                if !is_plain(&file.path) {
+                    return Err(self.damaged(&file.path, "it is no name of a file"));
+                }
+                let path = folder.join(&file.path);
+                let mut open = OpenOptions::new();
+                let made = open.write(true).create_new(true).mode(0o600).open(&path);
+                let mut made = made.map_err(Error::io("write", &path))?;
+                self.fetch(file, &mut made)?;
+                made.sync_all().map_err(Error::io("sync", &path))?;
+            }
+            sync(&folder)?;
+            folder.parent().map_or(Ok(()), sync)?;
+        }
+        sync(making)
+    }
+
+    /// Deletes a backup, and the pieces that no other one names. Not while a backup is being made. Gives the bytes that are free.
+    /// `known` must be there: backups that are known from elsewhere, whatever a listing shows.
+    pub fn delete(&self, uid: &SnapshotUid, known: &[SnapshotUid]) -> Result<u64, Error> {
+        let manifest = self.set(uid)?;
+        let known: Vec<SnapshotUid> = known.iter().filter(|other| *other != uid).cloned().collect();
+        // What the others need has to be known before anything goes.
+        self.named(&known)?;
+        self.put_sealed(&format!("{DELETED}/{uid}"), &self.set_name(uid), &manifest)?;
+        self.place.remove(&format!("{SETS}/{uid}"))?;
+        self.sweep(&known)
+    }
+
+    /// Removes the pieces of deleted and unfinished backups that no backup names. Not while one is being made.
+    /// `known` as in [`Depot::delete`].
+    pub fn sweep(&self, known: &[SnapshotUid]) -> Result<u64, Error> {
+        let mut gone = BTreeSet::new();
+        let mut over = Vec::new();
+        for object in self.place.list(DELETED)?.into_keys() {
+            let Ok(uid) = object.rsplit('/').next().unwrap_or_default().parse::<SnapshotUid>() else {
+                continue;
+            };
+            if let Some(manifest) = self.get_sealed::<Manifest>(&object, &self.set_name(&uid))? {
+                self.objects(manifest.files(), &mut gone)?;
+                over.push(object);
+            }
+        }
+        for object in self.place.list(PARTS)?.into_keys() {
+            let Ok(name) = blake3::Hash::from_hex(object.rsplit('/').next().unwrap_or_default()) else {
+                continue;
+            };
+            if let Some(image) = self.get_sealed::<Image>(&object, name.as_bytes())? {
+                self.objects(image.files.iter(), &mut gone)?;
+                over.push(object);
+            }
+        }
+        if over.is_empty() {
+            return Ok(0);
+        }
+        for kept in &self.named(known)? {
+            gone.remove(kept);
+        }
+        let there = self.place.list(CHUNKS)?;
+        gone.retain(|object| there.contains_key(object));
+        gone.iter().try_for_each(|object| self.place.remove(object))?;
+        over.iter().try_for_each(|object| self.place.remove(object))?;
+        Ok(gone.iter().filter_map(|object| there.get(object)).sum())
+    }
+
+    /// The pieces that backups name. One that cannot be read stops everything that rests on this.
+    fn named(&self, known: &[SnapshotUid]) -> Result<BTreeSet<String>, Error> {
+        let mut named = BTreeSet::new();
+        let mut listed = BTreeSet::new();
+        for (uid, manifest) in self.sets()? {
+            self.objects(manifest?.files(), &mut named)?;
+            listed.insert(uid);
+        }
+        for uid in known.iter().filter(|uid| !listed.contains(uid)) {
+            self.objects(self.set(uid)?.files(), &mut named)?;
+        }
+        Ok(named)
+    }
+
+    fn objects<'a>(
+        &self,
+        files: impl Iterator<Item = &'a Entry>,
+        into: &mut BTreeSet<String>,
+    ) -> Result<(), Error> {
+        for file in files {
+            into.extend(self.pieces(file)?.iter().map(Piece::object));
+        }
+        Ok(())
+    }
+
+    fn pieces(&self, file: &Entry) -> Result<Vec<Piece>, Error> {
+        let sum = sum(file).ok_or_else(|| self.damaged(&file.path, "it has no checksum"))?;
+        let piece = |n: u64| Piece {
+            name: self.key.derive("chunk", &[sum.as_bytes(), &n.to_le_bytes()]),
+            length: PIECE.min(file.size - n * PIECE),
+        };
+        Ok((0..file.size.div_ceil(PIECE)).map(piece).collect())
+    }
+
+    /// Reads a file, and checks that it is the one that was stored.
+    fn fetch(&self, file: &Entry, to: &mut dyn Write) -> Result<(), Error> {
+        let mut hasher = blake3::Hasher::new();
+        for piece in self.pieces(file)? {
+            let object = piece.object();
+            let sealed = self.place.get(&object)?.ok_or_else(|| self.damaged(&object, "it is missing"))?;
+            let opened = self.key.open(&piece.name, sealed).map_err(|why| self.damaged(&object, &why))?;
+            let bytes =
+                piece.unpack(&opened).ok_or_else(|| self.damaged(&object, "it has another length"))?;
+            hasher.update(&bytes);
+            to.write_all(&bytes).map_err(Error::io("write", Path::new(&file.path)))?;
+        }
+        match sum(file) == Some(hasher.finalize()) {
+            true => Ok(()),
+            false => Err(self.damaged(&file.path, "its content is not what its checksum says")),
+        }
+    }
+
+    fn damaged(&self, name: &str, why: &str) -> Error {
+        Error::Damaged { place: self.shown(), name: name.to_owned(), why: why.to_owned() }
+    }
+
+    fn part(&self, uid: &SnapshotUid, node: &str, role: Role) -> Name {
+        self.key.derive("part", &[uid.as_str().as_bytes(), node.as_bytes(), role.as_str().as_bytes()])
+    }
+
+    fn set_name(&self, uid: &SnapshotUid) -> Name {
+        self.key.derive("manifest", &[uid.as_str().as_bytes()])
+    }
+
+    fn put_sealed(&self, object: &str, name: &Name, value: &impl Serialize) -> Result<(), Error> {
+        let plain = json(value, self.place.as_ref(), object)?;
+        self.place.put(object, &self.key.seal(name, &plain)?)
+    }
+
+    fn get_sealed<T: DeserializeOwned>(&self, object: &str, name: &Name) -> Result<Option<T>, Error> {
+        let Some(sealed) = self.place.get(object)? else { return Ok(None) };
+        let plain = self.key.open(name, sealed).map_err(|why| self.damaged(object, &why))?;
+        serde_json::from_slice(&plain).map(Some).map_err(|error| self.damaged(object, &error.to_string()))
+    }
+}
+
+fn check(key: &Key, id: &str, cluster: &str) -> String {
+    hex(&key.derive("marker", &[id.as_bytes(), cluster.as_bytes()]))
+}
+
+fn json(value: &impl Serialize, place: &dyn Place, name: &str) -> Result<Vec<u8>, Error> {
+    let bad = |why: String| Error::Damaged { place: place.shown(), name: name.to_owned(), why };
+    let mut text = serde_json::to_vec(value).map_err(|error| bad(error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// A name that stays in its folder.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+}
+
+fn sum(file: &Entry) -> Option<blake3::Hash> {
+    file.blake3.as_deref().and_then(|text| blake3::Hash::from_hex(text).ok())
+}
+
+/// The files of an image with the checksums of its label; of the label itself they are taken now.
+fn files_of(image: &Path) -> Result<Vec<Entry>, Error> {
+    let label = Label::read(image)?
+        .ok_or_else(|| Error::Changed { file: image.join(LABEL).display().to_string() })?;
+    let known: BTreeMap<&str, &Entry> = label.files.iter().map(|file| (file.path.as_str(), file)).collect();
+    let mut files = list_tree(image)?;
+    for file in &mut files {
+        let path = image.join(&file.path);
+        let changed = || Error::Changed { file: path.display().to_string() };
+        if file.kind != Kind::File {
+            return Err(changed());
+        }
+        match known.get(file.path.as_str()) {
+            Some(said) if said.size == file.size => file.blake3.clone_from(&said.blake3),
+            Some(_) => return Err(changed()),
+            None => {
+                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+                file.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut open = OpenOptions::new();
+    let written = open.write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(Error::io("write", path))
+}
+
+fn sync(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|opened| opened.sync_all()).map_err(Error::io("sync", folder))
+}

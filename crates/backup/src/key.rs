@@ -1,0 +1,194 @@
+//! The key of a place of backups: what names its pieces, so that names tell nothing, and what seals them.
+//!
+//! Every object has a name of 32 bytes, and a key of its own that follows from it (keyed BLAKE3). It is sealed with AES-256-GCM
+//! under a random nonce, bound to its name, so no object can be taken for another.
+
+use crate::error::Error;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::rand;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// What every sealed object begins with; the last two digits are the format.
+const MAGIC: &[u8; 8] = b"CFSBAK01";
+/// By so much a sealed object is longer than what is in it: with the tag at its end.
+const OVERHEAD: usize = MAGIC.len() + NONCE_LEN + 16;
+
+/// The name of an object.
+pub(crate) type Name = [u8; 32];
+
+/// See the module. Its debug form shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key([u8; 32]);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+impl Key {
+    /// A new one.
+    pub fn draw() -> Result<Key, Error> {
+        let mut bytes = [0; 32];
+        rand::fill(&mut bytes).map_err(|_| Error::NoRandom)?;
+        Ok(Key(bytes))
+    }
+
+    /// From its text: 64 digits.
+    pub fn parse(text: &str) -> Result<Key, Error> {
+        blake3::Hash::from_hex(text.trim()).map(|hash| Key(*hash.as_bytes())).map_err(|_| Error::NoKey)
+    }
+
+    /// Its text. Nobody may see it.
+    #[must_use]
+    pub fn reveal(&self) -> String {
+        blake3::Hash::from_bytes(self.0).to_hex().to_string()
+    }
+
+    /// From its file, which nobody but its owner may read.
+    pub fn read(path: &Path) -> Result<Key, Error> {
+        let bad = |why: String| Error::KeyFile { path: path.to_owned(), why };
+        let text = fs::read_to_string(path)
+            .map_err(|e| bad(format!("it cannot be read: {e}; chronofs backup key FILE makes one")))?;
+        let mode = fs::metadata(path).map_err(|e| bad(e.to_string()))?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(bad(format!(
+                "others may read it (mode {mode:o}): chmod 600, and consider it as known"
+            )));
+        }
+        Key::parse(&text).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Writes it into a new file.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let mut open = OpenOptions::new();
+        let file = open.write(true).create_new(true).mode(0o600).open(path);
+        let written = file.and_then(|mut file| {
+            writeln!(file, "{}", self.reveal())?;
+            file.sync_all()
+        });
+        written.map_err(Error::io("write", path))
+    }
+
+    /// What follows from it for `what` and `parts`, and tells nothing of either.
+    pub(crate) fn derive(&self, what: &str, parts: &[&[u8]]) -> Name {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        for part in std::iter::once(what.as_bytes()).chain(parts.iter().copied()) {
+            // With its length before it, so that no two lists of parts are one text.
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    fn cipher(&self, name: &Name) -> Result<LessSafeKey, Error> {
+        let key = self.derive("object key", &[name]);
+        UnboundKey::new(&AES_256_GCM, &key).map(LessSafeKey::new).map_err(|_| Error::NoKey)
+    }
+
+    /// Seals `plain` as the object `name`.
+    pub(crate) fn seal(&self, name: &Name, plain: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_| Error::NoRandom)?;
+        self.seal_with(name, plain, nonce)
+    }
+
+    pub(crate) fn seal_with(
+        &self,
+        name: &Name,
+        plain: &[u8],
+        nonce: [u8; NONCE_LEN],
+    ) -> Result<Vec<u8>, Error> {
+        let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD);
+        sealed.extend_from_slice(MAGIC);
+        sealed.extend_from_slice(&nonce);
+        let body = sealed.len();
+        sealed.extend_from_slice(plain);
+        let aad = Aad::from([&MAGIC[..], name].concat());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = self.cipher(name)?.seal_in_place_separate_tag(nonce, aad, &mut sealed[body..]);
+        sealed.extend_from_slice(tag.map_err(|_| Error::NoKey)?.as_ref());
+        Ok(sealed)
+    }
+
+    /// Opens what [`Key::seal`] made for `name`; otherwise why it cannot be opened.
+    pub(crate) fn open(&self, name: &Name, mut sealed: Vec<u8>) -> Result<Vec<u8>, String> {
+        let broken = || "it does not open: other bytes, cut off, or put in another's place".to_owned();
+        let head = MAGIC.len() + NONCE_LEN;
+        let (magic, rest) = sealed.split_first_chunk::<8>().ok_or_else(broken)?;
+        if magic != MAGIC {
+            return Err("it is no object of this format: is it of a newer chronofs?".to_owned());
+        }
+        let nonce = *rest.first_chunk::<NONCE_LEN>().ok_or_else(broken)?;
+        let aad = Aad::from([&MAGIC[..], name].concat());
+        let cipher = self.cipher(name).map_err(|error| error.to_string())?;
+        let opened = cipher.open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut sealed[head..]);
+        let length = opened.map_err(|_| broken())?.len();
+        sealed.drain(..head);
+        sealed.truncate(length);
+        Ok(sealed)
+    }
+}
+
+/// A name as it stands in names of objects.
+pub(crate) fn hex(name: &Name) -> String {
+    blake3::Hash::from_bytes(*name).to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_under_its_name_and_only_as_it_was() {
+        let key = Key::draw().unwrap();
+        for length in [0, 1, 17, 70_000] {
+            let plain: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            let sealed = key.seal(&[7; 32], &plain).unwrap();
+            assert_eq!(sealed.len(), plain.len() + OVERHEAD);
+            assert_eq!(key.open(&[7; 32], sealed.clone()).unwrap(), plain);
+            assert!(key.open(&[8; 32], sealed.clone()).is_err());
+            assert!(Key::draw().unwrap().open(&[7; 32], sealed.clone()).is_err());
+            assert_ne!(key.seal(&[7; 32], &plain).unwrap(), sealed, "a nonce is used once");
+            for at in [0, 7, 8, 19, sealed.len() / 2, sealed.len() - 1] {
+                let mut damaged = sealed.clone();
+                damaged[at] ^= 1;
+                assert!(key.open(&[7; 32], damaged).is_err(), "byte {at} of {length}");
+                assert!(key.open(&[7; 32], sealed[..at].to_vec()).is_err(), "cut at {at} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_form_of_a_sealed_object_stays() {
+        let key = Key([3; 32]);
+        let sealed = key.seal_with(&key.derive("chunk", &[b"a", b"b"]), b"content", [5; NONCE_LEN]).unwrap();
+        let text: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sealed-1.hex");
+        if std::env::var("CHRONOFS_GOLDEN").is_ok_and(|word| word == "write") {
+            fs::write(golden, &text).unwrap();
+        }
+        assert_eq!(text, fs::read_to_string(golden).unwrap());
+    }
+
+    #[test]
+    fn a_key_file_is_for_its_owner_and_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let key = Key::draw().unwrap();
+        key.write(&path).unwrap();
+        assert_eq!(Key::read(&path).unwrap(), key);
+        assert!(key.write(&path).is_err());
+        assert!(!format!("{key:?}").contains(&key.reveal()[..8]));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(Key::read(&path).unwrap_err().to_string().contains("mode 640"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "no key").unwrap();
+        assert!(Key::read(&path).unwrap_err().to_string().contains("64 digits"));
+        let none = Key::read(&folder.path().join("none")).unwrap_err().to_string();
+        assert!(none.contains("chronofs backup key"), "{none}");
+    }
+}

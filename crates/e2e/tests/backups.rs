@@ -1,0 +1,428 @@
+//! Backups of a real installation: made while it works, each after the first only what is new, and brought back after the
+//! loss of every server.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chronofs_e2e::clone::{Clone, mapping};
+use chronofs_e2e::object_server::{Kind, ObjectServer};
+use chronofs_e2e::process::{run, text, text_of, wait_for};
+use chronofs_e2e::{Installation, Manifest, Rng, change};
+use serde_json::Value;
+
+/// An installation with a folder for backups and a key.
+struct Lab {
+    installation: Installation,
+    dest: PathBuf,
+    key: PathBuf,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let installation = Installation::start();
+        let (dest, key) = (installation.path("backups"), installation.path("backup.key"));
+        fs::create_dir(&dest).unwrap();
+        installation.ok(&["backup", "key", text(&key)]);
+        Lab { installation, dest, key }
+    }
+
+    fn with_key<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        [arguments, &["--key-file", text(&self.key)]].concat()
+    }
+
+    #[track_caller]
+    fn create(&self) -> Value {
+        let said = self.installation.ok(&self.with_key(&["backup", "create", text(&self.dest), "--json"]));
+        serde_json::from_str(&said).unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        self.installation.ok(&self.with_key(arguments))
+    }
+
+    #[track_caller]
+    fn fails(&self, arguments: &[&str]) -> String {
+        self.installation.fails(&self.with_key(arguments))
+    }
+
+    fn listed(&self) -> BTreeMap<String, Value> {
+        let all: Vec<Value> =
+            serde_json::from_str(&self.installation.ok(&["backup", "list", "--json"])).unwrap();
+        all.into_iter().map(|backup| (backup["uid"].as_str().unwrap().to_owned(), backup)).collect()
+    }
+}
+
+fn uid(backup: &Value) -> &str {
+    backup["uid"].as_str().unwrap()
+}
+
+fn of(path: &Path) -> Manifest {
+    Manifest::of(path).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// As text, to the nanosecond.
+fn instant(backup: &Value) -> String {
+    chronofs_core::Version(backup["point_ns"].as_u64().unwrap()).to_string()
+}
+
+/// Bytes of all files below a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| match entry.metadata().unwrap() {
+            meta if meta.is_dir() => bytes_in(&entry.path()),
+            meta => meta.len(),
+        })
+        .sum()
+}
+
+#[test]
+fn after_the_loss_of_every_server_the_newest_backup_gives_back_live_and_past() {
+    let seed = chronofs_e2e::seed("backups");
+    let mut lab = Lab::new();
+    let source = &lab.installation;
+    source.create_volume("one", &[]);
+    let mut mount = source.mount("one", &[]);
+    let mut rng = Rng::new(seed);
+    fs::create_dir(mount.path("quiet")).unwrap();
+    change::random_batch(&mount.path("quiet"), 150, &mut rng).unwrap();
+    let moment = mount.instant();
+    let was = of(&mount.dir);
+    let first = lab.create();
+    // The second one is made under load.
+    let busy = mount.path("busy");
+    fs::create_dir(&busy).unwrap();
+    let stop = AtomicBool::new(false);
+    let second = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut n = 0u32;
+            while !stop.load(Ordering::Relaxed) {
+                fs::write(busy.join((n % 50).to_string()), n.to_string().repeat(20)).unwrap();
+                n += 1;
+            }
+            n
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        let second = lab.create();
+        stop.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 50);
+        second
+    });
+    let source = &lab.installation;
+    let now = of(&source.mount_past(&mount, &instant(&second)).dir);
+    fs::write(mount.path("late"), "not in it").unwrap();
+    let token = mount.token.clone();
+    mount.unmount();
+    drop(mount);
+    assert!(lab.listed().values().all(|backup| backup["wholeness"] == "WHOLE"));
+    // Everything but block store, place of backups and key is lost.
+    lab.installation.meta.kill();
+    lab.installation.admin.kill();
+    for lost in ["admin", "meta"] {
+        fs::remove_dir_all(lab.installation.path(lost)).unwrap();
+    }
+    let listed = lab.ok(&["backup", "list", text(&lab.dest)]);
+    assert!(listed.contains(uid(&first)) && listed.contains(uid(&second)), "{listed}");
+    let said = lab.ok(&["backup", "verify", text(&lab.dest)]);
+    assert_eq!(said.matches("every byte was read").count(), 2, "{said}");
+    let images = lab.installation.path("images");
+    fs::create_dir(&images).unwrap();
+    let said = lab.ok(&["backup", "restore", text(&lab.dest), "--to", text(&images)]);
+    let (set, record) = (images.join(uid(&second)), images.join(format!("{}.json", uid(&second))));
+    assert!(said.contains(text(&set)), "{said}");
+    let parsed: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let out = lab.installation.path("restore");
+    let map = mapping(&parsed);
+    let mut prepare =
+        vec!["restore", "prepare", text(&set), "--record", text(&record), "--out", text(&out), "--json"];
+    prepare.extend(map.iter().map(String::as_str));
+    let made = lab.installation.ok(&prepare);
+    let clone = Clone::start(&lab.installation, &made, &[]);
+    clone.ok(&lab.installation, &["restore", "status", "--wait", "60s"]);
+    let cluster = text(&clone.cluster_file).to_owned();
+    let live = lab.installation.mount_with("one", &token, &["--cluster-file", &cluster]);
+    now.assert_same(&of(&live.dir), &format!("seed {seed}: live"));
+    let flags = ["--cluster-file", &cluster, "--at-time", &moment];
+    let past = lab.installation.mount_with("one", &token, &flags);
+    was.assert_same(&of(&past.dir), &format!("seed {seed}: at {moment}"));
+    // The clone is another cluster: it makes no backups among those of its source, and those stay as they are.
+    let arguments = ["backup", "create", text(&lab.dest), "--cluster-file", &cluster];
+    let said = lab.fails(&arguments);
+    assert!(said.contains("holds the backups of cluster"), "{said}");
+    lab.ok(&["backup", "verify", text(&lab.dest), "--quick"]);
+}
+
+#[test]
+fn a_backup_after_the_first_stores_what_is_new_and_deleting_one_leaves_the_others() {
+    let lab = Lab::new();
+    lab.installation.create_volume("one", &[]);
+    let mount = lab.installation.mount("one", &[]);
+    // Enough that it does not stay in memory.
+    for n in 0..3000 {
+        fs::write(mount.path(&n.to_string()), format!("{n} ").repeat(120)).unwrap();
+    }
+    let first = lab.create();
+    fs::write(mount.path("new"), "little").unwrap();
+    let second = lab.create();
+    let stored = |backup: &Value| backup["stored"].as_u64().unwrap();
+    let bytes = |backup: &Value| backup["bytes"].as_u64().unwrap();
+    assert!(bytes(&second) > bytes(&first), "{second}");
+    assert!(stored(&first) > 100_000, "{first}");
+    assert!(stored(&second) < stored(&first) / 2, "{second}");
+    assert!(second["point_ns"].as_u64() > first["point_ns"].as_u64());
+    // Nothing that a server knows can be read there.
+    let text_of_folder = |needle: &[u8]| -> bool {
+        let mut open = vec![lab.dest.clone()];
+        while let Some(folder) = open.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => open.push(path),
+                    false if fs::read(&path).unwrap().windows(needle.len()).any(|part| part == needle) => {
+                        return true;
+                    }
+                    false => {}
+                }
+            }
+        }
+        false
+    };
+    assert!(!text_of_folder(b"SQLite format 3") && !text_of_folder(b"BEGIN PRIVATE KEY"));
+    let key = fs::read_to_string(&lab.key).unwrap();
+    for log in ["admin.log", "meta.log"] {
+        let log = fs::read_to_string(lab.installation.path(log)).unwrap();
+        assert!(!log.contains(key.trim()), "the key is in a log");
+    }
+    let database = fs::read(lab.installation.path("admin/admin.sqlite")).unwrap();
+    let wal = fs::read(lab.installation.path("admin/admin.sqlite-wal")).unwrap_or_default();
+    let kept = [database, wal].concat();
+    assert!(!kept.windows(64).any(|part| part == key.trim().as_bytes()), "the key is in the database");
+    let before = bytes_in(&lab.dest);
+    let said = lab.ok(&["backup", "delete", uid(&first)]);
+    assert!(said.contains("is deleted"), "{said}");
+    assert!(bytes_in(&lab.dest) < before);
+    assert_eq!(lab.listed().into_keys().collect::<Vec<_>>(), [uid(&second)]);
+    lab.ok(&["backup", "verify", text(&lab.dest), uid(&second)]);
+    let said = lab.fails(&["backup", "delete", uid(&first)]);
+    assert!(said.contains("no backup"), "{said}");
+    // Its place is lost: only what is kept for it can go.
+    fs::rename(&lab.dest, lab.installation.path("elsewhere")).unwrap();
+    let said = lab.fails(&["backup", "delete", uid(&second)]);
+    assert!(said.contains("cannot be used"), "{said}");
+    assert_eq!(lab.listed()[uid(&second)]["wholeness"], "WHOLE", "a lost place lets go of nothing");
+    lab.installation.ok(&["backup", "delete", uid(&second), "--forget"]);
+    assert!(lab.listed().is_empty());
+}
+
+#[test]
+fn what_is_bad_is_refused_with_a_word_and_leaves_nothing_that_counts() {
+    let mut lab = Lab::new();
+    lab.installation.create_volume("one", &[]);
+    let mount = lab.installation.mount("one", &[]);
+    fs::write(mount.path("file"), "content").unwrap();
+    mount.instant();
+    let other = lab.installation.path("other.key");
+    lab.installation.ok(&["backup", "key", text(&other)]);
+    let said = lab.installation.fails(&["backup", "key", text(&other)]);
+    assert!(said.contains("exists"), "a key is never overwritten: {said}");
+    let none = lab.installation.path("none");
+    let said = lab.fails(&["backup", "create", text(&none)]);
+    assert!(said.contains("the folder cannot be used"), "{said}");
+    let said = lab.fails(&["backup", "create", "relative"]);
+    assert!(said.contains("absolute path"), "{said}");
+    let said = lab.fails(&["backup", "create", text(&lab.installation.path("blocks"))]);
+    assert!(said.contains("something else than backups"), "{said}");
+    let said = lab.fails(&["backup", "list", text(&lab.dest)]);
+    assert!(said.contains("holds no backups"), "{said}");
+    let backup = lab.create();
+    let before = bytes_in(&lab.dest);
+    for arguments in [
+        &["backup", "create", text(&lab.dest)][..],
+        &["backup", "verify", text(&lab.dest)],
+        &["backup", "list", text(&lab.dest)],
+        &["backup", "restore", text(&lab.dest), "--to", text(&lab.installation.path(""))],
+        &["backup", "delete", uid(&backup)],
+    ] {
+        let said = lab.installation.fails(&[arguments, &["--key-file", text(&other)]].concat());
+        assert!(said.contains("not opened by this key"), "{arguments:?}: {said}");
+    }
+    assert_eq!(bytes_in(&lab.dest), before);
+    // One byte of a piece.
+    let folder = fs::read_dir(lab.dest.join("chunks")).unwrap().next().unwrap().unwrap().path();
+    let piece = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let good = fs::read(&piece).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&piece, bad).unwrap();
+    let said = lab.fails(&["backup", "verify", text(&lab.dest)]);
+    assert!(said.contains("does not open") && said.contains("missing or damaged"), "{said}");
+    lab.ok(&["backup", "verify", text(&lab.dest), "--quick"]);
+    fs::write(&piece, good).unwrap();
+    // What a server that goes down has begun is no backup, and the next one works.
+    lab.installation.ok(&["snapshot", "delete", uid(&backup)]);
+    let listed = lab.listed();
+    assert_eq!(listed[uid(&backup)]["wholeness"], "WHOLE", "the window still reaches back: {listed:?}");
+    lab.installation.meta.kill();
+    let (dest, key) = (text(&lab.dest).to_owned(), text(&lab.key).to_owned());
+    let arguments = ["backup", "create", &dest, "--key-file", &key, "--json"];
+    let mut child =
+        lab.installation.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the backup to begin", || lab.listed().values().any(|b| b["state"] == "RUNNING").then_some(()));
+    lab.installation.admin.kill();
+    lab.installation.start_admin();
+    assert!(!child.wait().unwrap().success());
+    let failed = lab.listed().into_values().find(|backup| backup["state"] == "FAILED").unwrap();
+    assert!(failed["why"].as_str().unwrap().contains("went down"), "{failed}");
+    lab.installation.start_meta();
+    let again = wait_for("a backup after the servers are back", || {
+        let output = chronofs_e2e::process::run(&mut lab.installation.command(&arguments));
+        output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    });
+    lab.ok(&["backup", "verify", text(&lab.dest), uid(&again)]);
+    let left = lab.dest.join("parts").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    assert!(left.map(|folder| folder.read_dir().unwrap().count()).sum::<usize>() == 0, "unfinished parts");
+}
+
+#[test]
+fn backups_in_a_bucket_need_nothing_but_the_bucket_and_the_key() {
+    for kind in [Kind::Moto, Kind::Azurite] {
+        let server = ObjectServer::start(kind);
+        let lab = Lab::new();
+        lab.installation.create_block_store("cloud", &server.flags(), &["--prefix", "team"]);
+        lab.installation.create_volume("one", &[]);
+        let mount = lab.installation.mount("one", &[]);
+        for n in 0..500 {
+            fs::write(mount.path(&n.to_string()), format!("{n} ").repeat(120)).unwrap();
+        }
+        let create = || -> Value {
+            serde_json::from_str(&lab.ok(&["backup", "create", "store:cloud", "--json"])).unwrap()
+        };
+        let (first, second) = (create(), create());
+        assert!(second["stored"].as_u64() < first["stored"].as_u64(), "{second}");
+        let said = lab.fails(&["backup", "create", "store:none"]);
+        assert!(said.contains("none"), "{said}");
+        let said = lab.fails(&["backup", "create", "store:blocks"]);
+        assert!(said.contains("is the folder"), "{said}");
+        lab.ok(&["backup", "delete", uid(&first)]);
+        // Without any server.
+        let flags = server.flags();
+        let with = |arguments: &[&str]| -> String {
+            let mut all: Vec<&str> = arguments.to_vec();
+            all.extend(flags.iter().map(String::as_str).chain(["--prefix", "team"]));
+            lab.ok(&all)
+        };
+        let listed = with(&["backup", "list", "store:cloud"]);
+        assert!(listed.contains(uid(&second)) && !listed.contains(uid(&first)), "{listed}");
+        assert!(with(&["backup", "verify", "store:cloud"]).contains("every byte was read"));
+        let images = lab.installation.path("images");
+        fs::create_dir(&images).unwrap();
+        with(&["backup", "restore", "store:cloud", "--to", text(&images)]);
+        let (set, record) = (images.join(uid(&second)), images.join(format!("{}.json", uid(&second))));
+        lab.installation.ok(&["snapshot", "verify", text(&set), "--record", text(&record)]);
+    }
+}
+
+/// What `cli status json` says, healthy or not.
+fn status(lab: &Lab) -> Value {
+    let output = run(&mut lab.installation.command(&["cli", "--exec", "status json"]));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text_of(&output)))
+}
+
+fn metrics(lab: &Lab) -> String {
+    let url = format!("https://{}/metrics", lab.installation.admin_address);
+    let output = Command::new("curl").args(["--silent", "--insecure", &url]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_schedule_makes_backups_deletes_old_ones_and_is_red_when_they_stop() {
+    let lab = Lab::new();
+    lab.installation.create_volume("one", &[]);
+    let mount = lab.installation.mount("one", &[]);
+    fs::write(mount.path("file"), "content").unwrap();
+    mount.instant();
+    let warnings = status(&lab)["warnings"].to_string();
+    assert!(warnings.contains("no backup is known"), "{warnings}");
+    let create =
+        ["backup", "schedule", "create", "quick", text(&lab.dest), "--every", "10s", "--alarm-after", "18s"];
+    let said = lab.fails(&create);
+    assert!(said.contains("volume 'one' keeps its past for 7d") && said.contains("--extend"), "{said}");
+    let said = lab.fails(&["backup", "schedule", "create", "quick", text(&lab.dest), "--every", "1s"]);
+    assert!(said.contains("too often") || said.contains("--extend"), "{said}");
+    lab.ok(&[&create[..], &["--keep", "25s"]].concat());
+    let said = lab.fails(&[&create[..], &["--keep", "25s"]].concat());
+    assert!(said.contains("exists"), "{said}");
+    let key = fs::read_to_string(&lab.key).unwrap();
+    let database = ["admin/admin.sqlite", "admin/admin.sqlite-wal"];
+    let database = database.map(|name| fs::read(lab.installation.path(name)).unwrap_or_default()).concat();
+    assert!(!database.windows(64).any(|part| part == key.trim().as_bytes()), "the key is kept sealed");
+    let complete = || -> Vec<String> {
+        let listed = lab.listed().into_iter();
+        listed.filter(|(_, backup)| backup["state"] == "COMPLETE").map(|(uid, _)| uid).collect()
+    };
+    let first = wait_for("the first backup by schedule", || complete().pop());
+    let red = "chronofs_admin_backup_too_old{schedule=\"quick\"} 1";
+    assert!(metrics(&lab).contains("chronofs_admin_backup_age_limit_seconds{schedule=\"quick\"} 18"));
+    assert!(!metrics(&lab).contains(red) && status(&lab)["healthy"] == true, "{}", status(&lab));
+    assert_eq!(status(&lab)["warnings"], Value::Null);
+    let patience = std::time::Instant::now();
+    while complete().contains(&first) {
+        assert!(patience.elapsed() < Duration::from_secs(70), "the first backup stays: {:?}", lab.listed());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    lab.ok(&["backup", "verify", text(&lab.dest)]);
+    // Its place goes away: silence is a failure, too.
+    let away = lab.installation.path("away");
+    fs::rename(&lab.dest, &away).unwrap();
+    let patience = std::time::Instant::now();
+    while status(&lab)["healthy"] == true {
+        assert!(patience.elapsed() < Duration::from_secs(60), "{}", status(&lab));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let faults = status(&lab)["faults"].to_string();
+    assert!(faults.contains("backups by schedule 'quick'") && faults.contains("may be 18 s old"), "{faults}");
+    assert!(metrics(&lab).contains(red), "{}", metrics(&lab));
+    fs::rename(&away, &lab.dest).unwrap();
+    wait_for("a backup after the place is back", || (status(&lab)["healthy"] == true).then_some(()));
+    let listed = lab.installation.ok(&["backup", "schedule", "list"]);
+    assert!(listed.contains("quick") && listed.contains("every 10s"), "{listed}");
+    lab.installation.ok(&["backup", "schedule", "delete", "quick"]);
+    assert!(!metrics(&lab).contains("quick"));
+}
+
+#[test]
+fn what_a_registered_copy_needs_is_kept_until_it_is_deleted() {
+    let soon = ["--slice-life", "1", "--horizon-step", "1"];
+    let installation = Installation::start_with_meta_arguments(&soon);
+    installation.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = installation.mount("one", &[]);
+    for n in 0..8 {
+        fs::write(mount.path(&n.to_string()), vec![n; 300_000]).unwrap();
+    }
+    mount.instant();
+    let stored = || bytes_in(&installation.path("blocks").join("objects"));
+    let before = stored();
+    assert!(before > 8 * 300_000);
+    let said = installation.fails(&["backup", "register", "--at", "2999-01-01T00:00:00Z"]);
+    assert!(said.contains("has not come yet"), "{said}");
+    let registered = ["backup", "register", "--at", "-2s", "--keep", "1d", "--note", "snap-0123", "--json"];
+    let copy: Value = serde_json::from_str(&installation.ok(&registered)).unwrap();
+    let listed = installation.ok(&["backup", "list"]);
+    for part in ["REGISTERED", "WHOLE", "snap-0123"] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    (0..8).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
+    mount.instant();
+    installation.ok(&["configure", "update", "volume", "one", "--retention", "0"]);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(stored(), before, "what the copy needs is gone");
+    installation.ok(&["backup", "delete", uid(&copy), "--forget"]);
+    wait_for("what nothing needs any more to go", || (stored() < before / 2).then_some(()));
+    assert_eq!(installation.ok(&["backup", "list", "--json"]).trim(), "[]");
+}
