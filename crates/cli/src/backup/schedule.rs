@@ -53,7 +53,8 @@ fn time_of_day(text: &str) -> Result<u64, String> {
     let (hours, minutes) = text.split_once(':').ok_or_else(bad)?;
     let number = |text: &str, below: u64| -> Result<u64, String> {
         let number: u64 = text.parse().map_err(|_| bad())?;
-        if text.len() == 2 && number < below { Ok(number) } else { Err(bad()) }
+        let is_plain = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        if is_plain && number < below { Ok(number) } else { Err(bad()) }
     };
     Ok(number(hours, 24)? * 3600 + number(minutes, 60)? * 60)
 }
