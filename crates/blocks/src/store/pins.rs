@@ -43,7 +43,7 @@ impl BlockStore {
 
     pub(super) async fn delete_pin(&self, volume: Uuid, id: Uuid) -> Result<(), StoreError> {
         let name = pin_name(volume, id);
-        self.delete_named(&name, &Location::from(name.as_str())).await?;
+        self.delete_named(&name).await?;
         // Synced also where it was gone already: an earlier try may have been cut off before that. One that a power cut
         // brings back would be obeyed for ever, for nobody removes it again.
         let path = self.folder.join(&name);
