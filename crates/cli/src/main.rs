@@ -10,6 +10,7 @@ mod cluster;
 mod configure;
 mod credentials;
 mod logs;
+mod manage;
 mod meta;
 mod mount;
 mod options;
@@ -44,6 +45,9 @@ enum Command {
     Admin(admin::Command),
     /// Create, list, show, change and delete accounts, stores, volumes and tokens
     Configure(configure::Configure),
+    /// Start, stop and look at the servers of this machine
+    #[command(subcommand)]
+    Manage(manage::Command),
     /// Run the server that holds names, attributes and the past of volumes
     #[command(subcommand)]
     Meta(meta::Command),
@@ -123,6 +127,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cli(cli) => return shell::run(cli),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
+        Command::Manage(command) => manage::run(command),
         Command::Meta(command) => meta::run(command),
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
