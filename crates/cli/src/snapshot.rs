@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often it is asked how a snapshot stands: at first at once, then less and less, in proportion to what has passed.
+const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 /// How long the admin server may be out of reach until the command gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -194,7 +195,8 @@ fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
 /// Follows a snapshot to its end; on a terminal it shows where it is.
 async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
     let terminal = std::io::stderr().is_terminal();
-    let mut heard = Instant::now();
+    let begun = Instant::now();
+    let mut heard = begun;
     let mut shown = String::new();
     loop {
         match client.call::<Value>(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await {
@@ -211,7 +213,8 @@ async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
             Err(error) if error.is_transient() && heard.elapsed() < PATIENCE => {}
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        let [least, most] = LOOK_EVERY;
+        tokio::time::sleep((begun.elapsed() / 10).clamp(least, most)).await;
     }
 }
 
@@ -295,13 +298,18 @@ fn row(record: &Record, value: &Value) -> Value {
         })
         .collect();
     let cuts: Vec<String> = cuts.into_iter().map(|(name, cut)| format!("{name} {cut}")).collect();
+    let held: Vec<String> = record
+        .held_ms
+        .iter()
+        .map(|(id, ms)| format!("{} {ms} ms", intent.node(id).map_or(id.as_str(), |node| &node.name)))
+        .collect();
     let members: Vec<&str> = intent.nodes.iter().map(|node| node.name.as_str()).collect();
     let bytes = (!record.bytes.is_empty()).then(|| record.bytes.values().sum::<u64>());
     let command: Vec<&str> =
         std::iter::once(&intent.program).chain(&intent.arguments).map(String::as_str).collect();
     json!({
         "uid": intent.attempt.uid.as_str(), "state": record.state, "phase": value["phase"],
-        "started": Version(intent.started_ns).to_string(), "cuts": cuts, "members": members, "bytes": bytes,
+        "started": Version(intent.started_ns).to_string(), "cuts": cuts, "held": held, "members": members, "bytes": bytes,
         "ended": record.ended_ns.map(|ns| Version(ns).to_string()), "kept_until": kept_until, "command": command,
         "code": record.code, "failures": failures(record),
     })
@@ -317,7 +325,7 @@ async fn list(client: &AdminClient, json: bool) -> Result<()> {
     output::line(output::table(&COLUMNS, &rows))
 }
 
-const FIELDS: [Column; 12] = [
+const FIELDS: [Column; 13] = [
     ("uid", "uid"),
     ("state", "state"),
     ("phase", "phase"),
@@ -327,6 +335,7 @@ const FIELDS: [Column; 12] = [
     ("started", "started"),
     ("ended", "ended"),
     ("cut", "cuts"),
+    ("log held", "held"),
     ("members", "members"),
     ("size", "bytes"),
     ("kept until", "kept_until"),

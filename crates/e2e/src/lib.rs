@@ -12,6 +12,7 @@
 )]
 
 pub mod change;
+pub mod disk;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
@@ -19,6 +20,7 @@ pub mod lying_proxy;
 pub mod machine;
 pub mod manifest;
 pub mod model;
+pub mod network;
 pub mod object_server;
 pub mod place;
 pub mod process;

@@ -17,7 +17,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Checksums of files that never change, so that each is read once.
 const SUMS: &str = "sums.json";
@@ -318,6 +318,10 @@ impl Agent {
             node_id: Some(self.0.setup.node.clone()),
             address: node.map(|node| node.address.clone()),
             epoch: node.map(|node| node.epoch.to_string()),
+            deadline: (SystemTime::now() + limits.run)
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .map(|until| until.as_secs().to_string()),
             cluster_file: self.0.setup.cluster_file.clone(),
             ..Surroundings::default()
         };

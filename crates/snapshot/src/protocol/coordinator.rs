@@ -129,6 +129,7 @@ impl Coordinator {
             ended_ns: None,
             cuts: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            held_ms: BTreeMap::new(),
             code: None,
             failures: Vec::new(),
         };
@@ -286,6 +287,9 @@ impl Coordinator {
             }
             if let Some(bytes) = told(Step::Label).and_then(|told| told.bytes) {
                 record.bytes.insert(node.id.clone(), bytes);
+            }
+            if let Some(held_ms) = told(Step::Release).and_then(|told| told.held_ms) {
+                record.held_ms.insert(node.id.clone(), held_ms);
             }
         }
         record.state = State::Complete;

@@ -176,10 +176,14 @@ impl Member {
                 return None;
             }
             Step::Release => {
-                let end = if held { Ok(Told::default()) } else { lost("all images were made") };
-                current.done.insert(step, end);
-                current.lease = if held { Lease::Over } else { current.lease };
-                return held.then(|| Do::LetGo(current.intent.attempt.clone()));
+                let Lease::Until(until) = current.lease else {
+                    current.done.insert(step, lost("all images were made"));
+                    return None;
+                };
+                let held_ms = (now_ms + current.intent.hold_ms).checked_sub(until);
+                current.done.insert(step, Ok(Told { held_ms, ..Told::default() }));
+                current.lease = Lease::Over;
+                return Some(Do::LetGo(current.intent.attempt.clone()));
             }
             _ => {}
         }
@@ -236,7 +240,7 @@ mod tests {
             assert!(!member.holds());
             member.said().into_iter().find(|said| said.step == Step::Release).unwrap().end
         };
-        assert_eq!(released(29_999), Ok(Told::default()));
+        assert_eq!(released(29_999), Ok(Told { held_ms: Some(29_999), ..Told::default() }));
         assert_eq!(released(30_000).unwrap_err().code, SnapshotCode::EnableTlogPopFailed);
     }
 

@@ -140,6 +140,9 @@ pub struct Told {
     /// The length of all files of the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// How long the log was held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_ms: Option<u64>,
 }
 
 /// Why a step could not be done.
@@ -224,6 +227,9 @@ pub struct Record {
     pub cuts: BTreeMap<String, Cut>,
     /// Bytes in the images of each member.
     pub bytes: BTreeMap<String, u64>,
+    /// How long each member that has a log held it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_ms: BTreeMap<String, u64>,
     /// Why it failed.
     pub code: Option<SnapshotCode>,
     /// What went wrong where.
@@ -367,6 +373,7 @@ mod tests {
             ended_ns: Some(10),
             cuts: BTreeMap::from([("0190".to_owned(), Cut { store: 5, cut: 6 })]),
             bytes: BTreeMap::from([("0190".to_owned(), 11)]),
+            held_ms: BTreeMap::from([("0190".to_owned(), 12)]),
             code: Some(SnapshotCode::TlogFailed),
             failures: vec![failure],
         }
@@ -381,7 +388,8 @@ mod tests {
         let finish = What::Finish { complete: true };
         let orders = [what, finish].map(|what| Order { attempt: attempt.clone(), epoch: 3, what });
         let fault = Fault { code: SnapshotCode::StorageFailed, why: "no room".to_owned() };
-        let told = Told { version: Some(6), note: "exited with 0".to_owned(), bytes: Some(11) };
+        let told =
+            Told { version: Some(6), note: "exited with 0".to_owned(), bytes: Some(11), held_ms: Some(12) };
         let said = [
             (Step::Image(Role::Tlog), Ok(told)),
             (Step::Label, Ok(Told::default())),

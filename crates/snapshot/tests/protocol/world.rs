@@ -75,6 +75,8 @@ struct Server {
 pub(crate) struct World {
     random: Random,
     mutant: Option<Mutant>,
+    /// Stores are made of real parts, which cost more.
+    real: bool,
     now_ms: u64,
     version: u64,
     events: BTreeMap<(u64, u64), Event>,
@@ -102,10 +104,11 @@ pub(crate) enum Wrong {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, mutant: Option<Mutant>) -> World {
+    pub(crate) fn new(seed: u64, mutant: Option<Mutant>, real: bool) -> World {
         let mut world = World {
             random: Random(seed),
             mutant,
+            real,
             now_ms: 0,
             version: 0,
             events: BTreeMap::new(),
@@ -120,9 +123,10 @@ impl World {
             digest: seed,
             wrong: None,
         };
-        world.add_server("admin", vec![Role::Coord], 1, Store::new());
+        world.add_server("admin", vec![Role::Coord], 1, Store::new(None));
         for n in 0..1 + world.random.below(3) {
-            world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, Store::new());
+            let store = Store::new(real.then_some(seed ^ n));
+            world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, store);
         }
         world
     }
@@ -168,6 +172,12 @@ impl World {
         *self.seen.entry(what.to_owned()).or_default() += 1;
         let hash = what.bytes().fold(self.now_ms, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
         self.digest = (self.digest ^ hash).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+    }
+
+    /// What happened, and in which phase of a snapshot.
+    fn note_in_phase(&mut self, what: &str) {
+        let phase = self.coordinator.as_ref().and_then(Coordinator::under_way).map(|(_, phase, _)| phase);
+        self.note(&phase.map_or_else(|| what.to_owned(), |phase| format!("{what} in {phase:?}")));
     }
 
     /// How long something takes: mostly moments, at times minutes.
@@ -282,11 +292,19 @@ impl World {
 
     fn work(&mut self, n: usize) {
         let next = 50 + self.random.below(800);
-        self.after(next, Event::Work(n));
+        let busy = self.coordinator.as_ref().is_some_and(|coordinator| coordinator.under_way().is_some());
+        let times = match (self.real, busy) {
+            (false, _) => 1,
+            (true, true) => 6,
+            // What happens now is in no image.
+            (true, false) => 60,
+        };
+        self.after(next * times, Event::Work(n));
         let server = &mut self.servers[n];
         let lease_runs = self.mutant != Some(Mutant::LeaseEndNotNoticed);
         let todo = if lease_runs { server.member.tick(self.now_ms) } else { Vec::new() };
         if server.up && n != ADMIN {
+            server.store.hold(!server.holds.is_empty());
             if !server.superseded {
                 self.version += 1;
                 server.store.commit(self.version, Op::random(&mut self.random));
@@ -521,6 +539,10 @@ impl World {
     }
 
     fn abort(&mut self, uid: &SnapshotUid) {
+        let under_way = self.coordinator.as_ref().and_then(Coordinator::under_way);
+        if under_way.is_some_and(|(of, ..)| of == uid) {
+            self.note_in_phase("a client leaves");
+        }
         let now = self.now();
         let aborted = self.coordinator.as_mut().and_then(|coordinator| coordinator.abort(now, uid));
         self.save(aborted);
@@ -555,7 +577,7 @@ impl World {
         let n = self.random.below(self.servers.len() as u64) as usize;
         match self.random.below(5) {
             0 if self.coordinator.is_some() => {
-                self.note("the coordinator goes down");
+                self.note_in_phase("the coordinator goes down");
                 self.coordinator = None;
                 let back = self.random.below(30_000);
                 self.after(back, Event::CoordinatorUp);
@@ -572,7 +594,7 @@ impl World {
                 self.tell_members();
             }
             what if self.servers[n].up => {
-                self.note(if what == 2 { "a server loses power" } else { "a server is killed" });
+                self.note_in_phase(if what == 2 { "a server loses power" } else { "a server is killed" });
                 let server = &mut self.servers[n];
                 (server.up, server.life) = (false, server.life + 1);
                 if what == 2 {
@@ -593,6 +615,7 @@ impl World {
         // Who was superseded learns that it is, and serves nothing any more; here it stays as it was.
         let epoch = server.member.epoch() + u64::from(!server.superseded);
         server.up = true;
+        server.store.restart();
         server.member = Member::new(epoch);
         server.holds.clear();
         server.running.clear();

@@ -115,13 +115,14 @@ fn record() -> Record {
         run_ms: 300_000,
     };
     let cuts = ["01", "02"].map(|id| (id.to_owned(), cut_of(id).unwrap())).into();
-    let bytes = BTreeMap::new();
+    let (bytes, held_ms) = (BTreeMap::new(), BTreeMap::new());
     Record {
         intent,
         state: State::Complete,
         ended_ns: Some(2),
         cuts,
         bytes,
+        held_ms,
         code: None,
         failures: Vec::new(),
     }
