@@ -83,17 +83,20 @@ impl Clone for Real {
     }
 }
 
-fn open(disk: &SimDisk, medium: &MemMedium) -> Arc<Engine> {
-    let options = Options {
-        // Small, so that the log is dropped piece by piece all the time.
+/// Small, so that the log is dropped piece by piece all the time.
+fn options() -> Options {
+    Options {
         segment_bytes: 1024,
         flush_log_bytes: 1 << 20,
         row_cache_bytes: 0,
         ceiling_ahead: Duration::from_nanos(1000),
         keeper: false,
         ..Options::default()
-    };
-    Arc::new(Embedded::new(disk.clone(), MemStore::open(medium.clone()), options).unwrap())
+    }
+}
+
+fn open(disk: &SimDisk, medium: &MemMedium) -> Arc<Engine> {
+    Arc::new(Embedded::new(disk.clone(), MemStore::open(medium.clone()), options()).unwrap())
 }
 
 fn version_of(model: u64) -> Version {
@@ -362,9 +365,7 @@ impl Real {
             return Err("an image is of another role".to_owned());
         };
         let (medium, disk) = (medium.copy(), disk.copy());
-        let ceiling_ahead = Duration::from_nanos(1000);
-        let options = Options { keeper: false, ceiling_ahead, ..Options::default() };
-        let opened = || Embedded::new(disk.clone(), MemStore::open(medium.clone()), options.clone());
+        let opened = || Embedded::new(disk.clone(), MemStore::open(medium.clone()), options());
         let engine = opened().map_err(|error| format!("the images do not open: {error}"))?;
         let found = engine.opening();
         let before: Vec<&Commit> =
