@@ -14,6 +14,7 @@ use chronofs_snapshot::protocol::{
 };
 use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid, Whitelist};
 use rusqlite::Transaction;
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,7 +157,16 @@ impl Snapshots {
     }
 
     pub(crate) fn tick(&self) -> Result<(), AdminError> {
-        self.decide(|coordinator, now| ((), coordinator.tick(now)))
+        let overdue = self.decide(|coordinator, now| {
+            let overdue = coordinator.overdue(now).next().is_some();
+            (overdue, coordinator.tick(now))
+        })?;
+        if overdue {
+            let stores = self.database.write(stores::list_metadata)?;
+            let is_there = |id: &str| stores.iter().any(|store| store.id == id);
+            self.decide(|coordinator, now| ((), coordinator.expire(now, is_there)))?;
+        }
+        Ok(())
     }
 
     /// Ends a snapshot that is under way. Gives its record as it is then.
@@ -173,6 +183,40 @@ impl Snapshots {
             let deleted = coordinator.delete(uid);
             (deleted.clone(), deleted)
         })
+    }
+
+    /// Forgets what members keep for a snapshot that is not known here, or is forgotten.
+    pub(crate) fn delete_unknown(&self, uid: &SnapshotUid) -> Result<Option<Record>, AdminError> {
+        self.decide(|coordinator, now| {
+            let deleted = coordinator.delete_unknown(now, uid);
+            (deleted.clone(), deleted)
+        })
+    }
+
+    /// A complete set, as it lies in the block stores.
+    pub(crate) fn complete(&self, uid: &SnapshotUid) -> Option<Record> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        coordinator.record(uid).filter(|record| record.state == State::Complete).cloned()
+    }
+
+    /// Who reads a set, as far as members have said.
+    pub(crate) fn readers(&self, uid: &SnapshotUid) -> Vec<String> {
+        self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).readers(uid)
+    }
+
+    /// Who reads what, each in a line.
+    pub(crate) fn all_readers(&self) -> Vec<String> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        let uids = coordinator.records().map(|record| &record.intent.attempt.uid);
+        let lines = uids.flat_map(|uid| {
+            coordinator.readers(uid).into_iter().map(move |reader| format!("{uid}: {reader}"))
+        });
+        lines.collect()
+    }
+
+    /// What members keep for snapshots that are not known here, or are forgotten.
+    pub(crate) fn strangers(&self) -> BTreeMap<Attempt, Vec<String>> {
+        self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).strangers()
     }
 
     /// How many are under way.

@@ -6,7 +6,6 @@
 //! In a folder objects are files that are written once, synced, and never replaced. The crate `object_store` does the
 //! writing: a temporary name, sync of the file, a hard link that fails if the name is taken, sync of the folder.
 
-use crate::pin::Pin;
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort};
 use bytes::Bytes;
 use chronofs_core::Errno;
@@ -25,7 +24,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 mod client;
-mod pins;
+mod notes;
 mod remote;
 
 pub use client::Patience;
@@ -266,16 +265,16 @@ impl StorePort for BlockStore {
         self.list_folder(from).boxed()
     }
 
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store_pin(pin).boxed()
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store_note(name, bytes).boxed()
     }
 
-    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.delete_pin(volume, id).boxed()
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.delete_note(name).boxed()
     }
 
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.read_pins().boxed()
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.read_notes(folder).boxed()
     }
 }
 

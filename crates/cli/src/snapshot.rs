@@ -8,7 +8,7 @@ use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::{Retention, Version};
 use chronofs_snapshot::protocol::{Fault, Node, Record, State};
-use chronofs_snapshot::{SnapshotCode, SnapshotUid, code};
+use chronofs_snapshot::{SnapshotCode, SnapshotUid, code, record};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -84,6 +84,9 @@ enum Command {
     Delete {
         /// Its UID
         uid: SnapshotUid,
+        /// Also while a clone reads what it keeps, a server does not answer, or nobody knows the snapshot
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -121,8 +124,8 @@ pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
             }
             Command::Status => status(&client, json).await.context("snapshot status")?,
             Command::Abort { uid } => abort(&client, &uid, json).await.context("snapshot abort")?,
-            Command::Delete { uid } => {
-                let path = format!("/v1/snapshots/{uid}");
+            Command::Delete { uid, force } => {
+                let path = format!("/v1/snapshots/{uid}{}", if force { "?force=true" } else { "" });
                 let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
                 deleted.context("snapshot delete")?;
                 output::line(format_args!(
@@ -272,7 +275,7 @@ async fn all(client: &AdminClient) -> Result<Vec<(Record, Value)>> {
     values.into_iter().map(|value| Ok((serde_json::from_value(value.clone())?, value))).collect()
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("UID", "uid"),
     ("STATE", "state"),
     ("PHASE", "phase"),
@@ -281,6 +284,7 @@ const COLUMNS: [Column; 8] = [
     ("MEMBERS", "members"),
     ("SIZE", "bytes"),
     ("KEPT UNTIL", "kept_until"),
+    ("READ BY", "readers"),
 ];
 
 fn row(record: &Record, value: &Value) -> Value {
@@ -311,7 +315,7 @@ fn row(record: &Record, value: &Value) -> Value {
         "uid": intent.attempt.uid.as_str(), "state": record.state, "phase": value["phase"],
         "started": Version(intent.started_ns).to_string(), "cuts": cuts, "held": held, "members": members, "bytes": bytes,
         "ended": record.ended_ns.map(|ns| Version(ns).to_string()), "kept_until": kept_until, "command": command,
-        "code": record.code, "failures": failures(record),
+        "code": record.code, "failures": failures(record), "readers": value["readers"],
     })
 }
 
@@ -322,7 +326,22 @@ async fn list(client: &AdminClient, json: bool) -> Result<()> {
         return output::line(serde_json::to_string_pretty(&values)?);
     }
     let rows: Vec<Value> = all.iter().map(|(record, value)| row(record, value)).collect();
-    output::line(output::table(&COLUMNS, &rows))
+    output::line(output::table(&COLUMNS, &rows))?;
+    let unknown: Vec<Value> = client.call(Method::GET, "/v1/snapshots/unknown", None::<&()>).await?;
+    for kept in unknown {
+        let names = |value: &Value| -> String {
+            let all = value.as_array().into_iter().flatten();
+            all.filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+        };
+        let (uid, readers) = (kept["uid"].as_str().unwrap_or_default(), names(&kept["readers"]));
+        let read = if readers.is_empty() { String::new() } else { format!(", read by {readers}") };
+        output::warn(format_args!(
+            "{} keeps what snapshot {uid} needs{read}, which is deleted or not known here: it is left alone; chronofs snapshot \
+             delete {uid} --force has it gone",
+            names(&kept["kept_at"])
+        ));
+    }
+    Ok(())
 }
 
 const FIELDS: [Column; 13] = [
@@ -339,14 +358,15 @@ const FIELDS: [Column; 13] = [
     ("members", "members"),
     ("size", "bytes"),
     ("kept until", "kept_until"),
+    ("read by", "readers"),
 ];
 
 async fn describe(client: &AdminClient, uid: &SnapshotUid, file: Option<PathBuf>, json: bool) -> Result<()> {
     let value: Value = client.call(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await?;
     let record: Record = serde_json::from_value(value.clone())?;
     if let Some(file) = file {
-        let text = serde_json::to_string_pretty(&record)? + "\n";
-        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, record::seal(&record)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     if json {
         return output::line(serde_json::to_string_pretty(&value)?);

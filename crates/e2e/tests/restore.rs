@@ -10,7 +10,7 @@ use std::time::Duration;
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::assert_failed_cleanly;
 use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
-use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
+use chronofs_e2e::snapshot::{PAGE, Programs, read_record, uid_in};
 use serde_json::Value;
 
 fn content(n: usize) -> String {
@@ -107,7 +107,7 @@ fn exec(installation: &Installation, commands: &str) -> String {
 fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
     let path = installation.path(&format!("{uid}.json"));
     installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
-    let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let record = read_record(&path);
     (path, record)
 }
 
@@ -267,12 +267,31 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
         let now = objects(&source.path("blocks"));
         of_source.keys().any(|path| !now.contains_key(path)).then_some(())
     });
-    std::thread::sleep(Duration::from_secs(3));
-    let fresh = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
-    (0..10).for_each(|n| {
-        assert!(fs::read_to_string(fresh.path(&n.to_string())).unwrap() == content(n), "file {n}")
+    // Nobody may let go of the set while the clone reads it, which is told by name.
+    let readers = source.path("blocks/readers").join(&uid);
+    assert_eq!(objects(&readers).len(), 1);
+    let said = source.fails(&["snapshot", "delete", &uid]);
+    assert!(said.contains("is read by a clone: store at") && said.contains("restore detach"), "{said}");
+    wait_for("the admin server to hear who reads it", || {
+        let shown = source.ok(&["snapshot", "describe", &uid]);
+        (shown.contains("COMPLETE") && shown.contains("store at")).then_some(())
     });
-    assert_eq!(fs::read_to_string(fresh.path("own")).unwrap(), content(2));
+    assert!(
+        source
+            .ok(&["cli", "--exec", "status"])
+            .contains(&format!("Snapshot read by       - {uid}: store at"))
+    );
+    let said = clone.ok(&source, &["restore", "status"]);
+    assert!(said.contains("kept") && !said.contains("NOT KEPT"), "{said}");
+    std::thread::sleep(Duration::from_secs(3));
+    let check_clone = || {
+        let fresh = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+        (0..10).for_each(|n| {
+            assert!(fs::read_to_string(fresh.path(&n.to_string())).unwrap() == content(n), "file {n}")
+        });
+        assert_eq!(fs::read_to_string(fresh.path("own")).unwrap(), content(2));
+    };
+    check_clone();
     // Nobody is led astray.
     let admin = source.admin_address.to_string();
     let said = source.fails(&["cli", "--cluster-file", &cluster, "--admin", &admin, "--exec", "status"]);
@@ -281,6 +300,71 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     assert!(source.fails(&["restore", "accept"]).contains("not restored"));
     let listed = clone.ok(&source, &["snapshot", "list"]);
     assert!(listed.contains(&uid) && listed.contains("FAILED"), "{listed}");
+    // For the clone's admin server the snapshot has failed; that does nothing to the pins of the source.
+    let pins = || {
+        let texts = objects(&source.path("blocks/pins")).into_values();
+        texts.filter(|text| String::from_utf8_lossy(text).contains(&uid)).count()
+    };
+    assert_eq!(pins(), 1);
+    // It needs the source's objects still; whoever forces it lets them go.
+    let detach = ["restore", "detach", "--cluster-file", &cluster];
+    let said = source.fails(&detach);
+    assert!(said.contains("objects that the source stored") && said.contains("--force"), "{said}");
+    check_clone();
+    source.ok(&[&detach[..], &["--force"]].concat());
+    assert_eq!(objects(&readers).len(), 0);
+    assert!(clone.ok(&source, &["restore", "status"]).contains("detached"));
+    assert!(source.fails(&["restore", "detach"]).contains("not restored"));
+    source.ok(&["snapshot", "delete", &uid]);
+    wait_for("the source to let go of the set", || (pins() == 0).then_some(()));
+    wait_for("its objects to go", || {
+        let now = objects(&source.path("blocks"));
+        of_source
+            .keys()
+            .all(|path| !path.starts_with(source.path("blocks/objects")) || !now.contains_key(path))
+            .then_some(())
+    });
+}
+
+/// The source lets go by force while a clone reads, and another clone comes when nothing is kept any more.
+#[test]
+fn a_clone_that_comes_too_late_or_is_forgotten_by_force_says_so() {
+    let programs = Programs::new();
+    let program = programs.snap_create();
+    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
+    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..10);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    // The record of the block store will do.
+    let place = source.path("blocks/snapshots").join(&uid);
+    wait_for("the record in the block store", || place.is_file().then_some(()));
+    let kept = source.path("record");
+    fs::copy(&place, &kept).unwrap();
+    let parsed = read_record(&kept);
+    let start = |out: &str| {
+        let out = source.path(out);
+        let with = ["--out", text(&out), "--record", text(&kept), "--json"];
+        let made = prepare(&source, &backup.join(&uid), &mapping(&parsed), &with);
+        Clone::start(&source, &made, &[])
+    };
+    let readers = source.path("blocks/readers").join(&uid);
+    let first = start("first");
+    wait_for("the clone to register", || (objects(&readers).len() == 1).then_some(()));
+    assert!(source.fails(&["snapshot", "delete", &uid]).contains("is read by a clone"));
+    source.ok(&["snapshot", "delete", &uid, "--force"]);
+    assert_eq!(objects(&readers).len(), 0);
+    wait_for("the source to let go of the set", || {
+        objects(&source.path("blocks/pins")).is_empty().then_some(())
+    });
+    drop(first);
+    let second = start("second");
+    wait_for("the clone to find that out", || {
+        second.ok(&source, &["restore", "status"]).contains("NOT KEPT").then_some(())
+    });
+    assert!(second.servers[1].log().contains("the source does not keep this snapshot"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use crate::executor::Input;
 use crate::http::{Pages, status_of};
+use crate::reader::{answer_detach, answer_readers};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::question::{Answer, Answers, Asked, KeyRefused, Question, Said, Starting};
 use std::time::{Duration, Instant};
@@ -60,6 +61,11 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             // Without a word from the executor nobody knows whether it was done.
             let Some(answered) = answered else { return };
             answered.map_or_else(Said::Refused, Said::Keys)
+        }
+        Asked::Readers { snapshot, forget } => answer_readers(&pages.collector, &snapshot, forget).await,
+        Asked::Detach { force } => {
+            let folder = pages.engine.parent().unwrap_or(&pages.engine);
+            answer_detach(folder, &pages.collector, force).await
         }
     };
     let answers = Answers { answers: vec![Answer { id: question.id, said }] };

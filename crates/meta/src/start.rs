@@ -213,6 +213,7 @@ impl Server {
                 engine,
                 folder: folder.engine(),
                 queue: queue.clone(),
+                collector: pages.collector.clone(),
                 client: client.clone(),
                 whitelist,
             };

@@ -73,6 +73,18 @@ pub enum Asked {
     Status,
     /// Something of the key space. -> [`Said::Keys`] or [`Said::Refused`]
     Keys(KeyOp),
+    /// Which clones of a disk snapshot are registered in the block stores. -> [`Said::Readers`] or [`Said::Trouble`]
+    Readers {
+        /// UID of the snapshot.
+        snapshot: String,
+        /// Have them gone: they read no more, or at their own risk.
+        forget: bool,
+    },
+    /// Of a clone: register as a reader no longer. -> [`Said::Detached`] or [`Said::Trouble`]
+    Detach {
+        /// Also while objects of the source are needed.
+        force: bool,
+    },
 }
 
 /// What can be done with the key space. Keys are in the order of their bytes.
@@ -228,6 +240,15 @@ pub enum Said {
     Keys(KeyReply),
     /// Why nothing was done with the key space.
     Refused(KeyRefused),
+    /// Clones that are registered as readers of a disk snapshot.
+    Readers(Vec<String>),
+    /// A clone is registered no longer, if it needs none of the objects that its source stored, or that was forced.
+    Detached {
+        /// So many it needs.
+        needed: u64,
+    },
+    /// Why a question could not be answered.
+    Trouble(String),
 }
 
 /// `POST /v1/meta/starting` with the metadata store's token, every 2 s until the server registers: it is starting.

@@ -164,6 +164,12 @@ pub struct RestoredSaid {
     pub only_admin: Vec<String>,
     /// Volumes that only the store knew: nobody reaches them.
     pub only_here: Vec<String>,
+    /// In how many block stores it is registered as a reader of the snapshot.
+    pub readers: u64,
+    /// Whether the source kept the snapshot when that was last looked at.
+    pub kept: Option<bool>,
+    /// It is registered no longer, because somebody said so.
+    pub detached: bool,
 }
 
 /// See [`MetaSaid`].
@@ -308,6 +314,9 @@ pub struct ClusterStatus {
     /// The cluster was restored from a disk snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<RestoredCluster>,
+    /// Clones that read what this cluster keeps for its disk snapshots, each with the snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshot_readers: Vec<String>,
 }
 
 /// The disk snapshot that a cluster was restored from.

@@ -84,6 +84,7 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         running_snapshots: app.snapshots.running(),
         running_backups: 0,
         restored,
+        snapshot_readers: app.snapshots.all_readers(),
     }))
 }
 
@@ -136,7 +137,7 @@ pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<K
     match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {
         Ok(Said::Keys(reply)) => Ok(Json(reply)),
         Ok(Said::Refused(refused)) => Err(refusal(&store.name, refused)),
-        Ok(Said::Status(_)) => Err(AdminError::Internal(format!(
+        Ok(_) => Err(AdminError::Internal(format!(
             "the server of metadata store '{}' answered another question",
             store.name
         ))),

@@ -60,6 +60,7 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
         ("Running snapshots", status.running_snapshots.to_string()),
         ("Running backups", status.running_backups.to_string()),
     ];
+    backup.extend(status.snapshot_readers.iter().map(|reader| ("Snapshot read by", reader.clone())));
     if let Some(restored) = &status.restored {
         let accepted = match restored.accepted_ns {
             Some(_) => "accepted",
@@ -291,6 +292,7 @@ mod tests {
             running_snapshots: 0,
             running_backups: 0,
             restored: None,
+            snapshot_readers: Vec::new(),
         }
     }
 

@@ -432,6 +432,26 @@ impl Machine {
         Ok(self.system(group, &request)?.map(drop))
     }
 
+    /// Keeps all that a volume has of its past, under the first of two ids, and all that comes, under the second, until they
+    /// are released or `ends` has come. Gives the span of the first: what was asked for before has the same.
+    pub fn keep_past(
+        &mut self,
+        group: &mut Group,
+        (volume, ids): (Uuid, [Uuid; 2]),
+        ends: Version,
+        note: &str,
+    ) -> Result<Result<(Version, Version), SystemError>, EngineError> {
+        if let Some(refused) = self.keeps_nothing(group) {
+            return Ok(Err(refused));
+        }
+        let request = SystemRequest::KeepPast { volume, ids, ends, note: note.to_owned() };
+        Ok(match self.system(group, &request)? {
+            Ok(SystemReply::Kept(at, to)) => Ok((at, to)),
+            Ok(_) => Err(SystemError::UnknownVolume(volume)),
+            Err(refused) => Err(refused),
+        })
+    }
+
     /// These instants need not be kept for this any more.
     pub fn release_instants(
         &mut self,

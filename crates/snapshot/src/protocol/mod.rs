@@ -167,6 +167,9 @@ pub struct Poll {
     pub doing: Option<(u64, Vec<Step>)>,
     /// How its steps ended.
     pub said: Vec<Said>,
+    /// Of snapshots whose clones read what this member keeps: who they are, by UID. None while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readers: Option<BTreeMap<String, Vec<String>>>,
 }
 
 /// An attempt that a member has something of.
@@ -176,6 +179,9 @@ pub struct Held {
     pub attempt: Attempt,
     /// It was told that the set is complete: only what is kept for the set is left.
     pub complete: bool,
+    /// What it was told could not be done a moment ago; it need not be told again yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resting: bool,
 }
 
 /// How a snapshot stands.
@@ -339,10 +345,10 @@ impl Step {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record() -> Record {
+    pub(crate) fn record() -> Record {
         let node = Node {
             id: "0190".to_owned(),
             name: "store".to_owned(),
@@ -398,9 +404,10 @@ mod tests {
         let poll = Poll {
             node: "0190".to_owned(),
             epoch: 3,
-            holding: vec![Held { attempt, complete: false }],
+            holding: vec![Held { attempt, complete: false, resting: true }],
             doing: Some((7, steps)),
             said: said.map(|(step, end)| Said { number: 7, step, end }).to_vec(),
+            readers: Some(BTreeMap::from([("c502".to_owned(), vec!["a clone".to_owned()])])),
         };
         let text =
             [serde_json::to_string(&record), serde_json::to_string(&poll), serde_json::to_string(&orders)];

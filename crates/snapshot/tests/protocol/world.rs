@@ -330,6 +330,7 @@ impl World {
             holding: server.holding(),
             doing: server.member.doing(),
             said: server.member.said(),
+            readers: Some(BTreeMap::new()),
         };
         if server.up {
             self.send(|poll| Event::Asked(n, poll), poll);
@@ -663,8 +664,11 @@ impl World {
 impl Server {
     /// All attempts of which it has anything.
     fn holding(&self) -> Vec<Held> {
-        let held =
-            |attempt: &Attempt| Held { attempt: attempt.clone(), complete: self.complete.contains(attempt) };
+        let held = |attempt: &Attempt| Held {
+            attempt: attempt.clone(),
+            complete: self.complete.contains(attempt),
+            resting: false,
+        };
         self.kept.iter().map(held).collect()
     }
 

@@ -398,6 +398,9 @@ fn the_form_of_the_mark_stays() {
         began: Some(20),
         accepted: true,
         unmatched: Some([vec!["v".to_owned()], Vec::new()]),
+        readers: vec!["03".to_owned()],
+        kept: Some(true),
+        detached: true,
         entries: Vec::new(),
     };
     assert_eq!(Mark::read(folder.path()).unwrap(), None);
