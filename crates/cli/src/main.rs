@@ -19,6 +19,7 @@ mod shell;
 mod snap_create;
 mod snapshot;
 mod systemd;
+mod tlog;
 
 use anyhow::{Context, Result};
 use argv::Argv;
@@ -47,6 +48,9 @@ enum Command {
     /// Run the server that holds names, attributes and the past of volumes
     #[command(subcommand)]
     Meta(meta::Command),
+    /// Run a server that keeps copies of the logs of metadata servers
+    #[command(subcommand)]
+    Tlog(tlog::Command),
     /// Mount and unmount volumes
     #[command(subcommand)]
     Mount(mount::Command),
@@ -124,6 +128,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
         Command::Meta(command) => meta::run(command),
+        Command::Tlog(command) => tlog::run(command),
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::SnapCreate(args) => snap_create::run(args),

@@ -15,6 +15,7 @@ pub mod change;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
+pub mod log_copies;
 pub mod lying_proxy;
 pub mod machine;
 pub mod manifest;

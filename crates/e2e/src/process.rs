@@ -130,6 +130,7 @@ pub struct Process {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     log: PathBuf,
+    network: Option<String>,
     child: Option<Child>,
     standby: Option<Child>,
 }
@@ -142,9 +143,15 @@ impl Process {
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
             environment: environment.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
             log: log.to_owned(),
+            network: None,
             child: None,
             standby: None,
         }
+    }
+
+    /// Runs it in this network namespace.
+    pub fn run_in_network(&mut self, network: &str) {
+        self.network = Some(network.to_owned());
     }
 
     /// Gets a process ready that [`Process::start`] needs only wake up.
@@ -160,7 +167,14 @@ impl Process {
     /// A shell that becomes the program as soon as it reads a line.
     fn spawn_waiting(&self) -> Child {
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("log file");
-        let mut command = Command::new("sh");
+        let mut command = match &self.network {
+            Some(network) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", network, "sh"]);
+                command
+            }
+            None => Command::new("sh"),
+        };
         command.args(["-c", "read -r go && exec \"$0\" \"$@\" < /dev/null"]).arg(chronofs_binary());
         command.args(&self.arguments).envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::piped()).stdout(log.try_clone().expect("log file")).stderr(log);

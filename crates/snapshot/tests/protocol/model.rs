@@ -76,9 +76,19 @@ pub(crate) struct Store {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Image {
-    Storage { version: u64, content: Content },
-    Tlog { before: u64, entries: Vec<(u64, Op)> },
+    Storage {
+        version: u64,
+        content: Content,
+    },
+    Tlog {
+        before: u64,
+        entries: Vec<(u64, Op)>,
+    },
     Coord,
+    /// A log server's image of the log of another server, which ends with this commit.
+    Copy {
+        end: u64,
+    },
 }
 
 impl Store {
@@ -107,6 +117,11 @@ impl Store {
 
     pub(crate) fn lose_power(&mut self) {
         self.log.truncate(self.durable);
+    }
+
+    /// What log servers have, too.
+    pub(crate) fn last_durable(&self) -> u64 {
+        self.log[..self.durable].last().map_or(0, |(version, _)| *version)
     }
 
     pub(crate) fn last(&self) -> u64 {
