@@ -177,3 +177,36 @@ async fn a_clone_has_no_log_servers_and_no_key_for_those_of_its_source() {
     assert_ne!(before[0].presented(), after[0].presented());
     server.stop().await;
 }
+
+/// A log server with a copy that counts is a member of every snapshot.
+#[tokio::test]
+async fn a_snapshot_without_a_log_server_that_counts_is_refused() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&Register { address: "m:1".to_owned(), ..register(1) }).await.unwrap();
+    let far = log_server(&server, "far").await;
+    far.register_log_server(&register(1)).await.unwrap();
+    want(&server, &["tlog:far"]).await;
+    let body = |uid: &str| json!({ "uid": uid.repeat(16), "program": "/bin/true", "arguments": [] });
+    meta.open_log(&count(1, 0, &["tlog:far"])).await.unwrap();
+    let refused = server.post("/v1/snapshots", body("ab")).await.to_string();
+    assert!(
+        refused.contains("log server 'far' has a log copy that counts, and is not connected"),
+        "{refused}"
+    );
+    // In touch, it is one of the members; without a copy that counts it is none.
+    far.report_log_server(&LogServerSaid { boot: 1, ..LogServerSaid::default() }).await.unwrap();
+    let begun = server.post("/v1/snapshots", body("ab")).await;
+    let nodes = begun["record"]["intent"]["nodes"].as_array().unwrap();
+    let node = nodes.iter().find(|node| node["name"] == "far").unwrap();
+    assert_eq!(node["roles"], json!(["tlog"]));
+    assert_eq!(node["copies"].as_array().unwrap().len(), 1);
+    // Another set of copies than the one that it began with ends it.
+    meta.open_log(&count(1, 1, &[])).await.unwrap();
+    let uid = "ab".repeat(16);
+    let ended = server.get(&format!("/v1/snapshots/{uid}")).await;
+    assert_eq!(ended["state"], "FAILED", "{ended}");
+    let begun = server.post("/v1/snapshots", body("cd")).await;
+    assert_eq!(begun["record"]["intent"]["nodes"].as_array().unwrap().len(), 2, "{begun}");
+    server.stop().await;
+}

@@ -375,7 +375,9 @@ fn a_clone_of_a_set_with_a_log_server_begins_without_copies() {
     let (log, copy) = (files(&source.meta_address.to_string()), files(&far.address.to_string()));
     assert!(!copy.is_empty());
     for (segment, bytes) in &copy {
-        assert!(log[segment] == *bytes, "segment {segment} is another one");
+        // The log's own file is longer than what is in it.
+        let (same, rest) = log[segment].split_at(bytes.len());
+        assert!(same == bytes && rest.iter().all(|byte| *byte == 0), "segment {segment} is another one");
     }
     // The log's own image is closed with the header of a segment that follows.
     assert_eq!(copy.keys().last().unwrap() + 1, *log.keys().last().unwrap());
@@ -415,30 +417,4 @@ fn as_text(arguments: &[String]) -> Vec<&str> {
 fn fence_of(folder: &Path) -> PathBuf {
     let mut stores = fs::read_dir(folder.join("stores")).unwrap();
     stores.next().unwrap().unwrap().path().join("fence")
-}
-
-/// A log server that counts and is down: no snapshot without it.
-#[test]
-fn a_snapshot_without_a_log_server_that_counts_is_refused() {
-    let programs = Programs::new();
-    let program = programs.snap_create();
-    let source = Installation::start_with_whitelist(&[&program], &[]);
-    source.create_volume("one", &[]);
-    let mut far = LogServer::with_program(&source, "far", &program);
-    far.start();
-    keep_copies(&source, &["tlog:far"]);
-    // Without a write nobody notices that the copy is gone, but the admin server.
-    far.process.kill();
-    let backup = source.path("backup");
-    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup)];
-    wait_for("the admin server to miss it", || {
-        let listed = source.ok(&["configure", "show", "log-server", "far", "--json"]);
-        (serde_json::from_str::<Value>(&listed).unwrap()["connected"] == false).then_some(())
-    });
-    let refused = source.fails(&create);
-    assert!(
-        refused.contains("Snapshot command failed 250")
-            && (refused.contains("far") || refused.contains("epoch")),
-        "{refused}"
-    );
 }

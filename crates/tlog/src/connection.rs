@@ -21,7 +21,6 @@ use tokio::io::{AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use uuid::Uuid;
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 256;

@@ -150,7 +150,7 @@ impl Copies {
     fn answered(&self, to: &mut Shipping<'_>, count: usize) -> Result<(), CopyError> {
         let done = match count {
             0 => Some(to.place),
-            count => to.sent.drain(..count).last(),
+            count => to.sent.drain(..count).next_back(),
         };
         let Some(done) = done else { return Ok(()) };
         if to.fills.is_some_and(|until| done >= until) {
