@@ -6,9 +6,9 @@
 
 use crate::AdminError;
 use crate::db::tokens::ADDRESS;
-use crate::db::{DATABASE_FILE, Database, now_ns, setting, snapshots, stores};
-use crate::model::MetadataStore;
-use chronofs_snapshot::agent::{Agent, Host, Setup};
+use crate::db::{DATABASE_FILE, Database, log_servers, now_ns, setting, snapshots, stores};
+use crate::model::{LogServer, MetadataStore};
+use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{
     Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
 };
@@ -113,10 +113,8 @@ impl Snapshots {
         keep_until_ns: Option<u64>,
         connected: &dyn Fn(&str) -> bool,
     ) -> Result<Result<Record, Fault>, AdminError> {
-        let (cluster, address, stores) = self.database.write(|tx| {
-            let address = setting(tx, ADDRESS)?.unwrap_or_default();
-            Ok((snapshots::cluster(tx)?, address, stores::list_metadata(tx)?))
-        })?;
+        let (cluster, members) = self.database.write(|tx| Ok((snapshots::cluster(tx)?, members(tx)?)))?;
+        let (stores, servers) = (&members.stores, &members.log_servers);
         let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
         let run_ms = u64::try_from(self.run_limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request { uid, program, arguments, keep_until_ns, run_ms, cluster };
@@ -137,7 +135,15 @@ impl Snapshots {
                 );
                 return (Err(Fault { code: SnapshotCode::NotFullyRecovered, why }), None);
             }
-            match coordinator.start(now, request, nodes(&address, &stores)) {
+            let silent = servers.iter().find(|(server, _)| !connected(&server.id));
+            if let (Some((server, _)), None) = (silent, coordinator.record(&request.uid)) {
+                let why = format!(
+                    "log server '{}' has a log copy that counts, and is not connected: start it, or wait until the copy is left out",
+                    server.name
+                );
+                return (Err(Fault { code: SnapshotCode::NotFullyRecovered, why }), None);
+            }
+            match coordinator.start(now, request, nodes(&members)) {
                 Ok((record, true)) => (Ok(record.clone()), Some(record)),
                 Ok((record, false)) => (Ok(record), None),
                 Err(refusal) => (Err(Fault { code: refusal.code, why: refusal.why }), None),
@@ -150,10 +156,10 @@ impl Snapshots {
         self.decide(|coordinator, now| coordinator.poll(now, poll))
     }
 
-    /// A server has registered.
+    /// A server has registered, or other log copies count.
     pub(crate) fn members_changed(&self) -> Result<(), AdminError> {
-        let (address, stores) = self.database.write(members)?;
-        self.decide(|coordinator, now| ((), coordinator.members(now, &nodes(&address, &stores))))
+        let members = self.database.write(members)?;
+        self.decide(|coordinator, now| ((), coordinator.members(now, &nodes(&members))))
     }
 
     pub(crate) fn tick(&self) -> Result<(), AdminError> {
@@ -261,27 +267,46 @@ fn tell(record: &Record) {
     tracing::info!(%uid, ?state, code, program = record.intent.program, "disk snapshot");
 }
 
-fn members(tx: &Transaction<'_>) -> Result<(String, Vec<MetadataStore>), AdminError> {
-    Ok((setting(tx, ADDRESS)?.unwrap_or_default(), stores::list_metadata(tx)?))
+/// Everybody with disks, as the configuration has it.
+struct Members {
+    /// Address of this server.
+    address: String,
+    stores: Vec<MetadataStore>,
+    /// Log servers with the ids of the stores whose copies there count.
+    log_servers: Vec<(LogServer, Vec<String>)>,
 }
 
-/// Everybody with disks, as the configuration has it.
-fn nodes(address: &str, stores: &[MetadataStore]) -> Vec<Node> {
+fn members(tx: &Transaction<'_>) -> Result<Members, AdminError> {
+    let address = setting(tx, ADDRESS)?.unwrap_or_default();
+    Ok(Members { address, stores: stores::list_metadata(tx)?, log_servers: log_servers::counting(tx)? })
+}
+
+fn nodes(members: &Members) -> Vec<Node> {
     let own = Node {
         id: NODE.to_owned(),
         name: NODE.to_owned(),
-        address: address.to_owned(),
+        address: members.address.clone(),
         epoch: EPOCH,
         roles: vec![Role::Coord],
+        copies: Vec::new(),
     };
-    let stores = stores.iter().map(|store| Node {
+    let stores = members.stores.iter().map(|store| Node {
         id: store.id.clone(),
         name: store.name.clone(),
         address: store.address.clone().unwrap_or_default(),
         epoch: store.epoch,
         roles: vec![Role::Storage, Role::Tlog],
+        copies: Vec::new(),
     });
-    std::iter::once(own).chain(stores).collect()
+    let log_servers = members.log_servers.iter().map(|(server, copies)| Node {
+        id: server.id.clone(),
+        name: server.name.clone(),
+        address: server.address.clone().unwrap_or_default(),
+        epoch: server.epoch,
+        roles: vec![Role::Tlog],
+        copies: copies.clone(),
+    });
+    std::iter::once(own).chain(stores).chain(log_servers).collect()
 }
 
 /// This server as a member.
@@ -301,7 +326,7 @@ impl Host for OwnPart {
 
     fn let_go(&self, _: &Attempt) {}
 
-    fn image(&self, _: &Attempt, _: Role, place: &Path) -> Result<Option<u64>, Fault> {
+    fn image(&self, _: &Intent, _: Role, place: &Path) -> Result<Imaged, Fault> {
         let failed = |why: String| Fault { code: SnapshotCode::CoordFailed, why };
         let copy = || -> std::io::Result<()> {
             std::fs::DirBuilder::new().mode(0o700).create(place)?;
@@ -319,7 +344,7 @@ impl Host for OwnPart {
         self.database.copy(&to).map_err(|error| failed(error.to_string()))?;
         let synced = std::fs::File::open(&to).and_then(|file| file.sync_all());
         synced.map_err(|error| failed(format!("cannot sync {}: {error}", to.display())))?;
-        Ok(None)
+        Ok(Imaged::default())
     }
 
     fn keep(&self, _: &Intent, _: Option<Cut>) -> Result<(), Fault> {

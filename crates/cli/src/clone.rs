@@ -136,7 +136,15 @@ pub(crate) fn plan(wanted: &Wanted<'_>, json: bool) -> Result<()> {
         }
     }
     output::line(output::table(&PARTS, &rows))?;
-    output::line(format_args!("\nsnapshot      {}\nof cluster    {}", plan.uid, plan.source))
+    output::line(format_args!("\nsnapshot      {}\nof cluster    {}", plan.uid, plan.source))?;
+    match plan.left_out.is_empty() {
+        true => Ok(()),
+        false => output::line(format_args!(
+            "left out      {} (log servers: all that their copies have is in the images of the metadata servers, too; the clone \
+             begins without copies)",
+            plan.left_out.join(", ")
+        )),
+    }
 }
 
 pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, dry_run: bool, json: bool) -> Result<()> {

@@ -20,6 +20,7 @@ mod shell;
 mod snap_create;
 mod snapshot;
 mod systemd;
+mod tlog;
 
 use anyhow::{Context, Result};
 use argv::Argv;
@@ -51,6 +52,9 @@ enum Command {
     /// Run the server that holds names, attributes and the past of volumes
     #[command(subcommand)]
     Meta(meta::Command),
+    /// Run a server that keeps copies of the logs of metadata servers
+    #[command(subcommand)]
+    Tlog(tlog::Command),
     /// Mount and unmount volumes
     #[command(subcommand)]
     Mount(mount::Command),
@@ -129,6 +133,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Configure(command) => configure::run(command),
         Command::Manage(command) => manage::run(command),
         Command::Meta(command) => meta::run(command),
+        Command::Tlog(command) => tlog::run(command),
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::SnapCreate(args) => snap_create::run(args),

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
+pub mod log_copies;
 pub mod lying_proxy;
 pub mod machine;
 pub mod manifest;

@@ -157,6 +157,11 @@ impl Process {
         self
     }
 
+    /// Runs it in this network namespace.
+    pub fn run_in_network(&mut self, network: &str) {
+        self.before = ["ip", "netns", "exec", network].map(str::to_owned).to_vec();
+    }
+
     /// Gets a process ready that [`Process::start`] needs only wake up.
     ///
     /// A test that has files open in a mount must do this before it ends the mount's server: a new process inherits

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::assert_failed_cleanly;
+use chronofs_e2e::log_copies::{LogServer, keep_copies};
 use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::{PAGE, Programs, read_record, uid_in};
 use serde_json::Value;
@@ -421,4 +422,83 @@ fn sets_that_are_not_whole_are_refused_by_every_command() {
     let arguments: Vec<&str> = meta["start"].as_str().unwrap().split(' ').skip(1).collect();
     let said = source.fails(&arguments);
     assert!(said.contains("the labels of its images say"), "{said}");
+}
+
+/// The image of a log server's copy is in the set, and the set is not whole without it; a clone begins without copies, and
+/// never asks the log server of its source.
+#[test]
+fn a_clone_of_a_set_with_a_log_server_begins_without_copies() {
+    let programs = Programs::new();
+    let program = programs.snap_create();
+    let source = Installation::start_with_whitelist(&[&program], &[]);
+    source.create_volume("one", &[]);
+    let mut far = LogServer::with_program(&source, "far", &program);
+    far.start();
+    keep_copies(&source, &["tlog:far"]);
+    let mut mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..40);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    write_files(&mount.dir, 40..50);
+    let (record, parsed) = record_of(&source, &uid);
+    let set = backup.join(&uid);
+    let said = source.ok(&["snapshot", "verify", text(&set)]);
+    assert!(said.contains(&format!("snapshot {uid} is whole: 4 images of 3 servers")), "{said}");
+    // The segments of the copy are those of the metadata server's log, up to the same end.
+    let files = |address: &str| {
+        let files = fs::read_dir(set.join(address).join("tlog/files")).unwrap();
+        let segments = files.filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let segment = name.rsplit('-').next().unwrap().strip_suffix(".log")?.parse::<u64>().ok()?;
+            Some((segment, fs::read(&path).unwrap()))
+        });
+        segments.collect::<BTreeMap<u64, Vec<u8>>>()
+    };
+    let (log, copy) = (files(&source.meta_address.to_string()), files(&far.address.to_string()));
+    assert!(!copy.is_empty());
+    for (segment, bytes) in &copy {
+        // The log's own file is longer than what is in it.
+        let (same, rest) = log[segment].split_at(bytes.len());
+        assert!(same == bytes && rest.iter().all(|byte| *byte == 0), "segment {segment} is another one");
+    }
+    // The log's own image is closed with the header of a segment that follows.
+    assert_eq!(copy.keys().last().unwrap() + 1, *log.keys().last().unwrap());
+
+    let image = set.join(far.address.to_string());
+    let aside = backup.join("aside");
+    fs::rename(&image, &aside).unwrap();
+    let refused = source.fails(&["snapshot", "verify", text(&set)]);
+    assert!(refused.contains("the image of tlog of far") && refused.contains("is missing"), "{refused}");
+    fs::rename(&aside, &image).unwrap();
+
+    let appended = || fs::read_to_string(fence_of(&far.folder)).unwrap();
+    let before = appended();
+    let out = source.path("restore");
+    let map = mapping(&parsed);
+    let plan = source
+        .ok(&[&["restore", "plan", text(&set), "--record", text(&record)][..], &as_text(&map)].concat());
+    assert!(plan.contains("left out      far"), "{plan}");
+    let prepared = prepare(&source, &set, &map, &["--record", text(&record), "--out", text(&out), "--json"]);
+    let clone = Clone::start(&source, &prepared, &[]);
+    let shown = clone.ok(&source, &["configure", "show", "metadata-store", "store", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["log"]["members"]["copies"].as_array().unwrap().len(), 0);
+    assert_eq!(clone.ok(&source, &["configure", "list", "log-server", "--json"]).trim(), "[]");
+    assert_eq!(appended(), before, "the copy of the source was opened");
+    // The source goes on with its own.
+    write_files(&mount.dir, 50..55);
+    check_files(&mount.dir, 55);
+    mount.unmount();
+}
+
+fn as_text(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// The fence of the one copy in a log server's folder.
+fn fence_of(folder: &Path) -> PathBuf {
+    let mut stores = fs::read_dir(folder.join("stores")).unwrap();
+    stores.next().unwrap().unwrap().path().join("fence")
 }

@@ -78,6 +78,8 @@ pub struct AdminLink {
     pub questions: Questions,
     /// The engine, whose log may have copies.
     pub engine: Arc<EmbeddedFolder>,
+    /// How the log servers are reached that these may be on.
+    pub(crate) log_servers: copies::Servers,
     /// Told when the admin server says that it is of another cluster than was meant.
     pub mislead: Option<oneshot::Sender<ClientError>>,
 }
@@ -150,6 +152,7 @@ impl AdminLink {
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
+            self.log_servers.set(&assignment.log_servers);
             self.follow_log(&assignment.log)?;
             let probes = std::mem::take(&mut assignment.probes);
             let used = store_of_volumes(&assignment);
@@ -354,6 +357,7 @@ mod tests {
             client: AdminClient::new(&token).unwrap(),
             register,
             engine: Arc::new(crate::start::open_engine(&kept, None).unwrap()),
+            log_servers: copies::Servers::default(),
             folder: kept,
             queue,
             stores: Stores::default(),

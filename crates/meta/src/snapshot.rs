@@ -10,8 +10,8 @@ use crate::kept::Keeper;
 use chronofs_core::Version;
 use chronofs_engine::EngineError;
 use chronofs_engine::embedded::{EmbeddedFolder, LogHold, Position, RealDisk, RocksStore};
-use chronofs_snapshot::agent::{Agent, Host, Setup};
-use chronofs_snapshot::protocol::{Attempt, Cut, Fault, Intent, Order, Poll, Record, What};
+use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
+use chronofs_snapshot::protocol::{Attempt, Cut, Ended, Fault, Intent, Order, Poll, Record, What};
 use chronofs_snapshot::record;
 use chronofs_snapshot::{Role, SnapshotCode, Whitelist};
 use chronofs_wire::admin::Registered;
@@ -84,7 +84,8 @@ impl Host for MetaHost {
         }
     }
 
-    fn image(&self, attempt: &Attempt, role: Role, place: &Path) -> Result<Option<u64>, Fault> {
+    fn image(&self, intent: &Intent, role: Role, place: &Path) -> Result<Imaged, Fault> {
+        let attempt = &intent.attempt;
         let code = chronofs_snapshot::protocol::role_code(role);
         let hold = self.holds().get(attempt).map(|(hold, _)| hold.clone());
         let hold = hold.ok_or_else(|| fault(SnapshotCode::EnableTlogPopFailed, "the log is not held"))?;
@@ -99,14 +100,14 @@ impl Host for MetaHost {
             let mut imaged = self.imaged.lock().unwrap_or_else(PoisonError::into_inner);
             imaged.insert(attempt.clone(), position.place.segment);
         }
-        let made = made.map(|position| position.version);
-        let version = made.map_err(|error| fault(code, error))?;
+        let Position { version, place: end } = made.map_err(|error| fault(code, error))?;
         if role == Role::Storage {
             self.finish_store_image(place).map_err(|error| {
                 fault(code, format_args!("cannot finish the image {}: {error}", place.display()))
             })?;
         }
-        Ok(Some(version.0))
+        let ended = (role == Role::Tlog).then_some(Ended { segment: end.segment, length: end.offset });
+        Ok(Imaged { version: Some(version.0), ended })
     }
 
     fn keep(&self, intent: &Intent, cut: Option<Cut>) -> Result<(), Fault> {

@@ -8,7 +8,9 @@ use crate::code::SnapshotCode;
 use crate::error::Error;
 use crate::label::Label;
 use crate::name::Role;
-use crate::protocol::{Attempt, Cut, Do, Fault, Held, Intent, Member, Order, Poll, Step, Told, role_code};
+use crate::protocol::{
+    Attempt, Cut, Do, Ended, Fault, Held, Intent, Member, Order, Poll, Step, Told, role_code,
+};
 use crate::run::{Abort, Invocation, Limits, Surroundings, run};
 use crate::tree::{Kind, list_tree, sum_of};
 use crate::whitelist::Whitelist;
@@ -24,6 +26,15 @@ const SUMS: &str = "sums.json";
 /// Lines of a program's output that are told when it failed.
 const LINES_TOLD: usize = 10;
 
+/// What an image is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Imaged {
+    /// Up to which commit it goes.
+    pub version: Option<u64>,
+    /// Where the log was ended.
+    pub ended: Option<Ended>,
+}
+
 /// What a server does for a snapshot. Each call blocks.
 pub trait Host: Send + Sync + 'static {
     /// Whether it can take part. What is made durable here keeps, from now on, what a set of this moment or later needs.
@@ -35,8 +46,8 @@ pub trait Host: Send + Sync + 'static {
     /// The log may go on forgetting. Also called for attempts that hold nothing.
     fn let_go(&self, attempt: &Attempt);
 
-    /// Makes the folder `place` with the image of a role. Says up to which commit it goes.
-    fn image(&self, attempt: &Attempt, role: Role, place: &Path) -> Result<Option<u64>, Fault>;
+    /// Makes the folder `place` with the image of a role.
+    fn image(&self, intent: &Intent, role: Role, place: &Path) -> Result<Imaged, Fault>;
 
     /// The cut is known: from now on just what this set needs is kept, durably.
     fn keep(&self, intent: &Intent, cut: Option<Cut>) -> Result<(), Fault>;
@@ -262,11 +273,11 @@ impl Agent {
                 made.map_err(|error| {
                     failed(role, &format!("cannot make folder {}: {error}", folder.display()))
                 })?;
-                let version = self.0.host.image(attempt, role, &place)?;
+                let Imaged { version, ended } = self.0.host.image(intent, role, &place)?;
                 if let Some(version) = version {
                     self.lock().versions.insert((attempt.number, role), version);
                 }
-                return Ok(Told { version, ..Told::default() });
+                return Ok(Told { version, ended, ..Told::default() });
             }
             // Decided by the member alone.
             Step::Release => {}

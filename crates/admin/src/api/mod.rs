@@ -8,6 +8,7 @@ mod auth;
 mod block_stores;
 mod cluster;
 pub(crate) mod deleted;
+mod log_servers;
 mod probes;
 mod questions;
 mod restored;
@@ -21,7 +22,7 @@ use crate::AdminError;
 use crate::db::Database;
 use crate::db::volumes::Found;
 use crate::metrics::Metrics;
-use crate::model::{Account, BlockStore, MetadataStore, Role, VolumeToken};
+use crate::model::{Account, BlockStore, LogServer, MetadataStore, Role, VolumeToken};
 use crate::snapshots::Snapshots;
 use auth::Who;
 use axum::Router;
@@ -33,6 +34,7 @@ use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
+use chronofs_wire::tlog::LogServerSaid;
 use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
@@ -63,6 +65,8 @@ pub(crate) struct App {
     pub(crate) snapshots: Arc<Snapshots>,
     probes: Probes,
     questions: questions::Open,
+    /// When each log server was heard of, and what it said.
+    log_servers: Mutex<HashMap<String, (Instant, LogServerSaid)>>,
     /// Where the database is.
     folder: PathBuf,
     started: Instant,
@@ -90,6 +94,7 @@ impl App {
             snapshots,
             probes: Probes::default(),
             questions: questions::Open::default(),
+            log_servers: Mutex::default(),
             folder,
             started: Instant::now(),
             seen: Mutex::default(),
@@ -145,6 +150,13 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
+    /// Tells whoever takes disk snapshots that a server has registered.
+    pub(super) async fn members_changed(&self) -> Result<(), AdminError> {
+        let snapshots = self.snapshots.clone();
+        let told = tokio::task::spawn_blocking(move || snapshots.members_changed()).await;
+        told.map_err(|e| AdminError::Internal(format!("the task ended: {e}")))?
+    }
+
     pub(super) fn wake_pollers(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
@@ -189,6 +201,10 @@ impl Thing for MetadataStore {
         Sort { word: "metadata-store", role: Role::Operator, label: |store| &store.name };
 }
 
+impl Thing for LogServer {
+    const SORT: Sort<Self> = Sort { word: "log-server", role: Role::Operator, label: |server| &server.name };
+}
+
 impl Thing for Found {
     const SORT: Sort<Self> = Sort { word: "volume", role: Role::Operator, label: |found| &found.volume.name };
 }
@@ -227,6 +243,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(block_stores::probe_again))
         .routes(routes!(stores::list_metadata, stores::create_metadata))
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
+        .routes(routes!(log_servers::list, log_servers::create))
+        .routes(routes!(log_servers::show, log_servers::change, log_servers::delete))
+        .routes(routes!(log_servers::register))
+        .routes(routes!(log_servers::assignment))
+        .routes(routes!(log_servers::report))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
         .routes(routes!(deleted::list))
@@ -240,6 +261,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::poll))
         .routes(routes!(snapshots::record))
         .routes(routes!(snapshots::unknown))
+        .routes(routes!(snapshots::poll_log_server))
         .routes(routes!(restored::accept))
         .routes(routes!(restored::detach))
         .routes(routes!(cluster::cluster))

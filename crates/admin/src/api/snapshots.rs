@@ -1,7 +1,7 @@
 //! Disk snapshots: what people ask, and what members of one ask.
 
-use super::auth::{MetadataServer, Who};
-use super::{Answer, App, Body};
+use super::auth::{LogServerToken, MetadataServer, Who};
+use super::{Answer, App, Body, log_servers};
 use crate::AdminError;
 use crate::db::stores;
 use crate::model::Role;
@@ -108,7 +108,7 @@ pub(super) async fn create(
         .map(|seconds| crate::db::now_ns().saturating_add(seconds.saturating_mul(1_000_000_000)));
     who.did("begin", WORD, uid.as_str());
     let begun = blocking(&app, move |app| {
-        let connected = |id: &str| app.is_connected(id);
+        let connected = |id: &str| app.is_connected(id) || log_servers::is_connected(app, id);
         app.snapshots.start(uid, new.program, new.arguments, keep_until_ns, &connected)
     });
     Ok(Json(match begun.await? {
@@ -243,7 +243,22 @@ pub(super) async fn poll(
     State(app): State<Arc<App>>,
     Body(poll): Body<Poll>,
 ) -> Answer<Vec<Order>> {
-    if poll.node != server.id {
+    answer(app, &server.id, poll).await
+}
+
+/// What a log server is to do as a member of a disk snapshot; waits up to 20 s until there is something
+#[utoipa::path(post, path = "/v1/tlog/snapshot", request_body = Object,
+    responses((status = 200, body = [Object])), security(("token" = [])))]
+pub(super) async fn poll_log_server(
+    server: LogServerToken,
+    State(app): State<Arc<App>>,
+    Body(poll): Body<Poll>,
+) -> Answer<Vec<Order>> {
+    answer(app, &server.0, poll).await
+}
+
+async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
+    if poll.node != server {
         return Err(AdminError::Forbidden("a server asks for itself only".to_owned()));
     }
     let until = Instant::now() + ASSIGNMENT_WAIT;

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
+pub mod log_servers;
 pub mod logs;
 pub mod restored;
 mod schema;

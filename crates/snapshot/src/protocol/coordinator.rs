@@ -131,6 +131,7 @@ impl Coordinator {
             keep_until_ns,
             hold_ms: HOLD_MS,
             run_ms,
+            ended: BTreeMap::new(),
         };
         let record = running(intent);
         self.records.insert(uid.clone(), record.clone());
@@ -408,7 +409,12 @@ impl Coordinator {
             steps.retain(|step| !doing.contains(step));
         }
         let attempt = intent.attempt.clone();
-        let what = What::Do(Box::new(intent.clone()), steps.clone());
+        let ended = |node: &Node| {
+            let told = current.done.get(&(node.id.clone(), Step::Image(Role::Tlog)))?;
+            Some((node.id.clone(), told.ended?))
+        };
+        let ended = intent.nodes.iter().filter_map(ended).collect();
+        let what = What::Do(Box::new(Intent { ended, ..intent.clone() }), steps.clone());
         (!steps.is_empty()).then_some(Order { attempt, epoch: node.epoch, what })
     }
 }

@@ -107,6 +107,9 @@ impl Member {
                     let (begun, done) = (BTreeSet::new(), BTreeMap::new());
                     self.current = Some(Current { intent, lease: Lease::No, begun, done });
                 }
+                if let Some(current) = &mut self.current {
+                    current.intent.ended = intent.ended.clone();
+                }
                 for step in steps {
                     todo.extend(self.begin(now_ms, *step));
                 }
@@ -213,6 +216,7 @@ mod tests {
             keep_until_ns: None,
             hold_ms: 30_000,
             run_ms: 1,
+            ended: BTreeMap::new(),
         }
     }
 

@@ -93,6 +93,10 @@ pub(crate) enum Image {
     /// Of either role, of real parts.
     Real(real::Image),
     Coord,
+    /// A log server's image of the log of another server, which ends with this commit.
+    Copy {
+        end: u64,
+    },
 }
 
 impl Store {
@@ -156,6 +160,11 @@ impl Store {
                 self.durable = self.log.len();
             }
         }
+    }
+
+    /// What log servers have, too.
+    pub(crate) fn last_durable(&self) -> u64 {
+        self.log[..self.durable].last().map_or(0, |(version, _)| *version)
     }
 
     pub(crate) fn last(&self) -> u64 {

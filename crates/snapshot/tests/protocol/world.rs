@@ -5,8 +5,8 @@ mod check;
 use crate::model::{Image, Op, Random, Store};
 use chronofs_snapshot::protocol::State;
 use chronofs_snapshot::protocol::{
-    Attempt, Coordinator, Do, Fault, Held, Intent, Member, Node, Now, Order, Poll, Record, Request, Step,
-    Told, What,
+    Attempt, Coordinator, Do, Ended, Fault, Held, Intent, Member, Node, Now, Order, Poll, Record, Request,
+    Step, Told, What,
 };
 use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const START_NS: u64 = 1_800_000_000_000_000_000;
 /// The one that images the coordinator's own database.
 const ADMIN: usize = 0;
+/// The one of whose log the log server keeps a copy.
+const COPIED: &str = "meta-0";
 
 /// A fault in the protocol or around it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,6 +129,9 @@ impl World {
         for n in 0..1 + world.random.below(3) {
             let store = Store::new(real.then_some(seed ^ n));
             world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, store);
+        }
+        if world.random.one_in(2) {
+            world.add_server("far", vec![Role::Tlog], 1, Store::new());
         }
         world
     }
@@ -463,6 +468,17 @@ impl World {
                     self.after(intent.hold_ms, Event::HoldEnds(n, number));
                 }
             }
+            Step::Image(Role::Tlog) if server.id == "far" => {
+                let Some(Ended { length: end, .. }) = intent.ended.get(COPIED).copied() else {
+                    return fault(SnapshotCode::TlogFailed, "nobody said where the log ended");
+                };
+                let owner = self.servers.iter().find(|server| server.id == COPIED && !server.superseded);
+                if owner.is_none_or(|owner| owner.store.last_durable() < end) {
+                    return fault(SnapshotCode::TlogFailed, "the copy does not go so far");
+                }
+                self.servers[n].images.insert((number, Role::Tlog), (Image::Copy { end }, false));
+                self.note("a log server made its image");
+            }
             Step::Image(role) => {
                 let (image, version) = match role {
                     Role::Storage => server.store.image_store(),
@@ -471,7 +487,8 @@ impl World {
                 };
                 server.images.insert((number, role), (image, false));
                 let version = (role != Role::Coord).then_some(version);
-                return Ok(Told { version, ..Told::default() });
+                let ended = version.filter(|_| role == Role::Tlog).map(|length| Ended { segment: 1, length });
+                return Ok(Told { version, ended, ..Told::default() });
             }
             Step::Label => {
                 let roles = server.roles.clone();
@@ -558,6 +575,7 @@ impl World {
             address: format!("{}:1", server.id),
             epoch: server.member.epoch(),
             roles: server.roles.clone(),
+            copies: if server.id == "far" { vec![COPIED.to_owned()] } else { Vec::new() },
         };
         owners.map(node).collect()
     }
