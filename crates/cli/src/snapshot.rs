@@ -344,7 +344,7 @@ async fn list(client: &AdminClient, json: bool) -> Result<()> {
     Ok(())
 }
 
-const FIELDS: [Column; 13] = [
+const FIELDS: [Column; 14] = [
     ("uid", "uid"),
     ("state", "state"),
     ("phase", "phase"),

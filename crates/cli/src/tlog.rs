@@ -96,7 +96,13 @@ pub(crate) fn run(command: Command) -> Result<()> {
             output::line(format!("kept the token in {}", folder.db_folder.display()))
         }
         Command::Init(Init::Systemd { folder, systemd }) => {
-            let unit = systemd::server_unit("tlog", "log server", &folder.db_folder, "")?;
+            let unit = systemd::server_unit(
+                "tlog",
+                "log server",
+                &folder.db_folder,
+                " chronofs-admin.service",
+                &systemd,
+            )?;
             systemd::put(&unit, "chronofs-tlog.service", &systemd)
         }
         Command::Start(args) => start(*args).context("tlog start"),

@@ -1,7 +1,7 @@
 //! A server as a member of a snapshot: what it refuses, whoever orders it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use chronofs_snapshot::agent::{Agent, Host, Setup};
+use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{Attempt, Cut, Fault, Intent, Node, Order, Said, Step, What};
 use chronofs_snapshot::{Role, SnapshotCode, Whitelist};
 use std::fs;
@@ -20,8 +20,8 @@ impl Host for Idle {
         Ok(())
     }
     fn let_go(&self, _: &Attempt) {}
-    fn image(&self, _: &Attempt, _: Role, _: &Path) -> Result<Option<u64>, Fault> {
-        Ok(None)
+    fn image(&self, _: &Intent, _: Role, _: &Path) -> Result<Imaged, Fault> {
+        Ok(Imaged::default())
     }
     fn keep(&self, _: &Intent, _: Option<Cut>) -> Result<(), Fault> {
         Ok(())
@@ -78,6 +78,7 @@ fn order(program: &Path, step: Step) -> Order {
         address: "10.0.0.1:8444".to_owned(),
         epoch: 3,
         roles: vec![Role::Storage, Role::Tlog],
+        copies: Vec::new(),
     };
     let intent = Intent {
         attempt: attempt.clone(),
@@ -89,6 +90,7 @@ fn order(program: &Path, step: Step) -> Order {
         keep_until_ns: None,
         hold_ms: 30_000,
         run_ms: 5_000,
+        ended: Default::default(),
     };
     Order { attempt, epoch: 3, what: What::Do(Box::new(intent), vec![step]) }
 }

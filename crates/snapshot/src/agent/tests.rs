@@ -30,12 +30,12 @@ impl Host for Arc<Double> {
 
     fn let_go(&self, _: &Attempt) {}
 
-    fn image(&self, _: &Attempt, _: Role, place: &Path) -> Result<Option<u64>, Fault> {
+    fn image(&self, _: &Intent, _: Role, place: &Path) -> Result<Imaged, Fault> {
         let gate = self.imaging.lock().unwrap().take();
         gate.into_iter().for_each(|gate| gate.recv().unwrap());
         fs::create_dir_all(place).unwrap();
         fs::write(place.join("file"), "bytes").unwrap();
-        Ok(Some(7))
+        Ok(Imaged { version: Some(7), ended: None })
     }
 
     fn keep(&self, _: &Intent, _: Option<Cut>) -> Result<(), Fault> {
@@ -73,6 +73,7 @@ fn intent(program: &Path, argument: &str) -> Intent {
         address: "10.0.0.1:8444".to_owned(),
         epoch: 3,
         roles: vec![Role::Storage, Role::Tlog],
+        copies: Vec::new(),
     };
     Intent {
         attempt: attempt(),
@@ -84,6 +85,7 @@ fn intent(program: &Path, argument: &str) -> Intent {
         keep_until_ns: None,
         hold_ms: 30_000,
         run_ms: 60_000,
+        ended: BTreeMap::new(),
     }
 }
 

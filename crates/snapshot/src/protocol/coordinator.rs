@@ -269,6 +269,7 @@ impl Coordinator {
             keep_until_ns: None,
             hold_ms: HOLD_MS,
             run_ms: 0,
+            ended: BTreeMap::new(),
         };
         let record = running(intent);
         let record = Record { state: State::Deleted, ended_ns: Some(now.wall_ns), ..record };

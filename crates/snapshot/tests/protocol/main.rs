@@ -68,7 +68,18 @@ fn what_is_restored_has_all_its_coins_and_one_ring_and_goes_on() {
 fn a_complete_set_is_the_state_at_its_cut_whatever_fails() {
     let many = seeds().count() >= 2_000;
     let seen = run(seeds(), false);
-    let codes = ["1000", "2500", "2501", "2502", "2504", "2506", "2508", "4000", "complete", "a log server made its image"];
+    let codes = [
+        "1000",
+        "2500",
+        "2501",
+        "2502",
+        "2504",
+        "2506",
+        "2508",
+        "4000",
+        "complete",
+        "a log server made its image",
+    ];
     let mut wanted: Vec<String> = codes.map(str::to_owned).into();
     // Whoever goes away, in whatever phase: the last snapshot of each seed shows that nothing of it is in the way.
     // Of releasing no more than a message is seen, which seldom coincides with anything.

@@ -131,7 +131,7 @@ impl World {
             world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, store);
         }
         if world.random.one_in(2) {
-            world.add_server("far", vec![Role::Tlog], 1, Store::new());
+            world.add_server("far", vec![Role::Tlog], 1, Store::new(None));
         }
         world
     }
