@@ -98,7 +98,7 @@ fn a_disk_snapshot_and_what_the_copies_have_since_give_everything_back() {
 
     // The copy alone is not enough any more.
     let said = refused(&installation, &installation.path("without the snapshot"), &["--recover-log"]);
-    assert!(said.contains("is missing"), "{said}");
+    assert!(said.contains("newest complete disk snapshot"), "{said}");
     let images = backup.join(&uid).join(installation.meta_address.to_string());
     let folder = installation.path("meta again");
     put_together(&images, &folder);
