@@ -38,11 +38,12 @@ until_listens() {
 }
 token() { "$@" 2> /dev/null | tail -n 1; }
 
-# Further arguments are flags of `meta start`.
+# Flags of `admin start`; further arguments of start_servers are flags of `meta start`.
+ADMIN_FLAGS=()
 start_servers() {
     mkdir -p "$WORK"/{blocks,mnt,etc,under}
     token "$CHRONOFS" admin init creds --db-folder "$WORK/admin" --address "$ADMIN" > "$WORK/root.token"
-    "$CHRONOFS" admin start --db-folder "$WORK/admin" --bind-addr "$ADMIN" 2> "$WORK/admin.log" & PIDS+=($!)
+    "$CHRONOFS" admin start --db-folder "$WORK/admin" --bind-addr "$ADMIN" "${ADMIN_FLAGS[@]}" 2> "$WORK/admin.log" & PIDS+=($!)
     until_listens "$ADMIN"
     "$CHRONOFS" configure init creds --token "$(cat "$WORK/root.token")"
     "$CHRONOFS" configure create block-store blocks --kind local --path "$WORK/blocks"

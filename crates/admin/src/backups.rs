@@ -4,7 +4,7 @@
 //! The key of a place of backups comes with each call and is kept in memory only, for as long as the backup is made.
 
 use crate::AdminError;
-use crate::api::App;
+use crate::api::{App, log_servers};
 use crate::db::{Database, backups, block_stores, now_ns, snapshots as records};
 use crate::snapshots::Snapshots;
 use chronofs_backup::record::{Backup, Judged, State, Wholeness, judge};
@@ -207,7 +207,7 @@ impl Making {
     async fn start(&self) -> Result<Result<(), Fault>, AdminError> {
         let (app, uid, backup) = (self.app.clone(), self.uid.clone(), self.backup.clone());
         blocking(move || {
-            let connected = |id: &str| app.is_connected(id);
+            let connected = |id: &str| app.is_connected(id) || log_servers::is_connected(&app, id);
             let (dest, keep) = (vec![backup.dest.clone()], backup.keep_until_ns);
             match app.snapshots.start(uid, PROGRAM.to_owned(), dest, keep, &connected)? {
                 Ok(_) => app.database.write(|tx| backups::save(tx, &backup)).map(Ok),
@@ -403,7 +403,8 @@ pub(crate) fn warnings(all: &[Shown], volumes: u64) -> Vec<String> {
 fn kept_until(snapshots: &Snapshots, uid: &str) -> Option<u64> {
     let record = snapshots.find(&uid.parse().ok()?)?;
     let kept = record.state == SnapshotState::Complete;
-    kept.then(|| record.intent.keep_until_ns.unwrap_or(u64::MAX))
+    // One whose time is over and that is still complete is read by a clone, or goes in a moment.
+    kept.then(|| record.intent.keep_until_ns.filter(|until_ns| *until_ns > now_ns()).unwrap_or(u64::MAX))
 }
 
 /// Deletes a backup that is over; `lost`: the place of backups is not there any more, so only what is known here goes.

@@ -70,6 +70,9 @@ pub enum AdminError {
     /// Another cluster is meant.
     #[error("{0}")]
     WrongCluster(String),
+    /// Something speaks against it.
+    #[error("{0}")]
+    Conflict(String),
     /// Not now.
     #[error("{0}")]
     Unavailable(String),
@@ -138,6 +141,7 @@ impl AdminError {
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             AdminError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
             AdminError::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            AdminError::Conflict(_) => (StatusCode::CONFLICT, "in_use"),
             AdminError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }

@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) volumes: Gauge,
     pub(crate) metadata_stores: Gauge,
     pub(crate) metadata_stores_connected: Gauge,
+    pub(crate) log_servers: Gauge,
+    pub(crate) log_servers_connected: Gauge,
 }
 
 impl Metrics {
@@ -45,6 +47,8 @@ impl Metrics {
             volumes: Gauge::default(),
             metadata_stores: Gauge::default(),
             metadata_stores_connected: Gauge::default(),
+            log_servers: Gauge::default(),
+            log_servers_connected: Gauge::default(),
         };
         metrics.registered()
     }
@@ -65,6 +69,9 @@ impl Metrics {
         registry.register("metadata_stores", "Metadata stores", self.metadata_stores.clone());
         let help = "Metadata stores whose server is in touch";
         registry.register("metadata_stores_connected", help, self.metadata_stores_connected.clone());
+        registry.register("log_servers", "Log servers", self.log_servers.clone());
+        let help = "Log servers that are in touch";
+        registry.register("log_servers_connected", help, self.log_servers_connected.clone());
         self
     }
 

@@ -187,12 +187,52 @@ pub struct ChangeMetadataStore {
     /// Revoke its token and make a new one.
     #[serde(default)]
     pub new_token: bool,
-    /// The copies of its log, in place of those before: absolute paths of folders on the machine of its server.
+    /// The copies of its log, in place of those before: absolute paths of folders on the machine of its server, and `tlog:`
+    /// with the name of a log server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_copies: Option<Vec<String>>,
     /// How many of them may lack what is durable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_anti_quorum: Option<u32>,
+}
+
+/// What keeps copies of logs for metadata servers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogServer {
+    /// Its id.
+    pub id: String,
+    /// Its name; the copies on it are called `tlog:NAME`.
+    pub name: String,
+    /// When it was created, RFC 3339.
+    pub created: String,
+    /// Where metadata servers reach it: `host:port`.
+    pub address: Option<String>,
+    /// Epoch of the last registration; 0 before the first.
+    pub epoch: u64,
+    /// It is in touch with the admin server.
+    pub connected: bool,
+    /// The metadata stores that keep copies of their logs on it.
+    pub stores: Vec<String>,
+    /// Its token: only in the answer that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// Body of `POST /v1/log-servers`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewLogServer {
+    /// Its name.
+    pub name: String,
+}
+
+/// Body of `PATCH /v1/log-servers/{name}`.
+#[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeLogServer {
+    /// Revoke its token and make a new one.
+    #[serde(default)]
+    pub new_token: bool,
 }
 
 /// A file system.

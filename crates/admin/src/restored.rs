@@ -1,7 +1,7 @@
 //! Makes of the image of an admin server's database the one of a clone: another name, another address, tokens of its own for
 //! its metadata servers, and nobody registered, so that nobody is led to a server of the source.
 
-use crate::db::{Database, backups, logs, now_ns, restored, set_setting, stores, tokens};
+use crate::db::{Database, backups, log_servers, logs, now_ns, restored, set_setting, stores, tokens};
 use crate::{AdminError, FolderLock, cluster};
 use chronofs_wire::cluster::{ClusterFile, ClusterName};
 use chronofs_wire::status::RestoredCluster;
@@ -41,6 +41,7 @@ pub fn prepare_clone(
         tx.execute("UPDATE metadata_store SET revision = revision + 1", [])?;
         // The source's copies of its log are fenced by whoever opens them.
         logs::forget_all(tx)?;
+        log_servers::delete_all(tx)?;
         tx.execute("UPDATE volume SET sessions = NULL, problem = NULL", [])?;
         let (uid, source) = (clone.uid.clone(), clone.source.clone());
         let row = RestoredCluster { uid, source, prepared_ns: now_ns(), accepted_ns: None };

@@ -7,15 +7,16 @@
 use crate::AdminError;
 use crate::backups::Backups;
 use crate::db::tokens::ADDRESS;
-use crate::db::{DATABASE_FILE, Database, now_ns, setting, snapshots, stores};
-use crate::model::MetadataStore;
+use crate::db::{DATABASE_FILE, Database, log_servers, now_ns, setting, snapshots, stores};
+use crate::model::{LogServer, MetadataStore};
 use chronofs_backup::{PROGRAM, store_image};
-use chronofs_snapshot::agent::{Agent, Host, Setup};
+use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{
     Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
 };
 use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid, Whitelist};
 use rusqlite::Transaction;
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,10 +117,8 @@ impl Snapshots {
         keep_until_ns: Option<u64>,
         connected: &dyn Fn(&str) -> bool,
     ) -> Result<Result<Record, Fault>, AdminError> {
-        let (cluster, address, stores) = self.database.write(|tx| {
-            let address = setting(tx, ADDRESS)?.unwrap_or_default();
-            Ok((snapshots::cluster(tx)?, address, stores::list_metadata(tx)?))
-        })?;
+        let (cluster, members) = self.database.write(|tx| Ok((snapshots::cluster(tx)?, members(tx)?)))?;
+        let (stores, servers) = (&members.stores, &members.log_servers);
         let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
         let run_limit = if program == PROGRAM { BACKUP_WITHIN } else { self.run_limit };
         let run_ms = u64::try_from(run_limit.as_millis()).unwrap_or(u64::MAX);
@@ -141,7 +140,15 @@ impl Snapshots {
                 );
                 return (Err(Fault { code: SnapshotCode::NotFullyRecovered, why }), None);
             }
-            match coordinator.start(now, request, nodes(&address, &stores)) {
+            let silent = servers.iter().find(|(server, _)| !connected(&server.id));
+            if let (Some((server, _)), None) = (silent, coordinator.record(&request.uid)) {
+                let why = format!(
+                    "log server '{}' has a log copy that counts, and is not connected: start it, or wait until the copy is left out",
+                    server.name
+                );
+                return (Err(Fault { code: SnapshotCode::NotFullyRecovered, why }), None);
+            }
+            match coordinator.start(now, request, nodes(&members)) {
                 Ok((record, true)) => (Ok(record.clone()), Some(record)),
                 Ok((record, false)) => (Ok(record), None),
                 Err(refusal) => (Err(Fault { code: refusal.code, why: refusal.why }), None),
@@ -154,14 +161,23 @@ impl Snapshots {
         self.decide(|coordinator, now| coordinator.poll(now, poll))
     }
 
-    /// A server has registered.
+    /// A server has registered, or other log copies count.
     pub(crate) fn members_changed(&self) -> Result<(), AdminError> {
-        let (address, stores) = self.database.write(members)?;
-        self.decide(|coordinator, now| ((), coordinator.members(now, &nodes(&address, &stores))))
+        let members = self.database.write(members)?;
+        self.decide(|coordinator, now| ((), coordinator.members(now, &nodes(&members))))
     }
 
     pub(crate) fn tick(&self) -> Result<(), AdminError> {
-        self.decide(|coordinator, now| ((), coordinator.tick(now)))
+        let overdue = self.decide(|coordinator, now| {
+            let overdue = coordinator.overdue(now).next().is_some();
+            (overdue, coordinator.tick(now))
+        })?;
+        if overdue {
+            let stores = self.database.write(stores::list_metadata)?;
+            let is_there = |id: &str| stores.iter().any(|store| store.id == id);
+            self.decide(|coordinator, now| ((), coordinator.expire(now, is_there)))?;
+        }
+        Ok(())
     }
 
     /// Ends a snapshot that is under way. Gives its record as it is then.
@@ -184,6 +200,40 @@ impl Snapshots {
     pub(crate) fn find(&self, uid: &SnapshotUid) -> Option<Record> {
         let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
         coordinator.record(uid).cloned()
+    }
+
+    /// Forgets what members keep for a snapshot that is not known here, or is forgotten.
+    pub(crate) fn delete_unknown(&self, uid: &SnapshotUid) -> Result<Option<Record>, AdminError> {
+        self.decide(|coordinator, now| {
+            let deleted = coordinator.delete_unknown(now, uid);
+            (deleted.clone(), deleted)
+        })
+    }
+
+    /// A complete set, as it lies in the block stores.
+    pub(crate) fn complete(&self, uid: &SnapshotUid) -> Option<Record> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        coordinator.record(uid).filter(|record| record.state == State::Complete).cloned()
+    }
+
+    /// Who reads a set, as far as members have said.
+    pub(crate) fn readers(&self, uid: &SnapshotUid) -> Vec<String> {
+        self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).readers(uid)
+    }
+
+    /// Who reads what, each in a line.
+    pub(crate) fn all_readers(&self) -> Vec<String> {
+        let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+        let uids = coordinator.records().map(|record| &record.intent.attempt.uid);
+        let lines = uids.flat_map(|uid| {
+            coordinator.readers(uid).into_iter().map(move |reader| format!("{uid}: {reader}"))
+        });
+        lines.collect()
+    }
+
+    /// What members keep for snapshots that are not known here, or are forgotten.
+    pub(crate) fn strangers(&self) -> BTreeMap<Attempt, Vec<String>> {
+        self.coordinator.lock().unwrap_or_else(PoisonError::into_inner).strangers()
     }
 
     /// How many are under way.
@@ -228,27 +278,46 @@ fn tell(record: &Record) {
     tracing::info!(%uid, ?state, code, program = record.intent.program, "disk snapshot");
 }
 
-fn members(tx: &Transaction<'_>) -> Result<(String, Vec<MetadataStore>), AdminError> {
-    Ok((setting(tx, ADDRESS)?.unwrap_or_default(), stores::list_metadata(tx)?))
+/// Everybody with disks, as the configuration has it.
+struct Members {
+    /// Address of this server.
+    address: String,
+    stores: Vec<MetadataStore>,
+    /// Log servers with the ids of the stores whose copies there count.
+    log_servers: Vec<(LogServer, Vec<String>)>,
 }
 
-/// Everybody with disks, as the configuration has it.
-fn nodes(address: &str, stores: &[MetadataStore]) -> Vec<Node> {
+fn members(tx: &Transaction<'_>) -> Result<Members, AdminError> {
+    let address = setting(tx, ADDRESS)?.unwrap_or_default();
+    Ok(Members { address, stores: stores::list_metadata(tx)?, log_servers: log_servers::counting(tx)? })
+}
+
+fn nodes(members: &Members) -> Vec<Node> {
     let own = Node {
         id: NODE.to_owned(),
         name: NODE.to_owned(),
-        address: address.to_owned(),
+        address: members.address.clone(),
         epoch: EPOCH,
         roles: vec![Role::Coord],
+        copies: Vec::new(),
     };
-    let stores = stores.iter().map(|store| Node {
+    let stores = members.stores.iter().map(|store| Node {
         id: store.id.clone(),
         name: store.name.clone(),
         address: store.address.clone().unwrap_or_default(),
         epoch: store.epoch,
         roles: vec![Role::Storage, Role::Tlog],
+        copies: Vec::new(),
     });
-    std::iter::once(own).chain(stores).collect()
+    let log_servers = members.log_servers.iter().map(|(server, copies)| Node {
+        id: server.id.clone(),
+        name: server.name.clone(),
+        address: server.address.clone().unwrap_or_default(),
+        epoch: server.epoch,
+        roles: vec![Role::Tlog],
+        copies: copies.clone(),
+    });
+    std::iter::once(own).chain(stores).chain(log_servers).collect()
 }
 
 /// This server as a member.
@@ -269,7 +338,7 @@ impl Host for OwnPart {
 
     fn let_go(&self, _: &Attempt) {}
 
-    fn image(&self, _: &Attempt, _: Role, place: &Path) -> Result<Option<u64>, Fault> {
+    fn image(&self, _: &Intent, _: Role, place: &Path) -> Result<Imaged, Fault> {
         let failed = |why: String| Fault { code: SnapshotCode::CoordFailed, why };
         let copy = || -> std::io::Result<()> {
             std::fs::DirBuilder::new().mode(0o700).create(place)?;
@@ -287,7 +356,7 @@ impl Host for OwnPart {
         self.database.copy(&to).map_err(|error| failed(error.to_string()))?;
         let synced = std::fs::File::open(&to).and_then(|file| file.sync_all());
         synced.map_err(|error| failed(format!("cannot sync {}: {error}", to.display())))?;
-        Ok(None)
+        Ok(Imaged::default())
     }
 
     fn keep(&self, _: &Intent, _: Option<Cut>) -> Result<(), Fault> {

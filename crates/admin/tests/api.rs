@@ -343,6 +343,7 @@ async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
         "block_stores",
         "cluster",
         "deleted",
+        "log_servers",
         "questions",
         "registered",
         "restored",

@@ -21,7 +21,7 @@ use crate::place::Place;
 use chronofs_snapshot::label::{LABEL, Label};
 use chronofs_snapshot::protocol::{Attempt, Record};
 use chronofs_snapshot::tree::{Entry, Kind, list_tree};
-use chronofs_snapshot::{Role, SnapshotUid};
+use chronofs_snapshot::{Role, SnapshotUid, record};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -336,27 +336,27 @@ impl Depot {
     /// `to/UID.json`: what `restore plan` wants. Every byte is checked on the way; what is not whole is not named `UID`.
     pub fn restore(&self, manifest: &Manifest, to: &Path) -> Result<(PathBuf, PathBuf), Error> {
         let uid = &manifest.record.intent.attempt.uid;
-        let (set, record) = (to.join(uid.as_str()), to.join(format!("{uid}.json")));
-        for path in [&set, &record] {
+        let (set, file) = (to.join(uid.as_str()), to.join(format!("{uid}.json")));
+        for path in [&set, &file] {
             if path.exists() {
                 return Err(chronofs_snapshot::Error::Exists(path.clone()).into());
             }
         }
         let making = to.join(format!(".{uid}.{}", std::process::id()));
         let made = self.restore_into(manifest, &making).and_then(|()| {
-            let mut text = serde_json::to_vec_pretty(&manifest.record).unwrap_or_default();
-            text.push(b'\n');
-            write_new(&record, &text)?;
+            let sealed = record::seal(&manifest.record);
+            let sealed = sealed.map_err(|error| self.damaged(uid.as_str(), &error.to_string()))?;
+            write_new(&file, &sealed)?;
             fs::rename(&making, &set).map_err(Error::io("rename to", &set))?;
             sync(to)
         });
         if let Err(error) = made {
             // Nothing that is not whole stays.
             let _ = fs::remove_dir_all(&making);
-            let _ = fs::remove_file(&record);
+            let _ = fs::remove_file(&file);
             return Err(error);
         }
-        Ok((set, record))
+        Ok((set, file))
     }
 
     fn restore_into(&self, manifest: &Manifest, making: &Path) -> Result<(), Error> {

@@ -29,6 +29,7 @@ fn node() -> Node {
         address: "10.0.0.1:8444".to_owned(),
         epoch: 3,
         roles: vec![Role::Storage, Role::Tlog],
+        copies: Vec::new(),
     }
 }
 
@@ -43,10 +44,11 @@ fn record(n: u64) -> Record {
         keep_until_ns: Some(9),
         hold_ms: 30_000,
         run_ms: 300_000,
+        ended: BTreeMap::new(),
     };
     let cuts = BTreeMap::from([("01".to_owned(), Cut { store: 10, cut: 12 })]);
-    let (bytes, failures) = (BTreeMap::new(), Vec::new());
-    Record { intent, state: State::Complete, ended_ns: Some(2), cuts, bytes, code: None, failures }
+    let (bytes, held_ms, failures) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    Record { intent, state: State::Complete, ended_ns: Some(2), cuts, bytes, held_ms, code: None, failures }
 }
 
 impl Lab {
@@ -142,7 +144,7 @@ fn a_backup_comes_back_byte_for_byte_and_the_next_one_stores_only_what_is_new() 
             let image = lab.folder.path().join(format!("images/{n}/{role}"));
             same(&image, &set.join("10.0.0.1:8444").join(role.as_str()));
         }
-        let read: Record = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+        let read = chronofs_snapshot::record::open(&fs::read(record).unwrap()).unwrap();
         assert_eq!(read, manifest.record);
         assert!(depot.restore(manifest, lab.folder.path()).is_err(), "nothing is overwritten");
     }

@@ -5,6 +5,7 @@
 //! into a bucket: the pin as JSON, and the CRC32C of that line. Whatever is not exactly that cannot be read, and what
 //! cannot be read is obeyed by deleting nothing.
 
+use crate::note::{self, NOTE_BYTES_MAX};
 use bytes::Bytes;
 use chronofs_core::Version;
 use serde::{Deserialize, Serialize};
@@ -13,10 +14,6 @@ use uuid::Uuid;
 
 /// Where pins lie.
 pub const PINS: &str = "pins";
-/// The longest pin.
-pub const PIN_BYTES_MAX: usize = 64 << 10;
-/// The most pins of a store. One that has more cannot be read.
-pub const PINS_MAX: usize = 10_000;
 const FORMAT: u32 = 1;
 
 /// See the module.
@@ -86,11 +83,11 @@ impl Pin {
     pub fn encode(&self) -> Result<Bytes, PinError> {
         let content = |reason: String| PinError::Content { name: self.name(), reason };
         let line = serde_json::to_string(self).map_err(|error| content(error.to_string()))?;
-        let text = format!("{line}\n{:08x}\n", crc32c::crc32c(line.as_bytes()));
-        if text.len() > PIN_BYTES_MAX {
-            return Err(content(format!("it has {} bytes, and may have {PIN_BYTES_MAX}", text.len())));
+        let text = note::seal(&line);
+        if text.len() > NOTE_BYTES_MAX {
+            return Err(content(format!("it has {} bytes, and may have {NOTE_BYTES_MAX}", text.len())));
         }
-        Ok(text.into())
+        Ok(text)
     }
 
     /// The pin that lies under `name`.
@@ -100,12 +97,7 @@ impl Pin {
             format: u32,
         }
         let named = parse_pin_name(name).ok_or_else(|| PinError::Name(name.to_owned()))?;
-        let wrong = || PinError::Checksum(name.to_owned());
-        let text = std::str::from_utf8(bytes).map_err(|_| wrong())?;
-        let (line, sum) = text.strip_suffix('\n').and_then(|text| text.split_once('\n')).ok_or_else(wrong)?;
-        if sum != format!("{:08x}", crc32c::crc32c(line.as_bytes())) {
-            return Err(wrong());
-        }
+        let line = note::open(bytes).ok_or_else(|| PinError::Checksum(name.to_owned()))?;
         let content = |reason: String| PinError::Content { name: name.to_owned(), reason };
         let AnyFormat { format } = serde_json::from_str(line).map_err(|error| content(error.to_string()))?;
         if format != FORMAT {

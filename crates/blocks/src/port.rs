@@ -4,7 +4,7 @@
 //! failing stores of the tests.
 
 use crate::hedge::Hedges;
-use crate::pin::Pin;
+use crate::pin::{PINS, Pin, pin_name};
 use crate::signed::Action;
 use bytes::Bytes;
 use chronofs_core::{Errno, Ino, SignedRequest};
@@ -67,14 +67,34 @@ pub trait StorePort: ObjectPort {
     /// left out without one is not there.
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>>;
 
-    /// Stores a pin. When it returns, it survives a power cut. The same again is no error; another one under its name is.
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Stores a note, which is no object: a pin, a reader, the record of a snapshot. When it returns, it survives a power
+    /// cut. The same again is no error; another one under its name is.
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
 
-    /// Has a pin gone. One that is not there is no error.
-    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Has a note gone. One that is not there is no error.
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
 
-    /// All that lies where pins lie, with its bytes, whatever it is. Any trouble is an error.
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>>;
+    /// All that lies in a folder of notes, with its bytes, whatever it is. Any trouble is an error.
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>>;
+
+    /// Stores a pin, as a note.
+    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let name = pin.name();
+            let bytes = pin.encode().map_err(|error| StoreError::damaged(&name, error.to_string()))?;
+            self.put_note(&name, bytes).await
+        })
+    }
+
+    /// Has a pin gone.
+    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.remove_note(&pin_name(volume, id)).await })
+    }
+
+    /// All that lies where pins lie.
+    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.notes(PINS)
+    }
 }
 
 /// A page of a listing.

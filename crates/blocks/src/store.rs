@@ -6,7 +6,6 @@
 //! In a folder objects are files that are written once, synced, and never replaced. The crate `object_store` does the
 //! writing: a temporary name, sync of the file, a hard link that fails if the name is taken, sync of the folder.
 
-use crate::pin::Pin;
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort};
 use bytes::Bytes;
 use chronofs_core::Errno;
@@ -25,7 +24,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 mod client;
-mod pins;
+mod notes;
 mod remote;
 mod shelf;
 
@@ -186,19 +185,19 @@ impl BlockStore {
     }
 
     async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
-        self.delete_named(name, &location(name)?).await
+        check_name(name)?;
+        self.delete_named(name).await
     }
 
-    async fn delete_named(&self, name: &str, location: &Location) -> Result<(), StoreError> {
+    /// Not synced: one that a power cut brings back is found in the listing, and goes then.
+    async fn delete_named(&self, name: &str) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         self.check_marker(name).await?;
-        // Not synced: one that a power cut brings back is found in the listing, and goes then.
-        match self.files.delete(location).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(self.unavailable(name, "it cannot be deleted", &error)),
-        }
-        let (folder, object) = (self.folder.clone(), name.to_owned());
-        let deleted = blocking(move || delete_pieces(&folder, &object));
+        let path = self.folder.join(name);
+        let deleted = blocking(move || {
+            delete_file(&path)?;
+            delete_pieces(&path)
+        });
         deleted.await.map_err(|error| self.unavailable(name, "it cannot be deleted", &error))
     }
 
@@ -268,16 +267,16 @@ impl StorePort for BlockStore {
         self.list_folder(from).boxed()
     }
 
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store_pin(pin).boxed()
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store_note(name, bytes).boxed()
     }
 
-    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.delete_pin(volume, id).boxed()
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.delete_note(name).boxed()
     }
 
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.read_pins().boxed()
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.read_notes(folder).boxed()
     }
 }
 
@@ -308,14 +307,20 @@ const PIECE: char = '#';
 const PIECES: u32 = 4;
 
 /// What puts of the object left that were cut off by a kill. Nobody puts what is to be deleted.
-fn delete_pieces(folder: &Path, name: &str) -> io::Result<()> {
-    for n in 1..=PIECES {
-        match fs::remove_file(folder.join(format!("{name}{PIECE}{n}"))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+fn delete_pieces(object: &Path) -> io::Result<()> {
+    (1..=PIECES).try_for_each(|n| {
+        let mut piece = object.as_os_str().to_owned();
+        piece.push(format!("{PIECE}{n}"));
+        delete_file(Path::new(&piece))
+    })
+}
+
+/// A file that is not there is deleted.
+fn delete_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The object that a file is, or was to be when its put was cut off.

@@ -126,7 +126,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             output::line(token)
         }
         Command::Init(Init::Systemd { folder, systemd }) => {
-            let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "")?;
+            let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "", &systemd)?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
         Command::Start { folder, bind_addr, cluster, tls, whitelist, snap_create_max_timeout, log } => {

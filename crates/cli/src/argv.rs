@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-const ROLES: [&str; 5] = ["admin", "meta", "configure", "mount", "snap-create"];
+const ROLES: [&str; 6] = ["admin", "manage", "meta", "configure", "mount", "snap-create"];
 /// What follows `mount.chronofs` when a person and not mount(8) calls it.
 const MOUNT_COMMANDS: [&str; 6] = ["init", "start", "stop", "list", "help", "--help"];
 

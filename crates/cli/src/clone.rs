@@ -7,9 +7,9 @@ use crate::snap_create::now;
 use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::Version;
-use chronofs_snapshot::Address;
 use chronofs_snapshot::protocol::Record;
 use chronofs_snapshot::restore::own::{self, Found, OwnMachine, OwnPlan, OwnSet, Proof};
+use chronofs_snapshot::{Address, record};
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use chronofs_wire::identity::random;
@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What proves that a set is one.
 #[derive(Args, Debug)]
 pub(crate) struct Committed {
-    /// Record of the snapshot, as written by snapshot describe --record
+    /// Record of the snapshot: as written by snapshot describe --record, or snapshots/UID of a block store
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// Do without the record: the labels of the images alone are to prove the set whole
@@ -70,7 +70,7 @@ fn now_ns() -> u64 {
 
 fn read_record(path: &Path) -> Result<Record> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no record of a snapshot", path.display()))
+    record::open(&text).with_context(|| format!("record {}", path.display()))
 }
 
 /// Which cluster is asked, and how.
@@ -136,7 +136,15 @@ pub(crate) fn plan(wanted: &Wanted<'_>, json: bool) -> Result<()> {
         }
     }
     output::line(output::table(&PARTS, &rows))?;
-    output::line(format_args!("\nsnapshot      {}\nof cluster    {}", plan.uid, plan.source))
+    output::line(format_args!("\nsnapshot      {}\nof cluster    {}", plan.uid, plan.source))?;
+    match plan.left_out.is_empty() {
+        true => Ok(()),
+        false => output::line(format_args!(
+            "left out      {} (log servers: all that their copies have is in the images of the metadata servers, too; the clone \
+             begins without copies)",
+            plan.left_out.join(", ")
+        )),
+    }
 }
 
 pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, dry_run: bool, json: bool) -> Result<()> {
@@ -310,11 +318,12 @@ pub(crate) fn show_folders(found: &[Found], json: bool) -> Result<()> {
     output::line(output::table(&FOLDERS, &found.iter().map(row).collect::<Vec<_>>()))
 }
 
-const SERVERS: [Column; 6] = [
+const SERVERS: [Column; 7] = [
     ("STORE", "name"),
     ("ADDRESS", "address"),
     ("STATE", "state"),
     ("CUT", "cut"),
+    ("AT ITS SOURCE", "source"),
     ("MADE EMPTY", "only_admin"),
     ("OUT OF REACH", "only_here"),
 ];
@@ -346,10 +355,18 @@ pub(crate) fn status(asked: &Asked, wait: Option<Duration>, json: bool) -> Resul
 fn show_status(status: &ClusterStatus, restored: &RestoredCluster, json: bool) -> Result<()> {
     let said = |member: &Member| member.understood().and_then(|said| said.restored);
     let row = |member: &Member| {
-        let RestoredSaid { cut, only_admin, only_here, .. } = said(member).unwrap_or_default();
+        let RestoredSaid { cut, only_admin, only_here, readers, kept, detached, .. } =
+            said(member).unwrap_or_default();
+        let source = match (kept, detached, readers) {
+            (_, true, _) => "detached",
+            (_, _, 0) => "not registered",
+            (Some(true), ..) => "kept",
+            (Some(false), ..) => "NOT KEPT",
+            (None, ..) => "registered",
+        };
         json!({
             "name": member.name, "address": member.address, "state": member.state, "cut": cut,
-            "only_admin": only_admin, "only_here": only_here,
+            "only_admin": only_admin, "only_here": only_here, "source": source,
         })
     };
     let rows: Vec<Value> = status.members.iter().map(row).collect();
@@ -381,5 +398,21 @@ pub(crate) fn accept(asked: &Asked, json: bool) -> Result<()> {
         "the restore of {} is accepted: what nothing needs any more is forgotten and deleted from now on; what the source \
          stored stays",
         accepted.uid
+    ))
+}
+
+/// The clone needs nothing of its source any more, or is to do without.
+pub(crate) fn detach(asked: &Asked, force: bool, json: bool) -> Result<()> {
+    let client = asked.client()?;
+    let body = json!({ "force": force });
+    let detached: Result<RestoredCluster, ClientError> =
+        serve(async move { client.call(Method::POST, "/v1/restore/detach", Some(&body)).await })?;
+    let detached = detached?;
+    if json {
+        return output::line(serde_json::to_string_pretty(&detached)?);
+    }
+    output::line(format_args!(
+        "this cluster reads snapshot {} no longer: its source may let go of it (chronofs snapshot delete {} there)",
+        detached.uid, detached.uid
     ))
 }

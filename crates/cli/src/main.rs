@@ -11,6 +11,7 @@ mod cluster;
 mod configure;
 mod credentials;
 mod logs;
+mod manage;
 mod meta;
 mod mount;
 mod options;
@@ -20,6 +21,7 @@ mod shell;
 mod snap_create;
 mod snapshot;
 mod systemd;
+mod tlog;
 
 use anyhow::{Context, Result};
 use argv::Argv;
@@ -45,9 +47,15 @@ enum Command {
     Admin(admin::Command),
     /// Create, list, show, change and delete accounts, stores, volumes and tokens
     Configure(configure::Configure),
+    /// Start, stop and look at the servers of this machine
+    #[command(subcommand)]
+    Manage(manage::Command),
     /// Run the server that holds names, attributes and the past of volumes
     #[command(subcommand)]
     Meta(meta::Command),
+    /// Run a server that keeps copies of the logs of metadata servers
+    #[command(subcommand)]
+    Tlog(tlog::Command),
     /// Mount and unmount volumes
     #[command(subcommand)]
     Mount(mount::Command),
@@ -126,7 +134,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cli(cli) => return shell::run(cli),
         Command::Admin(command) => admin::run(command),
         Command::Configure(command) => configure::run(command),
+        Command::Manage(command) => manage::run(command),
         Command::Meta(command) => meta::run(command),
+        Command::Tlog(command) => tlog::run(command),
         Command::Mount(command) => mount::run(command),
         Command::Instant { dir } => mount::instant(&dir),
         Command::SnapCreate(args) => snap_create::run(args),

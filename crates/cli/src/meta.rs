@@ -178,6 +178,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
                 "metadata server",
                 &folder.db_folder,
                 " chronofs-admin.service",
+                &systemd,
             )?;
             systemd::put(&unit, "chronofs-meta.service", &systemd)
         }

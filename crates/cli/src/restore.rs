@@ -77,6 +77,17 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have a clone registered no longer as a reader of its snapshot, so that the source may delete what the snapshot keeps
+    Detach {
+        #[command(flatten)]
+        asked: Asked,
+        /// Also while the clone needs objects of the source: files of it may lose their bytes then
+        #[arg(long)]
+        force: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What is restored, and to where.
@@ -164,6 +175,9 @@ pub(crate) fn run(command: Command) -> Result<()> {
             clone::status(&asked, wait, json).context("restore status")
         }
         Command::Accept { asked, json } => clone::accept(&asked, json).context("restore accept"),
+        Command::Detach { asked, force, json } => {
+            clone::detach(&asked, force, json).context("restore detach")
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::{Retention, Version};
 use chronofs_snapshot::protocol::{Fault, Node, Record, State};
-use chronofs_snapshot::{SnapshotCode, SnapshotUid, code};
+use chronofs_snapshot::{SnapshotCode, SnapshotUid, code, record};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often it is asked how a snapshot stands: at first at once, then less and less, in proportion to what has passed.
+const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 /// How long the admin server may be out of reach until the command gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -83,6 +84,9 @@ enum Command {
     Delete {
         /// Its UID
         uid: SnapshotUid,
+        /// Also while a clone reads what it keeps, a server does not answer, or nobody knows the snapshot
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -120,8 +124,8 @@ pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
             }
             Command::Status => status(&client, json).await.context("snapshot status")?,
             Command::Abort { uid } => abort(&client, &uid, json).await.context("snapshot abort")?,
-            Command::Delete { uid } => {
-                let path = format!("/v1/snapshots/{uid}");
+            Command::Delete { uid, force } => {
+                let path = format!("/v1/snapshots/{uid}{}", if force { "?force=true" } else { "" });
                 let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
                 deleted.context("snapshot delete")?;
                 output::line(format_args!(
@@ -194,7 +198,8 @@ fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
 /// Follows a snapshot to its end; on a terminal it shows where it is.
 async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
     let terminal = std::io::stderr().is_terminal();
-    let mut heard = Instant::now();
+    let begun = Instant::now();
+    let mut heard = begun;
     let mut shown = String::new();
     loop {
         match client.call::<Value>(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await {
@@ -211,7 +216,8 @@ async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
             Err(error) if error.is_transient() && heard.elapsed() < PATIENCE => {}
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        let [least, most] = LOOK_EVERY;
+        tokio::time::sleep((begun.elapsed() / 10).clamp(least, most)).await;
     }
 }
 
@@ -269,7 +275,7 @@ async fn all(client: &AdminClient) -> Result<Vec<(Record, Value)>> {
     values.into_iter().map(|value| Ok((serde_json::from_value(value.clone())?, value))).collect()
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("UID", "uid"),
     ("STATE", "state"),
     ("PHASE", "phase"),
@@ -278,6 +284,7 @@ const COLUMNS: [Column; 8] = [
     ("MEMBERS", "members"),
     ("SIZE", "bytes"),
     ("KEPT UNTIL", "kept_until"),
+    ("READ BY", "readers"),
 ];
 
 fn row(record: &Record, value: &Value) -> Value {
@@ -295,15 +302,20 @@ fn row(record: &Record, value: &Value) -> Value {
         })
         .collect();
     let cuts: Vec<String> = cuts.into_iter().map(|(name, cut)| format!("{name} {cut}")).collect();
+    let held: Vec<String> = record
+        .held_ms
+        .iter()
+        .map(|(id, ms)| format!("{} {ms} ms", intent.node(id).map_or(id.as_str(), |node| &node.name)))
+        .collect();
     let members: Vec<&str> = intent.nodes.iter().map(|node| node.name.as_str()).collect();
     let bytes = (!record.bytes.is_empty()).then(|| record.bytes.values().sum::<u64>());
     let command: Vec<&str> =
         std::iter::once(&intent.program).chain(&intent.arguments).map(String::as_str).collect();
     json!({
         "uid": intent.attempt.uid.as_str(), "state": record.state, "phase": value["phase"],
-        "started": Version(intent.started_ns).to_string(), "cuts": cuts, "members": members, "bytes": bytes,
+        "started": Version(intent.started_ns).to_string(), "cuts": cuts, "held": held, "members": members, "bytes": bytes,
         "ended": record.ended_ns.map(|ns| Version(ns).to_string()), "kept_until": kept_until, "command": command,
-        "code": record.code, "failures": failures(record),
+        "code": record.code, "failures": failures(record), "readers": value["readers"],
     })
 }
 
@@ -314,10 +326,25 @@ async fn list(client: &AdminClient, json: bool) -> Result<()> {
         return output::line(serde_json::to_string_pretty(&values)?);
     }
     let rows: Vec<Value> = all.iter().map(|(record, value)| row(record, value)).collect();
-    output::line(output::table(&COLUMNS, &rows))
+    output::line(output::table(&COLUMNS, &rows))?;
+    let unknown: Vec<Value> = client.call(Method::GET, "/v1/snapshots/unknown", None::<&()>).await?;
+    for kept in unknown {
+        let names = |value: &Value| -> String {
+            let all = value.as_array().into_iter().flatten();
+            all.filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+        };
+        let (uid, readers) = (kept["uid"].as_str().unwrap_or_default(), names(&kept["readers"]));
+        let read = if readers.is_empty() { String::new() } else { format!(", read by {readers}") };
+        output::warn(format_args!(
+            "{} keeps what snapshot {uid} needs{read}, which is deleted or not known here: it is left alone; chronofs snapshot \
+             delete {uid} --force has it gone",
+            names(&kept["kept_at"])
+        ));
+    }
+    Ok(())
 }
 
-const FIELDS: [Column; 12] = [
+const FIELDS: [Column; 14] = [
     ("uid", "uid"),
     ("state", "state"),
     ("phase", "phase"),
@@ -327,17 +354,19 @@ const FIELDS: [Column; 12] = [
     ("started", "started"),
     ("ended", "ended"),
     ("cut", "cuts"),
+    ("log held", "held"),
     ("members", "members"),
     ("size", "bytes"),
     ("kept until", "kept_until"),
+    ("read by", "readers"),
 ];
 
 async fn describe(client: &AdminClient, uid: &SnapshotUid, file: Option<PathBuf>, json: bool) -> Result<()> {
     let value: Value = client.call(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await?;
     let record: Record = serde_json::from_value(value.clone())?;
     if let Some(file) = file {
-        let text = serde_json::to_string_pretty(&record)? + "\n";
-        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, record::seal(&record)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     if json {
         return output::line(serde_json::to_string_pretty(&value)?);

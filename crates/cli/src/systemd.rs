@@ -10,10 +10,19 @@ pub(crate) struct SystemdArgs {
     /// Write the unit into this folder instead of printing it
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Further flags that the unit gives to `start`
+    #[arg(last = true, value_name = "FLAGS")]
+    flags: Vec<String>,
 }
 
 /// The unit of a server.
-pub(crate) fn server_unit(role: &str, what: &str, folder: &Path, after: &str) -> Result<String> {
+pub(crate) fn server_unit(
+    role: &str,
+    what: &str,
+    folder: &Path,
+    after: &str,
+    args: &SystemdArgs,
+) -> Result<String> {
     let program = std::env::current_exe().context("cannot find the own executable")?;
     let folder = std::path::absolute(folder).with_context(|| format!("cannot find {}", folder.display()))?;
     Ok(format!(
@@ -23,7 +32,7 @@ pub(crate) fn server_unit(role: &str, what: &str, folder: &Path, after: &str) ->
          After=network-online.target{after}\n\
          \n\
          [Service]\n\
-         ExecStart={program} {role} start --db-folder {folder} --log-format json\n\
+         ExecStart={program} {role} start --db-folder {folder} --log-format json{flags}\n\
          Restart=always\n\
          RestartSec=1\n\
          KillSignal=SIGTERM\n\
@@ -35,15 +44,17 @@ pub(crate) fn server_unit(role: &str, what: &str, folder: &Path, after: &str) ->
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
-        program = quoted(&program),
-        folder = quoted(&folder),
+        program = quoted(&program.to_string_lossy()),
+        folder = quoted(&folder.to_string_lossy()),
+        flags = args.flags.iter().map(|flag| format!(" {}", quoted(flag))).collect::<String>(),
     ))
 }
 
-/// A path as one word of ExecStart: systemd splits at blanks and replaces what stands after % and $.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy().replace('%', "%%").replace('$', "$$");
-    match text.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'' || c == '\\') {
+/// One word of ExecStart: systemd splits at blanks and replaces what stands after % and $.
+fn quoted(word: &str) -> String {
+    let text = word.replace('%', "%%").replace('$', "$$");
+    match text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'' || c == '\\')
+    {
         true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
         false => text,
     }
@@ -76,8 +87,11 @@ pub(crate) fn put(unit: &str, name: &str, args: &SystemdArgs) -> Result<()> {
     let path = folder.join(name);
     std::fs::write(&path, unit)
         .with_context(|| format!("cannot write {}; name a folder that exists", path.display()))?;
+    let own = name.strip_prefix("chronofs-").and_then(|name| name.strip_suffix(".service"));
+    let own =
+        own.map(|name| format!(", or without systemd chronofs manage start {name}")).unwrap_or_default();
     output::line(format!(
-        "wrote {}; next: systemctl daemon-reload && systemctl enable --now {name}",
+        "wrote {}; next: systemctl daemon-reload && systemctl enable --now {name}{own}",
         path.display()
     ))
 }

@@ -290,6 +290,8 @@ pub enum SystemRequest {
         note: String,
         found: bool,
     },
+    /// Keeps all that there is of a volume's past, under the first of two ids, and all that comes, under the second, as holds.
+    KeepPast { volume: uuid::Uuid, ids: [uuid::Uuid; 2], ends: Version, note: String },
     /// Ends a hold or a pin.
     Release { volume: uuid::Uuid, id: uuid::Uuid },
     /// Names the next object of the volume that the server packs staged slices into. The one before is over.

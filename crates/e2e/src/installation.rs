@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::network::Hosts;
 use crate::process::{Process, chronofs_binary, free_address, http_get, run, text_of, wait_for};
 
 /// What every token starts with.
@@ -40,6 +41,8 @@ struct More<'a> {
     meta: &'a [String],
     /// Variables of the environment of both.
     environment: &'a [(&'a str, &'a str)],
+    /// Where they are, if not on loopback.
+    hosts: Option<&'a Hosts>,
 }
 
 impl Installation {
@@ -89,6 +92,15 @@ impl Installation {
         Installation::start_in(dir, &meta_folder, &more)
     }
 
+    /// The same with its servers on `hosts`, and the metadata server's folder at `meta_folder`.
+    pub fn start_on(hosts: &Hosts, meta_folder: &Path, program: &Path) -> Installation {
+        let dir = tempfile::Builder::new().prefix("chronofs-e2e-").tempdir().expect("a temporary folder");
+        let listed = ["--whitelist-binpath", crate::process::text(program)].map(str::to_owned);
+        let hosts = Some(hosts);
+        let more = More { meta: &listed, admin_start: &listed, hosts, ..More::default() };
+        Installation::start_in(dir, meta_folder, &more)
+    }
+
     /// The same with further arguments of `chronofs meta start`.
     pub fn start_with_meta_arguments(arguments: &[&str]) -> Installation {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
@@ -97,7 +109,12 @@ impl Installation {
 
     fn start_in(dir: tempfile::TempDir, meta_folder: &Path, more: &More<'_>) -> Installation {
         crate::require_root_and_fuse();
-        let (admin_address, meta_address, http_address) = (free_address(), free_address(), free_address());
+        let (admin_address, meta_address, http_address) = match more.hosts {
+            None => (free_address(), free_address(), free_address()),
+            Some(Hosts { admin, meta, .. }) => {
+                ((*admin, 8443).into(), (*meta, 8444).into(), (*meta, 8445).into())
+            }
+        };
         let path = |name: &str| dir.path().join(name);
         let text = |path: &Path| path.to_str().expect("printable paths").to_owned();
         let admin_folder = text(&path("admin"));
@@ -119,7 +136,10 @@ impl Installation {
             &h,
         ];
         meta_arguments.extend(more.meta.iter().map(String::as_str));
-        let meta = Process::new("meta", &meta_arguments, more.environment, &path("meta.log"));
+        let mut meta = Process::new("meta", &meta_arguments, more.environment, &path("meta.log"));
+        if let Some(hosts) = more.hosts {
+            meta = meta.on(&hosts.machine);
+        }
         std::fs::create_dir(path("blocks")).expect("folder of the block store");
         let mut it = Installation {
             dir,

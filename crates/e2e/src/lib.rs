@@ -13,13 +13,16 @@
 
 pub mod change;
 pub mod clone;
+pub mod disk;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
+pub mod log_copies;
 pub mod lying_proxy;
 pub mod machine;
 pub mod manifest;
 pub mod model;
+pub mod network;
 pub mod object_server;
 pub mod place;
 pub mod process;

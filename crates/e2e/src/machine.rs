@@ -6,8 +6,9 @@ use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-/// Id of the key that Amazon's machine has.
+/// With what the ids of the keys begin that Amazon's machine has: how many it was given before follows.
 pub const ROLE_KEY_ID: &str = "ASIAOFTHEMACHINE";
 /// The key, which no request shows.
 pub const ROLE_SECRET: &str = "the-secret-of-the-machine";
@@ -26,14 +27,20 @@ pub struct Machine {
     /// Where it listens.
     pub address: SocketAddr,
     given: Arc<AtomicU32>,
+    lives: Duration,
 }
 
 impl Machine {
     /// Starts it.
     pub fn start() -> Machine {
+        Machine::start_with_keys_for(Duration::from_secs(3600))
+    }
+
+    /// Starts it. Each of its keys ends after so long, in whole seconds.
+    pub fn start_with_keys_for(lives: Duration) -> Machine {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
         let address = listener.local_addr().expect("its address");
-        let machine = Machine { address, given: Arc::default() };
+        let machine = Machine { address, given: Arc::default(), lives };
         let served = machine.clone();
         serve_each(listener, move |connection| served.serve(connection));
         machine
@@ -68,15 +75,16 @@ impl Machine {
             "latest/api/token" if request.method == "PUT" && lives => (200, ASKING.to_owned()),
             path if path == ROLES && asks => (200, ROLE.to_owned()),
             path if path.strip_prefix(ROLES) == Some(ROLE) && asks => {
-                self.given.fetch_add(1, Ordering::SeqCst);
+                let before = self.given.fetch_add(1, Ordering::SeqCst);
+                let ends = jiff::Timestamp::now() + self.lives;
                 let credentials = serde_json::json!({
                     "Code": "Success",
                     "Type": "AWS-HMAC",
                     "LastUpdated": "2026-01-01T00:00:00Z",
-                    "AccessKeyId": ROLE_KEY_ID,
+                    "AccessKeyId": format!("{ROLE_KEY_ID}{before}"),
                     "SecretAccessKey": ROLE_SECRET,
                     "Token": ROLE_TOKEN,
-                    "Expiration": "2099-01-01T00:00:00Z",
+                    "Expiration": ends.to_string(),
                 });
                 (200, credentials.to_string())
             }

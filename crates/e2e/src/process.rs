@@ -129,6 +129,8 @@ pub struct Process {
     name: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// What comes before the command.
+    before: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
     standby: Option<Child>,
@@ -141,10 +143,23 @@ impl Process {
             name: name.to_owned(),
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
             environment: environment.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            before: Vec::new(),
             log: log.to_owned(),
             child: None,
             standby: None,
         }
+    }
+
+    /// The same on a machine of [`crate::network::Network`].
+    #[must_use]
+    pub fn on(mut self, machine: &str) -> Process {
+        self.before = crate::network::on(machine).to_vec();
+        self
+    }
+
+    /// Runs it in this network namespace.
+    pub fn run_in_network(&mut self, network: &str) {
+        self.before = ["ip", "netns", "exec", network].map(str::to_owned).to_vec();
     }
 
     /// Gets a process ready that [`Process::start`] needs only wake up.
@@ -161,8 +176,11 @@ impl Process {
     fn spawn_waiting(&self) -> Child {
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("log file");
         let mut command = Command::new("sh");
-        command.args(["-c", "read -r go && exec \"$0\" \"$@\" < /dev/null"]).arg(chronofs_binary());
-        command.args(&self.arguments).envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command.args(["-c", "read -r go && exec \"$@\" < /dev/null", "sh"]).args(&self.before);
+        command
+            .arg(chronofs_binary())
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::piped()).stdout(log.try_clone().expect("log file")).stderr(log);
         command.spawn().unwrap_or_else(|e| panic!("starting {}: {e}", self.name))
     }

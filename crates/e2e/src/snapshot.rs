@@ -1,9 +1,10 @@
 //! What tests of disk snapshots share.
 
 use crate::process::chronofs_binary;
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The script of the page that FoundationDB's operators start from.
 pub const PAGE: &str = r#"#!/bin/bash
@@ -27,6 +28,14 @@ pub fn uid_in(said: &str) -> String {
     let uid: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
     assert_eq!(uid.len(), 32, "{said}");
     uid
+}
+
+/// The record of a snapshot in a file that `snapshot describe --record` wrote.
+pub fn read_record(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap();
+    let mut sealed: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(sealed["format"], 1, "{text}");
+    sealed["record"].take()
 }
 
 /// A folder of programs that only root can change.

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chronofs_e2e::clone::{Clone, mapping};
+use chronofs_e2e::log_copies::{LogServer, keep_copies};
 use chronofs_e2e::object_server::{Kind, ObjectServer};
 use chronofs_e2e::process::{run, text, text_of, wait_for};
+use chronofs_e2e::snapshot::read_record;
 use chronofs_e2e::{Installation, Manifest, Rng, change};
 use serde_json::Value;
 
@@ -136,7 +138,7 @@ fn after_the_loss_of_every_server_the_newest_backup_gives_back_live_and_past() {
     let said = lab.ok(&["backup", "restore", text(&lab.dest), "--to", text(&images)]);
     let (set, record) = (images.join(uid(&second)), images.join(format!("{}.json", uid(&second))));
     assert!(said.contains(text(&set)), "{said}");
-    let parsed: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let parsed = read_record(&record);
     let out = lab.installation.path("restore");
     let map = mapping(&parsed);
     let mut prepare =
@@ -425,4 +427,23 @@ fn what_a_registered_copy_needs_is_kept_until_it_is_deleted() {
     installation.ok(&["backup", "delete", uid(&copy), "--forget"]);
     wait_for("what nothing needs any more to go", || (stored() < before / 2).then_some(()));
     assert_eq!(installation.ok(&["backup", "list", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn a_log_server_stores_its_copies_too() {
+    let lab = Lab::new();
+    lab.installation.create_volume("one", &[]);
+    let mut far = LogServer::new(&lab.installation, "far");
+    far.start();
+    keep_copies(&lab.installation, &["tlog:far"]);
+    let mount = lab.installation.mount("one", &[]);
+    fs::write(mount.path("file"), "content").unwrap();
+    mount.instant();
+    let backup = lab.create();
+    let images = lab.installation.path("images");
+    fs::create_dir(&images).unwrap();
+    lab.ok(&["backup", "restore", text(&lab.dest), "--to", text(&images)]);
+    let (set, record) = (images.join(uid(&backup)), images.join(format!("{}.json", uid(&backup))));
+    let said = lab.installation.ok(&["snapshot", "verify", text(&set), "--record", text(&record)]);
+    assert!(said.contains("4 images of 3 servers"), "{said}");
 }

@@ -79,6 +79,10 @@ fn no_byte_of_an_object_goes_through_the_metadata_server() {
     let server = ObjectServer::start(Kind::Moto);
     let installation = Installation::start();
     let mount = mounted(&installation, &server);
+    // The first put is not to wait for that.
+    wait_for("puts to be signed for a mount that has written nothing yet", || {
+        (figure(&installation, "chronofs_meta_signed_total{action=\"put\"}") > 0).then_some(())
+    });
     fs::create_dir(mount.path("folder")).unwrap();
     let (large, medium) = (noise(40 << 20, 2), noise(777_777, 3));
     fs::write(mount.path("large"), &large).unwrap();

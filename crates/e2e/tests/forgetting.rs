@@ -191,7 +191,18 @@ fn the_window_stays_whole_and_what_left_it_comes_back_as_space() {
 
     let begun = Instant::now();
     let (mut moments, mut worst, mut most) = (Vec::new(), 0.0, 0);
-    while begun.elapsed() < Duration::from_secs(2 * WINDOW + 10) {
+    let needed_now = |contents: &Contents| {
+        let since_ns = now_ns() - (WINDOW + MARGIN) * SECOND_NS;
+        contents.needed(since_ns, Some(&first))
+    };
+    // Until so much was written that the bounds would not hold if nothing had gone.
+    while begun.elapsed() < Duration::from_secs(2 * WINDOW + 10)
+        || 2 * needed_now(&contents) >= contents.needed(0, None)
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(6 * WINDOW),
+            "too little is written: this shows nothing"
+        );
         for _ in 0..3 {
             contents.change(&live, &mut rng);
             moments.push(Moment::now(&live));
@@ -201,16 +212,12 @@ fn the_window_stays_whole_and_what_left_it_comes_back_as_space() {
         let mut past = installation.mount_past(&live, &moment.at);
         moment.check(&past.dir, seed);
         past.unmount();
-        let (kept, since_ns) = (stored(&blocks), now_ns() - (WINDOW + MARGIN) * SECOND_NS);
-        let needed = contents.needed(since_ns, Some(&first));
+        let (kept, needed) = (stored(&blocks), needed_now(&contents));
         assert!(kept <= 2 * needed, "seed {seed}: {kept} bytes are kept and {needed} needed");
         worst = f64::max(worst, kept as f64 / needed as f64);
         most = most.max(kept);
     }
-    // So much was written that the bounds would not hold if nothing had gone.
-    let (all, since_ns) = (contents.needed(0, None), now_ns() - (WINDOW + MARGIN) * SECOND_NS);
-    let needed = contents.needed(since_ns, Some(&first));
-    assert!(2 * needed < all, "{all} bytes were written, {needed} are needed: this shows nothing");
+    let all = contents.needed(0, None);
     let status = gc(&installation, &["--dry-run"]);
     let volume = &status["volumes"][0];
     assert!(volume["deleted"].as_u64().unwrap() > 0, "nothing came back by itself: {status}");

@@ -2,121 +2,22 @@
 //! happened to one copy, and of two servers only the newer one makes anything durable.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fs;
+use std::path::Path;
 
-use chronofs_e2e::installation::{detach, token_in};
-use chronofs_e2e::process::{Process, chronofs_binary, free_address, http_get, run, text, text_of, wait_for};
+use chronofs_e2e::Installation;
+use chronofs_e2e::log_copies::{
+    Disk, Synced, another_server, keep_copies, members, put_together, wait_until_ready,
+};
+use chronofs_e2e::process::{chronofs_binary, text, wait_for};
 use chronofs_e2e::snapshot::{Programs, uid_in};
-use chronofs_e2e::{Installation, Mount, Rng};
-use serde_json::Value;
-
-/// A mounted tmpfs of its own size: a disk that can fill up.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(dir: PathBuf, mib: u32) -> Disk {
-        fs::create_dir_all(&dir).unwrap();
-        let size = format!("size={mib}m");
-        let output = run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "copy"]).arg(&dir));
-        assert!(output.status.success(), "mounting a tmpfs: {}", text_of(&output));
-        Disk(dir)
-    }
-
-    fn resize(&self, mib: u32) {
-        let output = run(Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(&self.0));
-        assert!(output.status.success(), "resizing a tmpfs: {}", text_of(&output));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        detach(&self.0);
-    }
-}
-
-/// The copies that count, as the admin server has recorded.
-fn members(installation: &Installation) -> Vec<String> {
-    let shown = installation.ok(&["configure", "show", "metadata-store", "store", "--json"]);
-    let shown: Value = serde_json::from_str(&shown).unwrap();
-    let copies = shown["log"]["members"]["copies"].as_array().unwrap();
-    copies.iter().map(|copy| copy.as_str().unwrap().to_owned()).collect()
-}
-
-fn keep_copies(installation: &Installation, copies: &[&Path]) {
-    let wanted = copies.iter().map(|path| text(path)).collect::<Vec<_>>().join(",");
-    installation.ok(&["configure", "update", "metadata-store", "store", "--log-copies", &wanted]);
-    wait_for("the copies to count", || (members(installation).len() == copies.len()).then_some(()));
-}
-
-struct Synced {
-    bytes: Vec<u8>,
-    count: usize,
-}
-
-impl Synced {
-    fn new() -> Synced {
-        Synced { bytes: Rng::new(5).bytes(50_000), count: 0 }
-    }
-
-    /// Writes files, each with an fsync, and no two alike.
-    fn write(&mut self, mount: &Mount, count: usize) {
-        for n in self.count..self.count + count {
-            let mut file = File::create(mount.path(&format!("file {n}"))).unwrap();
-            file.write_all(&self.bytes[n..]).unwrap();
-            file.sync_all().unwrap();
-        }
-        self.count += count;
-    }
-
-    fn check(&self, mount: &Mount, what: &str) {
-        for n in 0..self.count {
-            let found = fs::read(mount.path(&format!("file {n}")));
-            let found = found.unwrap_or_else(|e| panic!("{what}: file {n}: {e}"));
-            assert!(found == self.bytes[n..], "{what}: file {n} lost what fsync returned for");
-        }
-    }
-}
-
-/// A server of the same store in another folder.
-fn another_server(
-    installation: &Installation,
-    folder: &Path,
-    more: &[&str],
-) -> (Process, std::net::SocketAddr) {
-    // With the same token, if it is there still: a new one alone would keep the old server from everything.
-    let known = installation.path("meta").join("credentials");
-    let token = match fs::read_to_string(known) {
-        Ok(token) => token,
-        Err(_) => {
-            token_in(&installation.ok(&["configure", "update", "metadata-store", "store", "--new-token"]))
-        }
-    };
-    installation.ok(&["meta", "init", "creds", "--token", token.trim(), "--db-folder", text(folder)]);
-    let (address, http) = (free_address().to_string(), free_address());
-    let shown = http.to_string();
-    let mut arguments =
-        vec!["meta", "start", "--db-folder", text(folder), "--bind-addr", &address, "--http-addr", &shown];
-    arguments.extend(more);
-    let log = folder.with_extension("log");
-    (Process::new("the new server", &arguments, &[], &log), http)
-}
-
-fn wait_until_ready(server: &mut Process, http: std::net::SocketAddr) {
-    wait_for("the new server to be ready", || {
-        server.assert_running();
-        http_get(http, "/readyz").ok().filter(|(status, _)| *status == 200)
-    });
-}
 
 #[test]
 fn what_fsync_returned_for_survives_the_loss_of_the_disk() {
     let mut installation = Installation::start();
     installation.create_volume("v", &[]);
     let (a, b) = (installation.path("copy a"), installation.path("copy b"));
-    keep_copies(&installation, &[&a, &b]);
+    keep_copies(&installation, &[text(&a), text(&b)]);
     let mut mount = installation.mount("v", &[]);
     let mut synced = Synced::new();
     synced.write(&mount, 120);
@@ -147,25 +48,10 @@ fn what_fsync_returned_for_survives_the_loss_of_the_disk() {
     // The new server knows that the lost one counted, so an empty folder there could be a disk that is not mounted.
     assert_eq!(members(&installation), [text(&b)]);
     assert!(server.log().contains("held a copy and is empty now"), "{}", server.log_tail());
-    keep_copies(&installation, &[&installation.path("copy c"), &b]);
+    keep_copies(&installation, &[text(&installation.path("copy c")), text(&b)]);
     mount.unmount();
     server.stop();
     installation.ok(&["meta", "verify", "--blocks", "--db-folder", text(&folder)]);
-}
-
-/// The step of the page: the folder `$2` of the images below `$1` that `snap-create` made of one metadata server.
-const PUT_TOGETHER: &str = r#"
-mkdir -p "$2/engine/store" "$2/engine/log"
-cp "$1/storage/files/"* "$2/engine/store/"
-cp "$1/tlog/files/"* "$2/engine/log/"
-rm "$2/engine/store/"chronofs-image.* "$2/engine/log/"chronofs-image.*
-mv "$2/engine/store/format" "$2/engine/format"
-"#;
-
-fn put_together(images: &Path, folder: &Path) {
-    let mut shell = Command::new("sh");
-    let output = run(shell.args(["-e", "-c", PUT_TOGETHER, "sh"]).args([images, folder]));
-    assert!(output.status.success(), "{}", text_of(&output));
 }
 
 /// A server that does not start, and why.
@@ -192,7 +78,7 @@ fn a_disk_snapshot_and_what_the_copies_have_since_give_everything_back() {
     let program = programs.add("snap-create", &script);
     let mut installation = Installation::start_with_whitelist(&[&program], &[]);
     installation.create_volume("v", &[]);
-    keep_copies(&installation, &[&copy]);
+    keep_copies(&installation, &[text(&copy)]);
     let mut mount = installation.mount("v", &[]);
     let mut synced = Synced::new();
     synced.write(&mount, 40);
@@ -212,7 +98,7 @@ fn a_disk_snapshot_and_what_the_copies_have_since_give_everything_back() {
 
     // The copy alone is not enough any more.
     let said = refused(&installation, &installation.path("without the snapshot"), &["--recover-log"]);
-    assert!(said.contains("is missing"), "{said}");
+    assert!(said.contains("newest complete disk snapshot"), "{said}");
     let images = backup.join(&uid).join(installation.meta_address.to_string());
     let folder = installation.path("meta again");
     put_together(&images, &folder);
@@ -248,7 +134,7 @@ fn a_copy_whose_disk_is_full_is_left_out_and_comes_back() {
     let mut installation = Installation::start();
     installation.create_volume("v", &[]);
     let (a, b) = (installation.path("copy a"), small.0.join("copy b"));
-    keep_copies(&installation, &[&a, &b]);
+    keep_copies(&installation, &[text(&a), text(&b)]);
     let mut mount = installation.mount("v", &[]);
     let mut synced = Synced::new();
     synced.write(&mount, 400);
@@ -280,7 +166,7 @@ fn of_two_servers_only_the_newer_makes_anything_durable() {
     let mut installation = Installation::start();
     installation.create_volume("v", &[]);
     let a = installation.path("copy a");
-    keep_copies(&installation, &[&a]);
+    keep_copies(&installation, &[text(&a)]);
     let mut first = installation.mount("v", &[]);
     let mut synced = Synced::new();
     synced.write(&first, 20);
@@ -312,7 +198,7 @@ fn of_two_servers_only_the_newer_makes_anything_durable() {
 fn an_anti_quorum_and_disk_snapshots_exclude_each_other() {
     let installation = Installation::start();
     let copies = ["copy a", "copy b", "copy c"].map(|name| installation.path(name));
-    keep_copies(&installation, &[&copies[0], &copies[1], &copies[2]]);
+    keep_copies(&installation, &copies.each_ref().map(|copy| text(copy)));
     let update = ["configure", "update", "metadata-store", "store", "--log-anti-quorum"];
     let refused = installation.fails(&[&update[..], &["2"]].concat());
     assert!(refused.contains("up to 1 is allowed"), "{refused}");

@@ -9,7 +9,9 @@ use chronofs_e2e::object_server::{BUCKET, KEY_ID, Kind, ObjectServer, SECRET};
 use chronofs_e2e::process::{http_get, run, text, text_of};
 use chronofs_e2e::tls_front::TlsFront;
 use chronofs_e2e::{Installation, Mount, Rng};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::time::Duration;
 
 fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|&flag| flag.to_owned()).collect()
@@ -84,6 +86,40 @@ fn servers_and_direct_mounts_use_the_key_that_amazon_gives_their_machine() {
     let verify = ["meta", "verify", "--blocks", "--db-folder", text(&folder)];
     let verified = run(installation.command(&verify).envs(machine.environment()));
     assert!(verified.status.success(), "{}", text_of(&verified));
+}
+
+#[test]
+fn a_key_that_ends_is_followed_by_another_before_it_does() {
+    // Another is asked for when five minutes are left.
+    let (machine, server) =
+        (Machine::start_with_keys_for(Duration::from_secs(302)), ObjectServer::start(Kind::Moto));
+    let proxy = LyingProxy::start(server.address, 1);
+    let installation = started_on(&machine, &proxy);
+    let endpoint = format!("http://{}", proxy.address);
+    let flags = ["--kind", "s3", "--region", "us-east-1", "--bucket", BUCKET, "--endpoint", &endpoint];
+    let mount = mounted(&installation, &owned(&[&flags[..], &["--ambient-credentials"]].concat()));
+    writes_and_reads(&installation, &mount);
+    let keys = |heads: &[String]| -> BTreeSet<u32> {
+        let number = |head: &String| {
+            let digits = head.split(ROLE_KEY_ID).nth(1)?.chars().take_while(char::is_ascii_digit);
+            digits.collect::<String>().parse().ok()
+        };
+        heads
+            .iter()
+            .map(|head| number(head).unwrap_or_else(|| panic!("no key of the machine: {head}")))
+            .collect()
+    };
+    let before = proxy.heads();
+    let (known, given) = (keys(&before), machine.given());
+    std::thread::sleep(Duration::from_secs(3));
+    fs::write(mount.path("later"), Rng::new(8).bytes(5 << 20)).unwrap();
+    File::open(mount.path("later")).unwrap().sync_all().unwrap();
+    let later = keys(&proxy.heads()[before.len()..]);
+    assert!(
+        machine.given() > given && later.iter().any(|key| !known.contains(key)),
+        "{known:?}, then {later:?}"
+    );
+    assert!(installation.mount("v", &[]).path("later").metadata().unwrap().len() == 5 << 20);
 }
 
 #[test]

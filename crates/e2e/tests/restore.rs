@@ -10,8 +10,9 @@ use std::time::Duration;
 use chronofs_e2e::Installation;
 use chronofs_e2e::clone::{Clone, mapping};
 use chronofs_e2e::installation::assert_failed_cleanly;
+use chronofs_e2e::log_copies::{LogServer, keep_copies};
 use chronofs_e2e::process::{run, text, text_of, wait_for};
-use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
+use chronofs_e2e::snapshot::{PAGE, Programs, read_record, uid_in};
 use serde_json::Value;
 
 fn content(n: usize) -> String {
@@ -52,7 +53,7 @@ fn exec(installation: &Installation, commands: &str) -> String {
 fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
     let path = installation.path(&format!("{uid}.json"));
     installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
-    let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let record = read_record(&path);
     (path, record)
 }
 
@@ -212,12 +213,31 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
         let now = objects(&source.path("blocks"));
         of_source.keys().any(|path| !now.contains_key(path)).then_some(())
     });
-    std::thread::sleep(Duration::from_secs(3));
-    let fresh = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
-    (0..10).for_each(|n| {
-        assert!(fs::read_to_string(fresh.path(&n.to_string())).unwrap() == content(n), "file {n}")
+    // Nobody may let go of the set while the clone reads it, which is told by name.
+    let readers = source.path("blocks/readers").join(&uid);
+    assert_eq!(objects(&readers).len(), 1);
+    let said = source.fails(&["snapshot", "delete", &uid]);
+    assert!(said.contains("is read by a clone: store at") && said.contains("restore detach"), "{said}");
+    wait_for("the admin server to hear who reads it", || {
+        let shown = source.ok(&["snapshot", "describe", &uid]);
+        (shown.contains("COMPLETE") && shown.contains("store at")).then_some(())
     });
-    assert_eq!(fs::read_to_string(fresh.path("own")).unwrap(), content(2));
+    assert!(
+        source
+            .ok(&["cli", "--exec", "status"])
+            .contains(&format!("Snapshot read by       - {uid}: store at"))
+    );
+    let said = clone.ok(&source, &["restore", "status"]);
+    assert!(said.contains("kept") && !said.contains("NOT KEPT"), "{said}");
+    std::thread::sleep(Duration::from_secs(3));
+    let check_clone = || {
+        let fresh = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
+        (0..10).for_each(|n| {
+            assert!(fs::read_to_string(fresh.path(&n.to_string())).unwrap() == content(n), "file {n}")
+        });
+        assert_eq!(fs::read_to_string(fresh.path("own")).unwrap(), content(2));
+    };
+    check_clone();
     // Nobody is led astray.
     let admin = source.admin_address.to_string();
     let said = source.fails(&["cli", "--cluster-file", &cluster, "--admin", &admin, "--exec", "status"]);
@@ -226,6 +246,71 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     assert!(source.fails(&["restore", "accept"]).contains("not restored"));
     let listed = clone.ok(&source, &["snapshot", "list"]);
     assert!(listed.contains(&uid) && listed.contains("FAILED"), "{listed}");
+    // For the clone's admin server the snapshot has failed; that does nothing to the pins of the source.
+    let pins = || {
+        let texts = objects(&source.path("blocks/pins")).into_values();
+        texts.filter(|text| String::from_utf8_lossy(text).contains(&uid)).count()
+    };
+    assert_eq!(pins(), 1);
+    // It needs the source's objects still; whoever forces it lets them go.
+    let detach = ["restore", "detach", "--cluster-file", &cluster];
+    let said = source.fails(&detach);
+    assert!(said.contains("objects that the source stored") && said.contains("--force"), "{said}");
+    check_clone();
+    source.ok(&[&detach[..], &["--force"]].concat());
+    assert_eq!(objects(&readers).len(), 0);
+    assert!(clone.ok(&source, &["restore", "status"]).contains("detached"));
+    assert!(source.fails(&["restore", "detach"]).contains("not restored"));
+    source.ok(&["snapshot", "delete", &uid]);
+    wait_for("the source to let go of the set", || (pins() == 0).then_some(()));
+    wait_for("its objects to go", || {
+        let now = objects(&source.path("blocks"));
+        of_source
+            .keys()
+            .all(|path| !path.starts_with(source.path("blocks/objects")) || !now.contains_key(path))
+            .then_some(())
+    });
+}
+
+/// The source lets go by force while a clone reads, and another clone comes when nothing is kept any more.
+#[test]
+fn a_clone_that_comes_too_late_or_is_forgotten_by_force_says_so() {
+    let programs = Programs::new();
+    let program = programs.snap_create();
+    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
+    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..10);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    // The record of the block store will do.
+    let place = source.path("blocks/snapshots").join(&uid);
+    wait_for("the record in the block store", || place.is_file().then_some(()));
+    let kept = source.path("record");
+    fs::copy(&place, &kept).unwrap();
+    let parsed = read_record(&kept);
+    let start = |out: &str| {
+        let out = source.path(out);
+        let with = ["--out", text(&out), "--record", text(&kept), "--json"];
+        let made = prepare(&source, &backup.join(&uid), &mapping(&parsed), &with);
+        Clone::start(&source, &made, &[])
+    };
+    let readers = source.path("blocks/readers").join(&uid);
+    let first = start("first");
+    wait_for("the clone to register", || (objects(&readers).len() == 1).then_some(()));
+    assert!(source.fails(&["snapshot", "delete", &uid]).contains("is read by a clone"));
+    source.ok(&["snapshot", "delete", &uid, "--force"]);
+    assert_eq!(objects(&readers).len(), 0);
+    wait_for("the source to let go of the set", || {
+        objects(&source.path("blocks/pins")).is_empty().then_some(())
+    });
+    drop(first);
+    let second = start("second");
+    wait_for("the clone to find that out", || {
+        second.ok(&source, &["restore", "status"]).contains("NOT KEPT").then_some(())
+    });
+    assert!(second.servers[1].log().contains("the source does not keep this snapshot"));
 }
 
 #[test]
@@ -282,4 +367,83 @@ fn sets_that_are_not_whole_are_refused_by_every_command() {
     let arguments: Vec<&str> = meta["start"].as_str().unwrap().split(' ').skip(1).collect();
     let said = source.fails(&arguments);
     assert!(said.contains("the labels of its images say"), "{said}");
+}
+
+/// The image of a log server's copy is in the set, and the set is not whole without it; a clone begins without copies, and
+/// never asks the log server of its source.
+#[test]
+fn a_clone_of_a_set_with_a_log_server_begins_without_copies() {
+    let programs = Programs::new();
+    let program = programs.snap_create();
+    let source = Installation::start_with_whitelist(&[&program], &[]);
+    source.create_volume("one", &[]);
+    let mut far = LogServer::with_program(&source, "far", &program);
+    far.start();
+    keep_copies(&source, &["tlog:far"]);
+    let mut mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..40);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    write_files(&mount.dir, 40..50);
+    let (record, parsed) = record_of(&source, &uid);
+    let set = backup.join(&uid);
+    let said = source.ok(&["snapshot", "verify", text(&set)]);
+    assert!(said.contains(&format!("snapshot {uid} is whole: 4 images of 3 servers")), "{said}");
+    // The segments of the copy are those of the metadata server's log, up to the same end.
+    let files = |address: &str| {
+        let files = fs::read_dir(set.join(address).join("tlog/files")).unwrap();
+        let segments = files.filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let segment = name.rsplit('-').next().unwrap().strip_suffix(".log")?.parse::<u64>().ok()?;
+            Some((segment, fs::read(&path).unwrap()))
+        });
+        segments.collect::<BTreeMap<u64, Vec<u8>>>()
+    };
+    let (log, copy) = (files(&source.meta_address.to_string()), files(&far.address.to_string()));
+    assert!(!copy.is_empty());
+    for (segment, bytes) in &copy {
+        // The log's own file is longer than what is in it.
+        let (same, rest) = log[segment].split_at(bytes.len());
+        assert!(same == bytes && rest.iter().all(|byte| *byte == 0), "segment {segment} is another one");
+    }
+    // The log's own image is closed with the header of a segment that follows.
+    assert_eq!(copy.keys().last().unwrap() + 1, *log.keys().last().unwrap());
+
+    let image = set.join(far.address.to_string());
+    let aside = backup.join("aside");
+    fs::rename(&image, &aside).unwrap();
+    let refused = source.fails(&["snapshot", "verify", text(&set)]);
+    assert!(refused.contains("the image of tlog of far") && refused.contains("is missing"), "{refused}");
+    fs::rename(&aside, &image).unwrap();
+
+    let appended = || fs::read_to_string(fence_of(&far.folder)).unwrap();
+    let before = appended();
+    let out = source.path("restore");
+    let map = mapping(&parsed);
+    let plan = source
+        .ok(&[&["restore", "plan", text(&set), "--record", text(&record)][..], &as_text(&map)].concat());
+    assert!(plan.contains("left out      far"), "{plan}");
+    let prepared = prepare(&source, &set, &map, &["--record", text(&record), "--out", text(&out), "--json"]);
+    let clone = Clone::start(&source, &prepared, &[]);
+    let shown = clone.ok(&source, &["configure", "show", "metadata-store", "store", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["log"]["members"]["copies"].as_array().unwrap().len(), 0);
+    assert_eq!(clone.ok(&source, &["configure", "list", "log-server", "--json"]).trim(), "[]");
+    assert_eq!(appended(), before, "the copy of the source was opened");
+    // The source goes on with its own.
+    write_files(&mount.dir, 50..55);
+    check_files(&mount.dir, 55);
+    mount.unmount();
+}
+
+fn as_text(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// The fence of the one copy in a log server's folder.
+fn fence_of(folder: &Path) -> PathBuf {
+    let mut stores = fs::read_dir(folder.join("stores")).unwrap();
+    stores.next().unwrap().unwrap().path().join("fence")
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use chronofs_e2e::installation::token_in;
 use chronofs_e2e::process::{Process, free_address, http_get, run, text, text_of, wait_for};
-use chronofs_e2e::snapshot::{PAGE, Programs, uid_in};
+use chronofs_e2e::snapshot::{PAGE, Programs, read_record, uid_in};
 use chronofs_e2e::{Installation, Mount};
 use serde_json::Value;
 
@@ -26,6 +26,7 @@ case "$1" in
     exit3) echo "there is no room for it"; exit 3;;
     sleep) trap '' TERM; sleep 63; exit 0;;
     slow) trap '' TERM; sleep 64; exit 0;;
+    linger) sleep 15; exit 0;;
     *) exit 0;;
 esac
 "#;
@@ -199,7 +200,7 @@ fn a_set_taken_under_load_is_each_store_at_its_cut() {
     assert!(listed.contains(&uid) && listed.contains("COMPLETE"), "{listed}");
     let record = installation.path("record.json");
     installation.ok(&["snapshot", "describe", &uid, "--record", text(&record)]);
-    let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    let record = read_record(&record);
     assert_eq!(record["cuts"].as_object().unwrap().len(), 2, "{record}");
     // What was prepared is gone, and the copies are enough.
     for folder in ["meta/engine/images", "meta2/engine/images", "admin/images"] {
@@ -393,4 +394,135 @@ fn a_program_that_takes_too_long_is_killed_and_fails_the_set() {
 fn installation_with_volume(installation: &Installation) -> Mount {
     installation.create_volume("v", &[]);
     installation.mount("v", &[])
+}
+
+/// What lies in a folder of notes of the block store, each as JSON.
+fn notes(installation: &Installation, folder: &str) -> Vec<Value> {
+    let mut found = Vec::new();
+    let mut open = vec![installation.path("blocks").join(folder)];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            match fs::read_to_string(&path) {
+                Ok(text) => found.push(serde_json::from_str(text.lines().next().unwrap()).unwrap()),
+                Err(_) => open.extend(path.is_dir().then_some(path)),
+            }
+        }
+    }
+    found
+}
+
+fn pins(installation: &Installation, uid: &str) -> Vec<Value> {
+    let all = notes(installation, "pins").into_iter();
+    all.filter(|pin| pin["reason"].as_str().unwrap().starts_with(uid)).collect()
+}
+
+/// A volume that keeps its past, one that keeps none, and one that is deleted.
+fn three_volumes(installation: &Installation) -> Mount {
+    installation.create_volume("past", &["--retention", "1h"]);
+    installation.create_volume("none", &["--retention", "0", "--compression", "none"]);
+    installation.create_volume("gone", &[]);
+    installation.ok(&["configure", "delete", "volume", "gone"]);
+    let mount = installation.mount("none", &[]);
+    fs::write(mount.path("f"), content(7)).unwrap();
+    mount
+}
+
+#[test]
+fn what_a_set_needs_is_pinned_in_the_block_store_until_it_is_deleted_and_of_a_failed_one_nothing_stays() {
+    let programs = Programs::new();
+    let program = programs.add("mischief", MISCHIEF);
+    let mut installation = Installation::start_with_whitelist(&[&program], &[]);
+    let mount = three_volumes(&installation);
+    // The pins are there before the program runs.
+    let child = begin(&installation, &uid('a'), &program, "sleep");
+    let found = pins(&installation, &uid('a'));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|pin| pin["owner"] == "disk snapshot" && pin["ends"].is_null()), "{found:?}");
+    assert_eq!(notes(&installation, "snapshots"), Vec::<Value>::new(), "it is not complete");
+    installation.ok(&["snapshot", "abort", &uid('a')]);
+    assert!(!child.wait_with_output().unwrap().status.success());
+    installation.fails(&["snapshot", "create", "--", text(&program), "exit3"]);
+    wait_for("pins to go", || notes(&installation, "pins").is_empty().then_some(()));
+    // A server that is killed while its program runs knows at its next start what it keeps.
+    let child = begin(&installation, &uid('b'), &program, "linger");
+    installation.meta.kill();
+    assert_eq!(pins(&installation, &uid('b')).len(), 3);
+    installation.start_meta();
+    drop(child.wait_with_output().unwrap());
+    wait_for("pins to go", || notes(&installation, "pins").is_empty().then_some(()));
+
+    let set = create(&installation, &program, &["nothing"]);
+    let cut = {
+        let shown = installation.ok(&["snapshot", "describe", &set, "--json"]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown["cuts"].as_object().unwrap().values().next().unwrap()["cut"].as_u64().unwrap()
+    };
+    let found = pins(&installation, &set);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|pin| pin["to"] == cut && pin["from"].as_u64().unwrap() <= cut), "{found:?}");
+    // So does the record, in the very form of the file.
+    let place = installation.path("blocks/snapshots").join(&set);
+    wait_for("the record in the block store", || place.is_file().then_some(()));
+    let file = installation.path("record");
+    installation.ok(&["snapshot", "describe", &set, "--record", text(&file)]);
+    assert_eq!(fs::read(&place).unwrap(), fs::read(&file).unwrap());
+
+    // A block store that is away fails the next one, and says which.
+    let (blocks, away) = (installation.path("blocks"), installation.path("away"));
+    fs::rename(&blocks, &away).unwrap();
+    let said = installation.fails(&["snapshot", "create", "--", text(&program), "nothing"]);
+    assert!(said.contains("failed 2501") && said.contains("cannot be pinned in its block store"), "{said}");
+    fs::rename(&away, &blocks).unwrap();
+    installation.ok(&["snapshot", "delete", &set]);
+    wait_for("pins and record to go", || {
+        (notes(&installation, "pins").is_empty() && !place.exists()).then_some(())
+    });
+    assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), content(7));
+}
+
+/// A set keeps what its volumes were, also where they keep no past, and one that is deleted; a copy of the metadata from
+/// before it, too.
+#[test]
+fn old_metadata_finds_the_pins_of_a_set_that_it_does_not_know_and_deletes_nothing() {
+    let programs = Programs::new();
+    let program = programs.add("mischief", MISCHIEF);
+    let soon = ["--slice-life", "1", "--horizon-step", "1"];
+    let mut installation = Installation::start_for_snapshots(&[&program], &[], &soon);
+    let mount = three_volumes(&installation);
+    mount.instant();
+    drop(mount);
+    installation.meta.stop();
+    let (meta, old) = (installation.path("meta"), installation.path("old"));
+    assert!(std::process::Command::new("cp").arg("-a").args([&meta, &old]).status().unwrap().success());
+    installation.start_meta();
+    wait_for("the metadata server to take part", || {
+        let tried = run(&mut installation.command(&["snapshot", "create", "--", text(&program), "nothing"]));
+        tried.status.success().then_some(())
+    });
+    let blocks = installation.path("blocks/objects");
+    let objects = || {
+        let mut command = std::process::Command::new("find");
+        let found = command.arg(&blocks).args(["-type", "f"]).output().unwrap();
+        String::from_utf8(found.stdout).unwrap().lines().count()
+    };
+    let before = objects();
+    assert!(before > 0);
+    let mount = installation.mount("none", &[]);
+    fs::remove_file(mount.path("f")).unwrap();
+    mount.instant();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(objects(), before, "a set needs it");
+    drop(mount);
+    installation.meta.stop();
+    fs::remove_dir_all(&meta).unwrap();
+    fs::rename(&old, &meta).unwrap();
+    installation.start_meta();
+    let mount = installation.mount("none", &[]);
+    fs::remove_file(mount.path("f")).unwrap();
+    mount.instant();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(objects(), before);
+    let (_, said) = http_get(installation.http_address, "/gc").unwrap();
+    assert!(said.contains("it is an old copy"), "{said}");
 }

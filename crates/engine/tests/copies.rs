@@ -26,6 +26,8 @@ enum Mutant {
     TooFewSealed,
     /// What is asked for counts at once, although the recorded quorum may still be the old one.
     ChangeTakenForDone,
+    /// What an owner sent through an earlier connection is taken although it has opened the copy again since.
+    LateAppends,
 }
 
 /// A copy: its fence and its log are on disk; each entry is a number that is never used twice.
@@ -35,6 +37,18 @@ struct Copy {
     log: Vec<u64>,
     up: bool,
     full: bool,
+    /// How often it was opened or sealed.
+    opens: u64,
+}
+
+/// An append that is still on its way when its owner has given the connection up. It goes where it went, and cuts off what
+/// has come there since.
+struct Late {
+    to: String,
+    epoch: u64,
+    opens: u64,
+    at: usize,
+    entries: Vec<u64>,
 }
 
 /// What the coordinator keeps.
@@ -53,8 +67,8 @@ struct Server {
     log: Vec<u64>,
     /// So much of it was on its disk, synced, when it started.
     synced: usize,
-    /// Under which epoch it has opened each copy.
-    opened: BTreeMap<String, u64>,
+    /// Under which epoch it has opened each copy, and how often that was opened then.
+    opened: BTreeMap<String, (u64, u64)>,
     /// The answers of copies and coordinator on their way.
     acks: Vec<(String, usize)>,
     ended: bool,
@@ -71,6 +85,7 @@ struct World {
     coordinator_up: bool,
     wanted: Quorum,
     servers: Vec<Server>,
+    late: Vec<Late>,
     boots: u64,
     entries: u64,
     /// What was called durable, in its order.
@@ -99,6 +114,7 @@ impl World {
             coordinator_up: true,
             wanted,
             servers: Vec::new(),
+            late: Vec::new(),
             boots: 1,
             entries: 0,
             durable: Vec::new(),
@@ -160,6 +176,7 @@ impl World {
             if copy.up && reachable {
                 let Ok(fence) = copy.fence.seal(epoch) else { continue };
                 copy.fence = fence;
+                copy.opens += 1;
                 sealed.insert(name, place(copy.log.len()));
             }
         }
@@ -192,7 +209,7 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.now_ms += self.random.below(20);
-        match self.random.below(60) {
+        match self.random.below(62) {
             0 => {
                 let up = self.random.one_in(2);
                 let (name, lost) = (self.any_copy(), self.random.one_in(40));
@@ -202,6 +219,7 @@ impl World {
                 // A disk that is replaced is known to be: an operator does not put an empty one in place of a member.
                 if lost && !up && !member && !self.asked_for(&name) {
                     *self.copies.get_mut(&name).unwrap() = Copy::default();
+                    self.late.retain(|late| late.to != name);
                     self.note("a copy's disk was lost");
                 }
             }
@@ -228,9 +246,10 @@ impl World {
             6 if self.random.one_in(3) => self.take_over()?,
             7 => {
                 self.wanted.anti_quorum = self.random.below(2) as usize;
-                let wanted = self.wanted.clone();
-                self.servers.iter_mut().for_each(|server| drop(server.owner.want(&wanted)));
+                let some = 1 + self.random.below((1 << COPIES) - 1);
+                self.want(|n| some & (1 << n) != 0);
             }
+            60 | 61 => self.deliver_late(),
             8..16 => {
                 let server = self.any_server();
                 self.write(server);
@@ -249,6 +268,36 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Operators want other copies. A copy that an owner has forgotten and is to keep again is reached anew.
+    fn want(&mut self, is_wanted: impl Fn(u64) -> bool) {
+        self.wanted.members = (0..COPIES).filter(|n| is_wanted(*n)).map(|n| format!("copy{n}")).collect();
+        for server in &mut self.servers {
+            for name in server.owner.want(&self.wanted) {
+                server.opened.remove(&name);
+                server.acks.retain(|(to, _)| *to != name);
+            }
+        }
+    }
+
+    /// What was given up long ago arrives.
+    fn deliver_late(&mut self) {
+        if self.late.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.late.len() as u64) as usize;
+        let late = self.late.swap_remove(at);
+        let copy = self.copies.get_mut(&late.to).unwrap();
+        let same = copy.opens == late.opens || self.mutant == Some(Mutant::LateAppends);
+        let allowed = copy.fence.append(late.epoch, place(late.at), place(late.at)).is_ok();
+        if copy.up && !copy.full && same && allowed && late.at <= copy.log.len() {
+            copy.log.truncate(late.at);
+            copy.log.extend(late.entries);
+            self.note("an append came late");
+        } else {
+            self.note("an append came too late");
+        }
     }
 
     fn asked_for(&self, name: &str) -> bool {
@@ -281,19 +330,25 @@ impl World {
     /// One exchange of a server with a copy. The copy does its part whole or not at all; its answer may come late, or never.
     fn ship(&mut self, server: usize, name: &str) {
         let mutant = self.mutant;
-        let World { servers, copies, random, now_ms, seen, .. } = self;
+        let World { servers, copies, random, now_ms, seen, late, .. } = self;
         let (server, copy) = (&mut servers[server], copies.get_mut(name).unwrap());
         if server.ended {
             return;
         }
         if !copy.up || server.cut_off.contains(name) || copy.full {
             server.owner.failed(name, "away");
-            server.opened.remove(name);
+            let at = copy.log.len();
+            let agree = at <= server.log.len() && copy.log[..] == server.log[..at];
+            if let Some((epoch, opens)) = server.opened.remove(name).filter(|_| agree && random.one_in(2)) {
+                let until = at + random.below((server.log.len() - at) as u64 + 1) as usize;
+                let entries = server.log[at..until].to_vec();
+                late.push(Late { to: name.to_owned(), epoch, opens, at, entries });
+            }
             server.acks.retain(|(to, _)| to != name);
             return;
         }
         let epoch = server.owner.epoch();
-        if server.opened.get(name) != Some(&epoch) {
+        if server.opened.get(name).map(|(epoch, _)| *epoch) != Some(epoch) {
             match copy.fence.open(epoch) {
                 Ok(fence) => copy.fence = fence,
                 Err(Refusal::Fenced(_)) if mutant == Some(Mutant::EpochNotChecked) => {}
@@ -302,7 +357,8 @@ impl World {
                     return server.owner.failed(name, "fenced");
                 }
             }
-            server.opened.insert(name.to_owned(), epoch);
+            copy.opens += 1;
+            server.opened.insert(name.to_owned(), (epoch, copy.opens));
             let same = copy.log.iter().zip(&server.log).take_while(|(a, b)| a == b).count();
             copy.log.truncate(same);
             server.owner.retried(name, *now_ms);
@@ -311,7 +367,8 @@ impl World {
             return;
         }
         let at = copy.log.len();
-        let mut allowed = copy.fence.append(epoch, place(at), place(at)).is_ok();
+        let mut allowed = copy.fence.append(epoch, place(at), place(at)).is_ok()
+            && server.opened.get(name).is_some_and(|(_, opens)| *opens == copy.opens);
         allowed |= mutant == Some(Mutant::EpochNotChecked);
         allowed |= mutant == Some(Mutant::SealedAppends) && copy.fence.sealed;
         if !allowed {
@@ -416,6 +473,7 @@ impl World {
         if self.servers[newest].boot != self.record.boot {
             return Ok(());
         }
+        self.want(|_| true);
         self.write(newest);
         for _ in 0..200 {
             for name in self.wanted.members.clone() {
@@ -468,6 +526,8 @@ fn what_was_durable_is_in_the_log_of_every_later_owner() {
         "changed",
         "an answer was lost",
         "durable",
+        "an append came late",
+        "an append came too late",
     ];
     let missing: Vec<_> = all.into_iter().filter(|what| !seen.contains_key(what)).collect();
     assert!(!many || missing.is_empty(), "never happened: {missing:?}");
@@ -510,6 +570,38 @@ fn a_recovery_from_too_few_copies_is_found() {
 #[test]
 fn a_change_that_is_taken_for_done_is_found() {
     is_found(Mutant::ChangeTakenForDone);
+}
+
+#[test]
+fn an_append_that_comes_after_the_copy_was_opened_again_is_found() {
+    is_found(Mutant::LateAppends);
+}
+
+#[test]
+fn a_copy_that_is_swapped_protects_until_the_one_in_its_place_does() {
+    let quorum = |names: &[&str]| Quorum {
+        members: names.iter().map(|name| (*name).to_owned()).collect(),
+        anti_quorum: 0,
+    };
+    let mut owner = Owner::new(1, quorum(&["a"]), &quorum(&["b"]), place(10), DEADLINE_MS);
+    owner.agrees("a");
+    owner.acked("a", place(10), 0);
+    owner.fills("b", place(10), 0);
+    assert_eq!(owner.wants_change(), None, "nothing can be recovered from b yet");
+    owner.acked("b", place(9), 0);
+    assert_eq!(owner.wants_change(), None, "b lacks something");
+    owner.acked("b", place(10), 0);
+    assert_eq!(owner.wants_change().unwrap().quorum, quorum(&["b"]));
+    owner.changed(2);
+    assert!(!owner.knows("a"));
+    // One that is taken away without another in its place goes at once, and one that fails does.
+    owner.want(&quorum(&[]));
+    assert_eq!(owner.wants_change().unwrap().quorum, quorum(&[]));
+    let mut owner = Owner::new(1, quorum(&["a"]), &quorum(&["b"]), place(10), DEADLINE_MS);
+    owner.agrees("a");
+    owner.acked("a", place(10), 0);
+    owner.failed("a", "its disk was taken out");
+    assert_eq!(owner.wants_change().unwrap().quorum, quorum(&[]));
 }
 
 #[test]

@@ -6,10 +6,12 @@ mod support;
 use bytes::Bytes;
 use chronofs_core::Version;
 use chronofs_engine::copies::{
-    Change, Coordinator, CopyError, FolderCopy, Health, Link, NotRecorded, Quorum, Setup, recover,
+    Change, Connect, Coordinator, CopyError, FolderCopy, Health, Holding, Link, NotRecorded, Quorum, Setup,
+    recover,
 };
 use chronofs_engine::embedded::{
-    Embedded, EmbeddedFolder, Folder, MemMedium, MemStore, Options, RealDisk, RocksOptions, open_copied,
+    Embedded, EmbeddedFolder, Folder, MemMedium, MemStore, Options, Place, RealDisk, RocksOptions,
+    open_copied,
 };
 use chronofs_engine::sim::{Fault, Random, SimDisk};
 use chronofs_engine::{Batch, Commit, Engine, EngineError};
@@ -580,4 +582,104 @@ fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
     std::fs::write(lab.path("b"), "no folder").unwrap();
     lab.wanted = Quorum::default();
     assert_eq!(held(&lab.open("meta")), 20);
+}
+
+/// Links that hang when they are sealed, as a disk does that is gone.
+struct Hangs;
+
+impl Link for Hangs {
+    fn seal(&mut self, _: u64) -> Result<Holding, CopyError> {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn open(&mut self, _: u64) -> Result<Holding, CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn append(&mut self, _: u64, _: Place, _: &Bytes) -> Result<(), CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn whole(&mut self, _: u64) -> Result<(), CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn cut(&mut self, _: u64, _: Place) -> Result<(), CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn pop(&mut self, _: u64, _: u64) -> Result<(), CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn sum(&mut self, _: u64, _: u64) -> Result<[u8; 32], CopyError> {
+        unreachable!("only sealed here")
+    }
+
+    fn read(&mut self, _: Place, _: u64) -> Result<Bytes, CopyError> {
+        unreachable!("only sealed here")
+    }
+}
+
+#[test]
+fn a_copy_that_hangs_does_not_hold_up_the_recovery_from_the_others() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..40);
+    lose(engine);
+    let setup = lab.setup();
+    let folder = setup.connect.clone();
+    let connect: Connect = Arc::new(move |name: &str| match name.ends_with("/a") {
+        true => Ok(Box::new(Hangs) as Box<dyn Link>),
+        false => folder(name),
+    });
+    let log = lab.path("new").join("log");
+    drop(Folder::open(&lab.path("new")).unwrap());
+    let within = Duration::from_secs(2);
+    let found = recover::recover_within(&log, setup.epoch, &setup.recorded, &connect, within).unwrap();
+    assert!(found.sealed.len() == 1 && found.copy.ends_with("/b"), "{found:?}");
+    let mut quorum = setup.recorded.clone();
+    quorum.members.retain(|name| name.ends_with("/a"));
+    let refused = recover::recover_within(&log, setup.epoch, &quorum, &connect, within).unwrap_err();
+    assert!(refused.to_string().contains("0 of the 1"), "{refused}");
+}
+
+#[test]
+fn copies_that_do_not_reach_back_say_that_a_disk_snapshot_is_needed() {
+    let lab = Lab::new(&["a"], 0);
+    let engine = lab.open("meta");
+    wait_until("it counts", || lab.whole());
+    write(&engine, 0..100);
+    engine.copies().unwrap().trim(3);
+    let first = lab.path("a/log/00000000000000000002.log");
+    wait_until("the copy lets segments go", || !first.exists());
+    lose(engine);
+    let Err(error) = lab.recover("new") else { panic!("it was recovered") };
+    let said = error.to_string();
+    assert!(
+        said.contains("hold the log from segment 3 on") && said.contains("newest complete disk snapshot"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read_dir(lab.path("new/log")).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn a_copy_is_shipped_to_by_one_thread_also_when_it_is_named_again() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    let only_a = Quorum { members: lab.wanted.members.iter().take(1).cloned().collect(), anti_quorum: 0 };
+    for n in 0..20 {
+        engine.want_copies(&only_a).unwrap();
+        write(&engine, n * 20..n * 20 + 20);
+        engine.want_copies(&lab.wanted).unwrap();
+    }
+    wait_until("both count again", || lab.whole());
+    write(&engine, 400..420);
+    lose(engine);
+    lab.take_away("a");
+    assert_eq!(held(&lab.recover("new").unwrap()), 420);
 }

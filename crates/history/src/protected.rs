@@ -36,6 +36,12 @@ impl Protected {
         self.intervals.get(next).is_some_and(|&(begin, _)| begin <= at)
     }
 
+    /// Whether all instants from `first` to `last` are protected, both included.
+    pub fn covers(&self, first: Version, last: Version) -> bool {
+        let next = self.intervals.partition_point(|&(_, end)| end < first);
+        self.intervals.get(next).is_some_and(|&(begin, end)| begin <= first && last <= end)
+    }
+
     /// Whether an instant of the life [since, until) is protected.
     pub fn intersects(&self, since: Version, until: Version) -> bool {
         let next = self.intervals.partition_point(|&(_, end)| end < since);

@@ -419,6 +419,8 @@ fn a_set_of_protected_instants_is_the_union_of_its_intervals() {
             for until in at..60 {
                 let expected = (at..until).any(holds);
                 prop_assert_eq!(set.intersects(Version(at), Version(until)), expected, "[{}, {})", at, until);
+                let all = (at..=until).all(holds);
+                prop_assert_eq!(set.covers(Version(at), Version(until)), all, "[{}, {}]", at, until);
             }
         }
         let list: Vec<_> = set.intervals().collect();

@@ -5,6 +5,7 @@ use crate::copies;
 use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
+use crate::reader;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
 use chronofs_engine::embedded::EmbeddedFolder;
@@ -77,6 +78,8 @@ pub struct AdminLink {
     pub questions: Questions,
     /// The engine, whose log may have copies.
     pub engine: Arc<EmbeddedFolder>,
+    /// How the log servers are reached that these may be on.
+    pub(crate) log_servers: copies::Servers,
     /// Told when the admin server says that it is of another cluster than was meant.
     pub mislead: Option<oneshot::Sender<ClientError>>,
 }
@@ -149,6 +152,7 @@ impl AdminLink {
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
             after = assignment.revision;
+            self.log_servers.set(&assignment.log_servers);
             self.follow_log(&assignment.log)?;
             let probes = std::mem::take(&mut assignment.probes);
             let used = store_of_volumes(&assignment);
@@ -230,11 +234,16 @@ impl AdminLink {
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()
-            // Nobody reaches a deleted volume; of one that is given up, objects are to be deleted.
-            .filter(|volume| !volume.deleted || volume.give_up_after_s.is_some())
+            // Those of deleted volumes, too: pins are put there, and of one that is given up objects are to be deleted.
             .map(|volume| (volume.spec.id, volume.store.clone()))
             .collect();
-        let (stores, problems) = open_stores(&self.folder, wanted, self.stores.watches()).await;
+        let (mut stores, mut problems) =
+            open_stores(&self.folder, wanted.clone(), self.stores.watches()).await;
+        problems.extend(reader::register(&self.folder, &self.queue, &wanted, &mut stores).await);
+        // A deleted volume that nobody reaches is no trouble.
+        let kept =
+            assignment.volumes.iter().filter(|volume| volume.deleted && volume.give_up_after_s.is_none());
+        kept.for_each(|volume| drop(problems.remove(&volume.spec.id)));
         for (volume, problem) in &problems {
             tracing::error!(%volume, "the volume cannot be served: {problem}");
         }
@@ -348,6 +357,7 @@ mod tests {
             client: AdminClient::new(&token).unwrap(),
             register,
             engine: Arc::new(crate::start::open_engine(&kept, None).unwrap()),
+            log_servers: copies::Servers::default(),
             folder: kept,
             queue,
             stores: Stores::default(),

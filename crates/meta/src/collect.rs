@@ -10,6 +10,7 @@
 use crate::executor::{Ask, Input};
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::pins::Turns;
+use crate::reader::ReadersKnown;
 use crate::server::objects::Stores;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{StorePort, parse_object_name};
@@ -153,6 +154,8 @@ pub struct Collector {
     rhythm: Rhythm,
     /// Who reads the pins of which store.
     pub(crate) turns: Turns,
+    /// Who is registered as a reader in which.
+    pub(crate) readers: ReadersKnown,
 }
 
 #[derive(Default)]
@@ -192,8 +195,8 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
-        let (state, wake, turns) = Default::default();
-        Collector { queue, stores, state, wake, rhythm, turns }
+        let (state, wake, turns, readers) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, turns, readers }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.

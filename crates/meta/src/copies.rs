@@ -2,6 +2,8 @@
 //!
 //! The engine ships and waits; here is what it takes from the admin server, which records which copies count, under epochs.
 
+mod remote;
+
 use crate::files::{Folder, LockedFolder};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::copies::{
@@ -12,7 +14,9 @@ use chronofs_wire::admin::Register;
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::status::{LogCopySaid, LogSaid};
-use std::collections::BTreeSet;
+use chronofs_wire::tlog::{LogServerAccess, server_of};
+use remote::RemoteLink;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +37,22 @@ fn said(quorum: &Quorum) -> LogCopies {
     LogCopies {
         copies: quorum.members.iter().cloned().collect(),
         anti_quorum: u32::try_from(quorum.anti_quorum).unwrap_or(u32::MAX),
+    }
+}
+
+/// How log servers are reached: what the admin server said last.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Servers(Arc<Mutex<BTreeMap<String, LogServerAccess>>>);
+
+impl Servers {
+    /// From now on as `said`.
+    pub(crate) fn set(&self, said: &[LogServerAccess]) {
+        let by_name = said.iter().map(|access| (access.name.clone(), access.clone()));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = by_name.collect();
+    }
+
+    fn get(&self, name: &str) -> Option<LogServerAccess> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 }
 
@@ -84,22 +104,29 @@ pub(crate) fn keep(folder: &Folder, log: &LogEpoch) {
     }
 }
 
-/// Notes which copies have counted and are still wanted: an empty folder is not taken for one of them.
+/// Notes which copies have counted, and are still wanted or count: an empty folder is not taken for one of them.
 pub(crate) fn note_known(folder: &Folder, log: &LogEpoch) -> Result<()> {
     let before = folder.known_copies()?;
     let mut known = before.clone();
     known.extend(log.members.copies.iter().cloned());
-    known.retain(|name| log.wanted.copies.contains(name));
+    known.retain(|name| log.wanted.copies.contains(name) || log.members.copies.contains(name));
     if known == before { Ok(()) } else { folder.save_known_copies(&known) }
 }
 
 /// Reaches the copies of the metadata store that `folder` is of.
-fn connect(folder: Folder) -> Connect {
+fn connect(folder: Folder, servers: Servers, runtime: Handle) -> Connect {
     let told = Mutex::new(BTreeSet::new());
     Arc::new(move |name: &str| -> Result<Box<dyn Link>, CopyError> {
         let registered = folder.registered().map_err(|error| CopyError::Unusable(format!("{error:#}")))?;
         let registered = registered.ok_or_else(|| CopyError::Unusable("not registered yet".to_owned()))?;
         let known = folder.known_copies().map_err(|error| CopyError::Unusable(format!("{error:#}")))?;
+        if let Some(server) = server_of(name) {
+            let access = servers.get(server).ok_or_else(|| {
+                CopyError::Unusable("the admin server has not said yet how it is reached".to_owned())
+            })?;
+            let link = RemoteLink::new(&runtime, &access, registered.store, known.contains(name))?;
+            return Ok(Box::new(link));
+        }
         if known.contains(name) && !FolderCopy::is_in(Path::new(name)) {
             return Err(CopyError::Unusable(format!(
                 "{name} held a copy and is empty now: is its disk mounted? If the copy is lost, name another folder with --log-copies"
@@ -124,6 +151,7 @@ pub(crate) async fn open(
     locked: &LockedFolder,
     client: &AdminClient,
     register: &mut Register,
+    servers: &Servers,
     recover: bool,
 ) -> Result<Setup> {
     let folder = &locked.folder;
@@ -136,7 +164,7 @@ pub(crate) async fn open(
         if !ask {
             break None;
         }
-        match ask_epoch(client, register, kept.epoch, folder).await {
+        match ask_epoch(client, register, kept.epoch, folder, servers).await {
             Ok(log) => break Some(log),
             Err(error) if error.is_wrong_cluster() || error.code() == Some("superseded") => {
                 return Err(error.into());
@@ -168,7 +196,7 @@ pub(crate) async fn open(
         recorded: quorum(&log.members),
         wanted: quorum(&log.wanted),
         coordinator: Arc::new(coordinator),
-        connect: connect(folder.clone()),
+        connect: connect(folder.clone(), servers.clone(), Handle::current()),
         deadline: DEADLINE,
     };
     if recover && log.members.copies.is_empty() {
@@ -185,13 +213,16 @@ async fn ask_epoch(
     register: &mut Register,
     above: u64,
     folder: &Folder,
+    servers: &Servers,
 ) -> Result<LogEpoch, ClientError> {
     let registered = client.register(register).await?;
     register.epoch = register.epoch.max(registered.epoch);
     if let Err(error) = folder.save_registered(&registered) {
         tracing::error!("{error:#}");
     }
-    let log = client.assignment(register.boot, 0).await?.log;
+    let assignment = client.assignment(register.boot, 0).await?;
+    servers.set(&assignment.log_servers);
+    let log = assignment.log;
     if log.members.copies.is_empty() {
         return Ok(log);
     }
@@ -285,5 +316,17 @@ mod tests {
             Change { after: 0, quorum: Quorum { members: ["/a".to_owned()].into(), anti_quorum: 0 } };
         let Err(NotRecorded::Unknown(why)) = admin.change(&change, 0) else { panic!("it was asked") };
         assert!(why.contains("log.json"), "{why}");
+    }
+
+    #[test]
+    fn a_copy_that_counts_is_known_also_when_it_is_no_longer_wanted() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let copies = |name: &str| LogCopies { copies: vec![name.to_owned()], anti_quorum: 0 };
+        let swapped = LogEpoch { epoch: 1, members: copies("/a"), wanted: copies("tlog:b"), boot: 1 };
+        note_known(&folder, &swapped).unwrap();
+        assert_eq!(folder.known_copies().unwrap(), BTreeSet::from(["/a".to_owned()]));
+        note_known(&folder, &LogEpoch { members: copies("tlog:b"), ..swapped }).unwrap();
+        assert_eq!(folder.known_copies().unwrap(), BTreeSet::from(["tlog:b".to_owned()]));
     }
 }

@@ -99,9 +99,10 @@ impl Folder {
         Token::parse_as(&text, TokenKind::MetadataStore).with_context(|| format!("in {}", path.display()))
     }
 
-    /// Keeps an assignment. No secret in it is readable without `secrets.key`.
+    /// Keeps an assignment. No secret in it is readable without `secrets.key`; how log servers are reached is not kept.
     pub fn save_assignment(&self, assignment: &Assignment) -> Result<()> {
         let mut sealed = assignment.clone();
+        sealed.log_servers.clear();
         self.each_secret(&mut sealed, |secrets, owner, text| secrets.seal_text(owner, text))?;
         self.write_json("assignment.json", &sealed)
     }
@@ -270,6 +271,7 @@ mod tests {
         use chronofs_core::store::{Bucket, Credentials};
         use chronofs_core::volume::{Compression, VolumeSpec};
         use chronofs_wire::admin::{AssignedStore, AssignedVolume, StoreKind};
+        use chronofs_wire::tlog::LogServerAccess;
         let temp = tempfile::tempdir().unwrap();
         let folder = Folder::make(temp.path()).unwrap();
         let secret = || Secret::new("hunter2");
@@ -303,11 +305,14 @@ mod tests {
             tokens: Vec::new(),
             probes: Vec::new(),
             log: LogEpoch::default(),
+            log_servers: Vec::new(),
             accepted_restore: None,
         };
-        folder.save_assignment(&assignment).unwrap();
+        let access = LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([7; 32]));
+        let with_servers = Assignment { log_servers: vec![access], ..assignment.clone() };
+        folder.save_assignment(&with_servers).unwrap();
         let text = fs::read_to_string(temp.path().join("assignment.json")).unwrap();
-        assert!(text.contains("AKIA") && !text.contains("hunter2"), "{text}");
+        assert!(text.contains("AKIA") && !text.contains("hunter2") && !text.contains("far"), "{text}");
         assert_eq!(folder.assignment().unwrap(), Some(assignment));
         fs::remove_file(temp.path().join("secrets.key")).unwrap();
         assert!(folder.assignment().is_err());

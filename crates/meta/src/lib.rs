@@ -19,6 +19,8 @@ pub mod pack;
 mod pins;
 mod questions;
 mod rates;
+mod reader;
+mod registered;
 mod restored;
 pub mod server;
 mod snapshot;

@@ -148,6 +148,10 @@ impl Collector {
             };
             self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
         }
+        if let Ok(found) = &read {
+            self.tidy(&**store, found).await;
+            self.read_readers(store).await;
+        }
     }
 
     /// Has the instants of `pin` kept, in the state and in the block store. When it returns, both are durable. Doing it
@@ -269,14 +273,14 @@ mod tests {
         fn list(&self, _: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
             unreachable!("nothing is listed")
         }
-        fn put_pin<'a>(&'a self, _: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
+        fn put_note<'a>(&'a self, _: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
             unreachable!("nothing is pinned")
         }
-        fn remove_pin(&self, _: Uuid, _: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+        fn remove_note<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
             unreachable!("nothing was pinned")
         }
-        fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
-            self.1.fetch_add(1, Ordering::SeqCst);
+        fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+            self.1.fetch_add(u32::from(folder == chronofs_blocks::pin::PINS), Ordering::SeqCst);
             let hangs = self.0;
             Box::pin(async move { if hangs { std::future::pending().await } else { Ok(Vec::new()) } })
         }

@@ -3,7 +3,8 @@
 
 use crate::executor::Input;
 use crate::http::{Pages, status_of};
-use crate::kept::keep;
+use crate::reader::{answer_detach, answer_readers};
+use crate::registered::keep;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::question::{Answer, Answers, Asked, KeyRefused, Question, Said, Starting};
 use std::time::{Duration, Instant};
@@ -66,6 +67,11 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             Some(done) => Said::Kept { problem: done.err() },
             None => return,
         },
+        Asked::Readers { snapshot, forget } => answer_readers(&pages.collector, &snapshot, forget).await,
+        Asked::Detach { force } => {
+            let folder = pages.engine.parent().unwrap_or(&pages.engine);
+            answer_detach(folder, &pages.collector, force).await
+        }
     };
     let answers = Answers { answers: vec![Answer { id: question.id, said }] };
     if let Err(error) = client.answers(&answers).await {

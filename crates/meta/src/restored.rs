@@ -17,8 +17,11 @@ use chronofs_wire::admin::Assignment;
 use chronofs_wire::status::RestoredSaid;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
+
+/// Held by who reads the mark to change it.
+pub(crate) static WRITING: Mutex<()> = Mutex::const_new(());
 
 /// Brings a restored store to where it may be served. Gives the snapshot's UID while the restore is not accepted.
 pub(crate) fn begin(folder: &Folder, engine: &EmbeddedFolder, now_ns: u64) -> Result<Option<String>> {
@@ -73,11 +76,15 @@ pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
         accepted: mark.accepted,
         only_admin,
         only_here,
+        readers: mark.readers.len() as u64,
+        kept: mark.kept,
+        detached: mark.detached,
     })
 }
 
 /// Heeds what the admin server says to a restored store: which volumes it knows, and that the restore is accepted.
 pub(crate) async fn follow(folder: &Folder, assignment: &Assignment, queue: &mpsc::Sender<Input>) {
+    let _writing = WRITING.lock().await;
     let mut mark = match Mark::read(&folder.0) {
         Ok(Some(mark)) if !mark.accepted => mark,
         Ok(_) => return,

@@ -15,7 +15,7 @@ use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
-use chronofs_engine::copies::Setup;
+use chronofs_engine::copies::{Copies, Setup};
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
 use chronofs_snapshot::Whitelist;
 use chronofs_wire::admin::Register;
@@ -34,6 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 const TICK: Duration = Duration::from_millis(100);
+/// A server that stops waits no longer for its log copies. What it has not called durable then is in its own log.
+const COPIES_WITHIN: Duration = Duration::from_secs(10);
 
 /// How to start a metadata server.
 #[derive(Clone, Debug)]
@@ -100,6 +102,7 @@ pub struct Server {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     /// Resolves when the admin server says that it is of another cluster.
     misled: oneshot::Receiver<ClientError>,
+    copies: Option<Arc<Copies>>,
     /// Where clients reach it.
     pub address: SocketAddr,
     /// Where figures are served.
@@ -172,7 +175,9 @@ impl Server {
             boot,
             epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
         };
-        let (core, engine) = open_told(&locked, client.as_ref(), &mut register, config).await?;
+        let log_servers = copies::Servers::default();
+        let (core, engine) = open_told(&locked, client.as_ref(), &mut register, &log_servers, config).await?;
+        let copies = engine.copies().cloned();
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
         let (metrics, registry) = Metrics::new();
@@ -201,7 +206,7 @@ impl Server {
             stores: stores.clone(),
             engine: folder.engine(),
             started,
-            copies: engine.copies().cloned(),
+            copies: copies.clone(),
         };
         if let Some(http_listener) = http_listener {
             tasks.push(spawn_http(http_listener, pages.clone()));
@@ -213,19 +218,27 @@ impl Server {
                 engine,
                 folder: folder.engine(),
                 queue: queue.clone(),
+                collector: pages.collector.clone(),
                 client: client.clone(),
                 whitelist,
             };
-            let link = (client, register, folder, Questions::new(wanted), mislead);
+            let link = (client, register, folder, Questions::new(wanted), mislead, log_servers);
             tasks.extend(spawn_link(link, pages, part)?);
         }
         tracing::info!(%address, pin = %identity.pin(), "serving");
-        Ok(Server { folder: locked, executor, shared, tasks, misled, address, http_address, queue, stores })
+        let (folder, queue) = (locked, queue.clone());
+        Ok(Server { folder, executor, shared, tasks, misled, copies, address, http_address, queue, stores })
     }
 
     /// Stops in order: nobody new, clients are told, everything is durable.
     pub async fn stop(self) -> Result<()> {
         tracing::info!("stopping");
+        let copies = self.copies;
+        let gives_up = tokio::spawn(async move {
+            tokio::time::sleep(COPIES_WITHIN).await;
+            let why = "the server was to stop, and its log copies do not have everything";
+            copies.iter().for_each(|copies| copies.give_up(why));
+        });
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         // With the last of them what they hold of the engine goes.
         for task in self.tasks {
@@ -236,6 +249,7 @@ impl Server {
         let recovering = ask(&self.queue, |core| core.machine.figures().recovering).await.unwrap_or(true);
         let executor = self.executor;
         tokio::task::spawn_blocking(move || executor.stop()).await?.context("stopping the metadata store")?;
+        gives_up.abort();
         if !recovering {
             self.folder.end_run()?;
         }
@@ -279,11 +293,12 @@ async fn open_told(
     locked: &Arc<LockedFolder>,
     client: Option<&AdminClient>,
     register: &mut Register,
+    log_servers: &copies::Servers,
     config: &StartConfig,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
     let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
     let opened = match client {
-        Some(client) => match copies::open(locked, client, register, config.recover_log).await {
+        Some(client) => match copies::open(locked, client, register, log_servers, config.recover_log).await {
             Ok(log) => open_core(locked, register.boot, Some(log), config).await,
             Err(error) => Err(error),
         },
@@ -394,12 +409,13 @@ fn spawn_http(listener: TcpListener, pages: Pages) -> tokio::task::JoinHandle<()
     })
 }
 
-/// The link's own: its client, what the server says of itself, its folder, what is asked, whom to tell of another cluster.
-type Linked = (AdminClient, Register, Folder, Questions, oneshot::Sender<ClientError>);
+/// The link's own: its client, what the server says of itself, its folder, what is asked, whom to tell of another cluster, how
+/// log servers are reached.
+type Linked = (AdminClient, Register, Folder, Questions, oneshot::Sender<ClientError>, copies::Servers);
 
 /// Starts all that has to do with the admin server: the link, the answers to operators' questions, disk snapshots.
 fn spawn_link(
-    (client, register, folder, questions, mislead): Linked,
+    (client, register, folder, questions, mislead, log_servers): Linked,
     pages: Pages,
     part: Part,
 ) -> Result<[tokio::task::JoinHandle<()>; 4]> {
@@ -411,8 +427,18 @@ fn spawn_link(
     let answers = questions::answer_all(client.clone(), register.boot, pages);
     let mislead = Some(mislead);
     let queued = queue.clone();
-    let link =
-        AdminLink { client, register, folder, queue: queued, stores, registered, questions, mislead, engine };
+    let link = AdminLink {
+        client,
+        register,
+        folder,
+        queue: queued,
+        stores,
+        registered,
+        questions,
+        mislead,
+        engine,
+        log_servers,
+    };
     let follow = tokio::spawn(async move {
         while epochs.changed().await.is_ok() {
             let Some(epoch) = epochs.borrow_and_update().as_ref().map(|registered| registered.epoch) else {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use chronofs_blocks::hedge::Hedges;
 use chronofs_blocks::outage::Heard;
 use chronofs_blocks::signed::Action;
-use chronofs_blocks::{ListPage, ObjectPort, Outage, Pin, StoreError, StoreOutage, StorePort, object_name};
+use chronofs_blocks::{ListPage, ObjectPort, Outage, StoreError, StoreOutage, StorePort, object_name};
 use chronofs_core::{ObjectId, SessionId, SignedRequest};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -144,16 +144,16 @@ impl StorePort for Watched {
         self.store.list(from)
     }
 
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store.put_pin(pin)
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.put_note(name, bytes)
     }
 
-    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.remove_pin(volume, id)
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.remove_note(name)
     }
 
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.store.pins()
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.store.notes(folder)
     }
 }
 

@@ -159,6 +159,26 @@ pub fn gone_objects<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<
     }
 }
 
+/// How many objects of earlier incarnations a volume has rows of: a volume that was restored from images names those of its
+/// source.
+pub fn foreign_objects<R: Reads + ?Sized>(
+    reads: &R,
+    index: VolumeIndex,
+    incarnation: u16,
+) -> Result<u64, ReadStop> {
+    let (mut count, mut after) = (0, None);
+    loop {
+        // Incarnations come first in keys.
+        let page = list_objects(reads, index, after, PAGE)?;
+        let foreign = page.iter().take_while(|(id, _)| id.incarnation < incarnation).count();
+        count += foreign as u64;
+        match page.last() {
+            Some((last, _)) if foreign == PAGE => after = Some(*last),
+            _ => return Ok(count),
+        }
+    }
+}
+
 /// Stored bytes, outside of rows, that live slices need. A slice that several rows of its block show counts once. One that
 /// is shown in several blocks counts in each: no client of ours does that, and to know of it would take memory for all.
 pub fn live_stored_bytes<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<u64, ReadStop> {

@@ -36,7 +36,8 @@ mod verify;
 mod xattr;
 
 pub use collect::{
-    Judged, gone_objects, judge, list_condemned, list_objects, live_stored_bytes, retired_since, tally,
+    Judged, foreign_objects, gone_objects, judge, list_condemned, list_objects, live_stored_bytes,
+    retired_since, tally,
 };
 pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};

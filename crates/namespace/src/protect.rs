@@ -1,7 +1,9 @@
 //! What may not be forgotten: the instants of a volume that somebody can still ask for.
 
 use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, UNPROVEN, Unproven, Volume};
-use crate::system::{Decided, Steward, SystemError, SystemReply, check_instant, number_of, scan_plain};
+use crate::system::{
+    Decided, Steward, SystemError, SystemReply, check_instant, instants, number_of, scan_plain,
+};
 use chronofs_core::{SessionId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
 use chronofs_history::Protected;
@@ -47,20 +49,27 @@ fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
 }
 
 impl<R: Reads + ?Sized> Steward<'_, R> {
-    /// Keeps instants readable: with an end as a hold, without as a pin. Doing it again is no error, and may move the end
-    /// further away.
+    /// Keeps instants readable: with an end as a hold, without as a pin. A volume that is deleted and can be taken back has
+    /// them as any. Doing it again is no error, and may move the end further away.
     pub(crate) fn keep(&mut self, volume: Uuid, id: Uuid, kept: Kept, found: bool) -> Decided<SystemReply> {
-        let (index, mut row) = self.live_volume(volume)?;
-        let known = list_kept(self.reads)?.into_iter().find(|(of, known, _)| (*of, *known) == (index, id));
+        let (index, mut row) = self.any_volume(volume)?;
+        let all = list_kept(self.reads)?;
+        let known = all.iter().find(|(of, known, _)| (*of, *known) == (index, id));
         if let Some((_, _, known)) = known {
-            return self.keep_longer(index, id, known, &kept);
+            return self.keep_longer(index, id, known.clone(), &kept);
         }
         let now = self.ctx.version;
         if kept.at > kept.to || kept.to > now {
             let bad = format!("instants from {} to {} cannot be kept at {now}", kept.at, kept.to);
             return Err(SystemError::BadSpec(bad).into());
         }
-        if !found {
+        // What others keep without a break is whole, wherever the horizon is by now.
+        let others = all.iter().filter(|(of, ..)| *of == index).map(|(_, _, row)| (row.at, row.to));
+        let is_kept = others.collect::<Protected>().covers(kept.at, kept.to);
+        if (row.is_given_up() || row.is_gone()) && !is_kept {
+            return Err(SystemError::GivenUp(volume).into());
+        }
+        if !found && !is_kept {
             check_instant(&row, kept.at, now)?;
             check_instant(&row, kept.to, now)?;
         }
@@ -68,6 +77,37 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         self.put_volume(index, &row)?;
         self.put_kept(index, id, &kept)?;
         Ok(SystemReply::Done)
+    }
+
+    /// Keeps what can be had of a volume's past, and all that is to come: in one commit, since what of the past can be had is
+    /// less with the next. Gives the span of the past. Asked for again it is as it was.
+    pub(crate) fn keep_past(
+        &mut self,
+        volume: Uuid,
+        ids: [Uuid; 2],
+        ends: Version,
+        note: &str,
+    ) -> Decided<SystemReply> {
+        let (index, mut row) = self.any_volume(volume)?;
+        if row.is_given_up() || row.is_gone() {
+            return Err(SystemError::GivenUp(volume).into());
+        }
+        let known = list_kept(self.reads)?.into_iter().find(|(of, id, _)| (*of, *id) == (index, ids[0]));
+        if let Some((.., known)) = known {
+            return Ok(SystemReply::Kept(known.at, known.to));
+        }
+        let (earliest, now) = instants(&row, self.ctx.version);
+        let at = match check_instant(&row, earliest, now) {
+            Err(SystemError::Gap { after, .. }) => after,
+            _ => earliest,
+        };
+        row.leases = row.leases.checked_add(2).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
+        self.put_volume(index, &row)?;
+        for (id, (at, to)) in ids.into_iter().zip([(at, now), (now, Version::MAX)]) {
+            let kept = Kept { flags: 0, at, to, made: now, ends: Some(ends), note: note.to_owned() };
+            self.put_kept(index, id, &kept)?;
+        }
+        Ok(SystemReply::Kept(at, now))
     }
 
     /// What is kept already stays until the later of the two ends: whoever asked for either was told that it does.

@@ -71,6 +71,8 @@ pub enum SystemReply {
     },
     /// An object to pack slices into.
     Pack(ObjectId),
+    /// The instants that are kept, first to last.
+    Kept(Version, Version),
 }
 
 /// Why a system request was refused.
@@ -237,6 +239,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 };
                 self.keep(*volume, *id, kept, *found)
             }
+            SystemRequest::KeepPast { volume, ids, ends, note } => self.keep_past(*volume, *ids, *ends, note),
             SystemRequest::Release { volume, id } => self.release(*volume, *id),
             SystemRequest::GrantPack { volume } => self.grant_pack(*volume),
             SystemRequest::MoveStaged { volume, object, slices, last } => {

@@ -8,7 +8,9 @@ use crate::code::SnapshotCode;
 use crate::error::Error;
 use crate::label::Label;
 use crate::name::Role;
-use crate::protocol::{Attempt, Cut, Do, Fault, Held, Intent, Member, Order, Poll, Step, Told, role_code};
+use crate::protocol::{
+    Attempt, Cut, Do, Ended, Fault, Held, Intent, Member, Order, Poll, Step, Told, role_code,
+};
 use crate::run::{Abort, Invocation, Limits, Surroundings, run};
 use crate::tree::{Kind, list_tree, sum_of};
 use crate::whitelist::Whitelist;
@@ -17,7 +19,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Checksums of files that never change, so that each is read once.
 const SUMS: &str = "sums.json";
@@ -27,6 +29,15 @@ const LINES_TOLD: usize = 10;
 /// What stands in the place of a program when members store their images by themselves. It is no absolute path, so no
 /// whitelist has it.
 pub const BACKUP: &str = "chronofs:backup";
+
+/// What an image is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Imaged {
+    /// Up to which commit it goes.
+    pub version: Option<u64>,
+    /// Where the log was ended.
+    pub ended: Option<Ended>,
+}
 
 /// What a server does for a snapshot. Each call blocks.
 pub trait Host: Send + Sync + 'static {
@@ -39,8 +50,8 @@ pub trait Host: Send + Sync + 'static {
     /// The log may go on forgetting. Also called for attempts that hold nothing.
     fn let_go(&self, attempt: &Attempt);
 
-    /// Makes the folder `place` with the image of a role. Says up to which commit it goes.
-    fn image(&self, attempt: &Attempt, role: Role, place: &Path) -> Result<Option<u64>, Fault>;
+    /// Makes the folder `place` with the image of a role.
+    fn image(&self, intent: &Intent, role: Role, place: &Path) -> Result<Imaged, Fault>;
 
     /// The cut is known: from now on just what this set needs is kept, durably.
     fn keep(&self, intent: &Intent, cut: Option<Cut>) -> Result<(), Fault>;
@@ -64,6 +75,16 @@ pub trait Host: Send + Sync + 'static {
 
     /// For which attempts something is kept.
     fn kept(&self) -> Vec<Attempt>;
+
+    /// Of what is kept for an attempt something could not be let go a moment ago.
+    fn rests(&self, _attempt: &Attempt) -> bool {
+        false
+    }
+
+    /// Who reads what is kept for which snapshot; none while that is not known.
+    fn readers(&self) -> Option<BTreeMap<String, Vec<String>>> {
+        Some(BTreeMap::new())
+    }
 }
 
 /// What an [`Agent`] has to know of its server.
@@ -99,9 +120,11 @@ struct State {
     member: Member,
     /// Programs that run, by attempt.
     programs: BTreeMap<(u64, Role), Abort>,
-    /// Attempts that are being taken away.
-    going: BTreeSet<u64>,
+    /// Attempts that are being taken away. Whether that was asked for again since it began, and whether with what is kept.
+    going: BTreeMap<u64, Option<bool>>,
     complete: BTreeSet<Attempt>,
+    /// The server stops: what is kept stays.
+    stopping: bool,
     versions: BTreeMap<(u64, Role), u64>,
 }
 
@@ -129,8 +152,9 @@ impl Agent {
         let state = State {
             member: Member::new(epoch),
             programs: BTreeMap::new(),
-            going: BTreeSet::new(),
+            going: BTreeMap::new(),
             complete: BTreeSet::new(),
+            stopping: false,
             versions: BTreeMap::new(),
         };
         Ok(Agent(Arc::new(Inner {
@@ -152,17 +176,21 @@ impl Agent {
     /// What to ask the coordinator with. It blocks.
     #[must_use]
     pub fn poll(&self) -> Poll {
-        let kept = self.0.host.kept();
+        let (kept, readers) = (self.0.host.kept(), self.0.host.readers());
         let state = self.lock();
         let mut holding: BTreeSet<Attempt> = kept.into_iter().collect();
         holding.extend(state.member.attempt().cloned());
-        let held = |attempt: Attempt| Held { complete: state.complete.contains(&attempt), attempt };
+        let held = |attempt: Attempt| {
+            let (complete, resting) = (state.complete.contains(&attempt), self.0.host.rests(&attempt));
+            Held { attempt, complete, resting }
+        };
         Poll {
             node: self.0.setup.node.clone(),
             epoch: state.member.epoch(),
             holding: holding.into_iter().map(held).collect(),
             doing: state.member.doing(),
             said: state.member.said(),
+            readers,
         }
     }
 
@@ -193,13 +221,12 @@ impl Agent {
     /// Ends programs and lets go: the server stops. What is kept for a set stays until the next start hears what became of
     /// the set: without this member's steps, which may all be said, others may complete it.
     pub fn stop(&self) {
-        let todo = self.lock().member.set_epoch(u64::MAX);
-        for what in todo {
-            match what {
-                Do::Discard(attempt) => self.take_away(attempt, false),
-                what => self.carry_out(vec![what]),
-            }
-        }
+        let todo = {
+            let mut state = self.lock();
+            state.stopping = true;
+            state.member.set_epoch(u64::MAX)
+        };
+        self.carry_out(todo);
         let state = self.lock();
         let waited = self.0.changed.wait_timeout_while(state, Duration::from_secs(20), |state| {
             !state.programs.is_empty() || !state.going.is_empty()
@@ -263,11 +290,11 @@ impl Agent {
                 made.map_err(|error| {
                     failed(role, &format!("cannot make folder {}: {error}", folder.display()))
                 })?;
-                let version = self.0.host.image(attempt, role, &place)?;
+                let Imaged { version, ended } = self.0.host.image(intent, role, &place)?;
                 if let Some(version) = version {
                     self.lock().versions.insert((attempt.number, role), version);
                 }
-                return Ok(Told { version, ..Told::default() });
+                return Ok(Told { version, ended, ..Told::default() });
             }
             // Decided by the member alone.
             Step::Release => {}
@@ -359,6 +386,10 @@ impl Agent {
             node_id: Some(self.0.setup.node.clone()),
             address: node.map(|node| node.address.clone()),
             epoch: node.map(|node| node.epoch.to_string()),
+            deadline: (SystemTime::now() + limits.run)
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .map(|until| until.as_secs().to_string()),
             cluster_file: self.0.setup.cluster_file.clone(),
             ..Surroundings::default()
         };
@@ -382,34 +413,59 @@ impl Agent {
         }
     }
 
-    /// Ends what runs for an attempt, then takes its images away, and if it is no set what is kept for it.
+    /// Ends what runs for an attempt, then takes its images away, and if it is no set what is kept for it. Asked for again
+    /// while it is at it, it does so once more: what came meanwhile may have been passed over.
     fn take_away(&self, attempt: Attempt, release: bool) {
-        if !self.lock().going.insert(attempt.number) {
-            return;
+        let number = attempt.number;
+        {
+            let mut state = self.lock();
+            if let Some(again) = state.going.get_mut(&number) {
+                *again = Some(release || *again == Some(true));
+                return;
+            }
+            state.going.insert(number, None);
         }
         self.in_thread(move |agent| {
-            let number = attempt.number;
-            let mut state = agent.lock();
-            for ((_, _), abort) in state.programs.iter().filter(|((of, _), _)| *of == number) {
-                // An eventfd takes a number always.
-                let _ = abort.abort();
+            let mut release = release;
+            loop {
+                agent.take_away_now(&attempt, release);
+                let mut state = agent.lock();
+                match state.going.get_mut(&number).and_then(Option::take) {
+                    Some(again) => release = again,
+                    None => {
+                        state.going.remove(&number);
+                        break;
+                    }
+                }
             }
-            while state.programs.keys().any(|(of, _)| *of == number) {
-                state = agent.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            state.versions.retain(|(of, _), _| *of != number);
-            drop(state);
-            // What cannot be removed now is at the next start.
-            let _ = fs::remove_dir_all(agent.0.setup.folder.join(number.to_string()));
-            if release {
-                agent.0.host.release(&attempt);
-            }
-            agent.lock().going.remove(&number);
             agent.0.changed.notify_all();
             (agent.0.wake)();
         });
     }
+
+    fn take_away_now(&self, attempt: &Attempt, release: bool) {
+        let number = attempt.number;
+        let mut state = self.lock();
+        for ((_, _), abort) in state.programs.iter().filter(|((of, _), _)| *of == number) {
+            // An eventfd takes a number always.
+            let _ = abort.abort();
+        }
+        while state.programs.keys().any(|(of, _)| *of == number) {
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.versions.retain(|(of, _), _| *of != number);
+        drop(state);
+        // What cannot be removed now is at the next start.
+        let _ = fs::remove_dir_all(self.0.setup.folder.join(number.to_string()));
+        // Also what a program's end brings about while the server stops.
+        if release && !self.lock().stopping {
+            self.0.host.release(attempt);
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn failed(role: Role, why: &str) -> Fault {
     Fault { code: role_code(role), why: why.to_owned() }

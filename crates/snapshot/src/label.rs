@@ -110,6 +110,7 @@ mod tests {
             address: "10.0.0.1:8444".to_owned(),
             epoch: 3,
             roles: vec![Role::Storage, Role::Tlog],
+            copies: Vec::new(),
         };
         let uid = "c50263df28be44ebb596f5c2a849adbb".parse().unwrap();
         let attempt = Attempt { uid, number: 7 };

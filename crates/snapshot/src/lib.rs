@@ -14,6 +14,7 @@ pub mod label;
 pub mod manifest;
 pub mod name;
 pub mod protocol;
+pub mod record;
 pub mod restore;
 pub mod run;
 pub mod server;

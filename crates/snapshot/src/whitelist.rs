@@ -187,6 +187,8 @@ mod tests {
             spelled(format!("{shown}/")),
             spelled(format!("{shown}\n")),
             spelled(format!("/{shown}")),
+            spelled(format!("\"{shown}\"")),
+            spelled(format!("'{shown}'")),
             spelled(format!("{parent}/./snap")),
             spelled(format!("{parent}/sub/../snap")),
             spelled("snap".to_owned()),
@@ -194,6 +196,10 @@ mod tests {
         ] {
             refused(&[&path], &other, "is not a plain absolute path");
             assert!(Whitelist::new([other.clone()]).is_err(), "{other:?} on the list");
+        }
+        for other in [format!("{shown}\""), format!("{shown}'"), format!("{shown};id"), format!("{shown} -x")]
+        {
+            refused(&[&path], Path::new(&other), "is not in whitelist_binpath");
         }
         refused(&[], &path, "is not in whitelist_binpath");
         refused(&[path.parent().unwrap()], &path, "is not in whitelist_binpath");

@@ -4,13 +4,15 @@
 //! only what other servers and clients depend on stands here.
 
 use crate::log::LogEpoch;
+use crate::tlog::LogServerAccess;
 use chronofs_core::store::Credentials;
 pub use chronofs_core::store::StoreKind;
 use chronofs_core::volume::VolumeSpec;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// `POST /v1/meta/register` with the metadata store's token: this server serves the store from now on.
+/// `POST /v1/meta/register` with the metadata store's token: this server serves the store from now on. The same to
+/// `/v1/tlog/register` with a log server's token.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Register {
@@ -30,7 +32,7 @@ pub struct Register {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Registered {
-    /// Id of the metadata store.
+    /// Id of the metadata store, or of the log server.
     pub store: Uuid,
     /// Its name.
     pub name: String,
@@ -72,6 +74,9 @@ pub struct Assignment {
     /// The copies of its log.
     #[serde(default)]
     pub log: LogEpoch,
+    /// The log servers that these are on. Not kept: a start with copies asks before it opens its log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_servers: Vec<LogServerAccess>,
     /// The disk snapshot that the cluster was restored from, once somebody has accepted that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_restore: Option<String>,

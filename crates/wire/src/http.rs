@@ -7,6 +7,7 @@ use crate::admin::{
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
 use crate::log::{LogEpoch, OpenLog};
 use crate::question::{Answers, Questions, Starting};
+use crate::tlog::{LogAssignment, LogServerSaid};
 use crate::tls::{self, TlsError};
 use crate::token::Token;
 use bytes::Bytes;
@@ -177,6 +178,22 @@ impl AdminClient {
     /// Opens another epoch of the log of this server's store.
     pub async fn open_log(&self, open: &OpenLog) -> Result<LogEpoch, ClientError> {
         self.call(Method::POST, "/v1/meta/log", Some(open)).await
+    }
+
+    /// Says that this log server goes by its name from now on.
+    pub async fn register_log_server(&self, register: &Register) -> Result<Registered, ClientError> {
+        self.call(Method::POST, "/v1/tlog/register", Some(register)).await
+    }
+
+    /// Waits for an assignment of this log server with another revision than `after`, as [`AdminClient::assignment`] does.
+    pub async fn log_assignment(&self, boot: u64, after: u64) -> Result<LogAssignment, ClientError> {
+        let path = format!("/v1/tlog/assignment?boot={boot}&after={after}");
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Says how this log server is.
+    pub async fn report_log_server(&self, said: &LogServerSaid) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/tlog/report", Some(said)).await
     }
 
     /// Says what became of the assignment.

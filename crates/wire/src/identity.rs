@@ -84,6 +84,16 @@ impl Secret {
         random().map(Secret)
     }
 
+    /// As text, for what seals it or sends it over TLS.
+    pub fn to_hex(&self) -> String {
+        HEXLOWER.encode(&self.0)
+    }
+
+    /// What [`Secret::to_hex`] wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok().map(Secret)
+    }
+
     /// What a server keeps of it.
     pub fn sha256(&self) -> Sha256 {
         Sha256::of(&self.0)

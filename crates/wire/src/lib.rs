@@ -14,5 +14,6 @@ pub mod message;
 pub mod question;
 pub mod secrets;
 pub mod status;
+pub mod tlog;
 pub mod tls;
 pub mod token;

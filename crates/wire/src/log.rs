@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct LogCopies {
-    /// Each is the absolute path of a folder, on the machine of the metadata server.
+    /// Each is the absolute path of a folder on the machine of the metadata server, or `tlog:` and the name of a log server.
     pub copies: Vec<String>,
     /// A commit is durable when all but so many have it.
     #[serde(default)]

@@ -76,6 +76,18 @@ pub enum Asked {
     Keys(KeyOp),
     /// Keep instants, or let them go. -> [`Said::Kept`]
     Keep(KeepInstant),
+    /// Which clones of a disk snapshot are registered in the block stores. -> [`Said::Readers`] or [`Said::Trouble`]
+    Readers {
+        /// UID of the snapshot.
+        snapshot: String,
+        /// Have them gone: they read no more, or at their own risk.
+        forget: bool,
+    },
+    /// Of a clone: register as a reader no longer. -> [`Said::Detached`] or [`Said::Trouble`]
+    Detach {
+        /// Also while objects of the source are needed.
+        force: bool,
+    },
 }
 
 /// Instants of all volumes that are to be kept, for a copy that others made.
@@ -250,6 +262,15 @@ pub enum Said {
         /// Why not, if it could not be done.
         problem: Option<String>,
     },
+    /// Clones that are registered as readers of a disk snapshot.
+    Readers(Vec<String>),
+    /// A clone is registered no longer, if it needs none of the objects that its source stored, or that was forced.
+    Detached {
+        /// So many it needs.
+        needed: u64,
+    },
+    /// Why a question could not be answered.
+    Trouble(String),
 }
 
 /// `POST /v1/meta/starting` with the metadata store's token, every 2 s until the server registers: it is starting.

@@ -1,6 +1,7 @@
 //! How a cluster is: what the admin server says of itself, of every metadata server, and of what ails them.
 
 use crate::admin::Cluster;
+use crate::tlog::LogServerSaid;
 use rustix::fs::StatVfs;
 use rustix::system::uname;
 use serde::{Deserialize, Serialize};
@@ -164,6 +165,12 @@ pub struct RestoredSaid {
     pub only_admin: Vec<String>,
     /// Volumes that only the store knew: nobody reaches them.
     pub only_here: Vec<String>,
+    /// In how many block stores it is registered as a reader of the snapshot.
+    pub readers: u64,
+    /// Whether the source kept the snapshot when that was last looked at.
+    pub kept: Option<bool>,
+    /// It is registered no longer, because somebody said so.
+    pub detached: bool,
 }
 
 /// See [`MetaSaid`].
@@ -295,6 +302,9 @@ pub struct ClusterStatus {
     pub database_bytes: u64,
     /// The metadata servers.
     pub members: Vec<Member>,
+    /// The log servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_servers: Vec<LogServerStatus>,
     /// Volumes that are not deleted.
     pub volumes: u64,
     /// Bytes of files in them, as last reported.
@@ -311,6 +321,33 @@ pub struct ClusterStatus {
     /// What ails nobody yet, and should be known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Clones that read what this cluster keeps for its disk snapshots, each with the snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshot_readers: Vec<String>,
+}
+
+/// A log server.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct LogServerStatus {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Where metadata servers reach it.
+    pub address: Option<String>,
+    /// The epoch of its last registration.
+    pub epoch: u64,
+    /// How it is.
+    pub state: MemberState,
+    /// What ails it, if anything.
+    pub fault: Option<String>,
+    /// Seconds since it was last heard of, if it was since the admin server started.
+    pub heard_s: Option<u64>,
+    /// The metadata stores that keep copies of their logs on it.
+    pub stores: Vec<String>,
+    /// What it said of itself when it was last heard of.
+    pub said: Option<LogServerSaid>,
 }
 
 /// The disk snapshot that a cluster was restored from.

@@ -24,6 +24,8 @@ pub enum TokenKind {
     MetadataStore,
     /// A volume, or a part of it: mounts.
     Volume,
+    /// A log server: what keeps copies of logs for metadata servers.
+    LogServer,
 }
 
 impl TokenKind {
@@ -32,6 +34,7 @@ impl TokenKind {
             TokenKind::Account => b'a',
             TokenKind::MetadataStore => b'm',
             TokenKind::Volume => b'v',
+            TokenKind::LogServer => b't',
         }
     }
 }
@@ -42,6 +45,7 @@ impl fmt::Display for TokenKind {
             TokenKind::Account => "account",
             TokenKind::MetadataStore => "metadata store",
             TokenKind::Volume => "volume",
+            TokenKind::LogServer => "log server",
         })
     }
 }
@@ -141,6 +145,7 @@ fn parse_body(bytes: &[u8]) -> Option<Token> {
         b'a' => TokenKind::Account,
         b'm' => TokenKind::MetadataStore,
         b'v' => TokenKind::Volume,
+        b't' => TokenKind::LogServer,
         _ => return None,
     };
     let (id, rest) = rest.split_first_chunk::<16>()?;
@@ -161,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_token_reads_back_as_printed() {
-        for kind in [TokenKind::Account, TokenKind::MetadataStore, TokenKind::Volume] {
+        let kinds = [TokenKind::Account, TokenKind::MetadataStore, TokenKind::Volume, TokenKind::LogServer];
+        for kind in kinds {
             let token = Token { kind, ..sample() };
             assert_eq!(token.to_string().parse(), Ok(token.clone()));
             assert_eq!(format!("  {token}\n").parse(), Ok(token.clone()));

@@ -36,6 +36,8 @@ macro_rules! every {
 
 #[path = "golden/bodies.rs"]
 mod bodies;
+#[path = "golden/tlog.rs"]
+mod tlog;
 
 /// Names and values that stand in a golden file, one to a line.
 type Lines<T> = Vec<(&'static str, T)>;

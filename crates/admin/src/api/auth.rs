@@ -43,6 +43,9 @@ pub(super) struct MetadataServer {
     pub(super) name: String,
 }
 
+/// A log server: its id.
+pub(super) struct LogServerToken(pub(super) String);
+
 /// A mount.
 pub(super) struct Mount {
     pub(super) id: String,
@@ -95,6 +98,16 @@ impl FromRequestParts<Arc<App>> for MetadataServer {
         match identity(parts, app).await? {
             Identity::MetadataStore { id, name } => Ok(MetadataServer { id, name }),
             _ => Err(wrong_kind("a metadata store")),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for LogServerToken {
+    type Rejection = AdminError;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
+        match identity(parts, app).await? {
+            Identity::LogServer { id } => Ok(LogServerToken(id)),
+            _ => Err(wrong_kind("a log server")),
         }
     }
 }

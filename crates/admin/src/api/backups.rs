@@ -1,6 +1,6 @@
 //! Backups: what people ask, and what the members of one ask.
 
-use super::auth::{MetadataServer, Who};
+use super::auth::{LogServerToken, MetadataServer, Who};
 use super::{Answer, App, Body, registered};
 use crate::AdminError;
 use crate::backups::{self, Shown, Wanted};
@@ -137,8 +137,23 @@ pub(super) async fn plan(
     State(app): State<Arc<App>>,
     Path(uid): Path<String>,
 ) -> Answer<Plan> {
-    let uid = uid_of(&uid)?;
-    let member = app.snapshots.find(&uid).is_some_and(|record| record.intent.node(&server.id).is_some());
+    plan_for(&app, &server.id, &uid)
+}
+
+/// The same for a log server
+#[utoipa::path(get, path = "/v1/tlog/backups/{uid}", params(("uid" = String, Path)),
+    responses((status = 200, body = Object)), security(("token" = [])))]
+pub(super) async fn plan_of_log_server(
+    server: LogServerToken,
+    State(app): State<Arc<App>>,
+    Path(uid): Path<String>,
+) -> Answer<Plan> {
+    plan_for(&app, &server.0, &uid)
+}
+
+fn plan_for(app: &App, server: &str, uid: &str) -> Answer<Plan> {
+    let uid = uid_of(uid)?;
+    let member = app.snapshots.find(&uid).is_some_and(|record| record.intent.node(server).is_some());
     let plan = app.backups.plan(&uid).filter(|_| member);
     let unknown = || AdminError::NotOpened(format!("no backup {uid} is being made with this server"));
     plan.map(Json).ok_or_else(unknown)

@@ -4,14 +4,14 @@ use super::auth::Who;
 use super::questions::Silent;
 use super::{Answer, App, Body};
 use crate::AdminError;
-use crate::db::{DATABASE_FILE, block_stores, stores, volumes};
+use crate::db::{DATABASE_FILE, block_stores, log_servers, stores, volumes};
 use crate::model::{MetadataStore, Role};
 use crate::state::{Facts, judge};
 use axum::Json;
 use axum::extract::State;
 use chronofs_wire::admin::Cluster;
 use chronofs_wire::question::{Asked, KeyOp, KeyRefused, KeyReply, Said};
-use chronofs_wire::status::{ClusterStatus, Member, ProcessStatus};
+use chronofs_wire::status::{ClusterStatus, LogServerStatus, Member, ProcessStatus};
 use futures::future::join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,9 +46,10 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         let revisions = revisions.collect::<Result<Vec<_>, _>>()?;
         let key_store = stores::key_store(tx)?.map(|store| store.id);
         let used = (volumes::used(tx)?, block_stores::count(tx)?, crate::db::restored::find(tx)?);
-        Ok((metadata, revisions, key_store, used))
+        Ok((metadata, revisions, key_store, used, log_servers::list(tx)?))
     });
-    let (metadata, revisions, key_store, ((volumes, used_bytes), block_stores, restored)) = found.await?;
+    let (metadata, revisions, key_store, ((volumes, used_bytes), block_stores, restored), servers) =
+        found.await?;
     let asked = metadata.iter().map(|store| async {
         // Nobody can answer who has never been there.
         match store.epoch {
@@ -66,9 +67,14 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
             member(&app, store, revision, holds_keys, said)
         })
         .collect();
-    let ailing = members
+    let log_servers: Vec<LogServerStatus> =
+        servers.into_iter().map(|server| super::log_servers::status_of(&app, server)).collect();
+    let of_members = members
         .iter()
         .filter_map(|member| Some(format!("metadata store '{}': {}", member.name, member.fault.as_ref()?)));
+    let of_servers = log_servers
+        .iter()
+        .filter_map(|server| Some(format!("log server '{}': {}", server.name, server.fault.as_ref()?)));
     let asked = app.clone();
     let (backups, schedules) = crate::backups::blocking(move || {
         Ok((crate::backups::all(&asked)?, crate::schedules::health(&asked)?))
@@ -77,7 +83,7 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     let late = schedules.iter().filter_map(|health| {
         Some(format!("backups by schedule '{}': {}", health.schedule.name, health.fault.as_ref()?))
     });
-    let faults: Vec<String> = ailing.chain(late).collect();
+    let faults: Vec<String> = of_members.chain(of_servers).chain(late).collect();
     Ok(Json(ClusterStatus {
         cluster: identity(&app),
         healthy: faults.is_empty(),
@@ -86,6 +92,7 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         coordinator: ProcessStatus::look(app.started, &app.folder),
         database_bytes: std::fs::metadata(app.folder.join(DATABASE_FILE)).map_or(0, |found| found.len()),
         members,
+        log_servers,
         volumes,
         used_bytes,
         block_stores,
@@ -93,6 +100,7 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         running_backups: crate::backups::running(&backups),
         warnings: crate::backups::warnings(&backups, volumes),
         restored,
+        snapshot_readers: app.snapshots.all_readers(),
     }))
 }
 
@@ -145,7 +153,7 @@ pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<K
     match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {
         Ok(Said::Keys(reply)) => Ok(Json(reply)),
         Ok(Said::Refused(refused)) => Err(refusal(&store.name, refused)),
-        Ok(Said::Status(_) | Said::Kept { .. }) => Err(AdminError::Internal(format!(
+        Ok(_) => Err(AdminError::Internal(format!(
             "the server of metadata store '{}' answered another question",
             store.name
         ))),

@@ -9,6 +9,7 @@ mod backups;
 mod block_stores;
 mod cluster;
 pub(crate) mod deleted;
+pub(crate) mod log_servers;
 mod probes;
 mod questions;
 mod registered;
@@ -25,7 +26,7 @@ use crate::backups::Backups;
 use crate::db::Database;
 use crate::db::volumes::Found;
 use crate::metrics::Metrics;
-use crate::model::{Account, BlockStore, MetadataStore, Role, VolumeToken};
+use crate::model::{Account, BlockStore, LogServer, MetadataStore, Role, VolumeToken};
 use crate::snapshots::Snapshots;
 use auth::Who;
 use axum::Router;
@@ -37,6 +38,7 @@ use axum::response::{IntoResponse, Response};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
+use chronofs_wire::tlog::LogServerSaid;
 use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
@@ -68,6 +70,8 @@ pub(crate) struct App {
     pub(crate) backups: Arc<Backups>,
     probes: Probes,
     questions: questions::Open,
+    /// When each log server was heard of, and what it said.
+    log_servers: Mutex<HashMap<String, (Instant, LogServerSaid)>>,
     /// Where the database is.
     folder: PathBuf,
     started: Instant,
@@ -97,6 +101,7 @@ impl App {
             backups,
             probes: Probes::default(),
             questions: questions::Open::default(),
+            log_servers: Mutex::default(),
             folder,
             started: Instant::now(),
             seen: Mutex::default(),
@@ -152,6 +157,13 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
+    /// Tells whoever takes disk snapshots that a server has registered.
+    pub(super) async fn members_changed(&self) -> Result<(), AdminError> {
+        let snapshots = self.snapshots.clone();
+        let told = tokio::task::spawn_blocking(move || snapshots.members_changed()).await;
+        told.map_err(|e| AdminError::Internal(format!("the task ended: {e}")))?
+    }
+
     pub(super) fn wake_pollers(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
@@ -196,6 +208,10 @@ impl Thing for MetadataStore {
         Sort { word: "metadata-store", role: Role::Operator, label: |store| &store.name };
 }
 
+impl Thing for LogServer {
+    const SORT: Sort<Self> = Sort { word: "log-server", role: Role::Operator, label: |server| &server.name };
+}
+
 impl Thing for Found {
     const SORT: Sort<Self> = Sort { word: "volume", role: Role::Operator, label: |found| &found.volume.name };
 }
@@ -234,6 +250,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(block_stores::probe_again))
         .routes(routes!(stores::list_metadata, stores::create_metadata))
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
+        .routes(routes!(log_servers::list, log_servers::create))
+        .routes(routes!(log_servers::show, log_servers::change, log_servers::delete))
+        .routes(routes!(log_servers::register))
+        .routes(routes!(log_servers::assignment))
+        .routes(routes!(log_servers::report))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
         .routes(routes!(deleted::list))
@@ -250,9 +271,14 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(backups::delete))
         .routes(routes!(registered::register))
         .routes(routes!(backups::plan))
+        .routes(routes!(backups::plan_of_log_server))
         .routes(routes!(schedules::list, schedules::create))
         .routes(routes!(schedules::delete))
+        .routes(routes!(snapshots::record))
+        .routes(routes!(snapshots::unknown))
+        .routes(routes!(snapshots::poll_log_server))
         .routes(routes!(restored::accept))
+        .routes(routes!(restored::detach))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))
         .routes(routes!(cluster::keys))

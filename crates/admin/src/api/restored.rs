@@ -1,13 +1,22 @@
 //! A cluster that was restored from a disk snapshot.
 
 use super::auth::Who;
-use super::{Answer, App};
-use crate::db::restored;
+use super::{Answer, App, Body};
+use crate::AdminError;
+use crate::db::{restored, stores};
 use crate::model::Role;
 use axum::Json;
 use axum::extract::State;
+use chronofs_wire::question::{Asked, Said};
 use chronofs_wire::status::RestoredCluster;
+use futures::future::join_all;
+use serde::Deserialize;
 use std::sync::Arc;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// A metadata server looks at its objects and into its block stores meanwhile.
+const DETACH_WITHIN: Duration = Duration::from_secs(60);
 
 /// Accept that the cluster was restored from a disk snapshot: what nothing needs any more may be deleted from now on
 #[utoipa::path(post, path = "/v1/restore/accept", responses((status = 200, body = RestoredCluster)), security(("token" = [])))]
@@ -17,4 +26,56 @@ pub(super) async fn accept(who: Who, State(app): State<Arc<App>>) -> Answer<Rest
     app.wake_pollers();
     who.did("accept", "restore", &accepted.uid);
     Ok(Json(accepted))
+}
+
+/// How a clone detaches.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct Detach {
+    /// Also while it needs objects that its source stored.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Have a clone registered no longer as a reader of the snapshot that it was restored from. Refused while it needs any of
+/// the objects that its source stored, unless that is forced
+#[utoipa::path(post, path = "/v1/restore/detach", request_body = Detach,
+    responses((status = 200, body = RestoredCluster)), security(("token" = [])))]
+pub(super) async fn detach(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Body(Detach { force }): Body<Detach>,
+) -> Answer<RestoredCluster> {
+    who.must_be(Role::Operator)?;
+    let (found, stores) =
+        app.database.run(|tx| Ok((restored::find(tx)?, stores::list_metadata(tx)?))).await?;
+    let found = found.ok_or_else(|| {
+        AdminError::Invalid(
+            "this cluster was not restored from a disk snapshot, so it reads none of another cluster"
+                .to_owned(),
+        )
+    })?;
+    let asked = stores.iter().map(|store| {
+        let app = &app;
+        async move { (store, app.questions.ask(&store.id, Asked::Detach { force }, DETACH_WITHIN).await) }
+    });
+    let mut left = Vec::new();
+    for (store, said) in join_all(asked).await {
+        let why = match said {
+            Ok(Said::Detached { needed }) if needed == 0 || force => continue,
+            Ok(Said::Detached { needed }) => format!("needs {needed} objects that the source stored"),
+            Ok(Said::Trouble(why)) => why,
+            _ => "has no server that answers".to_owned(),
+        };
+        left.push(format!("metadata store '{}' {why}", store.name));
+    }
+    if !left.is_empty() {
+        return Err(AdminError::Conflict(format!(
+            "still registered as a reader of snapshot {}: {}; delete what was restored, and wait until it is gone, or leave the \
+             source to keep the snapshot; --force detaches while objects are needed, which may be gone then at any time",
+            found.uid,
+            left.join("; ")
+        )));
+    }
+    who.did("detach", "restore", &found.uid);
+    Ok(Json(found))
 }

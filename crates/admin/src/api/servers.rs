@@ -28,9 +28,7 @@ pub(super) async fn register(
     app.questions.begin_poll(&registered.store.to_string());
     // The one that owned the store until now is to know.
     app.wake_pollers();
-    let snapshots = app.snapshots.clone();
-    let told = tokio::task::spawn_blocking(move || snapshots.members_changed()).await;
-    told.map_err(|e| AdminError::Internal(format!("the task ended: {e}")))??;
+    app.members_changed().await?;
     tracing::info!(store = %registered.name, %address, epoch = registered.epoch, "metadata server registered");
     Ok(Json(Registered { cluster: Some(app.cluster.name.to_string()), ..registered }))
 }
@@ -38,9 +36,9 @@ pub(super) async fn register(
 #[derive(Deserialize)]
 pub(super) struct After {
     /// Drawn at the start that asks.
-    boot: u64,
+    pub(super) boot: u64,
     #[serde(default)]
-    after: u64,
+    pub(super) after: u64,
 }
 
 /// What a metadata server is to serve; waits up to 20 s for a revision other than `after`
@@ -102,6 +100,7 @@ pub(super) async fn open_log(
 ) -> Result<Json<LogEpoch>, AdminError> {
     let opened = app.database.run(move |tx| logs::open(tx, &server.id, &open)).await?;
     app.wake_pollers();
+    app.members_changed().await?;
     tracing::warn!(
         store = %server.name, epoch = opened.epoch, members = ?opened.members.copies,
         "a new epoch of a metadata store's log: these copies count"

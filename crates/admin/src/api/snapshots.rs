@@ -1,22 +1,29 @@
 //! Disk snapshots: what people ask, and what members of one ask.
 
-use super::auth::{MetadataServer, Who};
-use super::{Answer, App, Body};
+use super::auth::{LogServerToken, MetadataServer, Who};
+use super::{Answer, App, Body, log_servers};
 use crate::AdminError;
+use crate::db::stores;
 use crate::model::Role;
 use crate::snapshots::Snapshots;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use chronofs_snapshot::SnapshotUid;
-use chronofs_snapshot::protocol::{Order, Poll};
+use chronofs_snapshot::protocol::{Order, Poll, Record};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
+use chronofs_wire::question::{Asked, Said};
+use futures::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
 const WORD: &str = "snapshot";
+/// A metadata server looks into its block stores meanwhile.
+const READERS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A snapshot that is wanted.
 #[derive(Deserialize, ToSchema)]
@@ -42,11 +49,15 @@ fn not_found(uid: &str) -> AdminError {
 
 /// A record with the phase that it is in.
 fn shown(snapshots: &Snapshots) -> Vec<Value> {
-    let show = |(record, at): (_, Option<_>)| {
+    let show = |(record, at): (Record, Option<_>)| {
         let mut value = json!(record);
         if let Some((phase, left)) = at {
             value["phase"] = json!(phase);
             value["steps_left"] = json!(left);
+        }
+        let readers = snapshots.readers(&record.intent.attempt.uid);
+        if !readers.is_empty() {
+            value["readers"] = json!(readers);
         }
         value
     };
@@ -100,7 +111,7 @@ pub(super) async fn create(
         .map(|seconds| crate::db::now_ns().saturating_add(seconds.saturating_mul(1_000_000_000)));
     who.did("begin", WORD, uid.as_str());
     let begun = blocking(&app, move |app| {
-        let connected = |id: &str| app.is_connected(id);
+        let connected = |id: &str| app.is_connected(id) || log_servers::is_connected(app, id);
         app.snapshots.start(uid, new.program, new.arguments, keep_until_ns, &connected)
     });
     Ok(Json(match begun.await? {
@@ -121,21 +132,110 @@ pub(super) async fn abort(who: Who, State(app): State<Arc<App>>, Path(uid): Path
     record.map(|record| Json(json!(record))).ok_or_else(|| not_found(known.as_str()))
 }
 
-/// Forget a disk snapshot that is over: what its set needs is not kept any more
-#[utoipa::path(delete, path = "/v1/snapshots/{uid}", params(("uid" = String, Path)),
+/// Also against what speaks for keeping it.
+#[derive(Deserialize)]
+pub(super) struct Force {
+    /// Clones that are registered as readers are forgotten, and servers that do not answer are not waited for.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Forget a disk snapshot that is over: what its set needs is not kept any more. Refused while a clone reads it
+#[utoipa::path(delete, path = "/v1/snapshots/{uid}", params(("uid" = String, Path), ("force" = Option<bool>, Query)),
     responses((status = 200, body = Object)), security(("token" = [])))]
-pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(uid): Path<String>) -> Answer<Value> {
+pub(super) async fn delete(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Path(uid): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&uid)?;
-    find(&app.snapshots, &uid)?;
+    let is_known = find(&app.snapshots, &uid).is_ok();
+    let is_kept = app.snapshots.strangers().keys().any(|attempt| attempt.uid == uid);
+    if !(is_known || force && is_kept) {
+        return Err(not_found(uid.as_str()));
+    }
+    free_of_readers(&app, &uid, force).await?;
     who.did("delete", WORD, uid.as_str());
     let wanted = uid.clone();
-    let deleted = blocking(&app, move |app| app.snapshots.delete(&wanted)).await?;
-    deleted.map(|record| Json(json!(record))).ok_or_else(|| AdminError::InUse {
+    let deleted = blocking(&app, move |app| match is_known {
+        true => app.snapshots.delete(&wanted),
+        false => app.snapshots.delete_unknown(&wanted),
+    });
+    deleted.await?.map(|record| Json(json!(record))).ok_or_else(|| AdminError::InUse {
         what: WORD,
         name: uid.to_string(),
         users: vec!["itself: it is under way".to_owned()],
     })
+}
+
+/// Asks every metadata server which clones are registered in its block stores, now. With `force` they have them gone.
+async fn free_of_readers(app: &App, uid: &SnapshotUid, force: bool) -> Result<(), AdminError> {
+    let stores = app.database.run(stores::list_metadata).await?;
+    let asked = stores.iter().filter(|store| store.epoch > 0).map(|store| async move {
+        let question = Asked::Readers { snapshot: uid.to_string(), forget: force };
+        (&store.name, app.questions.ask(&store.id, question, READERS_WITHIN).await)
+    });
+    let (mut readers, mut silent) = (BTreeSet::new(), Vec::new());
+    for (name, said) in join_all(asked).await {
+        match said {
+            Ok(Said::Readers(found)) => readers.extend(found),
+            Ok(Said::Trouble(why)) => silent.push(format!("metadata store '{name}' cannot tell: {why}")),
+            _ => silent.push(format!("metadata store '{name}' has no server that answers")),
+        }
+    }
+    if force {
+        return Ok(());
+    }
+    let advice = format!(
+        "chronofs snapshot delete {uid} --force forgets it all the same, and such a clone may lose files"
+    );
+    if !readers.is_empty() {
+        let readers: Vec<String> = readers.into_iter().collect();
+        let why = format!(
+            "snapshot {uid} is read by a clone: {}; detach that first (chronofs restore detach there); {advice}",
+            readers.join("; ")
+        );
+        return Err(AdminError::Conflict(why));
+    }
+    match silent.is_empty() {
+        true => Ok(()),
+        false => Err(AdminError::Unavailable(format!(
+            "nobody knows whether a clone reads snapshot {uid}: {}; {advice}",
+            silent.join("; ")
+        ))),
+    }
+}
+
+/// What is kept for snapshots that are not known here, or are forgotten: it is left alone
+#[utoipa::path(get, path = "/v1/snapshots/unknown", responses((status = 200, body = [Object])), security(("token" = [])))]
+pub(super) async fn unknown(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Value>> {
+    who.must_be(Role::Viewer)?;
+    let stores = app.database.run(stores::list_metadata).await?;
+    let name = |id: &String| {
+        stores.iter().find(|store| store.id == *id).map_or_else(|| id.clone(), |store| store.name.clone())
+    };
+    let shown = app.snapshots.strangers().into_iter().map(|(attempt, nodes)| {
+        let kept_at: Vec<String> = nodes.iter().map(name).collect();
+        json!({
+            "uid": attempt.uid.as_str(), "number": attempt.number, "kept_at": kept_at,
+            "readers": app.snapshots.readers(&attempt.uid),
+        })
+    });
+    Ok(Json(shown.collect()))
+}
+
+/// The record of a complete set, for its members to put into their block stores
+#[utoipa::path(get, path = "/v1/meta/snapshot/{uid}", params(("uid" = String, Path)),
+    responses((status = 200, body = Object)), security(("token" = [])))]
+pub(super) async fn record(
+    _: MetadataServer,
+    State(app): State<Arc<App>>,
+    Path(uid): Path<String>,
+) -> Answer<Record> {
+    let record = app.snapshots.complete(&uid_of(&uid)?);
+    record.map(Json).ok_or_else(|| not_found(&uid))
 }
 
 /// What a member of a disk snapshot is to do; waits up to 20 s until there is something
@@ -146,7 +246,22 @@ pub(super) async fn poll(
     State(app): State<Arc<App>>,
     Body(poll): Body<Poll>,
 ) -> Answer<Vec<Order>> {
-    if poll.node != server.id {
+    answer(app, &server.id, poll).await
+}
+
+/// What a log server is to do as a member of a disk snapshot; waits up to 20 s until there is something
+#[utoipa::path(post, path = "/v1/tlog/snapshot", request_body = Object,
+    responses((status = 200, body = [Object])), security(("token" = [])))]
+pub(super) async fn poll_log_server(
+    server: LogServerToken,
+    State(app): State<Arc<App>>,
+    Body(poll): Body<Poll>,
+) -> Answer<Vec<Order>> {
+    answer(app, &server.0, poll).await
+}
+
+async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
+    if poll.node != server {
         return Err(AdminError::Forbidden("a server asks for itself only".to_owned()));
     }
     let until = Instant::now() + ASSIGNMENT_WAIT;

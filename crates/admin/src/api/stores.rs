@@ -2,7 +2,7 @@
 
 use super::auth::Who;
 use super::{Answer, App, Body, Created, Deleted, created};
-use crate::db::{logs, stores, tokens};
+use crate::db::{log_servers, logs, stores, tokens};
 use crate::model::{ChangeMetadataStore, MetadataStore, NewMetadataStore};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -64,7 +64,10 @@ pub(super) async fn change_metadata(
         }
         let store = stores::find_metadata(tx, &store.id)?;
         let token = match change.new_token {
-            true => Some(tokens::issue_metadata(tx, &store.id)?.to_string()),
+            true => {
+                log_servers::forget_key(tx, &store.id)?;
+                Some(tokens::issue_metadata(tx, &store.id)?.to_string())
+            }
             false => None,
         };
         Ok(MetadataStore { token, ..store })

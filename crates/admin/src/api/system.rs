@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::AdminError;
-use crate::db::{stores, volumes};
+use crate::db::{log_servers, stores, volumes};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
@@ -29,8 +29,10 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
 #[utoipa::path(get, path = "/metrics",
     responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, AdminError> {
-    let (volumes, stores) =
-        app.database.run(|tx| Ok((volumes::names(tx)?.len(), stores::list_metadata(tx)?))).await?;
+    let found = app
+        .database
+        .run(|tx| Ok((volumes::names(tx)?.len(), stores::list_metadata(tx)?, log_servers::list(tx)?)));
+    let (volumes, stores, servers) = found.await?;
     let connected = stores.iter().filter(|store| app.is_connected(&store.id)).count();
     let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     app.metrics.volumes.set(gauge(volumes));
@@ -39,6 +41,10 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Adm
     let asked = app.clone();
     let schedules = crate::backups::blocking(move || crate::schedules::health(&asked)).await?;
     app.metrics.backups(&schedules);
+    app.metrics.log_servers.set(gauge(servers.len()));
+    let connected =
+        servers.iter().filter(|server| super::log_servers::is_connected(&app, &server.id)).count();
+    app.metrics.log_servers_connected.set(gauge(connected));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], app.metrics.encode()).into_response())
 }

@@ -1,7 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
 use super::{
-    block_stores, deleted, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql, unsigned, volumes,
+    block_stores, deleted, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql,
+    unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;
@@ -17,7 +18,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
 /// Registrations of a store that are kept, so that an old server that comes back is known as old.
-const REGISTRATIONS_KEPT: u64 = 1000;
+pub(super) const REGISTRATIONS_KEPT: u64 = 1000;
 /// More starts than there can be; a server that claims a higher epoch is not believed.
 const EPOCH_MAX: u64 = 1 << 48;
 
@@ -96,7 +97,7 @@ fn superseded(found: &MetadataStore, epoch: u64) -> AdminError {
     ))
 }
 
-fn check_registration(register: &Register) -> Result<(), AdminError> {
+pub(super) fn check_registration(register: &Register) -> Result<(), AdminError> {
     let port = register.address.rsplit_once(':').and_then(|(host, port)| {
         let port: u16 = port.parse().ok()?;
         (!host.is_empty() && port != 0).then_some(port)
@@ -158,6 +159,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         tokens,
         probes: Vec::new(),
         log,
+        log_servers: log_servers::access(tx, secrets, store)?,
         accepted_restore,
     })
 }

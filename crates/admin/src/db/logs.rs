@@ -2,9 +2,10 @@
 //!
 //! The owner of a store opens epochs of its log. One that asks again because the answer got lost gets the same answer.
 
-use super::{directory, raise_revision, to_sql, unsigned};
+use super::{directory, log_servers, raise_revision, to_sql, unsigned};
 use crate::AdminError;
 use chronofs_wire::log::{LogCopies, LogEpoch, OpenLog};
+use chronofs_wire::tlog::server_of;
 use rusqlite::{Row, Transaction, params};
 use std::collections::BTreeSet;
 
@@ -48,7 +49,7 @@ pub fn want(
         copies: copies.unwrap_or(before.copies),
         anti_quorum: anti_quorum.unwrap_or(before.anti_quorum),
     };
-    check(&wanted)?;
+    check(tx, &wanted)?;
     let sql = "UPDATE metadata_store SET log_wanted = ?2 WHERE id = ?1";
     tx.execute(sql, params![store, text(&wanted)?])?;
     raise_revision(tx, store)
@@ -62,7 +63,7 @@ pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
     Ok(())
 }
 
-fn check(wanted: &LogCopies) -> Result<(), AdminError> {
+fn check(tx: &Transaction<'_>, wanted: &LogCopies) -> Result<(), AdminError> {
     let refused = |why: String| Err(AdminError::Invalid(why));
     let distinct: BTreeSet<&String> = wanted.copies.iter().collect();
     if distinct.len() < wanted.copies.len() {
@@ -75,12 +76,23 @@ fn check(wanted: &LogCopies) -> Result<(), AdminError> {
         ));
     }
     for copy in &wanted.copies {
+        if let Some(server) = server_of(copy) {
+            if !log_servers::exists(tx, server)? {
+                let known = log_servers::copy_names(tx)?.join(", ");
+                let known =
+                    if known.is_empty() { "there are none".to_owned() } else { format!("there are {known}") };
+                return refused(format!(
+                    "there is no log server '{server}' ({known}): make one with chronofs configure create log-server {server}"
+                ));
+            }
+            continue;
+        }
         // One name for one folder: two of them would count twice what is there once.
         let plain = |part: &str| !matches!(part, "" | "." | "..");
         let named = copy.strip_prefix('/').is_some_and(|path| path.split('/').all(plain));
         if !named || copy.chars().any(char::is_control) {
             return refused(format!(
-                "'{copy}' is no place for a log copy: write the absolute path of a folder on another disk, without //, . and .."
+                "'{copy}' is no place for a log copy: write the absolute path of a folder on another disk, without //, . and .., or tlog: and the name of a log server"
             ));
         }
     }

@@ -8,6 +8,7 @@ pub mod backups;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
+pub mod log_servers;
 pub mod logs;
 pub mod restored;
 mod schema;

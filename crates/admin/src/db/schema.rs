@@ -12,7 +12,7 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -166,8 +166,46 @@ ALTER TABLE metadata_store ADD COLUMN log_after INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE metadata_store ADD COLUMN log_boot TEXT;
 ";
 
-/// Backups.
+/// Log servers. Tokens get a third kind of owner, so their table is made anew.
 const VERSION_6: &str = "
+CREATE TABLE log_server (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    created_ns INTEGER NOT NULL,
+    -- Epoch of the newest registration, and what it said.
+    epoch INTEGER NOT NULL DEFAULT 0,
+    address TEXT,
+    certificate_sha256 TEXT
+) STRICT;
+
+-- Every start of a log server that registered.
+CREATE TABLE log_registration (
+    log_server TEXT NOT NULL REFERENCES log_server (id) ON DELETE CASCADE,
+    boot TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    PRIMARY KEY (log_server, boot)
+) STRICT;
+
+CREATE TABLE token_new (
+    id TEXT PRIMARY KEY,
+    account TEXT REFERENCES account (id) ON DELETE CASCADE,
+    metadata_store TEXT REFERENCES metadata_store (id) ON DELETE CASCADE,
+    log_server TEXT REFERENCES log_server (id) ON DELETE CASCADE,
+    secret_sha256 TEXT NOT NULL,
+    created_ns INTEGER NOT NULL,
+    CHECK ((account IS NOT NULL) + (metadata_store IS NOT NULL) + (log_server IS NOT NULL) = 1)
+) STRICT;
+INSERT INTO token_new (id, account, metadata_store, secret_sha256, created_ns)
+    SELECT id, account, metadata_store, secret_sha256, created_ns FROM token;
+DROP TABLE token;
+ALTER TABLE token_new RENAME TO token;
+
+-- What the secrets are made of that open log servers for the store; sealed with the key of this folder for the id of the store.
+ALTER TABLE metadata_store ADD COLUMN log_key BLOB;
+";
+
+/// Backups.
+const VERSION_7: &str = "
 -- Backups that are known, also those that failed.
 CREATE TABLE backup (
     uid TEXT PRIMARY KEY,

@@ -1,4 +1,4 @@
-//! Tokens: those of accounts and metadata stores (one each), and those of volumes (many). Only hashes are kept.
+//! Tokens: those of accounts, metadata stores and log servers (one each), and those of volumes (many). Only hashes are kept.
 
 use super::{
     column, maybe_unsigned, now_ns, parsed, raise_revision, setting, shown, to_sql, unsigned, volumes,
@@ -32,6 +32,11 @@ pub enum Identity {
         /// Its name.
         name: String,
     },
+    /// A log server.
+    LogServer {
+        /// Its id.
+        id: String,
+    },
     /// A mount.
     Volume {
         /// Id of the volume.
@@ -61,6 +66,11 @@ pub fn issue_metadata(tx: &Transaction<'_>, store: &str) -> Result<Token, AdminE
     issue(tx, TokenKind::MetadataStore, "metadata_store", store)
 }
 
+/// Makes the token of a log server; one it had is revoked.
+pub fn issue_log_server(tx: &Transaction<'_>, server: &str) -> Result<Token, AdminError> {
+    issue(tx, TokenKind::LogServer, "log_server", server)
+}
+
 fn issue(tx: &Transaction<'_>, kind: TokenKind, column: &str, owner: &str) -> Result<Token, AdminError> {
     let token = draw(tx, kind)?;
     tx.execute(&format!("DELETE FROM token WHERE {column} = ?1"), [owner])?;
@@ -76,14 +86,18 @@ pub fn identify(tx: &Transaction<'_>, id: Uuid, secret: &Secret) -> Result<Optio
     let id = id.to_string();
     let sql = "
         SELECT token.secret_sha256, account.name AS account_name, account.role AS role,
-            metadata_store.id AS store_id, metadata_store.name AS store_name
+            metadata_store.id AS store_id, metadata_store.name AS store_name, token.log_server AS log_server
         FROM token LEFT JOIN account ON account.id = token.account
             LEFT JOIN metadata_store ON metadata_store.id = token.metadata_store
         WHERE token.id = ?1";
     let plain = tx.query_row(sql, [&id], |row| {
-        let identity = match row.get::<_, Option<String>>("account_name")? {
-            Some(name) => Identity::Account { name, role: parsed(row, "role")? },
-            None => Identity::MetadataStore { id: row.get("store_id")?, name: row.get("store_name")? },
+        let account: Option<String> = row.get("account_name")?;
+        let identity = match (account, row.get("log_server")?) {
+            (Some(name), _) => Identity::Account { name, role: parsed(row, "role")? },
+            (None, Some(id)) => Identity::LogServer { id },
+            (None, None) => {
+                Identity::MetadataStore { id: row.get("store_id")?, name: row.get("store_name")? }
+            }
         };
         Ok((parsed(row, "secret_sha256")?, identity))
     });

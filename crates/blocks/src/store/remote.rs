@@ -6,7 +6,6 @@
 
 use super::client::{self, Client, Patience};
 use crate::hedge::{Hedged, Hedges};
-use crate::pin::Pin;
 use crate::port::{ListPage, ObjectPort, StoreError, StorePort, Trouble};
 use crate::signed::Action;
 use bytes::Bytes;
@@ -336,16 +335,16 @@ impl StorePort for RemoteStore {
         self.list_page(from).boxed()
     }
 
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.store_pin(pin).boxed()
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store_note(name, bytes).boxed()
     }
 
-    fn remove_pin(&self, volume: Uuid, id: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.delete_pin(volume, id).boxed()
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.delete_note(name).boxed()
     }
 
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.read_pins().boxed()
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.read_notes(folder).boxed()
     }
 }
 

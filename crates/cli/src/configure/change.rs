@@ -4,7 +4,8 @@ use super::create::{VolumeSettings, parse_end};
 use super::{Kind, Session, at, block_store};
 use anyhow::{Context, Result, bail};
 use chronofs_admin::model::{
-    ChangeAccount, ChangeBlockStore, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken, Role,
+    ChangeAccount, ChangeBlockStore, ChangeLogServer, ChangeMetadataStore, ChangeVolume, ChangeVolumeToken,
+    Role,
 };
 use chronofs_core::store::StoreKind;
 use chronofs_wire::http::Method;
@@ -36,7 +37,7 @@ pub(super) enum Update {
     /// Give the server of a metadata store a new token, or have it keep copies of its log
     #[command(
         group = something(&["new_token", "log_copies", "log_anti_quorum"]),
-        after_help = "Example:\n  chronofs configure update metadata-store m1 --log-copies /disk2/m1-log,/disk3/m1-log"
+        after_help = "Example:\n  chronofs configure update metadata-store m1 --log-copies /disk2/m1-log,tlog:far"
     )]
     MetadataStore {
         /// Its name or id
@@ -45,12 +46,22 @@ pub(super) enum Update {
         /// Revoke its token and print a new one
         #[arg(long)]
         new_token: bool,
-        /// Folders on other disks of its server that keep copies of its log, in place of those before; none without a value
-        #[arg(long, value_name = "DIR", value_delimiter = ',', num_args = 0..)]
+        /// Folders on other disks of its server, and log servers as tlog:NAME, for copies of its log; none without a value
+        #[arg(long, value_name = "COPY", value_delimiter = ',', num_args = 0..)]
         log_copies: Option<Vec<String>>,
         /// How many of these may lack a commit that is called durable: fewer than half; above 0 there are no disk snapshots
         #[arg(long, value_name = "NUMBER")]
         log_anti_quorum: Option<u32>,
+    },
+    /// Give a log server a new token
+    #[command(group = something(&["new_token"]))]
+    LogServer {
+        /// Its name or id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+        /// Revoke its token and print a new one
+        #[arg(long)]
+        new_token: bool,
     },
     /// Change a volume
     #[command(
@@ -120,6 +131,9 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
         Update::MetadataStore { name, new_token, log_copies, log_anti_quorum } => {
             let body = ChangeMetadataStore { new_token, log_copies, log_anti_quorum };
             change(session, Kind::MetadataStore, &name, &body).await
+        }
+        Update::LogServer { name, new_token } => {
+            change(session, Kind::LogServer, &name, &ChangeLogServer { new_token }).await
         }
         Update::Volume(volume) => {
             let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;

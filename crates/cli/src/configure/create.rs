@@ -3,7 +3,9 @@
 use super::{Kind, Session, at, block_store};
 use crate::output::{self, parse_size};
 use anyhow::{Context, Result};
-use chronofs_admin::model::{NewAccount, NewBlockStore, NewMetadataStore, NewVolume, NewVolumeToken, Role};
+use chronofs_admin::model::{
+    NewAccount, NewBlockStore, NewLogServer, NewMetadataStore, NewVolume, NewVolumeToken, Role,
+};
 use chronofs_core::Retention;
 use chronofs_core::time::parse_instant;
 use chronofs_core::volume::Compression;
@@ -36,6 +38,12 @@ pub(super) enum Create {
     BlockStore(Box<BlockStore>),
     /// Create a metadata store and print the token of its server once
     MetadataStore {
+        /// Its name
+        name: String,
+    },
+    /// Create a log server, which keeps copies of logs, and print its token once
+    #[command(after_help = "Example:\n  chronofs configure create log-server far")]
+    LogServer {
         /// Its name
         name: String,
     },
@@ -165,6 +173,9 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
         Create::BlockStore(store) => create_block_store(session, *store).await,
         Create::MetadataStore { name } => {
             made(session, Kind::MetadataStore, &name.clone(), &NewMetadataStore { name }).await
+        }
+        Create::LogServer { name } => {
+            made(session, Kind::LogServer, &name.clone(), &NewLogServer { name }).await
         }
         Create::Volume(volume) => create_volume(session, volume).await,
         Create::VolumeToken(token) => {

@@ -119,6 +119,8 @@ pub(crate) enum Kind {
     BlockStore,
     /// Logs with stores, each served by a metadata server
     MetadataStore,
+    /// Servers that keep copies of logs
+    LogServer,
     /// File systems
     Volume,
     /// File systems that were deleted, and can be taken back or are going
@@ -133,6 +135,7 @@ impl Kind {
             Kind::Account => "/v1/accounts",
             Kind::BlockStore => "/v1/block-stores",
             Kind::MetadataStore => "/v1/metadata-stores",
+            Kind::LogServer => "/v1/log-servers",
             Kind::Volume => "/v1/volumes",
             Kind::DeletedVolume => "/v1/deleted-volumes",
             Kind::VolumeToken => "/v1/volume-tokens",
@@ -144,6 +147,7 @@ impl Kind {
             Kind::Account => "account",
             Kind::BlockStore => "block-store",
             Kind::MetadataStore => "metadata-store",
+            Kind::LogServer => "log-server",
             Kind::Volume => "volume",
             Kind::DeletedVolume => "deleted-volume",
             Kind::VolumeToken => "volume-token",
@@ -162,6 +166,13 @@ impl Kind {
                 ("ADDRESS", "address"),
                 ("EPOCH", "epoch"),
                 ("VOLUMES", "volumes"),
+            ],
+            Kind::LogServer => &[
+                ("NAME", "name"),
+                ("CONNECTED", "connected"),
+                ("ADDRESS", "address"),
+                ("EPOCH", "epoch"),
+                ("METADATA-STORES", "stores"),
             ],
             Kind::Volume => &[
                 ("NAME", "name"),
@@ -239,6 +250,15 @@ impl Kind {
                 ("epoch of the log", "/log/epoch"),
                 ("created", "created"),
                 ("volumes", "volumes"),
+            ],
+            Kind::LogServer => &[
+                ("name", "name"),
+                ("id", "id"),
+                ("connected", "connected"),
+                ("address", "address"),
+                ("epoch", "epoch"),
+                ("created", "created"),
+                ("metadata stores", "stores"),
             ],
             other => other.columns(),
         }

@@ -2,7 +2,7 @@
 
 use crate::output::{self, Column, show_size};
 use anyhow::Result;
-use chronofs_wire::status::{ClusterStatus, Member, MetaSaid, ProcessStatus};
+use chronofs_wire::status::{ClusterStatus, Member, MemberState, MetaSaid, ProcessStatus};
 use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +60,7 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
         ("Running snapshots", status.running_snapshots.to_string()),
         ("Running backups", status.running_backups.to_string()),
     ];
+    backup.extend(status.snapshot_readers.iter().map(|reader| ("Snapshot read by", reader.clone())));
     if let Some(restored) = &status.restored {
         let accepted = match restored.accepted_ns {
             Some(_) => "accepted",
@@ -93,11 +94,13 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
 }
 
 fn cluster(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> Section {
+    let servers = status.log_servers.iter().filter(|server| server.state != MemberState::Unreachable);
+    let servers = servers.filter_map(|server| Some(&server.said.as_ref()?.process));
     let processes: Vec<&ProcessStatus> =
-        said.iter().map(|(_, said)| &said.process).chain([&status.coordinator]).collect();
+        said.iter().map(|(_, said)| &said.process).chain([&status.coordinator]).chain(servers).collect();
     let machines: BTreeSet<&str> = processes.iter().map(|process| process.machine.as_str()).collect();
     let server_time = Timestamp::from_nanosecond(i128::from(status.now_ns)).unwrap_or_default();
-    let lines = vec![
+    let mut lines = vec![
         ("chronofs processes", processes.len().to_string()),
         ("Metadata servers", format!("{} of {} answer", said.len(), status.members.len())),
         ("Machines", machines.len().to_string()),
@@ -105,6 +108,11 @@ fn cluster(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) ->
         ("Fault tolerance", "0 machines".to_owned()),
         ("Server time", clock(&server_time.to_zoned(now.time_zone().clone()))),
     ];
+    if !status.log_servers.is_empty() {
+        let silent = [MemberState::Unreachable, MemberState::NeverSeen];
+        let up = status.log_servers.iter().filter(|server| !silent.contains(&server.state)).count();
+        lines.insert(2, ("Log servers", format!("{up} of {} are in touch", status.log_servers.len())));
+    }
     ("Cluster", lines)
 }
 
@@ -195,6 +203,16 @@ fn servers(status: &ClusterStatus, said: &[(&Member, MetaSaid)]) -> String {
         }
         rows.push(row);
     }
+    for server in &status.log_servers {
+        let mut row = server.said.as_ref().map_or_else(|| json!({}), |said| process(&said.process));
+        row["role"] = json!("tlog");
+        row["name"] = json!(server.stores.join(","));
+        row["address"] = json!(server.address);
+        row["state"] = json!(server.state);
+        row["log_bytes"] =
+            json!(server.said.as_ref().map(|said| said.copies.iter().map(|copy| copy.bytes).sum::<u64>()));
+        rows.push(row);
+    }
     let mut text = output::table(COLUMNS, &rows);
     for (row, member) in rows.iter().skip(1).zip(&status.members) {
         if row["pid"] == Value::Null
@@ -245,7 +263,8 @@ fn clock(time: &Zoned) -> String {
 mod tests {
     use super::*;
     use chronofs_wire::admin::Cluster;
-    use chronofs_wire::status::{MemberState, RestoredCluster};
+    use chronofs_wire::status::{LogServerStatus, RestoredCluster};
+    use chronofs_wire::tlog::{HeldCopy, LogServerSaid};
 
     fn sample() -> ClusterStatus {
         let process = |pid: u32, machine: &str, free: u64| {
@@ -288,6 +307,7 @@ mod tests {
                 member("names", MemberState::Healthy, None, Some(said)),
                 member("gone", MemberState::Unreachable, Some("unreachable"), None),
             ],
+            log_servers: Vec::new(),
             volumes: 2,
             used_bytes: 3 << 30,
             block_stores: 1,
@@ -295,6 +315,7 @@ mod tests {
             running_backups: 0,
             restored: None,
             warnings: Vec::new(),
+            snapshot_readers: Vec::new(),
         }
     }
 
@@ -364,6 +385,36 @@ Client time: 2027-01-15 08:00:01 UTC";
         }
         let text = status(&clone, Detail::Short, None, &now()).unwrap();
         assert!(text.contains("c5 (accepted)") && !text.contains("Restoring"), "{text}");
+    }
+
+    #[test]
+    fn log_servers_are_counted_and_those_that_are_down_are_seen() {
+        let server = |name: &str, state, said| LogServerStatus {
+            id: "00000000-0000-0000-0000-000000000009".parse().unwrap(),
+            name: name.to_owned(),
+            address: Some(format!("{name}:8446")),
+            epoch: 1,
+            state,
+            fault: None,
+            heard_s: Some(1),
+            stores: vec!["names".to_owned()],
+            said,
+        };
+        let copies = vec![HeldCopy { bytes: 5 << 20, ..HeldCopy::default() }];
+        let said = LogServerSaid { copies, ..LogServerSaid::default() };
+        let mut with = sample();
+        with.log_servers = vec![
+            server("near", MemberState::Healthy, Some(said)),
+            server("far", MemberState::Unreachable, None),
+        ];
+        let text = status(&with, Detail::Each, None, &now()).unwrap();
+        assert!(text.contains("Log servers            - 1 of 2 are in touch\n"), "{text}");
+        assert!(text.contains("chronofs processes     - 3\n"), "{text}");
+        let line =
+            |word: &str| text.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("{text}"));
+        let near = line("near:8446");
+        assert!(near.contains("tlog") && near.contains("healthy") && near.contains("5 MiB"), "{near}");
+        assert!(line("far:8446").contains("unreachable"), "{text}");
     }
 
     #[test]

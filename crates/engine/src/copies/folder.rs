@@ -1,7 +1,7 @@
 //! A copy in a folder: segments, byte for byte as in the log, and the fence.
 //!
 //! ```text
-//! fence   text: format, metadata store, epoch, sealed or open, whole or filling
+//! fence   text: format, metadata store, epoch, sealed or open, whole or filling, how often it was opened
 //! lock    flocked during each operation, so that two processes can use one folder and the fence holds between them
 //! log/    segments; each ends where its file ends
 //! ```
@@ -42,11 +42,18 @@ struct Saved {
     fence: Fence,
     /// It began empty and was not caught up since.
     filling: bool,
+    /// How often it was opened or sealed: who opened it before the last time is not obeyed any more, although the epoch is the
+    /// same. What such a one still sends could be older than what is there.
+    opened: u64,
 }
 
 struct Tail {
     place: Place,
     file: Option<File>,
+}
+
+fn failed_before() -> CopyError {
+    CopyError::Unusable("it failed before and is to be opened anew".to_owned())
 }
 
 fn unusable(action: &str, path: &Path, error: impl std::fmt::Display) -> CopyError {
@@ -86,6 +93,39 @@ impl FolderCopy {
         folder.join("fence").exists()
     }
 
+    /// How the copy is, for people: its fence, whether it is still filling, and its segments as their files are long.
+    pub fn shown(&self) -> Result<(Fence, bool, Vec<Held>), CopyError> {
+        let saved = self.locked(|| self.saved())?;
+        Ok((saved.fence, saved.filling, self.held()?))
+    }
+
+    /// Links the segments up to the one that ends at `end` into the folder `target`, each under its name behind `prefix`. Refused
+    /// if the copy does not go so far.
+    pub fn link_into(&self, end: Place, target: &Path, prefix: &str) -> Result<(), CopyError> {
+        self.locked(|| {
+            let held = self.held()?;
+            let has = held.iter().any(|held| held.number == end.segment && held.length == end.offset);
+            if !has || self.saved()?.filling {
+                let why = format!("it does not end segment {} at offset {}", end.segment, end.offset);
+                return Err(unusable("make an image of", &self.folder, why));
+            }
+            for number in held.iter().map(|held| held.number).filter(|number| *number <= end.segment) {
+                let to = target.join(format!("{prefix}{}", segment_name(number)));
+                std::fs::hard_link(self.path(number), &to).map_err(|e| unusable("link into", &to, e))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn held(&self) -> Result<Vec<Held>, CopyError> {
+        let length = |number: u64| {
+            let path = self.path(number);
+            let found = std::fs::metadata(&path).map_err(|e| unusable("look at", &path, e))?;
+            Ok(Held { number, length: found.len() })
+        };
+        self.numbers()?.into_iter().map(length).collect()
+    }
+
     /// Runs with the folder locked against other processes.
     fn locked<T>(&self, run: impl FnOnce() -> Result<T, CopyError>) -> Result<T, CopyError> {
         flock(&self.lock, FlockOperation::LockExclusive).map_err(|e| unusable("lock", &self.folder, e))?;
@@ -104,7 +144,7 @@ impl FolderCopy {
                     let why = "it is missing beside segments of a log: is this a log copy?";
                     return Err(unusable("read", &path, why));
                 }
-                return Ok(Saved { fence: Fence::default(), filling: true });
+                return Ok(Saved { fence: Fence::default(), filling: true, opened: 0 });
             }
             Err(error) => return Err(unusable("read", &path, error)),
         };
@@ -118,10 +158,12 @@ impl FolderCopy {
     }
 
     fn save(&self, saved: Saved) -> Result<(), CopyError> {
-        let Saved { fence, filling } = saved;
+        let Saved { fence, filling, opened } = saved;
         let state = if fence.sealed { "sealed" } else { "open" };
         let state = format!("{state} {}", if filling { "filling" } else { "whole" });
-        let text = format!("chronofs log copy 1\nstore {}\nepoch {} {state}\n", self.store, fence.epoch);
+        let epoch = fence.epoch;
+        let text =
+            format!("chronofs log copy 1\nstore {}\nepoch {epoch} {state}\nopened {opened}\n", self.store);
         write_file(&self.disk, "fence", text.as_bytes())
             .map_err(|e| unusable("write", &self.folder.join("fence"), e))
     }
@@ -149,13 +191,7 @@ impl FolderCopy {
     /// `strict`: more is missing there than a crash can have taken, so the copy is damaged and is left as it is. An owner need not
     /// ask: it ships anew what is cut off.
     fn look(&self, strict: bool) -> Result<Holding, CopyError> {
-        let mut holding = Holding::default();
-        let numbers = self.numbers()?;
-        for &number in &numbers {
-            let path = self.path(number);
-            let length = std::fs::metadata(&path).map_err(|e| unusable("look at", &path, e))?.len();
-            holding.segments.push(Held { number, length });
-        }
+        let mut holding = Holding { segments: self.held()?, ..Holding::default() };
         while let Some(last) = holding.segments.last_mut() {
             let path = self.path(last.number);
             let bytes: Bytes = std::fs::read(&path).map_err(|e| unusable("read", &path, e))?.into();
@@ -205,10 +241,8 @@ impl FolderCopy {
         self.tail = None;
         let (saved, holding) = self.locked(|| {
             let before = self.saved()?;
-            let saved = Saved { fence: next(before.fence)?, ..before };
-            if saved != before || !Self::is_in(&self.folder) {
-                self.save(saved)?;
-            }
+            let saved = Saved { fence: next(before.fence)?, opened: before.opened + 1, ..before };
+            self.save(saved)?;
             // What was written before a crash is readable, and perhaps was never saved.
             let holding = Holding { filling: saved.filling, ..self.look(strict)? };
             if let Some(last) = holding.segments.last() {
@@ -249,15 +283,16 @@ impl FolderCopy {
         epoch: u64,
         run: impl FnOnce(&Self, &mut Tail, Fence) -> Result<T, CopyError>,
     ) -> Result<T, CopyError> {
-        let (known, mut tail) = self
-            .tail
-            .take()
-            .ok_or_else(|| CopyError::Unusable("it failed before and is to be opened anew".to_owned()))?;
+        let (known, mut tail) = self.tail.take().ok_or_else(failed_before)?;
         let result = self.locked(|| {
             let saved = self.saved()?;
             let fence = saved.fence;
-            if saved != known || fence.epoch != epoch || fence.sealed {
+            if fence.epoch != epoch || fence.sealed {
                 return Err(CopyError::Fenced(fence.epoch));
+            }
+            if saved != known {
+                let why = "it was opened anew by another thread or connection of the same owner";
+                return Err(CopyError::Unusable(why.to_owned()));
             }
             run(self, &mut tail, fence)
         })?;
@@ -283,9 +318,11 @@ impl Link for FolderCopy {
     }
 
     fn whole(&mut self, epoch: u64) -> Result<(), CopyError> {
-        self.owned(epoch, |copy, _, fence| copy.save(Saved { fence, filling: false }))?;
-        if let Some((saved, _)) = &mut self.tail {
-            saved.filling = false;
+        let Some((known, _)) = &self.tail else { return Err(failed_before()) };
+        let saved = Saved { filling: false, ..*known };
+        self.owned(epoch, |copy, _, _| copy.save(saved))?;
+        if let Some((known, _)) = &mut self.tail {
+            *known = saved;
         }
         Ok(())
     }
@@ -370,7 +407,8 @@ fn parse(text: &str) -> Option<(Saved, &str)> {
         _ => None,
     };
     let fence = Fence { epoch: epoch.parse().ok()?, sealed: either(state, "sealed", "open")? };
-    Some((Saved { fence, filling: either(content, "filling", "whole")? }, store))
+    let opened = lines.next().map_or(Some(0), |line| line.strip_prefix("opened ")?.parse().ok())?;
+    Some((Saved { fence, filling: either(content, "filling", "whole")?, opened }, store))
 }
 
 /// Where the whole groups of a segment end, 0 if it has no whole header; and what they know to be durable.

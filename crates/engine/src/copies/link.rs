@@ -3,6 +3,7 @@
 use super::fence::Refusal;
 use crate::embedded::Place;
 use bytes::Bytes;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Why a copy did not do what it was asked.
@@ -57,6 +58,9 @@ impl Holding {
     }
 }
 
+/// Called when a copy has answered.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// A copy. One user at a time; a call may block for as long as its disk or connection takes.
 pub trait Link: Send {
     /// Nobody of an epoch below `epoch` is obeyed from now on, and nobody of this one yet.
@@ -67,6 +71,20 @@ pub trait Link: Send {
 
     /// Puts `bytes` where the copy ends, and returns when they are on its disk.
     fn append(&mut self, epoch: u64, place: Place, bytes: &Bytes) -> Result<(), CopyError>;
+
+    /// Appends, and need not wait: [`Link::unanswered`] says how it goes. After one that failed all others do, until the copy
+    /// is opened again.
+    fn begin_append(&mut self, epoch: u64, place: Place, bytes: &Bytes) -> Result<(), CopyError> {
+        self.append(epoch, place, bytes)
+    }
+
+    /// How many of the appends that were begun have no answer yet; the others are done, in their order. It does not block.
+    fn unanswered(&mut self) -> Result<usize, CopyError> {
+        Ok(0)
+    }
+
+    /// Whom to call when there is an answer to an append that was begun.
+    fn wake_with(&mut self, _wake: Wake) {}
 
     /// It has been caught up: from now on it can be recovered from.
     fn whole(&mut self, epoch: u64) -> Result<(), CopyError>;

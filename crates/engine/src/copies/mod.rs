@@ -12,12 +12,13 @@ pub mod recover;
 mod ship;
 
 pub use folder::FolderCopy;
-pub use link::{CopyError, Held, Holding, Link};
+pub use link::{CopyError, Held, Holding, Link, Wake};
 pub use owner::{Change, CopyStatus, Health, Owner, Quorum};
 
 use crate::EngineError;
 use crate::embedded::Place;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ const LAG_MAX_SEGMENTS: u64 = 64;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How often the clock is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same where there is no copy.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Why the coordinator did not record a change.
 #[derive(Debug)]
@@ -94,7 +97,16 @@ struct State {
     trim: u64,
     /// What the coordinator answered last, if it did not record.
     unrecorded: Option<String>,
+    /// Which thread ships to each copy, by the number that it was given. One that hangs in a copy that was taken out and named
+    /// again meanwhile has nothing to say any more.
+    shippers: BTreeMap<String, u64>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl State {
+    fn is_shipper(&self, name: &str, number: u64) -> bool {
+        self.owner.knows(name) && self.shippers.get(name) == Some(&number)
+    }
 }
 
 impl Copies {
@@ -109,6 +121,7 @@ impl Copies {
             fenced: 0,
             trim: 0,
             unrecorded: None,
+            shippers: BTreeMap::new(),
             threads: Vec::new(),
         };
         Arc::new(Copies { setup, begun: Instant::now(), state: Mutex::new(state), changed: Condvar::new() })
@@ -150,8 +163,14 @@ impl Copies {
 
     fn ship_to(self: &Arc<Self>, names: Vec<String>, source: &Arc<dyn Source>) -> Result<(), EngineError> {
         for name in names {
+            let number = {
+                let mut state = self.lock();
+                let last = state.shippers.values().copied().max().unwrap_or(0);
+                state.shippers.insert(name.clone(), last + 1);
+                last + 1
+            };
             let (copies, source) = (self.clone(), source.clone());
-            self.spawn("log-copy", move || copies.keep_shipping(&name, &*source))?;
+            self.spawn("log-copy", move || copies.keep_shipping(&name, number, &*source))?;
         }
         Ok(())
     }
@@ -167,8 +186,13 @@ impl Copies {
     /// The log goes up to `place`, and that is to be durable.
     pub(crate) fn written(&self, place: Place) {
         let now_ms = self.now_ms();
-        self.lock().owner.written(place, now_ms);
-        self.changed.notify_all();
+        let mut state = self.lock();
+        state.owner.written(place, now_ms);
+        let any = state.owner.has_copies();
+        drop(state);
+        if any {
+            self.changed.notify_all();
+        }
     }
 
     /// Returns when enough copies have everything before `place`.
@@ -201,6 +225,12 @@ impl Copies {
         let mut state = self.lock();
         state.trim = state.trim.max(before);
         drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Nothing is waited for any more: what is not durable yet is not called so.
+    pub fn give_up(&self, why: &str) {
+        self.lock().ended.get_or_insert_with(|| why.to_owned());
         self.changed.notify_all();
     }
 
@@ -243,7 +273,8 @@ impl Copies {
                 state.owner.renew();
             }
             let Some(change) = state.owner.wants_change().filter(|_| state.ended.is_none()) else {
-                state = self.wait_a_while(state, LOOK_EVERY);
+                let time = if state.owner.has_copies() { LOOK_EVERY } else { IDLE };
+                state = self.wait_a_while(state, time);
                 continue;
             };
             drop(state);

@@ -160,6 +160,15 @@ impl Owner {
         self.settle();
     }
 
+    /// The same of a copy from which nothing can be recovered yet: however far it is, it cannot count.
+    pub fn fills(&mut self, name: &str, place: Place, now_ms: u64) {
+        if let Some(copy) = self.copies.get_mut(name) {
+            copy.acked = place;
+            copy.owes_since_ms = Some(now_ms);
+            copy.health = Health::Behind;
+        }
+    }
+
     /// A copy that was whole before this start has nothing durable that this log has not. One that is still being filled could not
     /// know.
     pub fn agrees(&mut self, name: &str) {
@@ -219,14 +228,24 @@ impl Owner {
     pub fn wants_change(&mut self) -> Option<Change> {
         if self.asked.is_none() {
             self.settle();
+            let member = |name: &String| self.recorded.members.contains(name);
+            let failed = |copy: &Copy| matches!(copy.health, Health::Failed(_));
+            let joins = |copy: &Copy| copy.health == Health::Following && copy.acked >= self.promised;
             let counts = |(name, copy): &(&String, &Copy)| {
-                let member = self.recorded.members.contains(*name);
-                let joins = copy.health == Health::Following && copy.acked >= self.promised;
-                let stays = member && (!self.confirmed() || !matches!(copy.health, Health::Failed(_)));
-                copy.wanted && (joins || stays)
+                let stays = member(name) && (!self.confirmed() || !failed(copy));
+                copy.wanted && (joins(copy) || stays)
             };
-            let members: BTreeSet<_> =
+            let mut members: BTreeSet<_> =
                 self.copies.iter().filter(counts).map(|(name, _)| name.clone()).collect();
+            // One that is no longer wanted protects until the one in its place does.
+            let wanted = self.copies.values().filter(|copy| copy.wanted).count();
+            let mut lacking = wanted - members.len();
+            for (name, copy) in &self.copies {
+                if lacking > 0 && !copy.wanted && member(name) && !failed(copy) {
+                    members.insert(name.clone());
+                    lacking -= 1;
+                }
+            }
             // More than half have what is durable, however few are left.
             let anti_quorum = self.anti_quorum.min(members.len().saturating_sub(1) / 2);
             let quorum = Quorum { members, anti_quorum };
@@ -293,6 +312,11 @@ impl Owner {
                 copy.health = Health::Failed("it fell too far behind".to_owned());
             }
         }
+    }
+
+    /// Whether there is any copy.
+    pub fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
     }
 
     /// Whether there is such a copy.

@@ -11,9 +11,13 @@ use crate::embedded::{Disk, DiskFile, Place, RealDisk};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Read at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
+
+/// A copy that takes longer to be sealed is done without.
+const SEAL_WITHIN: Duration = Duration::from_secs(60);
 
 /// What was recovered.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,26 +75,19 @@ pub fn recover(
     quorum: &Quorum,
     connect: &Connect,
 ) -> Result<FromCopies, EngineError> {
+    recover_within(log, epoch, quorum, connect, SEAL_WITHIN)
+}
+
+/// The same, where a copy that takes longer than `within` to be sealed is done without.
+pub fn recover_within(
+    log: &Path,
+    epoch: u64,
+    quorum: &Quorum,
+    connect: &Connect,
+    within: Duration,
+) -> Result<FromCopies, EngineError> {
     let refused = |why: String| EngineError::Refused(format!("recovery from log copies: {why}"));
-    let mut sealed = BTreeMap::new();
-    for name in &quorum.members {
-        let opened = connect(name).and_then(|mut link| {
-            let holding = link.seal(epoch)?;
-            if holding.filling {
-                return Err(CopyError::Unusable("it was never whole: is its disk mounted?".to_owned()));
-            }
-            Sealed::new(link, holding)
-        });
-        match opened {
-            Ok(copy) => {
-                sealed.insert(name.clone(), copy);
-            }
-            Err(CopyError::Fenced(later)) => {
-                return Err(refused(format!("copy {name} obeys a later owner, of epoch {later}")));
-            }
-            Err(error) => tracing::error!(copy = name, "the log copy cannot be read: {error}"),
-        }
-    }
+    let mut sealed = seal_all(epoch, quorum, connect, within).map_err(refused)?;
     let ends = sealed.iter().map(|(name, copy)| (name.clone(), copy.holding.end())).collect();
     let gaps = |name: &str| sealed.get(name).map_or(0, Sealed::gaps);
     let chosen = choose(quorum, &ends, gaps).map_err(refused)?.to_owned();
@@ -107,6 +104,52 @@ pub fn recover(
     Ok(FromCopies { copy: chosen, end, sealed: sealed.into_keys().collect(), segments })
 }
 
+/// Seals the copies, all at the same time: one that hangs holds up none of the others. Gives those that can be read.
+fn seal_all(
+    epoch: u64,
+    quorum: &Quorum,
+    connect: &Connect,
+    within: Duration,
+) -> Result<BTreeMap<String, Sealed>, String> {
+    let (told, answers) = std::sync::mpsc::channel();
+    for name in &quorum.members {
+        let (name, connect, told) = (name.clone(), connect.clone(), told.clone());
+        let seal = move || {
+            let opened = connect(&name).and_then(|mut link| {
+                let holding = link.seal(epoch)?;
+                if holding.filling {
+                    return Err(CopyError::Unusable("it was never whole: is its disk mounted?".to_owned()));
+                }
+                Sealed::new(link, holding)
+            });
+            // Nobody listens to one that is too late.
+            drop(told.send((name, opened)));
+        };
+        let thread = std::thread::Builder::new().name("log-seal".to_owned()).spawn(seal);
+        thread.map_err(|error| format!("start a thread: {error}"))?;
+    }
+    drop(told);
+    let until = Instant::now() + within;
+    let (mut sealed, mut silent) = (BTreeMap::new(), quorum.members.clone());
+    while let Ok((name, opened)) = answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        silent.remove(&name);
+        match opened {
+            Ok(copy) => {
+                sealed.insert(name, copy);
+            }
+            Err(CopyError::Fenced(later)) => {
+                return Err(format!("copy {name} obeys a later owner, of epoch {later}"));
+            }
+            Err(error) => tracing::error!(copy = name, "the log copy cannot be read: {error}"),
+        }
+    }
+    for name in silent {
+        let seconds = within.as_secs();
+        tracing::error!(copy = name, "the log copy cannot be read: it did not answer within {seconds} s");
+    }
+    Ok(sealed)
+}
+
 /// Brings the segments of the copies into the folder.
 fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &str) -> Result<u64, String> {
     let failed = |error: std::io::Error| error.to_string();
@@ -116,6 +159,17 @@ fn take_over(disk: &RealDisk, sealed: &mut BTreeMap<String, Sealed>, chosen: &st
     let numbers: BTreeSet<u64> = held.map(|held| held.number).collect();
     let first = local.first().copied().unwrap_or(0);
     let ends = ends(sealed, chosen);
+    let (reach, begin) = (local.last().copied().unwrap_or(0), numbers.first().copied().unwrap_or(1));
+    if begin > reach + 1 {
+        let there = match reach {
+            0 => "this folder has nothing of the log".to_owned(),
+            last => format!("this folder has the log up to segment {last} only"),
+        };
+        return Err(format!(
+            "the copies hold the log from segment {begin} on, because a disk snapshot has what is older, and {there}: begin \
+             with the folder of the newest complete disk snapshot"
+        ));
+    }
     // All is looked at before anything is written.
     for &number in numbers.range(first..) {
         let longest = sealed.values().map(|copy| copy.length(number)).max().unwrap_or(0);

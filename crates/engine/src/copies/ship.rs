@@ -6,6 +6,8 @@ use super::link::{CopyError, Holding, Link};
 use super::{Copies, Source};
 use crate::embedded::Place;
 use crate::embedded::log::format::{SEGMENT_HEADER, decode_segment};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// So much is shipped at a time.
@@ -13,14 +15,45 @@ const CHUNK_BYTES: u64 = 4 << 20;
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// So many parts are on their way to a copy at a time.
+const OPEN_MAX: usize = 4;
+
+/// What a thread that ships does next.
+enum Next {
+    /// So many of the appends that were begun are done.
+    Answered(usize),
+    /// Opens the copy under this epoch.
+    Open(u64),
+    /// Forgets the segments before this one.
+    Pop(u64),
+    /// Ships what the log has up to there.
+    Ship(Place),
+    End,
+}
+
+/// A copy that is shipped to.
+struct Shipping<'a> {
+    name: &'a str,
+    number: u64,
+    link: Box<dyn Link>,
+    epoch: u64,
+    /// What was begun goes up to here.
+    place: Place,
+    /// Where appends end that were begun and not answered.
+    sent: VecDeque<Place>,
+    /// Nothing can be recovered from it before it has been caught up to here.
+    fills: Option<Place>,
+    trimmed: u64,
+}
+
 impl Copies {
     /// Ships to a copy until the copies are closed or it is no longer wanted.
-    pub(super) fn keep_shipping(&self, name: &str, source: &dyn Source) {
+    pub(super) fn keep_shipping(self: &Arc<Self>, name: &str, number: u64, source: &dyn Source) {
         let mut told = false;
         loop {
-            let Err(error) = self.ship(name, source, &mut told) else { return };
+            let Err(error) = self.ship(name, number, source, &mut told) else { return };
             let mut state = self.lock();
-            if state.closing || !state.owner.knows(name) {
+            if state.closing || !state.is_shipper(name, number) {
                 return;
             }
             if let CopyError::Fenced(epoch) = error {
@@ -38,72 +71,109 @@ impl Copies {
     }
 
     /// Until the copies are closed.
-    fn ship(&self, name: &str, source: &dyn Source, told: &mut bool) -> Result<(), CopyError> {
+    fn ship(
+        self: &Arc<Self>,
+        name: &str,
+        number: u64,
+        source: &dyn Source,
+        told: &mut bool,
+    ) -> Result<(), CopyError> {
         let mut link = (self.setup.connect)(name)?;
-        let mut epoch = self.lock().owner.epoch();
+        let epoch = self.lock().owner.epoch();
         let holding = link.open(epoch)?;
         let target = self.lock().owner.target();
-        let mut place = self.agree(name, &mut *link, source, &holding, target, epoch)?;
-        let mut trimmed = 0;
-        let mut filling = holding.filling;
-        if filling && place >= target {
-            link.whole(epoch)?;
-            filling = false;
-        }
+        let place = self.agree((name, number), &mut *link, source, &holding, target, epoch)?;
+        let copies = self.clone();
+        link.wake_with(Arc::new(move || {
+            // Who looks for answers holds the lock until it waits.
+            drop(copies.lock());
+            copies.changed.notify_all();
+        }));
+        let (sent, fills) = (VecDeque::new(), holding.filling.then_some(target));
+        let mut to = Shipping { name, number, link, epoch, place, sent, fills, trimmed: 0 };
         {
             let mut state = self.lock();
-            state.owner.retried(name, self.now_ms());
-            state.owner.acked(name, place, self.now_ms());
+            if state.is_shipper(name, number) {
+                state.owner.retried(name, self.now_ms());
+            }
         }
-        self.changed.notify_all();
+        self.answered(&mut to, 0)?;
         if std::mem::take(told) {
             tracing::info!(copy = name, "the log copy is back and catches up");
         }
         loop {
-            let (target, now_epoch, trim) = {
-                let mut state = self.lock();
-                loop {
-                    if state.closing || !state.owner.knows(name) {
-                        return Ok(());
+            match self.next(&mut to)? {
+                Next::End => return Ok(()),
+                Next::Answered(count) => self.answered(&mut to, count)?,
+                Next::Open(epoch) => {
+                    let end = to.link.open(epoch)?.end();
+                    if end != to.place && to.place.offset != 0 {
+                        return Err(CopyError::Elsewhere(end));
                     }
-                    let (target, trim) = (state.owner.target(), state.trim);
-                    if target > place || state.owner.epoch() != epoch || trim > trimmed {
-                        break (target, state.owner.epoch(), trim);
-                    }
-                    state = self.wait_a_while(state, Duration::from_secs(1));
+                    to.epoch = epoch;
                 }
-            };
-            if now_epoch != epoch {
-                let end = link.open(now_epoch)?.end();
-                if end != place && place.offset != 0 {
-                    return Err(CopyError::Elsewhere(end));
+                Next::Pop(before) => {
+                    to.link.pop(to.epoch, before)?;
+                    to.trimmed = before;
                 }
-                epoch = now_epoch;
+                Next::Ship(target) => ship_part(&mut to, source, target)?,
             }
-            if trim > trimmed {
-                link.pop(epoch, trim)?;
-                trimmed = trim;
-            }
-            let Some((at, bytes)) = next_bytes(source, place, target)? else { continue };
-            if at.segment > place.segment && place.segment > 0 && !follows(place, at.segment, &bytes) {
-                return Err(lacking(place, at.segment));
-            }
-            link.append(epoch, at, &bytes)?;
-            place = Place { segment: at.segment, offset: at.offset + bytes.len() as u64 };
-            if filling && place >= target {
-                link.whole(epoch)?;
-                filling = false;
-            }
-            let now_ms = self.now_ms();
-            self.lock().owner.acked(name, place, now_ms);
-            self.changed.notify_all();
         }
+    }
+
+    /// Waits until there is something to do.
+    fn next(&self, to: &mut Shipping<'_>) -> Result<Next, CopyError> {
+        let mut state = self.lock();
+        loop {
+            if state.closing || !state.is_shipper(to.name, to.number) {
+                return Ok(Next::End);
+            }
+            let done = to.sent.len().saturating_sub(to.link.unanswered()?);
+            let (target, epoch, trim) = (state.owner.target(), state.owner.epoch(), state.trim);
+            if done > 0 {
+                return Ok(Next::Answered(done));
+            }
+            if epoch != to.epoch {
+                return Ok(Next::Open(epoch));
+            }
+            if trim > to.trimmed {
+                return Ok(Next::Pop(trim));
+            }
+            if target > to.place && to.sent.len() < OPEN_MAX {
+                return Ok(Next::Ship(target));
+            }
+            state = self.wait_a_while(state, Duration::from_secs(1));
+        }
+    }
+
+    /// So many of the appends that were begun are on the copy's disk.
+    fn answered(&self, to: &mut Shipping<'_>, count: usize) -> Result<(), CopyError> {
+        let done = match count {
+            0 => Some(to.place),
+            count => to.sent.drain(..count).next_back(),
+        };
+        let Some(done) = done else { return Ok(()) };
+        if to.fills.is_some_and(|until| done >= until) {
+            to.link.whole(to.epoch)?;
+            to.fills = None;
+        }
+        let now_ms = self.now_ms();
+        let mut state = self.lock();
+        if state.is_shipper(to.name, to.number) {
+            match to.fills {
+                Some(_) => state.owner.fills(to.name, done, now_ms),
+                None => state.owner.acked(to.name, done, now_ms),
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Cuts off what the copy holds and the log does not. Says where the copy ends.
     fn agree(
         &self,
-        name: &str,
+        (name, number): (&str, u64),
         link: &mut dyn Link,
         source: &dyn Source,
         holding: &Holding,
@@ -119,14 +189,17 @@ impl Copies {
                 parted.offset, parted.segment
             );
             let mut state = self.lock();
-            if state.owner.recorded().members.contains(name) {
+            if state.is_shipper(name, number) && state.owner.recorded().members.contains(name) {
                 state.ended = Some(why.clone());
                 self.changed.notify_all();
             }
             return Err(CopyError::Unusable(why));
         }
         if !holding.filling {
-            self.lock().owner.agrees(name);
+            let mut state = self.lock();
+            if state.is_shipper(name, number) {
+                state.owner.agrees(name);
+            }
         }
         if let Some((from, to)) = hole(link, source, holding, agreed)? {
             // It may hold what nobody else has any more, unless nothing was ever recovered from it.
@@ -142,6 +215,19 @@ impl Copies {
         link.cut(epoch, cut)?;
         Ok(agreed)
     }
+}
+
+/// Begins to append what comes next, if there is anything before `target`.
+fn ship_part(to: &mut Shipping<'_>, source: &dyn Source, target: Place) -> Result<(), CopyError> {
+    let place = to.place;
+    let Some((at, bytes)) = next_bytes(source, place, target)? else { return Ok(()) };
+    if at.segment > place.segment && place.segment > 0 && !follows(place, at.segment, &bytes) {
+        return Err(lacking(place, at.segment));
+    }
+    to.link.begin_append(to.epoch, at, &bytes)?;
+    to.place = Place { segment: at.segment, offset: at.offset + bytes.len() as u64 };
+    to.sent.push_back(to.place);
+    Ok(())
 }
 
 /// How far the copy holds what the log does without a gap, and where the two part: nothing before that differs.

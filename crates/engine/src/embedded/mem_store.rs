@@ -13,7 +13,7 @@ type Flushed = (Arc<State>, Position);
 #[derive(Clone, Default)]
 pub struct MemMedium(Arc<Mutex<Medium>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Medium {
     durable: Option<Flushed>,
     /// Flushes that were started and are not done, oldest first.
@@ -46,6 +46,11 @@ impl MemMedium {
     /// Whether the medium has room for a flush from now on.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Another medium that holds the same.
+    pub fn copy(&self) -> MemMedium {
+        MemMedium(Arc::new(Mutex::new(self.lock().clone())))
     }
 
     /// Another medium, which holds what was put into the image `place`.

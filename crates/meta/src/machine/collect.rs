@@ -49,6 +49,9 @@ pub struct DeletedObjects {
 pub(super) struct Collecting {
     /// Handed out for deletion.
     in_flight: BTreeSet<ObjectId>,
+    /// The last of them, and from when on those up to it are looked at again.
+    handed_to: Option<ObjectId>,
+    anew_ns: Option<u64>,
     /// Failures of the store in a row, and until when they make it wait.
     failures: u32,
     retry_ns: u64,
@@ -187,7 +190,6 @@ impl Machine {
             }
         }
         let condemned = tally.condemned.count;
-        busy |= self.let_go_of_foreign(group, index, condemned)?;
         let handed_out = self.hand_out(group, index, condemned)?;
         busy |= handed_out;
         let at_pace = self.at_pace(group, &HANDED_OUT, condemned);
@@ -216,67 +218,51 @@ impl Machine {
         }
     }
 
+    /// Hands out what is condemned, each time what comes after that of the last time: the rows before it are mostly
+    /// deleted, and reading over those takes its time. From time to time it is begun anew, for what was left there.
     /// Objects that the source of a restore stored are its own, also when nothing here needs them any more: what is
-    /// condemned of them is let go without being deleted. Whether there were any.
-    fn let_go_of_foreign(
-        &mut self,
-        group: &mut Group,
-        index: VolumeIndex,
-        condemned: u64,
-    ) -> Result<bool, EngineError> {
-        let Some(volume) = self.volumes.get(&index).filter(|volume| volume.row.incarnation > 0) else {
-            return Ok(false);
-        };
-        let (id, incarnation) = (volume.id(), volume.row.incarnation);
-        let limit = self.at_pace(group, &HANDED_OUT, condemned) as usize;
-        let condemned = match list_condemned(&group.reads, index, None, limit) {
-            Ok(condemned) => condemned,
-            Err(stop) => {
-                let what = "looking for condemned objects";
-                self.stopped(group, stop, what)?;
-                return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
-            }
-        };
-        let objects: Vec<ObjectId> =
-            condemned.into_iter().map(|(id, _)| id).filter(|id| id.incarnation != incarnation).collect();
-        if objects.is_empty() {
-            return Ok(false);
-        }
-        drop(self.system(group, &SystemRequest::Deleted { volume: id, objects })?);
-        Ok(true)
-    }
-
-    /// Whether any of so many condemned were.
+    /// condemned of them is let go without being deleted. Whether there was anything.
     fn hand_out(
         &mut self,
         group: &mut Group,
         index: VolumeIndex,
         condemned: u64,
     ) -> Result<bool, EngineError> {
-        let durable = self.durable;
+        let (durable, anew_after_ns) = (self.durable, IDLE_NS.min(self.life_ns() / 8));
+        let owns = self.owns_store(group.steady_ns);
         let limit = self.at_pace(group, &HANDED_OUT, condemned) as usize;
-        let Some(volume) = self.volumes.get(&index) else { return Ok(false) };
-        let Collecting { in_flight, retry_ns, .. } = &volume.collecting;
-        let room = IN_FLIGHT_MAX.saturating_sub(in_flight.len()).min(limit);
-        if room == 0 || group.steady_ns < *retry_ns || !self.owns_store(group.steady_ns) {
+        let Some(volume) = self.volumes.get_mut(&index) else { return Ok(false) };
+        let (id, own) = (volume.id(), volume.row.incarnation);
+        let collecting = &mut volume.collecting;
+        let room = IN_FLIGHT_MAX.saturating_sub(collecting.in_flight.len()).min(limit);
+        if room == 0 || group.steady_ns < collecting.retry_ns || !owns {
             return Ok(false);
         }
-        let condemned = match list_condemned(&group.reads, index, None, room + in_flight.len()) {
-            Ok(condemned) => condemned,
+        if collecting.anew_ns.is_some_and(|anew_ns| anew_ns <= group.steady_ns) {
+            (collecting.handed_to, collecting.anew_ns) = (None, None);
+        }
+        let most = room + collecting.in_flight.len();
+        let listed = match list_condemned(&group.reads, index, collecting.handed_to, most) {
+            Ok(listed) => listed,
             Err(stop) => {
                 let what = "looking for condemned objects";
                 self.stopped(group, stop, what)?;
                 return Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() });
             }
         };
-        let own = volume.row.incarnation;
-        let ready = condemned
-            .into_iter()
-            .filter(|(id, row)| row.since <= durable && !in_flight.contains(id) && id.incarnation == own);
-        let objects: Vec<ObjectId> = ready.map(|(id, _)| id).take(room).collect();
-        let any = !objects.is_empty();
-        if any {
+        if listed.len() < most {
+            collecting.anew_ns.get_or_insert(group.steady_ns + anew_after_ns);
+        }
+        let in_flight = &collecting.in_flight;
+        let ready = listed.into_iter().filter(|(id, row)| row.since <= durable && !in_flight.contains(id));
+        let (objects, foreign): (Vec<_>, Vec<_>) =
+            ready.map(|(id, _)| id).take(room).partition(|id| id.incarnation == own);
+        let any = !objects.is_empty() || !foreign.is_empty();
+        if !objects.is_empty() {
             group.thens.push(Then::HandedOut(index, objects));
+        }
+        if !foreign.is_empty() {
+            drop(self.system(group, &SystemRequest::Deleted { volume: id, objects: foreign })?);
         }
         Ok(any)
     }
@@ -284,6 +270,7 @@ impl Machine {
     /// Objects are handed out for deletion, now that nothing of the group can fail.
     pub(super) fn handed_out(&mut self, group: &mut Group, index: VolumeIndex, objects: Vec<ObjectId>) {
         if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.collecting.handed_to = objects.last().copied().or(volume.collecting.handed_to);
             volume.collecting.in_flight.extend(&objects);
             group.effects.push(Effect::Delete(DeleteJob { volume: volume.id(), objects }));
         }
@@ -443,6 +430,26 @@ impl Machine {
         }
         let request = SystemRequest::Keep { volume, id, at, to, ends, note: note.to_owned(), found: false };
         Ok(self.system(group, &request)?.map(drop))
+    }
+
+    /// Keeps all that a volume has of its past, under the first of two ids, and all that comes, under the second, until they
+    /// are released or `ends` has come. Gives the span of the first: what was asked for before has the same.
+    pub fn keep_past(
+        &mut self,
+        group: &mut Group,
+        (volume, ids): (Uuid, [Uuid; 2]),
+        ends: Version,
+        note: &str,
+    ) -> Result<Result<(Version, Version), SystemError>, EngineError> {
+        if let Some(refused) = self.keeps_nothing(group) {
+            return Ok(Err(refused));
+        }
+        let request = SystemRequest::KeepPast { volume, ids, ends, note: note.to_owned() };
+        Ok(match self.system(group, &request)? {
+            Ok(SystemReply::Kept(at, to)) => Ok((at, to)),
+            Ok(_) => Err(SystemError::UnknownVolume(volume)),
+            Err(refused) => Err(refused),
+        })
     }
 
     /// These instants need not be kept for this any more.

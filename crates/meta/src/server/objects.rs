@@ -29,8 +29,9 @@ use uuid::Uuid;
 
 /// How long what is signed is valid.
 const VALID: Duration = Duration::from_millis(SIGNED_VALID_MS as u64);
-/// How many objects of one job are deleted at once: what clients wait for goes first.
-const DELETES_AT_ONCE: usize = 8;
+/// One in so many of a job's objects are deleted at once. The few that are handed out beside clients go one after
+/// another: a burst of deletions is noticed by whoever waits for the same disk and the same cores.
+const DELETES_AT_ONCE_IN: usize = 16;
 
 /// The block stores of volumes that this server reaches.
 #[derive(Clone, Default)]
@@ -262,11 +263,12 @@ async fn delete_all(store: Option<Arc<dyn StorePort>>, job: DeleteJob) -> Delete
         return DeletedObjects { volume, asked, deleted: Vec::new(), failure };
     };
     let (mut deleted, mut failure) = (Vec::new(), None);
+    let at_once = asked.len().div_ceil(DELETES_AT_ONCE_IN).max(1);
     let deletes = asked.clone().into_iter().map(move |id| {
         let store = store.clone();
         async move { (id, store.delete(&object_name(volume, id)).await) }
     });
-    let mut deletes = futures::stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
+    let mut deletes = futures::stream::iter(deletes).buffer_unordered(at_once);
     while let Some((id, result)) = deletes.next().await {
         match result {
             Ok(()) => deleted.push(id),

@@ -72,6 +72,7 @@ pub fn assignment(folder: &Path) -> Assignment {
         tokens: vec![token(1), confined, over, no_past],
         probes: Vec::new(),
         log: Default::default(),
+        log_servers: Vec::new(),
         accepted_restore: None,
     }
 }

@@ -348,6 +348,27 @@ fn beside_clients_few_objects_are_deleted_at_a_time_and_all_that_goes_when_they_
 }
 
 #[test]
+fn what_the_store_did_not_delete_is_handed_out_again_after_what_comes_behind_it() {
+    let mut server = with_condemned(40);
+    let first = (0..20).find_map(|_| jobs(server.busy_tick(2)).pop()).expect("some are handed out");
+    server.run(Event::Deleted(Box::new(done(&first, false))));
+    server.now_ns += 3 * SECOND;
+    let mut deleted = Vec::new();
+    for _ in 0..60 {
+        for job in jobs(server.busy_tick(2)) {
+            deleted.extend(&job.objects);
+            server.run(Event::Deleted(Box::new(done(&job, true))));
+        }
+        server.durable();
+    }
+    assert!(!deleted[..8].contains(&first.objects[0]), "those behind it come first: {deleted:?}");
+    deleted.sort_unstable();
+    assert_eq!(deleted.len(), 40, "each once: {deleted:?}");
+    assert!(first.objects.iter().all(|object| deleted.contains(object)));
+    assert_eq!(server.tally().condemned.count, 0);
+}
+
+#[test]
 fn the_more_there_is_to_delete_the_more_is_deleted_beside_clients() {
     let mut server = with_condemned(30 << 10);
     assert_eq!(server.hands_out(|server| server.busy_tick(2)), 30);

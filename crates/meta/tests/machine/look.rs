@@ -12,7 +12,6 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// A store whose listing has these pages; `None` is one that cannot be had.
 struct Pages(Vec<Option<Vec<(String, u64)>>>);
@@ -43,15 +42,15 @@ impl StorePort for Pages {
         async move { page.ok_or_else(|| away("objects")) }.boxed()
     }
 
-    fn put_pin<'a>(&'a self, pin: &'a Pin) -> BoxFuture<'a, Result<(), StoreError>> {
-        async move { Err(away(&pin.name())) }.boxed()
+    fn put_note<'a>(&'a self, name: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { Err(away(name)) }.boxed()
     }
 
-    fn remove_pin(&self, _: Uuid, _: Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move { Err(away("pins")) }.boxed()
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { Err(away(name)) }.boxed()
     }
 
-    fn pins(&self) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, StoreError>> {
+    fn notes<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
         async move { Ok(Vec::new()) }.boxed()
     }
 }

@@ -14,7 +14,7 @@ use crate::connection::Connection;
 use bytes::Bytes;
 use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::{BlockStore, ObjectPort, RemoteStore, ShownBy, StoreError};
-use chronofs_wire::message::StoreAccess;
+use chronofs_wire::message::{StoreAccess, Welcome};
 use futures::future::BoxFuture;
 use outage::{Patience, Patient};
 use signed::SignedPort;
@@ -23,24 +23,25 @@ use std::sync::Arc;
 
 /// The way to the volume's objects. Within a tokio runtime.
 pub(crate) fn port(
-    access: &StoreAccess,
+    welcome: &Welcome,
     connection: &Arc<Connection>,
     direct: Option<Arc<RemoteStore>>,
     patience: &Arc<Patience>,
 ) -> Arc<dyn ObjectPort> {
     let port = direct.map(|store| store as Arc<dyn ObjectPort>);
-    Patient::new(port.unwrap_or_else(|| choose(access, connection)), Arc::clone(patience))
+    Patient::new(port.unwrap_or_else(|| choose(welcome, connection)), Arc::clone(patience))
 }
 
-fn choose(access: &StoreAccess, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
+fn choose(welcome: &Welcome, connection: &Arc<Connection>) -> Arc<dyn ObjectPort> {
     let through_server = || ThroughServer(Arc::clone(connection));
-    let own = match access {
+    let own = match &welcome.store {
         StoreAccess::Folder { path, marker } => {
             let opened = BlockStore::open(Path::new(path), *marker);
             opened.map(|store| Arc::new(store) as Arc<dyn ObjectPort>).map_err(|error| error.to_string())
         }
         StoreAccess::Signed { use_ms, ca_pem, puts } => {
             let port = SignedPort::new(through_server(), *use_ms, ca_pem.as_deref(), *puts);
+            let port = port.inspect(|port| port.expect_puts(welcome));
             port.map(|port| Arc::new(port) as _).map_err(|error| error.to_string())
         }
         StoreAccess::ThroughServer => return Arc::new(through_server()),

@@ -15,6 +15,7 @@ use chronofs_blocks::signed::{Setback, SignedClient, SignedError, SignedPut};
 use chronofs_blocks::{ObjectPort, ShownBy, StoreError};
 use chronofs_core::ops::Request;
 use chronofs_core::{Caller, ObjectId, SignedRequest};
+use chronofs_wire::message::Welcome;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,18 @@ impl SignedPort {
             asking_puts: Arc::default(),
         };
         Ok(SignedPort { inner: Arc::new(inner) })
+    }
+
+    /// Asks for the first puts of a session, so that the first one need not wait for that.
+    pub(super) fn expect_puts(&self, welcome: &Welcome) {
+        let &Welcome { incarnation, session, grant: (n, end), .. } = welcome;
+        if self.inner.puts && n < end {
+            let inner = Arc::clone(&self.inner);
+            tokio::spawn(async move {
+                let _asking = inner.asking_puts.lock().await;
+                inner.ask_for_puts(ObjectId { incarnation, session, n }).await;
+            });
+        }
     }
 }
 

@@ -153,6 +153,7 @@ impl World {
             tokens: vec![token],
             probes: Vec::new(),
             log: Default::default(),
+            log_servers: Vec::new(),
             accepted_restore: None,
         }
     }

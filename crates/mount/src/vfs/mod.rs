@@ -93,7 +93,7 @@ impl Vfs {
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
-        let port = objects::port(&welcome.store, &connection, direct, &patience);
+        let port = objects::port(welcome, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,
             incarnation: welcome.incarnation,

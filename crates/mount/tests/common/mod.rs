@@ -103,6 +103,7 @@ fn assignment(blocks: &Path) -> Assignment {
         tokens: vec![token],
         probes: Vec::new(),
         log: Default::default(),
+        log_servers: Vec::new(),
         accepted_restore: None,
     }
 }

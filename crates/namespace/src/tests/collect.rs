@@ -210,6 +210,52 @@ fn a_pin_keeps_history_where_there_is_no_retention() {
     assert_eq!(fs.bytes(Some(at), f, 100), b"as it was before");
 }
 
+/// What a disk snapshot does: all of the past and all that comes, then only up to its cut.
+#[test]
+fn what_is_kept_up_to_a_cut_is_whole_whatever_the_retention() {
+    for retention in [Retention::None, Retention::Seconds(1), Retention::Forever] {
+        let mut fs = Fs::with(VolumeSpec { retention, ..spec() });
+        let f = fs.file(Ino::ROOT, "f");
+        fs.write(f, 0, b"what was before it");
+        let [past, coming, cut] = [1, 2, 3].map(Uuid::from_u128);
+        let (volume, note) = (spec().id, "a set".to_owned());
+        let begin =
+            SystemRequest::KeepPast { volume, ids: [past, coming], ends: Version::MAX, note: note.clone() };
+        let SystemReply::Kept(from, to) = fs.system(begin.clone()).unwrap() else { panic!() };
+        assert_eq!(to, fs.now());
+        fs.write(f, 0, b"what is in the set");
+        let at = fs.now();
+        fs.write(f, 0, b"what came after it.");
+        let far = Version(fs.now().0 + 5_000_000_000);
+        fs.version = far.0;
+        fs.system(SystemRequest::AdvanceHorizon { volume, to: far }).unwrap();
+        past_forgotten(&mut fs);
+        assert_eq!(fs.system(begin.clone()).unwrap(), SystemReply::Kept(from, to), "asked again");
+        let keep = |id, from, to| SystemRequest::Keep {
+            volume,
+            id,
+            at: from,
+            to,
+            ends: None,
+            note: note.clone(),
+            found: false,
+        };
+        if retention != Retention::Forever {
+            let early = fs.system(keep(Uuid::from_u128(4), Version(from.0 - 1), at));
+            assert!(matches!(early, Err(SystemError::Instant { .. })), "{early:?}");
+        }
+        fs.system(keep(cut, from, at)).unwrap();
+        for id in [past, coming] {
+            fs.system(SystemRequest::Release { volume, id }).unwrap();
+        }
+        past_forgotten(&mut fs);
+        condemn(&mut fs, u64::MAX);
+        assert_eq!(fs.bytes(Some(at), f, 100), b"what is in the set", "{retention:?}");
+        assert_eq!(fs.bytes(Some(to), f, 100), b"what was before it", "{retention:?}");
+        assert_eq!(crate::volume(&fs.state, VOLUME).unwrap().unwrap().leases, 1);
+    }
+}
+
 #[test]
 fn so_much_at_once_waits_for_a_word() {
     let mut fs = without_past();

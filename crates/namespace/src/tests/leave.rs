@@ -184,3 +184,40 @@ fn sessions_holds_and_pins_keep_a_volume_that_is_given_up_and_a_late_object_does
     fs.system(SystemRequest::VolumeGone { id: ID }).unwrap();
     assert_eq!(rows_of(&fs, VOLUME), 0);
 }
+
+#[test]
+fn what_a_deleted_volume_has_can_be_kept_until_it_is_given_up_and_no_longer() {
+    let mut fs = full();
+    fs.system(SystemRequest::DeleteVolume { id: ID }).unwrap();
+    fs.system(SystemRequest::EndSession { session: fs.session }).unwrap();
+    let [past, coming, cut, late] = [1, 2, 3, 4].map(Uuid::from_u128);
+    let note = "a set".to_owned();
+    let begin = |past| SystemRequest::KeepPast {
+        volume: ID,
+        ids: [past, coming],
+        ends: Version::MAX,
+        note: note.clone(),
+    };
+    let SystemReply::Kept(at, to) = fs.system(begin(past)).unwrap() else { panic!() };
+    fs.system(SystemRequest::GiveUpVolume { id: ID }).unwrap();
+    assert_eq!(drop_rows(&mut fs, Bytes::new(), 10), Err(SystemError::StillNeeded(ID)));
+    let keep = |id, at, to| SystemRequest::Keep {
+        volume: ID,
+        id,
+        at,
+        to,
+        ends: None,
+        note: note.clone(),
+        found: false,
+    };
+    fs.system(keep(cut, at, to)).unwrap();
+    for id in [past, coming] {
+        fs.system(SystemRequest::Release { volume: ID, id }).unwrap();
+    }
+    // What nobody keeps may be gone.
+    assert_eq!(fs.system(keep(late, at, fs.now())), Err(SystemError::GivenUp(ID)));
+    assert_eq!(fs.system(begin(late)), Err(SystemError::GivenUp(ID)));
+    assert_eq!(drop_rows(&mut fs, Bytes::new(), 10), Err(SystemError::StillNeeded(ID)));
+    fs.system(SystemRequest::Release { volume: ID, id: cut }).unwrap();
+    assert!(drop_rows(&mut fs, Bytes::new(), 10).unwrap().0 > 0);
+}

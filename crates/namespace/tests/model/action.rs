@@ -69,6 +69,14 @@ pub enum Action {
     },
     /// The mount goes.
     EndLease,
+    /// A disk snapshot begins: all of the past is kept, and all that comes.
+    KeepPast {
+        tick: u64,
+    },
+    /// It keeps what was up to now.
+    Cut,
+    /// It is deleted, complete or not.
+    LetGo,
     /// What was decided and not applied yet is lost.
     Crash,
     /// The executor applies its group.

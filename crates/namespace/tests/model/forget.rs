@@ -7,7 +7,7 @@ use chronofs_core::{Ino, Retention, Version};
 use chronofs_engine::{Commit, Engine};
 use chronofs_history::{Protected, Snapshot};
 use chronofs_namespace::rows::VERSIONED;
-use chronofs_namespace::{SystemReply, list_sessions, protected_instants, volume};
+use chronofs_namespace::{SystemReply, list_kept, list_sessions, protected_instants, volume};
 
 impl World {
     pub fn lease(&mut self, tick: u64) -> Check {
@@ -35,6 +35,61 @@ impl World {
             self.unchanged(version);
         }
         Ok(())
+    }
+
+    /// What disk snapshots do is applied at once: a crash takes nothing of it back.
+    fn keeping(&mut self, request: &SystemRequest) -> Result<SystemReply, String> {
+        let version = Version(self.now().version.0 + 1);
+        let reply = self.system(version, request)?;
+        self.unchanged(version);
+        self.apply();
+        Ok(reply)
+    }
+
+    pub fn keep_past(&mut self, tick: u64) -> Check {
+        self.unchanged(Version(self.now().version.0 + tick));
+        let (n, volume) = (self.next_set, self.spec.id);
+        let ids = [n, n + 1].map(uuid::Uuid::from_u128);
+        let request = SystemRequest::KeepPast { volume, ids, ends: Version::MAX, note: String::new() };
+        match self.keeping(&request)? {
+            SystemReply::Kept(at, to) if at <= to && to == self.now().version => {
+                self.sets.push((n, at, None));
+                self.next_set += 3;
+                Ok(())
+            }
+            other => Err(format!("{request:?}: {other:?}")),
+        }
+    }
+
+    pub fn cut(&mut self) -> Check {
+        let (volume, to) = (self.spec.id, self.now().version);
+        let Some(place) = self.sets.iter().position(|(.., last)| last.is_none()) else { return Ok(()) };
+        let (n, at, _) = self.sets[place];
+        let id = uuid::Uuid::from_u128(n + 2);
+        let note = String::new();
+        self.keeping(&SystemRequest::Keep { volume, id, at, to, ends: None, note, found: false })?;
+        self.sets[place].2 = Some(to);
+        for id in [n, n + 1].map(uuid::Uuid::from_u128) {
+            self.keeping(&SystemRequest::Release { volume, id })?;
+        }
+        Ok(())
+    }
+
+    pub fn let_go(&mut self) -> Check {
+        let Some((n, ..)) = self.sets.pop() else { return Ok(()) };
+        for id in [n, n + 1, n + 2].map(uuid::Uuid::from_u128) {
+            self.keeping(&SystemRequest::Release { volume: self.spec.id, id })?;
+        }
+        Ok(())
+    }
+
+    /// An instant of each set.
+    fn of_sets(&self, pick: u64) -> Vec<Version> {
+        let of = |(_, from, last): &(u128, Version, Option<Version>)| {
+            let last = last.unwrap_or(self.now().version);
+            Version(from.0 + pick % (last.0 - from.0 + 1))
+        };
+        self.sets.iter().map(of).collect()
     }
 
     pub fn move_horizon(&mut self, tick: u64) -> Check {
@@ -83,7 +138,8 @@ impl World {
         let failed = |stop| format!("{stop}");
         let row = volume(&*view, self.index).map_err(failed)?.ok_or("no volume")?;
         let sessions = list_sessions(&*view).map_err(failed)?;
-        let protected = protected_instants(self.index, &row, &sessions, &[]);
+        let kept = list_kept(&*view).map_err(failed)?;
+        let protected = protected_instants(self.index, &row, &sessions, &kept);
         for table in VERSIONED {
             let rows =
                 Snapshot::new(&*view, self.index, None).history(table, &[], usize::MAX).map_err(failed)?;
@@ -93,7 +149,8 @@ impl World {
         self.check_tree(None)?;
         let picked = [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0);
         let leased: Vec<Version> = self.leases.iter().map(|(_, at)| *at).collect();
-        leased.into_iter().chain(picked).try_for_each(|at| self.check_tree(Some(at)))
+        let of_sets = [pick, pick / 7, u64::MAX].map(|pick| self.of_sets(pick)).concat();
+        leased.into_iter().chain(of_sets).chain(picked).try_for_each(|at| self.check_tree(Some(at)))
     }
 
     pub fn expire(&mut self, picks: &[u64], limit: usize) -> Check {

@@ -228,7 +228,15 @@ impl Maker {
                 Action::Quota { bytes, inodes, tick: self.tick() }
             }
             95 => self.rng.pick(&[Action::Crash, Action::Verify]),
-            96 => self.rng.pick(&[Action::Apply, Action::Apply, Action::Lease { tick: 7 }, Action::EndLease]),
+            96 => match self.rng.below(3) {
+                0 => self.rng.pick(&[Action::KeepPast { tick: 7 }, Action::Cut, Action::LetGo]),
+                _ => self.rng.pick(&[
+                    Action::Apply,
+                    Action::Apply,
+                    Action::Lease { tick: 7 },
+                    Action::EndLease,
+                ]),
+            },
             97 if self.rng.one_in(2) => Action::Purge { tick: self.tick() },
             98 => match self.rng.below(3) {
                 0 => Action::CheckPast { pick: self.rng.next() },

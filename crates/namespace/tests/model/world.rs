@@ -49,6 +49,9 @@ pub struct World {
     pub notes: [Option<Note>; 2],
     pub cookies: BTreeMap<(Ino, Bytes, Ino), u64>,
     pub leases: Vec<(SessionId, Version)>,
+    /// Instants that disk snapshots keep: from, and up to, if that is known.
+    pub sets: Vec<(u128, Version, Option<Version>)>,
+    pub next_set: u128,
     /// What lies before it may be forgotten.
     pub horizon: Version,
     /// Where the sweep goes on.
@@ -116,6 +119,8 @@ impl World {
             notes: [None, None],
             cookies: BTreeMap::new(),
             leases: Vec::new(),
+            sets: Vec::new(),
+            next_set: 1,
             horizon: start,
             sweep: Bytes::new(),
             deleted: BTreeSet::new(),
@@ -183,6 +188,9 @@ impl World {
             Action::Quota { bytes, inodes, tick } => self.quota(*bytes, *inodes, *tick),
             Action::Lease { tick } => self.lease(*tick),
             Action::EndLease => self.end_lease(),
+            Action::KeepPast { tick } => self.keep_past(*tick),
+            Action::Cut => self.cut(),
+            Action::LetGo => self.let_go(),
             Action::Crash => {
                 self.crash();
                 Ok(())

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::code::SnapshotCode;
 use crate::name::{Role, SnapshotUid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A log that is held longer than this is let go, and the snapshot fails.
 const HOLD_MS: u64 = 30_000;
@@ -57,6 +57,15 @@ pub struct Coordinator {
     records: BTreeMap<SnapshotUid, Record>,
     current: Option<Current>,
     last_number: u64,
+    /// What each member last said of itself.
+    heard: BTreeMap<String, Heard>,
+}
+
+/// See [`Coordinator`].
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    holding: Vec<Attempt>,
+    readers: Option<BTreeMap<String, Vec<String>>>,
 }
 
 impl Coordinator {
@@ -78,7 +87,7 @@ impl Coordinator {
             }
             all.insert(record.intent.attempt.uid.clone(), record);
         }
-        (Coordinator { records: all, current: None, last_number }, closed)
+        (Coordinator { records: all, current: None, last_number, heard: BTreeMap::new() }, closed)
     }
 
     /// Begins a snapshot of `nodes`. The same request again is answered with how it stands; what is new is to be saved.
@@ -122,16 +131,9 @@ impl Coordinator {
             keep_until_ns,
             hold_ms: HOLD_MS,
             run_ms,
+            ended: BTreeMap::new(),
         };
-        let record = Record {
-            intent,
-            state: State::Running,
-            ended_ns: None,
-            cuts: BTreeMap::new(),
-            bytes: BTreeMap::new(),
-            code: None,
-            failures: Vec::new(),
-        };
+        let record = running(intent);
         self.records.insert(uid.clone(), record.clone());
         let (phase, begun_ms) = (Phase::Ready, now.steady_ms);
         let deadline_ms = begun_ms + phase.within_ms(run_ms);
@@ -142,8 +144,14 @@ impl Coordinator {
     /// Takes what a member says, and gives what it is to do. The record, if there is one, is to be saved first.
     pub fn poll(&mut self, now: Now, poll: &Poll) -> (Vec<Order>, Option<Record>) {
         let save = self.hear(now, poll);
-        let mut orders: Vec<Order> =
-            poll.holding.iter().filter_map(|held| self.verdict(held, poll.epoch)).collect();
+        let holding = poll.holding.iter().map(|held| held.attempt.clone()).collect();
+        self.heard.insert(poll.node.clone(), Heard { holding, readers: poll.readers.clone() });
+        let mut orders: Vec<Order> = poll
+            .holding
+            .iter()
+            .filter(|held| !held.resting)
+            .filter_map(|held| self.verdict(held, poll.epoch))
+            .collect();
         orders.extend(self.wanted(poll));
         (orders, save)
     }
@@ -195,6 +203,78 @@ impl Coordinator {
         let record = self.records.get_mut(uid).filter(|record| record.state != State::Running)?;
         record.state = State::Deleted;
         Some(record.clone())
+    }
+
+    /// Forgets a set whose time is over, if nobody reads it, as far as all its members have said since this coordinator began.
+    /// Of those that `is_there` does not know any more nobody waits for a word.
+    pub fn expire(&mut self, now: Now, is_there: impl Fn(&str) -> bool) -> Option<Record> {
+        let uid = self.overdue(now).find(|uid| {
+            let Some(record) = self.records.get(*uid) else { return false };
+            let members = record.intent.nodes.iter().filter(|node| is_there(&node.id));
+            let is_free = |node: &Node| {
+                let said = self.heard.get(&node.id).and_then(|heard| heard.readers.as_ref());
+                said.is_some_and(|readers| !readers.contains_key(uid.as_str()))
+            };
+            members.into_iter().all(is_free)
+        })?;
+        let uid = uid.clone();
+        self.delete(&uid)
+    }
+
+    /// Sets whose time is over.
+    pub fn overdue(&self, now: Now) -> impl Iterator<Item = &SnapshotUid> {
+        let is_over = move |record: &&Record| {
+            record.state == State::Complete
+                && record.intent.keep_until_ns.is_some_and(|until| until <= now.wall_ns)
+        };
+        self.records.values().filter(is_over).map(|record| &record.intent.attempt.uid)
+    }
+
+    /// Who reads a set, as far as members have said.
+    #[must_use]
+    pub fn readers(&self, uid: &SnapshotUid) -> Vec<String> {
+        let said = self.heard.values().filter_map(|heard| heard.readers.as_ref()?.get(uid.as_str()));
+        let all: BTreeSet<&String> = said.flatten().collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// What members keep for attempts that are not known here, or are forgotten: each with the members' ids.
+    #[must_use]
+    pub fn strangers(&self) -> BTreeMap<Attempt, Vec<String>> {
+        let mut found: BTreeMap<Attempt, Vec<String>> = BTreeMap::new();
+        for (node, heard) in &self.heard {
+            let is_known = |attempt: &&Attempt| {
+                self.records.get(&attempt.uid).is_some_and(|record| record.state != State::Deleted)
+            };
+            for attempt in heard.holding.iter().filter(|attempt| !is_known(attempt)) {
+                found.entry(attempt.clone()).or_default().push(node.clone());
+            }
+        }
+        found
+    }
+
+    /// Forgets what members keep for a snapshot that is not known here.
+    pub fn delete_unknown(&mut self, now: Now, uid: &SnapshotUid) -> Option<Record> {
+        if let Some(record) = self.records.get(uid) {
+            return Some(record.clone()).filter(|record| record.state == State::Deleted);
+        }
+        let (attempt, _) = self.strangers().into_iter().find(|(attempt, _)| attempt.uid == *uid)?;
+        let intent = Intent {
+            attempt,
+            cluster: String::new(),
+            program: String::new(),
+            arguments: Vec::new(),
+            nodes: Vec::new(),
+            started_ns: now.wall_ns,
+            keep_until_ns: None,
+            hold_ms: HOLD_MS,
+            run_ms: 0,
+            ended: BTreeMap::new(),
+        };
+        let record = running(intent);
+        let record = Record { state: State::Deleted, ended_ns: Some(now.wall_ns), ..record };
+        self.records.insert(uid.clone(), record.clone());
+        Some(record)
     }
 
     /// What is known of a snapshot.
@@ -287,6 +367,9 @@ impl Coordinator {
             if let Some(bytes) = told(Step::Label).and_then(|told| told.bytes) {
                 record.bytes.insert(node.id.clone(), bytes);
             }
+            if let Some(held_ms) = told(Step::Release).and_then(|told| told.held_ms) {
+                record.held_ms.insert(node.id.clone(), held_ms);
+            }
         }
         record.state = State::Complete;
         record.ended_ns = Some(now.wall_ns);
@@ -305,7 +388,7 @@ impl Coordinator {
 
     /// What becomes of something that a member holds. What is not known here is left alone: the records may be an old copy.
     fn verdict(&self, held: &Held, epoch: u64) -> Option<Order> {
-        let Held { attempt, complete: told } = held;
+        let Held { attempt, complete: told, .. } = held;
         let record = self.records.get(&attempt.uid)?;
         let finish = |complete| Order { attempt: attempt.clone(), epoch, what: What::Finish { complete } };
         let ours = record.intent.attempt == *attempt;
@@ -327,7 +410,105 @@ impl Coordinator {
             steps.retain(|step| !doing.contains(step));
         }
         let attempt = intent.attempt.clone();
-        let what = What::Do(Box::new(intent.clone()), steps.clone());
+        let ended = |node: &Node| {
+            let told = current.done.get(&(node.id.clone(), Step::Image(Role::Tlog)))?;
+            Some((node.id.clone(), told.ended?))
+        };
+        let ended = intent.nodes.iter().filter_map(ended).collect();
+        let what = What::Do(Box::new(Intent { ended, ..intent.clone() }), steps.clone());
         (!steps.is_empty()).then_some(Order { attempt, epoch: node.epoch, what })
+    }
+}
+
+/// The record of an attempt that begins.
+const fn running(intent: Intent) -> Record {
+    Record {
+        intent,
+        state: State::Running,
+        ended_ns: None,
+        cuts: BTreeMap::new(),
+        bytes: BTreeMap::new(),
+        held_ms: BTreeMap::new(),
+        code: None,
+        failures: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(seconds: u64) -> Now {
+        Now { steady_ms: seconds * 1000, wall_ns: seconds * 1_000_000_000 }
+    }
+
+    fn uid(digit: char) -> SnapshotUid {
+        digit.to_string().repeat(32).parse().unwrap()
+    }
+
+    /// A coordinator that knows one complete set, which is to be kept for 100 s.
+    fn with_a_set() -> Coordinator {
+        let mut record = super::super::tests::record();
+        record.intent.attempt = Attempt { uid: uid('a'), number: 7 };
+        record.intent.keep_until_ns = Some(at(100).wall_ns);
+        record.state = State::Complete;
+        Coordinator::new(vec![record], at(1)).0
+    }
+
+    fn poll(holding: &[char], readers: Option<&[char]>) -> Poll {
+        let held = |c: &char| {
+            let attempt = Attempt { uid: uid(*c), number: 7 };
+            Held { attempt, complete: true, resting: false }
+        };
+        let named = |c: &char| (uid(*c).to_string(), vec!["a clone".to_owned()]);
+        Poll {
+            node: "0190".to_owned(),
+            epoch: 3,
+            holding: holding.iter().map(held).collect(),
+            doing: None,
+            said: Vec::new(),
+            readers: readers.map(|readers| readers.iter().map(named).collect()),
+        }
+    }
+
+    #[test]
+    fn a_set_whose_time_is_over_goes_when_all_members_have_said_that_nobody_reads_it() {
+        let mut coordinator = with_a_set();
+        let is_there = |_: &str| true;
+        coordinator.poll(at(50), &poll(&['a'], Some(&[])));
+        assert_eq!(coordinator.expire(at(99), is_there), None, "its time is not over");
+        let mut unheard = with_a_set();
+        assert_eq!(unheard.expire(at(101), is_there), None, "a member has not said anything");
+        assert!(unheard.clone().expire(at(101), |_| false).is_some(), "it is there no more");
+        for readers in [None, Some(&['a'][..])] {
+            unheard.poll(at(101), &poll(&['a'], readers));
+            assert_eq!(unheard.expire(at(102), is_there), None, "{readers:?}");
+        }
+        assert_eq!(unheard.readers(&uid('a')), ["a clone"]);
+        unheard.poll(at(103), &poll(&['a'], Some(&['b'])));
+        let expired = unheard.expire(at(104), is_there).unwrap();
+        assert_eq!((expired.state, expired.intent.attempt.uid), (State::Deleted, uid('a')));
+        assert_eq!(unheard.expire(at(105), is_there), None);
+        let (orders, _) = unheard.poll(at(106), &poll(&['a'], Some(&[])));
+        assert!(matches!(orders[..], [Order { what: What::Finish { complete: false }, .. }]), "{orders:?}");
+    }
+
+    #[test]
+    fn what_is_kept_for_an_unknown_snapshot_is_left_alone_and_shown_until_somebody_deletes_it() {
+        let mut coordinator = with_a_set();
+        let (orders, save) = coordinator.poll(at(50), &poll(&['a', 'c'], Some(&[])));
+        assert_eq!((orders, save), (Vec::new(), None));
+        let stranger = Attempt { uid: uid('c'), number: 7 };
+        let expected = BTreeMap::from([(stranger, vec!["0190".to_owned()])]);
+        assert_eq!(coordinator.strangers(), expected);
+        assert_eq!(coordinator.delete_unknown(at(51), &uid('a')), None, "that is a set");
+        assert_eq!(coordinator.delete_unknown(at(51), &uid('d')), None, "nobody keeps anything for it");
+        let record = coordinator.delete_unknown(at(51), &uid('c')).unwrap();
+        assert_eq!(record.state, State::Deleted);
+        let (orders, _) = coordinator.poll(at(52), &poll(&['a', 'c'], Some(&[])));
+        assert!(matches!(&orders[..], [order] if order.attempt.uid == uid('c')), "{orders:?}");
+        assert_eq!(coordinator.strangers().len(), 1, "it is kept still");
+        coordinator.poll(at(53), &poll(&['a'], Some(&[])));
+        assert_eq!(coordinator.strangers(), BTreeMap::new());
     }
 }

@@ -107,6 +107,9 @@ impl Member {
                     let (begun, done) = (BTreeSet::new(), BTreeMap::new());
                     self.current = Some(Current { intent, lease: Lease::No, begun, done });
                 }
+                if let Some(current) = &mut self.current {
+                    current.intent.ended = intent.ended.clone();
+                }
                 for step in steps {
                     todo.extend(self.begin(now_ms, *step));
                 }
@@ -176,10 +179,14 @@ impl Member {
                 return None;
             }
             Step::Release => {
-                let end = if held { Ok(Told::default()) } else { lost("all images were made") };
-                current.done.insert(step, end);
-                current.lease = if held { Lease::Over } else { current.lease };
-                return held.then(|| Do::LetGo(current.intent.attempt.clone()));
+                let Lease::Until(until) = current.lease else {
+                    current.done.insert(step, lost("all images were made"));
+                    return None;
+                };
+                let held_ms = (now_ms + current.intent.hold_ms).checked_sub(until);
+                current.done.insert(step, Ok(Told { held_ms, ..Told::default() }));
+                current.lease = Lease::Over;
+                return Some(Do::LetGo(current.intent.attempt.clone()));
             }
             _ => {}
         }
@@ -209,6 +216,7 @@ mod tests {
             keep_until_ns: None,
             hold_ms: 30_000,
             run_ms: 1,
+            ended: BTreeMap::new(),
         }
     }
 
@@ -236,7 +244,7 @@ mod tests {
             assert!(!member.holds());
             member.said().into_iter().find(|said| said.step == Step::Release).unwrap().end
         };
-        assert_eq!(released(29_999), Ok(Told::default()));
+        assert_eq!(released(29_999), Ok(Told { held_ms: Some(29_999), ..Told::default() }));
         assert_eq!(released(30_000).unwrap_err().code, SnapshotCode::EnableTlogPopFailed);
     }
 

@@ -42,6 +42,26 @@ pub struct Node {
     pub epoch: u64,
     /// What it keeps on disk.
     pub roles: Vec<Role>,
+    /// Ids of the metadata stores of whose logs a log server keeps copies that count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<String>,
+}
+
+impl Node {
+    /// Whether it keeps nothing but copies of the logs of others.
+    #[must_use]
+    pub fn keeps_copies(&self) -> bool {
+        self.roles == [Role::Tlog]
+    }
+}
+
+/// Where a log was ended for a set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    /// The last segment.
+    pub segment: u64,
+    /// Its length.
+    pub length: u64,
 }
 
 /// What was decided before anything was done.
@@ -65,6 +85,9 @@ pub struct Intent {
     pub hold_ms: u64,
     /// How long a program may run.
     pub run_ms: u64,
+    /// Where the log of each metadata store was ended, once all were: for those who keep copies of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ended: BTreeMap<String, Ended>,
 }
 
 impl Intent {
@@ -140,6 +163,12 @@ pub struct Told {
     /// The length of all files of the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// How long the log was held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_ms: Option<u64>,
+    /// Where the log was ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
 }
 
 /// Why a step could not be done.
@@ -164,6 +193,9 @@ pub struct Poll {
     pub doing: Option<(u64, Vec<Step>)>,
     /// How its steps ended.
     pub said: Vec<Said>,
+    /// Of snapshots whose clones read what this member keeps: who they are, by UID. None while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readers: Option<BTreeMap<String, Vec<String>>>,
 }
 
 /// An attempt that a member has something of.
@@ -173,6 +205,9 @@ pub struct Held {
     pub attempt: Attempt,
     /// It was told that the set is complete: only what is kept for the set is left.
     pub complete: bool,
+    /// What it was told could not be done a moment ago; it need not be told again yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resting: bool,
 }
 
 /// How a snapshot stands.
@@ -224,6 +259,9 @@ pub struct Record {
     pub cuts: BTreeMap<String, Cut>,
     /// Bytes in the images of each member.
     pub bytes: BTreeMap<String, u64>,
+    /// How long each member that has a log held it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_ms: BTreeMap<String, u64>,
     /// Why it failed.
     pub code: Option<SnapshotCode>,
     /// What went wrong where.
@@ -242,12 +280,13 @@ pub struct Now {
 /// The phases of an attempt, each of which begins when all members have done the one before.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "each is the step of the same name")]
+#[allow(missing_docs, reason = "each is the step of the same name; copies are images of log servers")]
 pub enum Phase {
     Ready,
     Hold,
     Storage,
     Tlog,
+    Copies,
     Release,
     Coord,
     Label,
@@ -256,11 +295,12 @@ pub enum Phase {
 
 impl Phase {
     /// In order.
-    pub const ALL: [Phase; 8] = [
+    pub const ALL: [Phase; 9] = [
         Phase::Ready,
         Phase::Hold,
         Phase::Storage,
         Phase::Tlog,
+        Phase::Copies,
         Phase::Release,
         Phase::Coord,
         Phase::Label,
@@ -276,7 +316,9 @@ impl Phase {
             Phase::Ready => vec![Step::Ready],
             Phase::Hold => only(Step::Hold, has(Role::Storage) || has(Role::Tlog)),
             Phase::Storage => only(Step::Image(Role::Storage), has(Role::Storage)),
-            Phase::Tlog => only(Step::Image(Role::Tlog), has(Role::Tlog)),
+            Phase::Tlog => only(Step::Image(Role::Tlog), has(Role::Tlog) && !node.keeps_copies()),
+            // Copies have what is durable, so what the logs end with is in them from then on.
+            Phase::Copies => only(Step::Image(Role::Tlog), node.keeps_copies()),
             Phase::Release => only(Step::Release, has(Role::Storage) || has(Role::Tlog)),
             Phase::Coord => only(Step::Image(Role::Coord), has(Role::Coord)),
             Phase::Label => vec![Step::Label],
@@ -302,7 +344,7 @@ impl Phase {
         match self {
             Phase::Ready | Phase::Coord => 60_000,
             Phase::Hold | Phase::Release => 10_000,
-            Phase::Storage | Phase::Tlog => 30_000,
+            Phase::Storage | Phase::Tlog | Phase::Copies => 30_000,
             // Files that nobody has summed before are read once.
             Phase::Label => 3_600_000,
             // The member has its own limit; this one is for a member that is gone.
@@ -333,16 +375,17 @@ impl Step {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record() -> Record {
+    pub(crate) fn record() -> Record {
         let node = Node {
             id: "0190".to_owned(),
             name: "store".to_owned(),
             address: "10.0.0.1:8444".to_owned(),
             epoch: 3,
             roles: vec![Role::Storage, Role::Tlog],
+            copies: Vec::new(),
         };
         let uid = "c50263df28be44ebb596f5c2a849adbb".parse().unwrap();
         let intent = Intent {
@@ -355,6 +398,7 @@ mod tests {
             keep_until_ns: Some(9),
             hold_ms: 30_000,
             run_ms: 300_000,
+            ended: BTreeMap::new(),
         };
         let failure = Failure {
             node: Some("0190".to_owned()),
@@ -367,6 +411,7 @@ mod tests {
             ended_ns: Some(10),
             cuts: BTreeMap::from([("0190".to_owned(), Cut { store: 5, cut: 6 })]),
             bytes: BTreeMap::from([("0190".to_owned(), 11)]),
+            held_ms: BTreeMap::from([("0190".to_owned(), 12)]),
             code: Some(SnapshotCode::TlogFailed),
             failures: vec![failure],
         }
@@ -381,7 +426,8 @@ mod tests {
         let finish = What::Finish { complete: true };
         let orders = [what, finish].map(|what| Order { attempt: attempt.clone(), epoch: 3, what });
         let fault = Fault { code: SnapshotCode::StorageFailed, why: "no room".to_owned() };
-        let told = Told { version: Some(6), note: "exited with 0".to_owned(), bytes: Some(11) };
+        let note = "exited with 0".to_owned();
+        let told = Told { version: Some(6), note, bytes: Some(11), held_ms: Some(12), ended: None };
         let said = [
             (Step::Image(Role::Tlog), Ok(told)),
             (Step::Label, Ok(Told::default())),
@@ -390,9 +436,10 @@ mod tests {
         let poll = Poll {
             node: "0190".to_owned(),
             epoch: 3,
-            holding: vec![Held { attempt, complete: false }],
+            holding: vec![Held { attempt, complete: false, resting: true }],
             doing: Some((7, steps)),
             said: said.map(|(step, end)| Said { number: 7, step, end }).to_vec(),
+            readers: Some(BTreeMap::from([("c502".to_owned(), vec!["a clone".to_owned()])])),
         };
         let text =
             [serde_json::to_string(&record), serde_json::to_string(&poll), serde_json::to_string(&orders)];
@@ -410,5 +457,30 @@ mod tests {
             std::fs::write(golden, lines()).unwrap();
         }
         assert_eq!(lines(), std::fs::read_to_string(golden).unwrap());
+    }
+
+    #[test]
+    fn what_log_servers_are_told_keeps_its_form_and_is_not_told_to_others() {
+        let mut intent = record().intent;
+        let far = Node {
+            id: "0191".to_owned(),
+            name: "far".to_owned(),
+            address: "10.0.0.2:8446".to_owned(),
+            epoch: 2,
+            roles: vec![Role::Tlog],
+            copies: vec!["0190".to_owned()],
+        };
+        assert!(far.keeps_copies() && !intent.nodes[0].keeps_copies());
+        assert_eq!(Phase::Copies.steps(&far), [Step::Image(Role::Tlog)]);
+        assert!(Phase::Tlog.steps(&far).is_empty() && Phase::Copies.steps(&intent.nodes[0]).is_empty());
+        intent.nodes.push(far);
+        let ended = Ended { segment: 4, length: 500 };
+        intent.ended.insert("0190".to_owned(), ended);
+        let told = Told { ended: Some(ended), ..Told::default() };
+        let text = serde_json::to_string(&(&intent.nodes[1], &intent.ended, &told)).unwrap();
+        let golden = r#"[{"id":"0191","name":"far","address":"10.0.0.2:8446","epoch":2,"roles":["tlog"],"copies":["0190"]},{"0190":{"segment":4,"length":500}},{"ended":{"segment":4,"length":500}}]"#;
+        assert_eq!(text, golden);
+        let again: Intent = serde_json::from_str(&serde_json::to_string(&intent).unwrap()).unwrap();
+        assert_eq!(again, intent);
     }
 }

@@ -60,7 +60,7 @@ pub struct Surroundings {
     /// `key=value`, separated by commas.
     pub locality: Option<String>,
     pub epoch: Option<String>,
-    /// When the program is killed, as RFC 3339.
+    /// When the program is killed, in seconds since the epoch.
     pub deadline: Option<String>,
     /// The path of the cluster file.
     pub cluster_file: Option<String>,

@@ -1,5 +1,10 @@
 //! A metadata store as far as a snapshot sees it: commits in a log, a store behind it, and a log that drops what the store
-//! has. The state is a bank whose money is never more or less, a ring that is always one ring, and a counter.
+//! has. The state is a bank whose money is never more or less, a ring that is always one ring, and a counter. Where it is
+//! asked for, a file system of real parts does the same beside it, and is what counts.
+
+mod real;
+
+use real::Real;
 
 /// A small generator of random numbers (splitmix64), so that a seed means the same for ever.
 #[derive(Clone, Debug)]
@@ -72,41 +77,94 @@ pub(crate) struct Store {
     dropped: usize,
     flushed: usize,
     durable: usize,
+    real: Option<Real>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Image {
-    Storage { version: u64, content: Content },
-    Tlog { before: u64, entries: Vec<(u64, Op)> },
+    Storage {
+        version: u64,
+        content: Content,
+    },
+    Tlog {
+        before: u64,
+        entries: Vec<(u64, Op)>,
+    },
+    /// Of either role, of real parts.
+    Real(real::Image),
     Coord,
+    /// A log server's image of the log of another server, which ends with this commit.
+    Copy {
+        end: u64,
+    },
 }
 
 impl Store {
-    pub(crate) fn new() -> Store {
-        Store { log: Vec::new(), dropped: 0, flushed: 0, durable: 0 }
+    /// With real parts by this seed, or without.
+    pub(crate) fn new(real: Option<u64>) -> Store {
+        Store { log: Vec::new(), dropped: 0, flushed: 0, durable: 0, real: real.map(Real::new) }
     }
 
     pub(crate) fn commit(&mut self, version: u64, op: Op) {
         self.log.push((version, op));
+        if let Some(real) = &mut self.real {
+            real.commit(version, op);
+        }
     }
 
     pub(crate) fn sync(&mut self) {
         self.durable = self.log.len();
+        if let Some(real) = &self.real {
+            real.sync();
+        }
     }
 
     pub(crate) fn flush(&mut self) {
         self.sync();
         self.flushed = self.log.len();
+        if let Some(real) = &self.real {
+            real.flush();
+        }
+    }
+
+    /// From now on the log is held, or not.
+    pub(crate) fn hold(&mut self, held: bool) {
+        if let Some(real) = &mut self.real {
+            real.hold(held);
+        }
     }
 
     pub(crate) fn drop_log(&mut self, held: bool) {
         if !held {
             self.dropped = self.flushed;
         }
+        if let Some(real) = &self.real {
+            real.drop_log();
+        }
+    }
+
+    pub(crate) fn restart(&mut self) {
+        if let Some(real) = &mut self.real {
+            real.restart();
+        }
     }
 
     pub(crate) fn lose_power(&mut self) {
-        self.log.truncate(self.durable);
+        match &mut self.real {
+            None => self.log.truncate(self.durable),
+            // A real disk keeps more than was synced, as it comes.
+            Some(real) => {
+                let last = real.lose_power();
+                self.log.retain(|(version, _)| *version <= last);
+                assert!(self.log.len() >= self.durable, "what was durable is gone");
+                self.durable = self.log.len();
+            }
+        }
+    }
+
+    /// What log servers have, too.
+    pub(crate) fn last_durable(&self) -> u64 {
+        self.log[..self.durable].last().map_or(0, |(version, _)| *version)
     }
 
     pub(crate) fn last(&self) -> u64 {
@@ -120,11 +178,19 @@ impl Store {
     }
 
     pub(crate) fn image_store(&mut self) -> (Image, u64) {
+        if let Some(real) = &mut self.real {
+            self.durable = self.log.len();
+            return (Image::Real(real.image_store()), self.last());
+        }
         self.flush();
         (Image::Storage { version: self.last(), content: self.at(self.last()) }, self.last())
     }
 
     pub(crate) fn image_log(&mut self) -> (Image, u64) {
+        if let Some(real) = &mut self.real {
+            self.durable = self.log.len();
+            return (Image::Real(real.image_log()), self.last());
+        }
         self.sync();
         let before = self.log[..self.dropped].last().map_or(0, |(version, _)| *version);
         (Image::Tlog { before, entries: self.log[self.dropped..].to_vec() }, self.last())
@@ -132,6 +198,9 @@ impl Store {
 
     /// Whether the two images open, and as what this store was at `cut`.
     pub(crate) fn check(&self, storage: &Image, tlog: &Image, cut: u64) -> Result<(), String> {
+        if let (Some(real), Image::Real(storage), Image::Real(tlog)) = (&self.real, storage, tlog) {
+            return real.check(storage, tlog, cut);
+        }
         let (Image::Storage { version, content }, Image::Tlog { before, entries }) = (storage, tlog) else {
             return Err("an image is of another role".to_owned());
         };

@@ -5,8 +5,8 @@ mod check;
 use crate::model::{Image, Op, Random, Store};
 use chronofs_snapshot::protocol::State;
 use chronofs_snapshot::protocol::{
-    Attempt, Coordinator, Do, Fault, Held, Intent, Member, Node, Now, Order, Poll, Record, Request, Step,
-    Told, What,
+    Attempt, Coordinator, Do, Ended, Fault, Held, Intent, Member, Node, Now, Order, Poll, Record, Request,
+    Step, Told, What,
 };
 use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const START_NS: u64 = 1_800_000_000_000_000_000;
 /// The one that images the coordinator's own database.
 const ADMIN: usize = 0;
+/// The one of whose log the log server keeps a copy.
+const COPIED: &str = "meta-0";
 
 /// A fault in the protocol or around it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +77,8 @@ struct Server {
 pub(crate) struct World {
     random: Random,
     mutant: Option<Mutant>,
+    /// Stores are made of real parts, which cost more.
+    real: bool,
     now_ms: u64,
     version: u64,
     events: BTreeMap<(u64, u64), Event>,
@@ -102,10 +106,11 @@ pub(crate) enum Wrong {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, mutant: Option<Mutant>) -> World {
+    pub(crate) fn new(seed: u64, mutant: Option<Mutant>, real: bool) -> World {
         let mut world = World {
             random: Random(seed),
             mutant,
+            real,
             now_ms: 0,
             version: 0,
             events: BTreeMap::new(),
@@ -120,9 +125,13 @@ impl World {
             digest: seed,
             wrong: None,
         };
-        world.add_server("admin", vec![Role::Coord], 1, Store::new());
+        world.add_server("admin", vec![Role::Coord], 1, Store::new(None));
         for n in 0..1 + world.random.below(3) {
-            world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, Store::new());
+            let store = Store::new(real.then_some(seed ^ n));
+            world.add_server(&format!("meta-{n}"), vec![Role::Storage, Role::Tlog], 1, store);
+        }
+        if world.random.one_in(2) {
+            world.add_server("far", vec![Role::Tlog], 1, Store::new(None));
         }
         world
     }
@@ -168,6 +177,12 @@ impl World {
         *self.seen.entry(what.to_owned()).or_default() += 1;
         let hash = what.bytes().fold(self.now_ms, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
         self.digest = (self.digest ^ hash).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+    }
+
+    /// What happened, and in which phase of a snapshot.
+    fn note_in_phase(&mut self, what: &str) {
+        let phase = self.coordinator.as_ref().and_then(Coordinator::under_way).map(|(_, phase, _)| phase);
+        self.note(&phase.map_or_else(|| what.to_owned(), |phase| format!("{what} in {phase:?}")));
     }
 
     /// How long something takes: mostly moments, at times minutes.
@@ -282,11 +297,19 @@ impl World {
 
     fn work(&mut self, n: usize) {
         let next = 50 + self.random.below(800);
-        self.after(next, Event::Work(n));
+        let busy = self.coordinator.as_ref().is_some_and(|coordinator| coordinator.under_way().is_some());
+        let times = match (self.real, busy) {
+            (false, _) => 1,
+            (true, true) => 6,
+            // What happens now is in no image.
+            (true, false) => 60,
+        };
+        self.after(next * times, Event::Work(n));
         let server = &mut self.servers[n];
         let lease_runs = self.mutant != Some(Mutant::LeaseEndNotNoticed);
         let todo = if lease_runs { server.member.tick(self.now_ms) } else { Vec::new() };
         if server.up && n != ADMIN {
+            server.store.hold(!server.holds.is_empty());
             if !server.superseded {
                 self.version += 1;
                 server.store.commit(self.version, Op::random(&mut self.random));
@@ -312,6 +335,7 @@ impl World {
             holding: server.holding(),
             doing: server.member.doing(),
             said: server.member.said(),
+            readers: Some(BTreeMap::new()),
         };
         if server.up {
             self.send(|poll| Event::Asked(n, poll), poll);
@@ -444,6 +468,17 @@ impl World {
                     self.after(intent.hold_ms, Event::HoldEnds(n, number));
                 }
             }
+            Step::Image(Role::Tlog) if server.id == "far" => {
+                let Some(Ended { length: end, .. }) = intent.ended.get(COPIED).copied() else {
+                    return fault(SnapshotCode::TlogFailed, "nobody said where the log ended");
+                };
+                let owner = self.servers.iter().find(|server| server.id == COPIED && !server.superseded);
+                if owner.is_none_or(|owner| owner.store.last_durable() < end) {
+                    return fault(SnapshotCode::TlogFailed, "the copy does not go so far");
+                }
+                self.servers[n].images.insert((number, Role::Tlog), (Image::Copy { end }, false));
+                self.note("a log server made its image");
+            }
             Step::Image(role) => {
                 let (image, version) = match role {
                     Role::Storage => server.store.image_store(),
@@ -452,7 +487,8 @@ impl World {
                 };
                 server.images.insert((number, role), (image, false));
                 let version = (role != Role::Coord).then_some(version);
-                return Ok(Told { version, ..Told::default() });
+                let ended = version.filter(|_| role == Role::Tlog).map(|length| Ended { segment: 1, length });
+                return Ok(Told { version, ended, ..Told::default() });
             }
             Step::Label => {
                 let roles = server.roles.clone();
@@ -521,6 +557,10 @@ impl World {
     }
 
     fn abort(&mut self, uid: &SnapshotUid) {
+        let under_way = self.coordinator.as_ref().and_then(Coordinator::under_way);
+        if under_way.is_some_and(|(of, ..)| of == uid) {
+            self.note_in_phase("a client leaves");
+        }
         let now = self.now();
         let aborted = self.coordinator.as_mut().and_then(|coordinator| coordinator.abort(now, uid));
         self.save(aborted);
@@ -535,6 +575,7 @@ impl World {
             address: format!("{}:1", server.id),
             epoch: server.member.epoch(),
             roles: server.roles.clone(),
+            copies: if server.id == "far" { vec![COPIED.to_owned()] } else { Vec::new() },
         };
         owners.map(node).collect()
     }
@@ -555,7 +596,7 @@ impl World {
         let n = self.random.below(self.servers.len() as u64) as usize;
         match self.random.below(5) {
             0 if self.coordinator.is_some() => {
-                self.note("the coordinator goes down");
+                self.note_in_phase("the coordinator goes down");
                 self.coordinator = None;
                 let back = self.random.below(30_000);
                 self.after(back, Event::CoordinatorUp);
@@ -572,7 +613,7 @@ impl World {
                 self.tell_members();
             }
             what if self.servers[n].up => {
-                self.note(if what == 2 { "a server loses power" } else { "a server is killed" });
+                self.note_in_phase(if what == 2 { "a server loses power" } else { "a server is killed" });
                 let server = &mut self.servers[n];
                 (server.up, server.life) = (false, server.life + 1);
                 if what == 2 {
@@ -593,6 +634,7 @@ impl World {
         // Who was superseded learns that it is, and serves nothing any more; here it stays as it was.
         let epoch = server.member.epoch() + u64::from(!server.superseded);
         server.up = true;
+        server.store.restart();
         server.member = Member::new(epoch);
         server.holds.clear();
         server.running.clear();
@@ -640,8 +682,11 @@ impl World {
 impl Server {
     /// All attempts of which it has anything.
     fn holding(&self) -> Vec<Held> {
-        let held =
-            |attempt: &Attempt| Held { attempt: attempt.clone(), complete: self.complete.contains(attempt) };
+        let held = |attempt: &Attempt| Held {
+            attempt: attempt.clone(),
+            complete: self.complete.contains(attempt),
+            resting: false,
+        };
         self.kept.iter().map(held).collect()
     }
 

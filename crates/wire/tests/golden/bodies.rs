@@ -11,6 +11,7 @@ use chronofs_wire::question::{
     Answer, Answers, Asked, Blob, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions,
     Said, Starting,
 };
+use chronofs_wire::tlog::LogServerAccess;
 
 fn assignment() -> Assignment {
     let text = |text: &str| Some(text.to_owned());
@@ -74,6 +75,11 @@ fn assignment() -> Assignment {
             },
             boot: 9,
         },
+        log_servers: vec![LogServerAccess {
+            address: text("far.example:8446"),
+            certificate_sha256: text(&"cd".repeat(32)),
+            ..LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([24; 32]))
+        }],
         accepted_restore: None,
     }
 }
@@ -95,7 +101,7 @@ fn report() -> Report {
 }
 
 /// The body is that of the golden file, which also means the same.
-fn assert_body<T: Serialize + DeserializeOwned + PartialEq + Debug>(file: &str, body: &T) {
+pub(super) fn assert_body<T: Serialize + DeserializeOwned + PartialEq + Debug>(file: &str, body: &T) {
     let text = serde_json::to_string_pretty(body).unwrap() + "\n";
     assert_golden(file, &text);
     assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), body, "{file}");
@@ -199,6 +205,8 @@ fn bodies_of_programs_that_are_older_are_understood() {
     assert_eq!(assigned, Assignment { probes: vec![], ..assignment() });
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "log")).unwrap();
     assert_eq!(assigned, Assignment { log: LogEpoch::default(), ..assignment() });
+    let assigned: Assignment = serde_json::from_value(read("assignment.json", "log_servers")).unwrap();
+    assert_eq!(assigned, Assignment { log_servers: vec![], ..assignment() });
     let reported: Report = serde_json::from_value(read("report.json", "probed")).unwrap();
     assert_eq!(reported, Report { probed: vec![], ..report() });
     let mut older = serde_json::to_value(&assignment().volumes[0]).unwrap();

@@ -46,7 +46,8 @@ pub(super) fn cut_of(set: &OwnSet, id: &str) -> Result<Option<Cut>, Refused> {
     let image = |role: Role| set.images.get(&(id.to_owned(), role));
     let (storage, tlog) = (image(Role::Storage), image(Role::Tlog));
     let mut cut = None;
-    for image in [storage, tlog].into_iter().flatten() {
+    // A log server has the logs of others, whose cuts their own images say.
+    for image in [storage, storage.and(tlog)].into_iter().flatten() {
         cut = Some(image.label.cut.ok_or_else(|| Refused::NoCut(image.place.clone()))?);
     }
     match (storage, tlog) {

@@ -53,6 +53,15 @@ pub struct Mark {
     /// Volumes that the admin server knew and this server did not, at the first look; and those that only this one knew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmatched: Option<[Vec<String>; 2]>,
+    /// The block stores in which the clone is registered as a reader of its snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub readers: Vec<String>,
+    /// Whether the source kept the snapshot when that was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<bool>,
+    /// The clone is registered no longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
     /// The files that were put into the data folder; empty once a server has started on it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<Entry>,

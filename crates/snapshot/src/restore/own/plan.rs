@@ -5,7 +5,7 @@ use super::{OwnSet, Refused};
 use crate::error::Error;
 use crate::manifest::text;
 use crate::name::{Address, Role, SnapshotUid};
-use crate::protocol::Cut;
+use crate::protocol::{Cut, Node};
 use crate::restore::Mapping;
 use crate::tree::Entry;
 use serde::Serialize;
@@ -23,6 +23,10 @@ pub struct OwnPlan {
     pub source: String,
     /// The servers.
     pub machines: Vec<OwnMachine>,
+    /// Log servers of the set. What their copies have is in the images of the metadata servers, too, so a clone begins without
+    /// copies, and never asks a log server of its source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     #[serde(skip)]
     pub(super) folders: Vec<PathBuf>,
 }
@@ -80,7 +84,7 @@ impl OwnPlan {
         };
         let mapping = Mapping::read_named(pairs, file, &named)?;
         let mut machines = Vec::new();
-        for node in &set.nodes {
+        for node in set.nodes.iter().filter(|node| !node.keeps_copies()) {
             let old = address(&node.address)?;
             let parts = node.roles.iter().filter_map(|role| set.images.get(&(node.id.clone(), *role)));
             let parts = parts.map(|image| OwnPart {
@@ -99,7 +103,12 @@ impl OwnPlan {
                 parts: parts.collect(),
             });
         }
-        if let Some(stranger) = mapping.olds().find(|old| !machines.iter().any(|m| m.old == **old)) {
+        let left_out: Vec<&Node> = set.nodes.iter().filter(|node| node.keeps_copies()).collect();
+        let is_here = |old: &Address| {
+            let text = old.to_string();
+            machines.iter().any(|m| m.old == *old) || left_out.iter().any(|node| node.address == text)
+        };
+        if let Some(stranger) = mapping.olds().find(|old| !is_here(old)) {
             return Err(Refused::UnknownServer(stranger.to_string()).into());
         }
         machines.sort_by_key(|machine| (!machine.is_coordinator(), machine.name.clone()));
@@ -108,6 +117,7 @@ impl OwnPlan {
             number: set.attempt.number,
             source: set.cluster.clone(),
             machines,
+            left_out: left_out.iter().map(|node| node.name.clone()).collect(),
             folders: set.folders.clone(),
         })
     }

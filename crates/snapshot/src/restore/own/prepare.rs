@@ -66,6 +66,9 @@ pub fn stage(
             began: None,
             accepted: false,
             unmatched: None,
+            readers: Vec::new(),
+            kept: None,
+            detached: false,
             entries: Vec::new(),
         };
         assemble(machine, &staging, mark)?;

@@ -22,12 +22,14 @@ fn nodes() -> Vec<Node> {
         address: format!("10.0.0.1:{port}"),
         epoch: 3,
         roles: roles.to_vec(),
+        copies: Vec::new(),
     };
     let meta = [Role::Storage, Role::Tlog];
     vec![
         node("admin", "admin", 8443, &[Role::Coord]),
         node("01", "one", 8444, &meta),
         node("02", "two", 8445, &meta),
+        Node { copies: vec!["01".to_owned()], ..node("03", "far", 8446, &[Role::Tlog]) },
     ]
 }
 
@@ -113,15 +115,17 @@ fn record() -> Record {
         keep_until_ns: None,
         hold_ms: 30_000,
         run_ms: 300_000,
+        ended: BTreeMap::new(),
     };
     let cuts = ["01", "02"].map(|id| (id.to_owned(), cut_of(id).unwrap())).into();
-    let bytes = BTreeMap::new();
+    let (bytes, held_ms) = (BTreeMap::new(), BTreeMap::new());
     Record {
         intent,
         state: State::Complete,
         ended_ns: Some(2),
         cuts,
         bytes,
+        held_ms,
         code: None,
         failures: Vec::new(),
     }
@@ -397,6 +401,9 @@ fn the_form_of_the_mark_stays() {
         began: Some(20),
         accepted: true,
         unmatched: Some([vec!["v".to_owned()], Vec::new()]),
+        readers: vec!["03".to_owned()],
+        kept: Some(true),
+        detached: true,
         entries: Vec::new(),
     };
     assert_eq!(Mark::read(folder.path()).unwrap(), None);

@@ -1,6 +1,7 @@
 //! What must hold: of a set that is said to be complete, and of the world when all is quiet.
 
 use super::World;
+use crate::model::Image;
 use chronofs_snapshot::Role;
 use chronofs_snapshot::protocol::{Attempt, Node, Record, State};
 use std::collections::BTreeSet;
@@ -22,6 +23,18 @@ impl World {
             if node.roles.contains(&Role::Coord) {
                 image(node, Role::Coord)?;
                 continue;
+            }
+            if node.keeps_copies() {
+                let end = record.cuts.get(super::COPIED).map_or(0, |cut| cut.cut);
+                match image(node, Role::Tlog)? {
+                    Image::Copy { end: copied } if *copied == end => continue,
+                    other => {
+                        return Err(format!(
+                            "{}: the image is {other:?}, not of a log that ends at {end}",
+                            node.id
+                        ));
+                    }
+                }
             }
             let cut = record.cuts.get(&node.id).ok_or("a cut is missing")?;
             let owner = self.servers.iter().find(|server| server.id == node.id && !server.superseded);

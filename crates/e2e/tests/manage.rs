@@ -1,0 +1,174 @@
+//! The servers of a machine as services, where no systemd runs; and the oldest backup: stop, copy the folder, start.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use chronofs_e2e::process::{http_get, run, text, text_of, wait_for};
+use chronofs_e2e::{Installation, Manifest, Rng};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+
+/// Both servers of an installation as services: they are stopped, and unit files are there.
+struct Services {
+    installation: Installation,
+    places: Vec<String>,
+}
+
+impl Services {
+    fn of(mut installation: Installation) -> Services {
+        installation.meta.stop();
+        installation.admin.stop();
+        let [units, run, logs] =
+            ["units", "run", "said"].map(|name| text(&installation.path(name)).to_owned());
+        fs::create_dir(&units).unwrap();
+        let folder = |name: &str| text(&installation.path(name)).to_owned();
+        let (admin, meta) = (folder("admin"), folder("meta"));
+        let (a, m, h) = (
+            installation.admin_address.to_string(),
+            installation.meta_address.to_string(),
+            installation.http_address.to_string(),
+        );
+        installation.ok(&[
+            "admin",
+            "init",
+            "systemd",
+            "--db-folder",
+            &admin,
+            "--output",
+            &units,
+            "--",
+            "--bind-addr",
+            &a,
+        ]);
+        let meta = ["meta", "init", "systemd", "--db-folder", &meta, "--output", &units, "--"];
+        let flags = ["--bind-addr", &m, "--advertise", &m, "--http-addr", &h];
+        installation.ok(&[&meta[..], &flags].concat());
+        let places = ["--unit-dir", &units, "--run-dir", &run, "--log-dir", &logs];
+        let places = places.iter().map(|&word| word.to_owned()).collect();
+        Services { installation, places }
+    }
+
+    fn arguments<'a>(&'a self, command: &[&'a str]) -> Vec<&'a str> {
+        [&["manage"], command].concat().into_iter().chain(self.places.iter().map(String::as_str)).collect()
+    }
+
+    fn ok(&self, command: &[&str]) -> String {
+        self.installation.ok(&self.arguments(command))
+    }
+
+    fn fails(&self, command: &[&str]) -> String {
+        self.installation.fails(&self.arguments(command))
+    }
+
+    /// The process of a server, if it runs.
+    fn server(&self, name: &str) -> Option<Pid> {
+        let arguments = self.arguments(&["status", "--json"]);
+        let said = run(&mut self.installation.command(&arguments));
+        let services: Vec<Value> =
+            serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{}", text_of(&said)));
+        let found = services.iter().find(|service| service["component"] == name).unwrap();
+        found["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32))
+    }
+
+    fn until_ready(&self) {
+        wait_for("the metadata server to be ready", || {
+            http_get(self.installation.http_address, "/readyz").ok().filter(|(status, _)| *status == 200)
+        });
+    }
+
+    fn keeper(&self, name: &str) -> Pid {
+        let said = fs::read_to_string(self.installation.path("run").join(format!("{name}.pid"))).unwrap();
+        Pid::from_raw(said.lines().next().unwrap().trim().parse().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        run(&mut self.installation.command(&self.arguments(&["stop"])));
+    }
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    assert!(Command::new("cp").args(["-r", text(from), text(to)]).status().unwrap().success());
+}
+
+#[test]
+fn a_copy_of_the_folder_of_a_stopped_server_brings_everything_back() {
+    let installation = Installation::start();
+    installation.create_volume("v", &["--retention", "1h"]);
+    let token = installation.create_token("v", &[]);
+    let services = Services::of(installation);
+    assert_eq!(services.ok(&["start"]), "admin: started\nmeta: started\n");
+    services.until_ready();
+    assert!(services.ok(&["status"]).contains("meta: running, process "));
+    let mut live = services.installation.mount_with("v", &token, &[]);
+    let mut rng = Rng::new(5);
+    fs::create_dir(live.path("d")).unwrap();
+    fs::write(live.path("d/large"), rng.bytes(3 << 20)).unwrap();
+    fs::write(live.path("small"), "then").unwrap();
+    let then = live.instant();
+    let was = Manifest::of(&live.dir).unwrap();
+    fs::write(live.path("small"), "now").unwrap();
+    let kept = Manifest::of(&live.dir).unwrap();
+    live.unmount();
+
+    let path = |name: &str| services.installation.path(name);
+    assert_eq!(services.ok(&["stop"]), "meta: stopped\nadmin: stopped\n");
+    copy(&path("meta"), &path("backup-meta"));
+    copy(&path("admin"), &path("backup-admin"));
+    assert_eq!(services.ok(&["start"]), "admin: started\nmeta: started\n");
+    assert_eq!(services.ok(&["start"]), "admin: runs already\nmeta: runs already\n");
+    services.until_ready();
+
+    assert_eq!(services.ok(&["stop"]), "meta: stopped\nadmin: stopped\n");
+    fs::remove_dir_all(path("meta")).unwrap();
+    fs::remove_dir_all(path("admin")).unwrap();
+    copy(&path("backup-meta"), &path("meta"));
+    copy(&path("backup-admin"), &path("admin"));
+    services.ok(&["start", "admin"]);
+    services.ok(&["start", "meta"]);
+    services.until_ready();
+    let live = services.installation.mount_with("v", &token, &[]);
+    kept.assert_same(&Manifest::of(&live.dir).unwrap(), "the copy");
+    let past = services.installation.mount_past(&live, &then);
+    was.assert_same(&Manifest::of(&past.dir).unwrap(), "its past");
+    drop((past, live));
+}
+
+#[test]
+fn a_server_that_ends_by_itself_is_started_again_and_one_whose_keeper_is_gone_can_be_stopped() {
+    let services = Services::of(Installation::start());
+    services.ok(&["start", "admin"]);
+    let first = services.server("admin").unwrap();
+    kill_process(first, Signal::KILL).unwrap();
+    let second = wait_for("another admin server", || services.server("admin").filter(|pid| *pid != first));
+    assert!(services.ok(&["logs", "admin"]).contains("admin ended by itself, signal: 9"), "it is said");
+
+    kill_process(services.keeper("admin"), Signal::KILL).unwrap();
+    assert_eq!(services.server("admin"), Some(second), "it serves on");
+    assert_eq!(services.ok(&["stop", "admin"]), "admin: stopped\n");
+    let left = fs::read(format!("/proc/{}/cmdline", second.as_raw_nonzero())).unwrap_or_default();
+    assert!(left.is_empty(), "it runs no more, whoever is to reap it");
+    assert_eq!(services.ok(&["stop", "admin"]), "admin: did not run\n");
+    assert!(services.fails(&["status", "admin"]).contains("not running: admin"));
+    services.ok(&["restart", "admin"]);
+    assert!(services.server("admin").is_some());
+}
+
+#[test]
+fn what_cannot_be_started_is_refused_with_the_reason() {
+    let services = Services::of(Installation::start());
+    let refused = services.fails(&["start", "mars"]);
+    assert!(refused.contains("chronofs-mars.service") && refused.contains("init systemd"), "{refused}");
+    let unit = services.installation.path("units/chronofs-admin.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    fs::write(&unit, text.replace("--bind-addr", "--bind-address")).unwrap();
+    let refused = services.fails(&["start", "admin"]);
+    assert!(refused.contains("--bind-address") && refused.contains("as soon as it was started"), "{refused}");
+    assert!(services.server("admin").is_none());
+    fs::write(&unit, text.replace("ExecStart=/", "ExecStart=/nowhere/")).unwrap();
+    let refused = services.fails(&["start", "admin"]);
+    assert!(refused.contains("cannot run /nowhere/"), "{refused}");
+    fs::write(&unit, "[Service]\n").unwrap();
+    assert!(services.fails(&["start", "admin"]).contains("0 lines ExecStart="));
+}

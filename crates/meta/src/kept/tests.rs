@@ -1,0 +1,281 @@
+//! A keeper with a machine, an engine and a block store of its own; the store does something in between where a test says so.
+
+use super::*;
+use crate::collect::Rhythm;
+use crate::files::Folder;
+use crate::machine::{Config, Event, Found, Machine};
+use bytes::Bytes;
+use chronofs_blocks::{BlockStore, ListPage, ObjectPort, Reader, StoreError, StorePort};
+use chronofs_core::Retention;
+use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+use chronofs_wire::admin::{AssignedStore, AssignedVolume, Assignment, StoreKind};
+use chronofs_wire::question::Said;
+use futures::future::BoxFuture;
+
+const VOLUME: Uuid = Uuid::from_u128(1);
+const NOW_NS: u64 = 1_800_000_000_000_000_000;
+
+fn attempt() -> Attempt {
+    Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 17 }
+}
+
+/// A store in a folder, in which a clone registers just when pins are being taken away.
+struct Racing(BlockStore, Mutex<Option<Reader>>);
+
+impl ObjectPort for Racing {
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.put(name, bytes)
+    }
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.0.get(name, offset, len)
+    }
+}
+
+impl StorePort for Racing {
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.delete(name)
+    }
+    fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+        self.0.list(from)
+    }
+    fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.put_note(name, bytes)
+    }
+    fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let reader = self.1.lock().unwrap().take();
+            if let Some(reader) = reader {
+                self.0.put_note(&reader.name_in_store(), reader.encode().unwrap()).await?;
+            }
+            self.0.remove_note(name).await
+        })
+    }
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+        self.0.notes(folder)
+    }
+}
+
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    keeper: Keeper,
+    store: Arc<Racing>,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A server with one volume of this retention.
+    fn new(retention: Retention) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let engine = crate::start::open_engine(&Folder::make(&folder.path().join("meta")).unwrap(), None);
+        let engine = Arc::new(engine.unwrap());
+        let reads = SharedView(engine.view());
+        let now = Now::from(NOW_NS);
+        let machine = Machine::new(Config::default(), &reads, Version::ZERO, Found::default(), now).unwrap();
+        let mut core = Core { machine, engine: engine.clone() };
+        let (queue, mut inputs) = mpsc::channel::<Input>(64);
+        runtime.spawn(async move {
+            while let Some(input) = inputs.recv().await {
+                match input {
+                    Input::Events(events) => core.run(now, events, &mut |_| ()).unwrap(),
+                    Input::Ask(ask) => ask(&mut core, now),
+                    _ => unreachable!("nobody is connected"),
+                }
+            }
+        });
+        let spec = VolumeSpec {
+            id: VOLUME,
+            name: "v".to_owned(),
+            block_size: BLOCK_SIZE_DEFAULT,
+            compression: Compression::None,
+            retention,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: [0; 16],
+        };
+        let kind = StoreKind::Local { path: "/nowhere".to_owned() };
+        let assigned = AssignedStore {
+            id: Uuid::from_u128(9),
+            kind,
+            credentials: Default::default(),
+            create_only: false,
+        };
+        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store: assigned }];
+        let assignment = Assignment { revision: 1, volumes, ..Default::default() };
+        let told =
+            vec![Event::Assignment(Box::new(assignment)), Event::Owner(true), Event::Tick, Event::Tick];
+        queue.blocking_send(Input::Events(told)).unwrap_or_else(|_| panic!("the channel has room"));
+        let opened = BlockStore::create(&folder.path().join("blocks"), Uuid::from_u128(9)).unwrap();
+        let store = Arc::new(Racing(opened, Mutex::default()));
+        let stores = crate::server::objects::Stores::default();
+        stores.set([(VOLUME, store.clone() as Arc<dyn StorePort>)].into());
+        let collector = Collector::new(queue.clone(), stores, Rhythm::default());
+        let handle = runtime.handle().clone();
+        let keeper = Keeper { queue, engine, collector, runtime: handle, resting: Mutex::default() };
+        Bench { runtime, keeper, store, folder }
+    }
+
+    fn pins(&self) -> Vec<Pin> {
+        let found = self.runtime.block_on(self.store.pins()).unwrap();
+        found.iter().map(|(name, bytes)| Pin::decode(name, bytes).unwrap()).collect()
+    }
+
+    fn rows(&self) -> usize {
+        let rows = self.keeper.ask(|core, _| list_kept(&SharedView(core.engine.view())).unwrap().len());
+        rows.unwrap()
+    }
+
+    /// Everything up to the cut, which is the last commit.
+    fn keep_a_set(&self) -> Version {
+        self.keeper.keep_past(&attempt(), NOW_NS).unwrap();
+        let cut = self.keeper.ask(|core, _| core.machine.last()).unwrap();
+        self.keeper.keep_cut(&attempt(), cut).unwrap();
+        cut
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::new(attempt().uid.as_str(), Uuid::from_u128(5), "clone:1", ("store", "h:1"), Version(3))
+    }
+}
+
+#[test]
+fn a_note_says_for_which_attempt_an_instant_is_kept() {
+    assert_eq!(attempt_of(&note(&attempt())), Some(attempt()));
+    for other in ["", "a backup", "disk snapshot", "disk snapshot: x 1", "disk snapshots: c5 1"] {
+        assert_eq!(attempt_of(other), None, "{other}");
+    }
+}
+
+#[test]
+fn another_incarnation_or_try_never_names_the_pins_of_this_one() {
+    let mut seen = BTreeSet::new();
+    for kind in ALL {
+        for incarnation in 0..1000 {
+            assert!(seen.insert(id_of(&attempt(), kind, incarnation)));
+        }
+        assert!(seen.insert(id_of(&Attempt { number: 18, ..attempt() }, kind, 0)));
+    }
+}
+
+#[test]
+fn what_a_set_needs_is_kept_twice_from_the_begin_and_up_to_the_cut_whatever_the_retention() {
+    for retention in [Retention::None, Retention::Seconds(60), Retention::Forever] {
+        let bench = Bench::new(retention);
+        bench.keeper.keep_past(&attempt(), NOW_NS).unwrap();
+        let pins = bench.pins();
+        assert_eq!((pins.len(), bench.rows()), (1, 2), "{retention:?}");
+        assert!(is_of(&pins[0], &attempt()) && pins[0].ends > Some(Version(NOW_NS)));
+        assert_eq!(bench.keeper.attempts(), [attempt()].into());
+        let cut = bench.keeper.ask(|core, _| core.machine.last()).unwrap();
+        bench.keeper.keep_cut(&attempt(), cut).unwrap();
+        let now = bench.pins();
+        assert_eq!((now.len(), bench.rows()), (1, 1));
+        assert_eq!((now[0].from, now[0].to, now[0].ends), (pins[0].from, cut, None));
+        bench.keeper.release(&attempt());
+        assert_eq!((bench.pins().len(), bench.rows(), bench.keeper.attempts().len()), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_store_that_is_away_keeps_a_set_from_being_one_and_what_was_kept_is_let_go_when_it_is_back() {
+    let bench = Bench::new(Retention::Forever);
+    let (blocks, away) = (bench.folder.path().join("blocks"), bench.folder.path().join("away"));
+    std::fs::rename(&blocks, &away).unwrap();
+    let fault = bench.keeper.keep_past(&attempt(), NOW_NS).unwrap_err();
+    assert_eq!(fault.code, SnapshotCode::StorageFailed);
+    assert!(fault.why.contains("cannot be pinned in its block store"), "{}", fault.why);
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.rows(), bench.keeper.attempts().len()), (2, 1));
+    assert!(bench.keeper.rests(&attempt()));
+    std::fs::rename(&away, &blocks).unwrap();
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.rows()), (0, 0));
+    assert!(!bench.keeper.rests(&attempt()));
+}
+
+#[test]
+fn what_a_straggler_pinned_without_a_row_goes_too() {
+    let bench = Bench::new(Retention::Forever);
+    bench.keep_a_set();
+    let late = bench.pins().remove(0);
+    bench.keeper.release(&attempt());
+    bench.runtime.block_on(bench.store.put_pin(&late)).unwrap();
+    bench.keeper.release(&attempt());
+    assert_eq!(bench.pins(), []);
+}
+
+/// The clone registers after the source looked for readers, and before the pins are gone.
+#[test]
+fn a_clone_that_registers_while_its_set_is_let_go_finds_the_pins_again() {
+    let bench = Bench::new(Retention::Seconds(60));
+    bench.keep_a_set();
+    let before = bench.pins();
+    *bench.store.1.lock().unwrap() = Some(bench.reader());
+    bench.keeper.release(&attempt());
+    assert_eq!(bench.runtime.block_on(bench.store.notes(READERS)).unwrap().len(), 1, "it has registered");
+    assert_eq!((bench.pins(), bench.rows()), (before.clone(), 1));
+    let known = || {
+        let store: Arc<dyn StorePort> = bench.store.clone();
+        bench.runtime.block_on(bench.keeper.collector.read_readers(&store));
+        bench.keeper.readers()
+    };
+    assert_eq!(bench.keeper.readers(), None, "they were not read yet");
+    assert_eq!(known().unwrap().len(), 1);
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins(), bench.rows()), (before, 1), "it is there still");
+    let ask = |forget| {
+        let uid = attempt().uid;
+        let asked = crate::reader::answer_readers(&bench.keeper.collector, uid.as_str(), forget);
+        bench.runtime.block_on(asked)
+    };
+    let Said::Readers(named) = ask(false) else { panic!() };
+    assert!(named[0].starts_with("store at h:1 of cluster clone:1"), "{named:?}");
+    ask(true);
+    assert_eq!(known().unwrap().len(), 0);
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.rows()), (0, 0));
+    // Of a set that others keep nobody is forgotten here, and a clone is one of those.
+    let bytes = bench.reader().encode().unwrap();
+    bench.runtime.block_on(bench.store.put_note(&bench.reader().name_in_store(), bytes)).unwrap();
+    assert_eq!(ask(true), Said::Readers(Vec::new()));
+    assert_eq!(bench.runtime.block_on(bench.store.notes(READERS)).unwrap().len(), 1);
+}
+
+#[test]
+fn the_record_of_a_set_lies_beside_its_pins_and_goes_with_them_and_nobody_elses_does() {
+    let bench = Bench::new(Retention::Seconds(60));
+    let sealed = b"a record".to_vec();
+    let records = || bench.runtime.block_on(bench.store.notes(SNAPSHOTS)).unwrap().len();
+    bench.keeper.put_record(&attempt(), sealed.clone()).unwrap();
+    assert_eq!(records(), 0, "this server keeps nothing of that set");
+    bench.keep_a_set();
+    for _ in 0..2 {
+        bench.keeper.put_record(&attempt(), sealed.clone()).unwrap();
+    }
+    assert_eq!(records(), 1);
+    bench.keeper.release(&Attempt { number: 18, ..attempt() });
+    assert_eq!((records(), bench.pins().len(), bench.rows()), (1, 1, 1), "another try of it is over");
+    bench.keeper.release(&attempt());
+    assert_eq!(records(), 0);
+}
+
+#[test]
+fn a_pin_that_nobody_could_let_go_goes_a_day_after_its_end_and_no_other() {
+    let bench = Bench::new(Retention::Forever);
+    let day = TIDY_AFTER_NS;
+    let pin = |id: u128, owner: &str, incarnation, ends| {
+        let mut pin = Pin::new(VOLUME, incarnation, Uuid::from_u128(id), Version(1), Version(2));
+        (pin.owner, pin.ends) = (owner.to_owned(), ends);
+        bench.runtime.block_on(bench.store.put_pin(&pin)).unwrap();
+    };
+    pin(1, OWNER, 0, Some(Version(NOW_NS - day)));
+    pin(2, OWNER, 0, Some(Version(NOW_NS - day + 1)));
+    pin(3, OWNER, 0, None);
+    pin(4, OWNER, 1, Some(Version(1)));
+    pin(5, "a backup", 0, Some(Version(1)));
+    let found = bench.runtime.block_on(bench.store.pins()).unwrap();
+    bench.runtime.block_on(bench.keeper.collector.tidy(&*bench.store, &found));
+    let mut left: Vec<u128> = bench.pins().iter().map(|pin| pin.id.as_u128()).collect();
+    left.sort_unstable();
+    assert_eq!(left, [2, 3, 4, 5]);
+}

@@ -1,0 +1,252 @@
+//! Clones of disk snapshots as readers in block stores, from both sides. As a clone this server registers before it serves
+//! anybody, and looks afterwards whether the source keeps the snapshot. As a source it tells who is registered.
+
+use crate::collect::Collector;
+use crate::executor::{Ask, Input};
+use crate::files::Folder;
+use crate::kept::{is_of, own_sets};
+use crate::machine::SharedView;
+use crate::restored::WRITING;
+use crate::server::objects::Stores;
+use bytes::Bytes;
+use chronofs_blocks::reader::{READERS, readers_of};
+use chronofs_blocks::work::off_thread;
+use chronofs_blocks::{Pin, Reader, StoreError, StorePort};
+use chronofs_core::Version;
+use chronofs_engine::ReadStop;
+use chronofs_namespace::foreign_objects;
+use chronofs_snapshot::protocol::Attempt;
+use chronofs_snapshot::restore::own::Mark;
+use chronofs_wire::admin::AssignedStore;
+use chronofs_wire::identity::Sha256;
+use chronofs_wire::question::Said;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// A block store that does not do it in this time is away.
+const WITHIN: Duration = Duration::from_secs(20);
+
+type Found = Vec<(String, Bytes)>;
+
+/// What was last read of readers in each block store; none where that failed.
+#[derive(Clone, Default)]
+pub(crate) struct ReadersKnown(Arc<Mutex<Vec<KnownOf>>>);
+
+type KnownOf = (Weak<dyn StorePort>, Option<Found>);
+
+impl ReadersKnown {
+    fn set(&self, store: &Arc<dyn StorePort>, found: Option<Found>) {
+        let store = Arc::downgrade(store);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(of, _)| of.strong_count() > 0 && !of.ptr_eq(&store));
+        known.push((store, found));
+    }
+
+    /// The readers of these snapshots in all of these block stores; none while those of one are not known.
+    pub(crate) fn of(
+        &self,
+        stores: &Stores,
+        snapshots: &BTreeSet<Attempt>,
+    ) -> Option<BTreeMap<String, Vec<String>>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (store, _) in stores.each() {
+            let store = Arc::downgrade(&store);
+            let (_, found) = known.iter().find(|(of, _)| of.ptr_eq(&store))?;
+            for attempt in snapshots {
+                let uid = attempt.uid.as_str();
+                let of = readers_of(uid, found.as_ref()?);
+                if !of.is_empty() {
+                    readers.entry(uid.to_owned()).or_default().extend(of);
+                }
+            }
+        }
+        Some(readers)
+    }
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, String> {
+    match tokio::time::timeout(WITHIN, work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("a block store has not answered for {} seconds", WITHIN.as_secs())),
+    }
+}
+
+impl Collector {
+    /// Reads who is registered in a block store.
+    pub(crate) async fn read_readers(&self, store: &Arc<dyn StorePort>) {
+        self.readers.set(store, within(store.notes(READERS)).await.ok());
+    }
+}
+
+/// Who is registered as a reader of a snapshot, in all block stores, now; with `forget` they are had gone. Those of a snapshot
+/// for which this server keeps nothing are none of its business: it may be one of them.
+pub(crate) async fn answer_readers(collector: &Collector, snapshot: &str, forget: bool) -> Said {
+    let mut readers = BTreeSet::new();
+    let own = match collector.ask(|core, _| own_sets(core)).await {
+        Some(Ok(own)) => own,
+        Some(Err(stop)) => return Said::Trouble(format!("cannot say what it keeps: {stop}")),
+        None => return Said::Trouble("is stopping".to_owned()),
+    };
+    if !own.iter().any(|attempt| attempt.uid.as_str() == snapshot) {
+        return Said::Readers(Vec::new());
+    }
+    for (store, _) in collector.stores.each() {
+        let found = match within(store.notes(READERS)).await {
+            Ok(found) => found,
+            Err(why) => return Said::Trouble(why),
+        };
+        let mine = format!("{READERS}/{snapshot}/");
+        for (name, _) in found.iter().filter(|(name, _)| forget && name.starts_with(&mine)) {
+            if let Err(why) = within(store.remove_note(name)).await {
+                return Said::Trouble(why);
+            }
+            tracing::warn!(name, "a clone is forgotten on demand: what it reads is not kept for it any more");
+        }
+        readers.extend(readers_of(snapshot, &found));
+        if forget {
+            collector.read_readers(&store).await;
+        } else {
+            collector.readers.set(&store, Some(found));
+        }
+    }
+    Said::Readers(readers.into_iter().collect())
+}
+
+/// What this clone calls itself, whenever it starts.
+fn reader(mark: &Mark) -> Reader {
+    let text = format!("{} {} {:?}", mark.cluster, mark.node, mark.draw);
+    let id = Uuid::from_slice(&Sha256::of(text.as_bytes()).0[..16]).unwrap_or_default();
+    let since = Version(mark.began.unwrap_or_default());
+    Reader::new(mark.uid.as_str(), id, &mark.cluster, (&mark.name, &mark.new), since)
+}
+
+/// The volumes that were in the set.
+async fn volumes_of_set(queue: &mpsc::Sender<Input>, cut: Version) -> Option<BTreeSet<Uuid>> {
+    let (sender, answer) = oneshot::channel();
+    let ask: Ask = Box::new(move |core, _| {
+        let there = core.machine.volumes().filter(|volume| !volume.row.is_gone() && volume.row.born <= cut);
+        drop(sender.send(there.map(|volume| volume.id()).collect()));
+    });
+    queue.send(Input::Ask(ask)).await.ok()?;
+    answer.await.ok()
+}
+
+/// Registers a clone in the block stores of the volumes that were in its set. Those where that cannot be done are taken out
+/// of `stores`: nobody is served from there before. Gives why, by volume.
+pub(crate) async fn register(
+    folder: &Folder,
+    queue: &mpsc::Sender<Input>,
+    wanted: &[(Uuid, AssignedStore)],
+    stores: &mut HashMap<Uuid, Arc<dyn StorePort>>,
+) -> BTreeMap<Uuid, String> {
+    let mut problems = BTreeMap::new();
+    let _writing = WRITING.lock().await;
+    let Ok(Some(mut mark)) = Mark::read(&folder.0) else { return problems };
+    let (Some(cut), false) = (mark.cut, mark.detached) else { return problems };
+    let Some(of_set) = volumes_of_set(queue, Version(cut.cut)).await else { return problems };
+    let before = mark.clone();
+    let reader = reader(&mark);
+    let attempt = Attempt { uid: mark.uid.clone(), number: mark.number };
+    let ids: BTreeSet<Uuid> =
+        wanted.iter().filter(|(volume, _)| of_set.contains(volume)).map(|(_, store)| store.id).collect();
+    for id in ids {
+        let here: Vec<Uuid> =
+            wanted.iter().filter(|(_, store)| store.id == id).map(|(volume, _)| *volume).collect();
+        let Some(store) = here.iter().find_map(|volume| stores.get(volume)).cloned() else { continue };
+        let put = async {
+            let bytes = reader.encode()?;
+            store.put_note(&reader.name_in_store(), bytes).await
+        };
+        let is_known = mark.readers.contains(&id.to_string());
+        match within(put).await {
+            Ok(()) if is_known => {}
+            Ok(()) => mark.readers.push(id.to_string()),
+            Err(why) if is_known => {
+                tracing::warn!("that this clone still reads here cannot be looked at: {why}")
+            }
+            Err(why) => {
+                let why = format!(
+                    "this clone must register as a reader before it serves anybody, and cannot: {why}"
+                );
+                for volume in here {
+                    stores.remove(&volume);
+                    problems.insert(volume, why.clone());
+                }
+                continue;
+            }
+        }
+        // After it is registered: the source looks for readers when its pins are gone.
+        if let Ok(found) = within(store.pins()).await {
+            let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
+            let is_kept = pins.into_iter().any(|pin| is_of(&pin, &attempt) && pin.ends.is_none());
+            if !is_kept && mark.kept != Some(false) {
+                tracing::error!(
+                    uid = %mark.uid,
+                    "the source does not keep this snapshot: files of this clone may lose their bytes, or have lost them"
+                );
+            }
+            mark.kept = Some(is_kept);
+        }
+    }
+    if mark != before
+        && let Err(error) = mark.write(&folder.0)
+    {
+        tracing::error!("{error}; the next start registers again");
+    }
+    problems
+}
+
+/// Has this clone registered no longer, if it needs no object of its source, or that is forced.
+pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: bool) -> Said {
+    let _writing = WRITING.lock().await;
+    let mut mark = match Mark::read(folder) {
+        Ok(Some(mark)) => mark,
+        Ok(None) => return Said::Trouble("was not restored from a disk snapshot".to_owned()),
+        Err(error) => return Said::Trouble(error.to_string()),
+    };
+    let needed = match needed_objects(collector).await {
+        Ok(needed) => needed,
+        Err(why) => return Said::Trouble(why),
+    };
+    if needed > 0 && !force {
+        return Said::Detached { needed };
+    }
+    let name = reader(&mark).name_in_store();
+    let each = collector.stores.each();
+    if each.is_empty() && !mark.readers.is_empty() {
+        return Said::Trouble("has no block store in reach".to_owned());
+    }
+    for (store, _) in each {
+        if let Err(why) = within(store.remove_note(&name)).await {
+            return Said::Trouble(why);
+        }
+    }
+    (mark.detached, mark.readers) = (true, Vec::new());
+    match mark.write(folder) {
+        Ok(()) => Said::Detached { needed },
+        Err(error) => Said::Trouble(error.to_string()),
+    }
+}
+
+/// How many objects are named here that the source stored.
+async fn needed_objects(collector: &Collector) -> Result<u64, String> {
+    let asked = collector.ask(|core, _| {
+        let there = core.machine.volumes().filter(|volume| !volume.row.is_gone());
+        let volumes = there.map(|volume| (volume.index, volume.row.incarnation));
+        (core.engine.view(), volumes.collect::<Vec<_>>())
+    });
+    let (view, volumes) = asked.await.ok_or("the server is stopping")?;
+    let counting = off_thread(move || {
+        let reads = SharedView(view);
+        let each =
+            volumes.into_iter().map(|(index, incarnation)| foreign_objects(&reads, index, incarnation));
+        each.sum::<Result<u64, ReadStop>>()
+    });
+    counting.await.map_err(|error| error.to_string())?.map_err(|stop| stop.to_string())
+}
