@@ -3,7 +3,7 @@
 use super::fence::common_length;
 use super::folder::sum_of;
 use super::link::{CopyError, Holding, Link};
-use super::{Copies, Source};
+use super::{Copies, Owner, Source};
 use crate::embedded::Place;
 use crate::embedded::log::format::{SEGMENT_HEADER, decode_segment};
 use std::collections::VecDeque;
@@ -70,6 +70,14 @@ impl Copies {
         }
     }
 
+    /// Tells the owner of a copy, unless another thread ships to that by now.
+    fn tell(&self, name: &str, number: u64, tell: impl FnOnce(&mut Owner)) {
+        let mut state = self.lock();
+        if state.is_shipper(name, number) {
+            tell(&mut state.owner);
+        }
+    }
+
     /// Until the copies are closed.
     fn ship(
         self: &Arc<Self>,
@@ -81,6 +89,7 @@ impl Copies {
         let mut link = (self.setup.connect)(name)?;
         let epoch = self.lock().owner.epoch();
         let holding = link.open(epoch)?;
+        self.tell(name, number, |owner| owner.reached(name, holding.end(), holding.filling));
         let target = self.lock().owner.target();
         let place = self.agree((name, number), &mut *link, source, &holding, target, epoch)?;
         let copies = self.clone();
@@ -91,12 +100,8 @@ impl Copies {
         }));
         let (sent, fills) = (VecDeque::new(), holding.filling.then_some(target));
         let mut to = Shipping { name, number, link, epoch, place, sent, fills, trimmed: 0 };
-        {
-            let mut state = self.lock();
-            if state.is_shipper(name, number) {
-                state.owner.retried(name, self.now_ms());
-            }
-        }
+        let now_ms = self.now_ms();
+        self.tell(name, number, |owner| owner.retried(name, place, holding.filling, now_ms));
         self.answered(&mut to, 0)?;
         if std::mem::take(told) {
             tracing::info!(copy = name, "the log copy is back and catches up");
@@ -158,14 +163,10 @@ impl Copies {
             to.fills = None;
         }
         let now_ms = self.now_ms();
-        let mut state = self.lock();
-        if state.is_shipper(to.name, to.number) {
-            match to.fills {
-                Some(_) => state.owner.fills(to.name, done, now_ms),
-                None => state.owner.acked(to.name, done, now_ms),
-            }
-        }
-        drop(state);
+        self.tell(to.name, to.number, |owner| match to.fills {
+            Some(_) => owner.fills(to.name, done, now_ms),
+            None => owner.acked(to.name, done, now_ms),
+        });
         self.changed.notify_all();
         Ok(())
     }
@@ -196,10 +197,7 @@ impl Copies {
             return Err(CopyError::Unusable(why));
         }
         if !holding.filling {
-            let mut state = self.lock();
-            if state.is_shipper(name, number) {
-                state.owner.agrees(name);
-            }
+            self.tell(name, number, |owner| owner.agrees(name));
         }
         if let Some((from, to)) = hole(link, source, holding, agreed)? {
             // It may hold what nobody else has any more, unless nothing was ever recovered from it.
