@@ -110,13 +110,7 @@ impl Copies {
             match self.next(&mut to)? {
                 Next::End => return Ok(()),
                 Next::Answered(count) => self.answered(&mut to, count)?,
-                Next::Open(epoch) => {
-                    let end = to.link.open(epoch)?.end();
-                    if end != to.place && to.place.offset != 0 {
-                        return Err(CopyError::Elsewhere(end));
-                    }
-                    to.epoch = epoch;
-                }
+                Next::Open(epoch) => self.open_again(&mut to, source, epoch)?,
                 Next::Pop(before) => {
                     to.link.pop(to.epoch, before)?;
                     to.trimmed = before;
@@ -138,13 +132,14 @@ impl Copies {
             if done > 0 {
                 return Ok(Next::Answered(done));
             }
-            if epoch != to.epoch {
+            // Where it ends is known when all that is on its way has come.
+            if epoch != to.epoch && to.sent.is_empty() {
                 return Ok(Next::Open(epoch));
             }
             if trim > to.trimmed {
                 return Ok(Next::Pop(trim));
             }
-            if target > to.place && to.sent.len() < OPEN_MAX {
+            if epoch == to.epoch && target > to.place && to.sent.len() < OPEN_MAX {
                 return Ok(Next::Ship(target));
             }
             state = self.wait_a_while(state, Duration::from_secs(1));
@@ -169,6 +164,24 @@ impl Copies {
         });
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Opens the copy under another epoch. Parts end within groups, and of a group of which the rest has not come nothing is left
+    /// then: that is shipped anew, and is no failure of the copy.
+    fn open_again(&self, to: &mut Shipping<'_>, source: &dyn Source, epoch: u64) -> Result<(), CopyError> {
+        let holding = to.link.open(epoch)?;
+        let end = holding.end();
+        to.epoch = epoch;
+        if end == to.place || to.place.offset == 0 {
+            return Ok(());
+        }
+        self.tell(to.name, to.number, |owner| owner.reached(to.name, end, holding.filling));
+        let goes_back = end < to.place && end.segment > 0 && holding.filling == to.fills.is_some();
+        if !goes_back || !is_same(&mut *to.link, source, end.segment, end.offset)? {
+            return Err(CopyError::Elsewhere(end));
+        }
+        to.place = end;
+        self.answered(to, 0)
     }
 
     /// Cuts off what the copy holds and the log does not. Says where the copy ends.
@@ -228,6 +241,17 @@ fn ship_part(to: &mut Shipping<'_>, source: &dyn Source, target: Place) -> Resul
     Ok(())
 }
 
+/// Whether the first `length` bytes of a segment are the same in both.
+fn is_same(link: &mut dyn Link, source: &dyn Source, segment: u64, length: u64) -> Result<bool, CopyError> {
+    let ours = sum_of(length, |offset, into| {
+        let place = Place { segment, offset };
+        let bytes = source.read(place, into.len()).map_err(|e| CopyError::Unusable(e.to_string()))?;
+        into.copy_from_slice(bytes.get(..into.len()).ok_or_else(|| short(place))?);
+        Ok::<(), CopyError>(())
+    })?;
+    Ok(link.sum(segment, length)? == ours)
+}
+
 /// How far the copy holds what the log does without a gap, and where the two part: nothing before that differs.
 fn agreed(
     link: &mut dyn Link,
@@ -248,15 +272,7 @@ fn agreed(
         let Some((_, end)) = ends.iter().find(|(number, _)| *number == held.number) else { break };
         let length = end.unwrap_or(target.offset);
         let both = held.length.min(length);
-        let same = common_length(both, |n| {
-            let ours = sum_of(n, |offset, into| {
-                let place = Place { segment: held.number, offset };
-                let bytes = source.read(place, into.len()).map_err(|e| CopyError::Unusable(e.to_string()))?;
-                into.copy_from_slice(bytes.get(..into.len()).ok_or_else(|| short(place))?);
-                Ok::<(), CopyError>(())
-            })?;
-            Ok::<_, CopyError>(link.sum(held.number, n)? == ours)
-        })?;
+        let same = common_length(both, |n| is_same(link, source, held.number, n))?;
         if same > 0 {
             parted = Place { segment: held.number, offset: same };
             agreed = if gap { agreed } else { parted };
