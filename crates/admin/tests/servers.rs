@@ -119,6 +119,31 @@ async fn delete(server: &common::Running, path: &str) {
     let _: Value = server.client.call(Method::DELETE, path, None::<&()>).await.unwrap();
 }
 
+/// A bucket is opened once for all of its volumes, whichever of them is named.
+#[tokio::test]
+async fn the_credentials_of_a_bucket_come_with_deleted_volumes_too() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let definition = json!({"kind": "s3", "bucket": "bytes", "endpoint": "http://127.0.0.1:1"});
+    let credentials = json!({"type": "access-key", "id": "who", "secret": "hunter2"});
+    let bucket =
+        json!({"name": "cloud", "definition": definition, "credentials": credentials, "unchecked": true});
+    server.post("/v1/block-stores", bucket).await;
+    for name in ["w", "x"] {
+        server
+            .post("/v1/volumes", json!({"name": name, "block_store": "cloud", "metadata_store": "m"}))
+            .await;
+    }
+    delete(&server, "/v1/volumes/x").await;
+    let volumes = meta.assignment(1, 0).await.unwrap().volumes;
+    let in_bucket: Vec<_> = volumes.iter().filter(|volume| volume.store.kind.bucket().is_some()).collect();
+    assert_eq!(in_bucket.iter().map(|volume| volume.deleted).collect::<Vec<_>>(), [false, true]);
+    for volume in in_bucket {
+        assert!(serde_json::to_string(&volume.store).unwrap().contains("hunter2"), "{}", volume.spec.name);
+    }
+}
+
 #[tokio::test]
 async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
     let server = started().await;

@@ -249,7 +249,9 @@ fn what_is_restored_from_three_kinds_of_disks_is_the_source_at_the_cut() {
 
     let record = world.path("record.json");
     source.ok(&["snapshot", "describe", &uid, "--record", text(&record)]);
-    let parsed: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let sealed = fs::read_to_string(&record).unwrap();
+    let parsed: Value = serde_json::from_str(sealed.lines().next().unwrap()).unwrap();
+    let parsed = &parsed["record"];
     let nodes = parsed["intent"]["nodes"].as_array().unwrap();
     let cuts: BTreeMap<&str, u64> = nodes
         .iter()

@@ -360,8 +360,9 @@ impl World {
             copy.opens += 1;
             server.opened.insert(name.to_owned(), (epoch, copy.opens));
             let same = copy.log.iter().zip(&server.log).take_while(|(a, b)| a == b).count();
+            server.owner.reached(name, place(copy.log.len()), false);
             copy.log.truncate(same);
-            server.owner.retried(name, *now_ms);
+            server.owner.retried(name, place(same), false, *now_ms);
             server.owner.agrees(name);
             server.owner.acked(name, place(same), *now_ms);
             return;
@@ -602,6 +603,32 @@ fn a_copy_that_is_swapped_protects_until_the_one_in_its_place_does() {
     owner.acked("a", place(10), 0);
     owner.failed("a", "its disk was taken out");
     assert_eq!(owner.wants_change().unwrap().quorum, quorum(&[]));
+}
+
+#[test]
+fn a_copy_that_comes_again_with_less_than_it_had_is_not_left_as_the_only_one() {
+    let names: BTreeSet<String> = ["a", "b"].map(str::to_owned).into();
+    let wanted = Quorum { members: names.clone(), anti_quorum: 0 };
+    let only = |name: &str| Quorum { members: [name.to_owned()].into(), anti_quorum: 0 };
+    let mut whole = Owner::new(1, wanted.clone(), &wanted, place(10), DEADLINE_MS);
+    for name in &names {
+        whole.agrees(name);
+        whole.acked(name, place(10), 0);
+    }
+    whole.failed("b", "away");
+    // With less than it had, or from its beginning.
+    for (end, fills, counts_for) in [(place(4), false, place(4)), (place(10), true, Place::default())] {
+        let mut owner = whole.clone();
+        owner.reached("b", end, fills);
+        assert_eq!(owner.durable(), counts_for, "as soon as it was reached");
+        let mut owner = whole.clone();
+        owner.retried("b", end, fills, 0);
+        owner.failed("a", "lost");
+        assert_eq!(owner.wants_change(), None, "nobody else has what was durable");
+        assert_eq!(owner.durable(), counts_for);
+        owner.acked("b", place(10), 0);
+        assert_eq!(owner.wants_change().unwrap().quorum, only("b"), "it was caught up");
+    }
 }
 
 #[test]

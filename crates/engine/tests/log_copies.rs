@@ -18,6 +18,7 @@ use chronofs_engine::{Batch, Commit, Engine, EngineError};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::cases;
@@ -31,6 +32,8 @@ struct Recorded {
     quorum: Quorum,
     owner: u64,
     away: bool,
+    /// All that was recorded.
+    changes: Vec<Quorum>,
 }
 
 #[derive(Clone)]
@@ -47,6 +50,7 @@ impl Coordinator for Owner {
         }
         recorded.epoch = recorded.epoch.max(above) + 1;
         recorded.quorum = change.quorum.clone();
+        recorded.changes.push(change.quorum.clone());
         Ok(recorded.epoch)
     }
 }
@@ -682,4 +686,91 @@ fn a_copy_is_shipped_to_by_one_thread_also_when_it_is_named_again() {
     lose(engine);
     lab.take_away("a");
     assert_eq!(held(&lab.recover("new").unwrap()), 420);
+}
+
+/// A copy whose disk takes its time, or fails from when it is said to.
+struct Poor(FolderCopy, Option<Arc<AtomicBool>>);
+
+impl Poor {
+    fn works(&self) -> Result<(), CopyError> {
+        match &self.1 {
+            Some(fails) if fails.load(Ordering::SeqCst) => Err(CopyError::Unusable("gone".to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Link for Poor {
+    fn append(&mut self, epoch: u64, place: Place, bytes: &Bytes) -> Result<(), CopyError> {
+        self.works()?;
+        if self.1.is_none() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.0.append(epoch, place, bytes)
+    }
+
+    fn seal(&mut self, epoch: u64) -> Result<Holding, CopyError> {
+        self.0.seal(epoch)
+    }
+
+    fn open(&mut self, epoch: u64) -> Result<Holding, CopyError> {
+        self.works()?;
+        self.0.open(epoch)
+    }
+
+    fn whole(&mut self, epoch: u64) -> Result<(), CopyError> {
+        self.0.whole(epoch)
+    }
+
+    fn cut(&mut self, epoch: u64, place: Place) -> Result<(), CopyError> {
+        self.0.cut(epoch, place)
+    }
+
+    fn pop(&mut self, epoch: u64, before: u64) -> Result<(), CopyError> {
+        self.0.pop(epoch, before)
+    }
+
+    fn sum(&mut self, segment: u64, length: u64) -> Result<[u8; 32], CopyError> {
+        self.0.sum(segment, length)
+    }
+
+    fn read(&mut self, place: Place, length: u64) -> Result<Bytes, CopyError> {
+        self.0.read(place, length)
+    }
+}
+
+#[test]
+fn copies_that_are_in_the_middle_of_a_burst_when_another_one_fails_go_on_counting() {
+    let lab = Lab::new(&["a", "b", "c"], 0);
+    let fails = Arc::new(AtomicBool::new(false));
+    let mut setup = lab.setup();
+    setup.connect = Arc::new({
+        let fails = fails.clone();
+        move |name: &str| -> Result<Box<dyn Link>, CopyError> {
+            let copy = FolderCopy::new(Path::new(name), STORE)?;
+            Ok(Box::new(Poor(copy, name.ends_with("/c").then(|| fails.clone()))))
+        }
+    });
+    let engine = lab.open_with("meta", setup).unwrap();
+    wait_until("all count", || lab.whole());
+    write(&engine, 0..3);
+    lab.recorded.lock().unwrap().changes.clear();
+    fails.store(true, Ordering::SeqCst);
+    // One group of five parts.
+    let version = Version(engine.applied().0 + 1);
+    let value = Bytes::from(vec![1; 18 << 20]);
+    let batch = Batch(vec![chronofs_engine::Change::Put(Bytes::from_static(b"burst"), value)]);
+    engine.apply(vec![Commit { version, tag: Bytes::new(), batch }]).unwrap();
+    engine.sync().unwrap();
+    let counted = lab.wanted.members.iter().filter(|name| !name.ends_with("/c")).cloned().collect();
+    let others = Quorum { members: counted, anti_quorum: 0 };
+    assert_eq!(lab.recorded.lock().unwrap().changes, [others], "only the one that failed is left out");
+    fails.store(false, Ordering::SeqCst);
+    wait_until("it is back", || lab.whole());
+    lose(engine);
+    for lost in ["a", "c"] {
+        lab.take_away(lost);
+    }
+    lab.recorded.lock().unwrap().quorum.members.retain(|name| name.ends_with("/b"));
+    assert_eq!(held(&lab.recover("new").unwrap()), 4);
 }

@@ -9,11 +9,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -128,7 +126,8 @@ pub fn keep(service: &Service) -> Result<()> {
 
 async fn keep_running(service: &Service) -> Result<()> {
     let path = service.lock();
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+    // Nobody else is to lock it.
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
     let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
     let left = read(service, &mut file, false)?.server;
     let begun = Instant::now();
@@ -148,6 +147,8 @@ async fn keep_running(service: &Service) -> Result<()> {
             pid.as_raw_nonzero()
         );
     }
+    // What stands there may be the number of one that was.
+    write(&file, None)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let mut pause = PAUSE_FIRST;
@@ -224,21 +225,20 @@ fn read(service: &Service, file: &mut File, locked: bool) -> Result<Kept> {
     let mut text = String::new();
     file.read_to_string(&mut text).context("cannot read which processes run")?;
     let mut pids = text.lines().map(|line| line.trim().parse().ok().and_then(pid_of));
-    let keeper = pids.next().flatten();
-    let server = pids.next().flatten().filter(|pid| runs(service, *pid));
+    let keeper = pids.next().flatten().filter(|pid| runs(*pid, &["manage", "keep", &service.name]));
+    // The unit file may have been changed since, but not what it is a unit of.
+    let command = service.command().unwrap_or_default();
+    let command: Vec<&str> = command.iter().skip(1).take(2).map(String::as_str).collect();
+    let server = pids.next().flatten().filter(|pid| !command.is_empty() && runs(*pid, &command));
     Ok(Kept { locked, keeper, server })
 }
 
-/// Whether the process is the service's server, and not one that has got its number since. Also as a zombie that nobody has
-/// reaped it has ended.
-fn runs(service: &Service, pid: Pid) -> bool {
-    let Ok(command) = service.command() else { return false };
+/// Whether the process is what was started with these arguments first, and not one that has got its number since. Also as a
+/// zombie that nobody has reaped it has ended.
+fn runs(pid: Pid, arguments: &[&str]) -> bool {
     let Ok(runs) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else { return false };
-    let runs: Vec<&OsStr> = runs.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
-    // The unit file may have been changed since, but not what it is a unit of.
-    let shared =
-        command.iter().zip(&runs).skip(1).take(2).filter(|(mine, its)| OsStr::new(mine) == **its).count();
-    shared == 2.min(command.len().saturating_sub(1))
+    let mut runs = runs.split(|byte| *byte == 0).skip(1);
+    arguments.iter().all(|argument| runs.next() == Some(argument.as_bytes()))
 }
 
 fn write(file: &File, server: Option<u32>) -> Result<()> {

@@ -5,6 +5,19 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+/// What changes as whom or in what surroundings a server runs: a keeper does not do that, and what it would start instead is not
+/// what was meant.
+const NOT_KEPT: [&str; 8] = [
+    "User=",
+    "Group=",
+    "DynamicUser=",
+    "Environment=",
+    "EnvironmentFile=",
+    "WorkingDirectory=",
+    "RootDirectory=",
+    "ExecStartPre=",
+];
+
 /// The file of a service.
 pub(crate) fn file(name: &str) -> String {
     format!("chronofs-{name}.service")
@@ -29,6 +42,10 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
 pub(crate) fn command(path: &Path) -> Result<Vec<String>> {
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let not_kept = |line: &&str| NOT_KEPT.iter().any(|key| line.trim().starts_with(key));
+    if let Some(line) = text.lines().find(not_kept) {
+        bail!("{shown}: {} is understood by systemd only; take it out, or run systemd", line.trim());
+    }
     let starts: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("ExecStart=")).collect();
     let [start] = starts[..] else { bail!("{shown} has {} lines ExecStart=, not one", starts.len()) };
     let words = words(start).with_context(|| format!("{shown}: ExecStart={start}"))?;
@@ -97,6 +114,12 @@ mod tests {
         );
         assert!(with("[Service]\n").unwrap_err().to_string().contains("0 lines ExecStart="));
         assert!(with("ExecStart=/a\nExecStart=/b\n").unwrap_err().to_string().contains("2 lines"));
+        assert!(
+            with("User=names\nExecStart=/a\n")
+                .unwrap_err()
+                .to_string()
+                .contains("User=names is understood by systemd")
+        );
         assert!(with("ExecStart=chronofs\n").unwrap_err().to_string().contains("absolute path"));
         assert_eq!(names(folder.path()).unwrap(), ["meta"]);
         assert_eq!(names(&folder.path().join("none")).unwrap(), [""; 0]);

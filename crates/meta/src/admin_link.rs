@@ -247,6 +247,7 @@ impl AdminLink {
         for (volume, problem) in &problems {
             tracing::error!(%volume, "the volume cannot be served: {problem}");
         }
+        self.stores.set_ids(wanted.iter().map(|(volume, store)| (*volume, store.id)).collect());
         self.stores.set(stores);
         let ids: Vec<Uuid> = assignment.volumes.iter().map(|volume| volume.spec.id).collect();
         let set = problems.clone();

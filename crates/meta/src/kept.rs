@@ -450,4 +450,4 @@ impl Collector {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

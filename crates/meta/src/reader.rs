@@ -126,15 +126,45 @@ fn reader(mark: &Mark) -> Reader {
     Reader::new(mark.uid.as_str(), id, &mark.cluster, (&mark.name, &mark.new), since)
 }
 
-/// The volumes that were in the set.
-async fn volumes_of_set(queue: &mpsc::Sender<Input>, cut: Version) -> Option<BTreeSet<Uuid>> {
+/// The volumes that were in the set, each with whether the source has to pin it: of what is given up nobody reads anything.
+async fn volumes_of_set(queue: &mpsc::Sender<Input>, cut: Version) -> Option<BTreeMap<Uuid, bool>> {
     let (sender, answer) = oneshot::channel();
     let ask: Ask = Box::new(move |core, _| {
         let there = core.machine.volumes().filter(|volume| !volume.row.is_gone() && volume.row.born <= cut);
-        drop(sender.send(there.map(|volume| volume.id()).collect()));
+        drop(sender.send(there.map(|volume| (volume.id(), !volume.row.is_given_up())).collect()));
     });
     queue.send(Input::Ask(ask)).await.ok()?;
     answer.await.ok()
+}
+
+/// Whether each of these volumes has a pin of this attempt that does not end.
+fn is_kept(found: &[(String, Bytes)], attempt: &Attempt, volumes: &BTreeSet<Uuid>) -> bool {
+    let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
+    let ours = pins.filter(|pin| is_of(pin, attempt) && pin.ends.is_none());
+    let pinned: BTreeSet<Uuid> = ours.map(|pin| pin.volume).collect();
+    volumes.is_subset(&pinned)
+}
+
+/// Of all block stores, none where that is not known: one that keeps nothing is enough for no, and yes takes all of them.
+/// A no of before stays until all have been looked at.
+fn kept_in_all(before: Option<bool>, each: &[Option<bool>]) -> Option<bool> {
+    match each {
+        [] => before,
+        _ if each.contains(&Some(false)) => Some(false),
+        _ if each.contains(&None) => before.filter(|kept| !kept),
+        _ => Some(true),
+    }
+}
+
+/// Nobody is served before it is known whether this is a clone, and of which volumes.
+fn none_is_served(
+    why: &str,
+    wanted: &[(Uuid, AssignedStore)],
+    stores: &mut HashMap<Uuid, Arc<dyn StorePort>>,
+) -> BTreeMap<Uuid, String> {
+    stores.clear();
+    let why = format!("whether this clone must register as a reader is not known: {why}");
+    wanted.iter().map(|(volume, _)| (*volume, why.clone())).collect()
 }
 
 /// Registers a clone in the block stores of the volumes that were in its set. Those where that cannot be done are taken out
@@ -147,14 +177,21 @@ pub(crate) async fn register(
 ) -> BTreeMap<Uuid, String> {
     let mut problems = BTreeMap::new();
     let _writing = WRITING.lock().await;
-    let Ok(Some(mut mark)) = Mark::read(&folder.0) else { return problems };
+    let mut mark = match Mark::read(&folder.0) {
+        Ok(Some(mark)) => mark,
+        Ok(None) => return problems,
+        Err(error) => return none_is_served(&error.to_string(), wanted, stores),
+    };
     let (Some(cut), false) = (mark.cut, mark.detached) else { return problems };
-    let Some(of_set) = volumes_of_set(queue, Version(cut.cut)).await else { return problems };
+    let Some(of_set) = volumes_of_set(queue, Version(cut.cut)).await else {
+        return none_is_served("the server is stopping", wanted, stores);
+    };
     let before = mark.clone();
     let reader = reader(&mark);
     let attempt = Attempt { uid: mark.uid.clone(), number: mark.number };
     let ids: BTreeSet<Uuid> =
-        wanted.iter().filter(|(volume, _)| of_set.contains(volume)).map(|(_, store)| store.id).collect();
+        wanted.iter().filter(|(volume, _)| of_set.contains_key(volume)).map(|(_, store)| store.id).collect();
+    let mut kept: BTreeMap<Uuid, Option<bool>> = ids.iter().map(|id| (*id, None)).collect();
     for id in ids {
         let here: Vec<Uuid> =
             wanted.iter().filter(|(_, store)| store.id == id).map(|(volume, _)| *volume).collect();
@@ -182,17 +219,18 @@ pub(crate) async fn register(
             }
         }
         // After it is registered: the source looks for readers when its pins are gone.
-        if let Ok(found) = within(store.pins()).await {
-            let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
-            let is_kept = pins.into_iter().any(|pin| is_of(&pin, &attempt) && pin.ends.is_none());
-            if !is_kept && mark.kept != Some(false) {
-                tracing::error!(
-                    uid = %mark.uid,
-                    "the source does not keep this snapshot: files of this clone may lose their bytes, or have lost them"
-                );
-            }
-            mark.kept = Some(is_kept);
+        let pinned = here.into_iter().filter(|volume| of_set.get(volume) == Some(&true)).collect();
+        match within(store.pins()).await {
+            Ok(found) => drop(kept.insert(id, Some(is_kept(&found, &attempt, &pinned)))),
+            Err(why) => tracing::warn!("whether the source keeps this snapshot cannot be looked at: {why}"),
         }
+    }
+    mark.kept = kept_in_all(before.kept, &kept.into_values().collect::<Vec<_>>());
+    if mark.kept == Some(false) && before.kept != Some(false) {
+        tracing::error!(
+            uid = %mark.uid,
+            "the source does not keep this snapshot: files of this clone may lose their bytes, or have lost them"
+        );
     }
     if mark != before
         && let Err(error) = mark.write(&folder.0)
@@ -219,8 +257,19 @@ pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: b
     }
     let name = reader(&mark).name_in_store();
     let each = collector.stores.each();
-    if each.is_empty() && !mark.readers.is_empty() {
-        return Said::Trouble("has no block store in reach".to_owned());
+    let reached: BTreeSet<String> = each
+        .iter()
+        .flat_map(|(_, volumes)| volumes)
+        .filter_map(|volume| Some(collector.stores.id_of(*volume)?.to_string()))
+        .collect();
+    let missing: Vec<&str> =
+        mark.readers.iter().filter(|id| !reached.contains(*id)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        return Said::Trouble(format!(
+            "is registered as a reader in block store {}, which is not in reach, or has none of its volumes any more: to have              that forgotten, run chronofs snapshot delete {} --force at the source",
+            missing.join(", "),
+            mark.uid
+        ));
     }
     for (store, _) in each {
         if let Err(why) = within(store.remove_note(&name)).await {
@@ -250,3 +299,6 @@ async fn needed_objects(collector: &Collector) -> Result<u64, String> {
     });
     counting.await.map_err(|error| error.to_string())?.map_err(|stop| stop.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,12 +17,12 @@ use chronofs_snapshot::record;
 use chronofs_snapshot::{Role, SnapshotCode, Whitelist};
 use chronofs_wire::admin::Registered;
 use chronofs_wire::http::{AdminClient, ClientError, Method};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 /// Folder of images, in that of the engine, so that files can be linked into them.
 const IMAGES: &str = "images";
@@ -30,6 +30,8 @@ const IMAGES: &str = "images";
 const RETRY: Duration = Duration::from_secs(1);
 /// While something is taken away that cannot go yet.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// Records that are put at once.
+const RECORDS: usize = 4;
 
 /// The log, held for attempts, with the time since when.
 type Holds = BTreeMap<Attempt, (Arc<LogHold<RocksStore, RealDisk>>, Instant)>;
@@ -216,6 +218,13 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         client: client.clone(),
         runtime: Handle::current(),
     };
+    let records = Arc::new(Records {
+        client: client.clone(),
+        keeper,
+        wake: wake.clone(),
+        known: Mutex::default(),
+        turns: Semaphore::new(RECORDS),
+    });
     let woken = wake.clone();
     let agent = match Agent::new(setup, epoch, host, move || woken.notify_one()) {
         Ok(agent) => agent,
@@ -234,12 +243,16 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         tokio::select! {
             answered = ask(&client, &poll) => match answered {
                 Ok(mut orders) => {
-                    put_records(&client, &keeper, &mut orders).await;
+                    let current = poll.doing.as_ref().map(|(number, _)| *number);
+                    let waiting = records.sort_out(current, &mut orders);
                     let over = orders.iter().all(|order| matches!(order.what, What::Finish { .. }));
                     let turn = agent.clone();
                     let again = over && !orders.is_empty();
                     drop(tokio::task::spawn_blocking(move || turn.orders(&orders)).await);
-                    if again {
+                    if waiting {
+                        // The coordinator would say the same at once.
+                        drop(tokio::time::timeout(RETRY, wake.notified()).await);
+                    } else if again {
                         tokio::time::sleep(ASK_AGAIN).await;
                     }
                 }
@@ -260,33 +273,100 @@ async fn ask(client: &AdminClient, poll: &Poll) -> Result<Vec<Order>, ClientErro
     client.call(Method::POST, "/v1/meta/snapshot", Some(poll)).await
 }
 
-/// Puts records of sets that are complete into the block stores, before the members' part in them is over: where that cannot
-/// be done now it is said again.
-async fn put_records(client: &AdminClient, keeper: &Arc<Keeper>, orders: &mut Vec<Order>) {
-    let mut later = Vec::new();
-    for order in orders.iter().filter(|order| matches!(order.what, What::Finish { complete: true })) {
-        let attempt = &order.attempt;
-        let path = format!("/v1/meta/snapshot/{}", attempt.uid);
-        let put = match client.call::<Record>(Method::GET, &path, None::<&()>).await {
-            Ok(known) => {
-                let (keeper, attempt) = (keeper.clone(), attempt.clone());
-                let putting = tokio::task::spawn_blocking(move || {
-                    let sealed = record::seal(&known).map_err(|error| error.to_string())?;
-                    keeper.put_record(&attempt, sealed)
-                });
-                putting.await.unwrap_or_else(|error| Err(error.to_string()))
-            }
+/// Records of complete sets on their way into the block stores. A member's part in a set is over when its record is there;
+/// meanwhile the member goes on asking.
+struct Records {
+    client: AdminClient,
+    keeper: Arc<Keeper>,
+    wake: Arc<Notify>,
+    /// Also once they are put, until that is heeded.
+    known: Mutex<BTreeMap<Attempt, Way>>,
+    /// A server that starts is told of all its sets.
+    turns: Semaphore,
+}
+
+/// How far a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Under,
+    Put,
+}
+
+impl Records {
+    /// Takes out the orders that have to wait for a record, and begins with those records. Whether there are any.
+    fn sort_out(self: &Arc<Self>, current: Option<u64>, orders: &mut Vec<Order>) -> bool {
+        let (begin, waiting) = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            sort_out(&mut known, current, orders)
+        };
+        for attempt in begin {
+            let records = self.clone();
+            drop(tokio::spawn(async move { records.bring(attempt).await }));
+        }
+        waiting
+    }
+
+    async fn bring(&self, attempt: Attempt) {
+        let put = match self.turns.acquire().await {
+            Ok(_turn) => self.put(&attempt).await,
             Err(error) => Err(error.to_string()),
         };
-        if let Err(why) = put {
+        if let Err(why) = &put {
             tracing::warn!(uid = %attempt.uid, "the record of a disk snapshot is not in every block store yet: {why}");
-            later.push(attempt.clone());
+            tokio::time::sleep(RETRY).await;
         }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match put {
+            Ok(()) => known.insert(attempt, Way::Put),
+            // It is said again that the set is complete, and so this begins again.
+            Err(_) => known.remove(&attempt),
+        };
+        drop(known);
+        self.wake.notify_one();
     }
-    if !later.is_empty() {
-        orders.retain(|order| !later.contains(&order.attempt));
-        tokio::time::sleep(RETRY).await;
+
+    async fn put(&self, attempt: &Attempt) -> Result<(), String> {
+        let path = format!("/v1/meta/snapshot/{}", attempt.uid);
+        let known = self.client.call::<Record>(Method::GET, &path, None::<&()>).await;
+        let known = known.map_err(|error| error.to_string())?;
+        let (keeper, attempt) = (self.keeper.clone(), attempt.clone());
+        let putting = tokio::task::spawn_blocking(move || {
+            let sealed = record::seal(&known).map_err(|error| error.to_string())?;
+            keeper.put_record(&attempt, sealed)
+        });
+        putting.await.unwrap_or_else(|error| Err(error.to_string()))
     }
+}
+
+/// Takes out what cannot be heeded before a record is put: that its set is complete, or gone, since the record would come after
+/// that; and what another attempt wants, if `current`, the number of the member's attempt, is the one that waits. Gives the
+/// records to begin with, and whether anything waits.
+fn sort_out(
+    known: &mut BTreeMap<Attempt, Way>,
+    current: Option<u64>,
+    orders: &mut Vec<Order>,
+) -> (Vec<Attempt>, bool) {
+    let (mut begin, mut waiting) = (Vec::new(), BTreeSet::new());
+    orders.retain(|order| {
+        let What::Finish { complete } = order.what else { return true };
+        match (known.get(&order.attempt), complete) {
+            (Some(Way::Put), _) => drop(known.remove(&order.attempt)),
+            (None, false) => {}
+            (way, _) => {
+                if way.is_none() {
+                    known.insert(order.attempt.clone(), Way::Under);
+                    begin.push(order.attempt.clone());
+                }
+                waiting.insert(order.attempt.number);
+                return false;
+            }
+        }
+        true
+    });
+    if current.is_some_and(|number| waiting.contains(&number)) {
+        orders.retain(|order| !matches!(order.what, What::Do(..)));
+    }
+    (begin, !waiting.is_empty())
 }
 
 /// Ends programs that run for a snapshot when the server stops.
@@ -295,5 +375,68 @@ struct StopsAgent(Agent);
 impl Drop for StopsAgent {
     fn drop(&mut self) {
         self.0.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(number: u64) -> Attempt {
+        Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number }
+    }
+
+    fn finish(number: u64, complete: bool) -> Order {
+        Order { attempt: attempt(number), epoch: 1, what: What::Finish { complete } }
+    }
+
+    fn begin(number: u64) -> Order {
+        let intent = Intent {
+            attempt: attempt(number),
+            cluster: String::new(),
+            program: String::new(),
+            arguments: Vec::new(),
+            nodes: Vec::new(),
+            started_ns: 0,
+            keep_until_ns: None,
+            hold_ms: 1,
+            run_ms: 1,
+            ended: BTreeMap::new(),
+        };
+        Order { attempt: attempt(number), epoch: 1, what: What::Do(Box::new(intent), Vec::new()) }
+    }
+
+    /// Sorted out: the orders that are left, the records to begin with, and whether anything waits.
+    fn sorted(
+        known: &mut BTreeMap<Attempt, Way>,
+        current: Option<u64>,
+        mut orders: Vec<Order>,
+    ) -> (Vec<Order>, Vec<Attempt>, bool) {
+        let (begin, waiting) = sort_out(known, current, &mut orders);
+        (orders, begin, waiting)
+    }
+
+    #[test]
+    fn while_the_record_of_a_members_set_is_on_its_way_no_other_attempt_begins_and_the_set_does_not_end() {
+        let mut known = BTreeMap::new();
+        let told = || vec![finish(7, true), finish(5, false), begin(8)];
+        let first = sorted(&mut known, Some(7), told());
+        assert_eq!(first, (vec![finish(5, false)], vec![attempt(7)], true));
+        let again = sorted(&mut known, Some(7), told());
+        assert_eq!(again, (vec![finish(5, false)], Vec::new(), true), "it is put once at a time");
+        let deleted = sorted(&mut known, Some(7), vec![finish(7, false)]);
+        assert_eq!(deleted, (Vec::new(), Vec::new(), true), "the record would come after its end");
+        known.insert(attempt(7), Way::Put);
+        assert_eq!(sorted(&mut known, Some(7), told()), (told(), Vec::new(), false));
+        assert!(known.is_empty());
+    }
+
+    /// After a start a member is told of all its sets: one whose block store is gone must not be in the way of every other.
+    #[test]
+    fn the_record_of_an_older_set_is_in_nobodys_way() {
+        for current in [None, Some(8)] {
+            let left = sorted(&mut BTreeMap::new(), current, vec![finish(7, true), begin(8)]);
+            assert_eq!(left, (vec![begin(8)], vec![attempt(7)], true), "{current:?}");
+        }
     }
 }

@@ -252,6 +252,7 @@ impl Agent {
                     self.lock().complete.insert(attempt.clone());
                     self.take_away(attempt, false);
                 }
+                Do::Leave(attempt) => self.take_away(attempt, false),
                 Do::Discard(attempt) => self.take_away(attempt, true),
             }
         }

@@ -96,7 +96,9 @@ pub(super) async fn change(
 #[utoipa::path(delete, path = "/v1/log-servers/{name}", params(("name" = String, Path)),
     responses((status = 204)), security(("token" = [])))]
 pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(name): Path<String>) -> Deleted {
-    app.delete::<LogServer>(&who, name, log_servers::delete).await
+    let deleted = app.delete::<LogServer>(&who, name, log_servers::delete).await?;
+    app.members_changed().await?;
+    Ok(deleted)
 }
 
 /// A log server goes by its name from now on

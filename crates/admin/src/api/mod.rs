@@ -157,7 +157,7 @@ impl App {
         Ok(StatusCode::NO_CONTENT)
     }
 
-    /// Tells whoever takes disk snapshots that a server has registered.
+    /// Tells whoever takes disk snapshots that a server has registered, or was deleted.
     pub(super) async fn members_changed(&self) -> Result<(), AdminError> {
         let snapshots = self.snapshots.clone();
         let told = tokio::task::spawn_blocking(move || snapshots.members_changed()).await;

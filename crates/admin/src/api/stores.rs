@@ -83,5 +83,7 @@ pub(super) async fn delete_metadata(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Deleted {
-    app.delete::<MetadataStore>(&who, name, stores::delete_metadata).await
+    let deleted = app.delete::<MetadataStore>(&who, name, stores::delete_metadata).await?;
+    app.members_changed().await?;
+    Ok(deleted)
 }

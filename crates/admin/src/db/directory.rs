@@ -139,11 +139,9 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
     let mut volumes = Vec::new();
     for row in read {
         let (mut volume, name, sealed) = row?;
-        // Of a deleted volume nobody needs them, unless its objects are to be deleted.
-        if !volume.deleted || volume.give_up_after_s.is_some() {
-            volume.store.credentials =
-                block_stores::unseal(secrets, &volume.store.id.to_string(), &name, sealed)?;
-        }
+        // Those of a deleted volume, too: disk snapshots keep what it needs, and a store is opened once for all its volumes.
+        volume.store.credentials =
+            block_stores::unseal(secrets, &volume.store.id.to_string(), &name, sealed)?;
         volumes.push(volume);
     }
     let mut statement = tx.prepare_cached(

@@ -57,6 +57,8 @@ pub enum Health {
 struct Copy {
     /// All before this is on its disk.
     acked: Place,
+    /// Nothing can be recovered from it yet, however far it is.
+    fills: bool,
     health: Health,
     /// Since when it has owed something.
     owes_since_ms: Option<u64>,
@@ -129,7 +131,8 @@ impl Owner {
         for name in wanted.members.union(&counted) {
             let copy = self.copies.entry(name.clone()).or_insert_with(|| {
                 new.push(name.clone());
-                Copy { acked: Place::default(), health: Health::Behind, owes_since_ms: None, wanted: true }
+                let (acked, health) = (Place::default(), Health::Behind);
+                Copy { acked, fills: false, health, owes_since_ms: None, wanted: true }
             });
             copy.wanted = wanted.members.contains(name);
         }
@@ -153,7 +156,7 @@ impl Owner {
     pub fn acked(&mut self, name: &str, place: Place, now_ms: u64) {
         let (target, promised) = (self.target, self.promised);
         if let Some(copy) = self.copies.get_mut(name) {
-            copy.acked = place;
+            (copy.acked, copy.fills) = (place, false);
             copy.owes_since_ms = (place < target).then_some(now_ms);
             copy.health = if place >= promised { Health::Following } else { Health::Behind };
         }
@@ -162,11 +165,7 @@ impl Owner {
 
     /// The same of a copy from which nothing can be recovered yet: however far it is, it cannot count.
     pub fn fills(&mut self, name: &str, place: Place, now_ms: u64) {
-        if let Some(copy) = self.copies.get_mut(name) {
-            copy.acked = place;
-            copy.owes_since_ms = Some(now_ms);
-            copy.health = Health::Behind;
-        }
+        self.retried(name, place, true, now_ms);
     }
 
     /// A copy that was whole before this start has nothing durable that this log has not. One that is still being filled could not
@@ -184,9 +183,19 @@ impl Owner {
         }
     }
 
-    /// A copy that had failed is tried again: what it holds is not known until it says so.
-    pub fn retried(&mut self, name: &str, now_ms: u64) {
+    /// A copy was reached, and ends there; `fills`: nothing can be recovered from it yet. What it acknowledged before, and has not
+    /// any more, it no longer counts for.
+    pub fn reached(&mut self, name: &str, end: Place, fills: bool) {
         if let Some(copy) = self.copies.get_mut(name) {
+            (copy.acked, copy.fills) = (copy.acked.min(end), fills);
+        }
+    }
+
+    /// A copy that had failed is tried again, and goes on at `place`. That is known together: as long as it is thought to have
+    /// what it had before it failed, it could be left as the only one that counts.
+    pub fn retried(&mut self, name: &str, place: Place, fills: bool, now_ms: u64) {
+        if let Some(copy) = self.copies.get_mut(name) {
+            (copy.acked, copy.fills) = (place, fills);
             copy.health = Health::Behind;
             copy.owes_since_ms = Some(now_ms);
         }
@@ -211,7 +220,8 @@ impl Owner {
     }
 
     fn at(&self, name: &str) -> Place {
-        self.copies.get(name).map_or(Place::default(), |copy| copy.acked)
+        // A recovery refuses one that still fills.
+        self.copies.get(name).filter(|copy| !copy.fills).map_or(Place::default(), |copy| copy.acked)
     }
 
     fn settle(&mut self) {

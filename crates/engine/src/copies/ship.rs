@@ -3,7 +3,7 @@
 use super::fence::common_length;
 use super::folder::sum_of;
 use super::link::{CopyError, Holding, Link};
-use super::{Copies, Source};
+use super::{Copies, Owner, Source};
 use crate::embedded::Place;
 use crate::embedded::log::format::{SEGMENT_HEADER, decode_segment};
 use std::collections::VecDeque;
@@ -70,6 +70,14 @@ impl Copies {
         }
     }
 
+    /// Tells the owner of a copy, unless another thread ships to that by now.
+    fn tell(&self, name: &str, number: u64, tell: impl FnOnce(&mut Owner)) {
+        let mut state = self.lock();
+        if state.is_shipper(name, number) {
+            tell(&mut state.owner);
+        }
+    }
+
     /// Until the copies are closed.
     fn ship(
         self: &Arc<Self>,
@@ -81,6 +89,7 @@ impl Copies {
         let mut link = (self.setup.connect)(name)?;
         let epoch = self.lock().owner.epoch();
         let holding = link.open(epoch)?;
+        self.tell(name, number, |owner| owner.reached(name, holding.end(), holding.filling));
         let target = self.lock().owner.target();
         let place = self.agree((name, number), &mut *link, source, &holding, target, epoch)?;
         let copies = self.clone();
@@ -91,12 +100,8 @@ impl Copies {
         }));
         let (sent, fills) = (VecDeque::new(), holding.filling.then_some(target));
         let mut to = Shipping { name, number, link, epoch, place, sent, fills, trimmed: 0 };
-        {
-            let mut state = self.lock();
-            if state.is_shipper(name, number) {
-                state.owner.retried(name, self.now_ms());
-            }
-        }
+        let now_ms = self.now_ms();
+        self.tell(name, number, |owner| owner.retried(name, place, holding.filling, now_ms));
         self.answered(&mut to, 0)?;
         if std::mem::take(told) {
             tracing::info!(copy = name, "the log copy is back and catches up");
@@ -105,13 +110,7 @@ impl Copies {
             match self.next(&mut to)? {
                 Next::End => return Ok(()),
                 Next::Answered(count) => self.answered(&mut to, count)?,
-                Next::Open(epoch) => {
-                    let end = to.link.open(epoch)?.end();
-                    if end != to.place && to.place.offset != 0 {
-                        return Err(CopyError::Elsewhere(end));
-                    }
-                    to.epoch = epoch;
-                }
+                Next::Open(epoch) => self.open_again(&mut to, source, epoch)?,
                 Next::Pop(before) => {
                     to.link.pop(to.epoch, before)?;
                     to.trimmed = before;
@@ -133,13 +132,14 @@ impl Copies {
             if done > 0 {
                 return Ok(Next::Answered(done));
             }
-            if epoch != to.epoch {
+            // Where it ends is known when all that is on its way has come.
+            if epoch != to.epoch && to.sent.is_empty() {
                 return Ok(Next::Open(epoch));
             }
             if trim > to.trimmed {
                 return Ok(Next::Pop(trim));
             }
-            if target > to.place && to.sent.len() < OPEN_MAX {
+            if epoch == to.epoch && target > to.place && to.sent.len() < OPEN_MAX {
                 return Ok(Next::Ship(target));
             }
             state = self.wait_a_while(state, Duration::from_secs(1));
@@ -158,16 +158,30 @@ impl Copies {
             to.fills = None;
         }
         let now_ms = self.now_ms();
-        let mut state = self.lock();
-        if state.is_shipper(to.name, to.number) {
-            match to.fills {
-                Some(_) => state.owner.fills(to.name, done, now_ms),
-                None => state.owner.acked(to.name, done, now_ms),
-            }
-        }
-        drop(state);
+        self.tell(to.name, to.number, |owner| match to.fills {
+            Some(_) => owner.fills(to.name, done, now_ms),
+            None => owner.acked(to.name, done, now_ms),
+        });
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Opens the copy under another epoch. Parts end within groups, and of a group of which the rest has not come nothing is left
+    /// then: that is shipped anew, and is no failure of the copy.
+    fn open_again(&self, to: &mut Shipping<'_>, source: &dyn Source, epoch: u64) -> Result<(), CopyError> {
+        let holding = to.link.open(epoch)?;
+        let end = holding.end();
+        to.epoch = epoch;
+        if end == to.place || to.place.offset == 0 {
+            return Ok(());
+        }
+        self.tell(to.name, to.number, |owner| owner.reached(to.name, end, holding.filling));
+        let goes_back = end < to.place && end.segment > 0 && holding.filling == to.fills.is_some();
+        if !goes_back || !is_same(&mut *to.link, source, end.segment, end.offset)? {
+            return Err(CopyError::Elsewhere(end));
+        }
+        to.place = end;
+        self.answered(to, 0)
     }
 
     /// Cuts off what the copy holds and the log does not. Says where the copy ends.
@@ -196,10 +210,7 @@ impl Copies {
             return Err(CopyError::Unusable(why));
         }
         if !holding.filling {
-            let mut state = self.lock();
-            if state.is_shipper(name, number) {
-                state.owner.agrees(name);
-            }
+            self.tell(name, number, |owner| owner.agrees(name));
         }
         if let Some((from, to)) = hole(link, source, holding, agreed)? {
             // It may hold what nobody else has any more, unless nothing was ever recovered from it.
@@ -230,6 +241,17 @@ fn ship_part(to: &mut Shipping<'_>, source: &dyn Source, target: Place) -> Resul
     Ok(())
 }
 
+/// Whether the first `length` bytes of a segment are the same in both.
+fn is_same(link: &mut dyn Link, source: &dyn Source, segment: u64, length: u64) -> Result<bool, CopyError> {
+    let ours = sum_of(length, |offset, into| {
+        let place = Place { segment, offset };
+        let bytes = source.read(place, into.len()).map_err(|e| CopyError::Unusable(e.to_string()))?;
+        into.copy_from_slice(bytes.get(..into.len()).ok_or_else(|| short(place))?);
+        Ok::<(), CopyError>(())
+    })?;
+    Ok(link.sum(segment, length)? == ours)
+}
+
 /// How far the copy holds what the log does without a gap, and where the two part: nothing before that differs.
 fn agreed(
     link: &mut dyn Link,
@@ -250,15 +272,7 @@ fn agreed(
         let Some((_, end)) = ends.iter().find(|(number, _)| *number == held.number) else { break };
         let length = end.unwrap_or(target.offset);
         let both = held.length.min(length);
-        let same = common_length(both, |n| {
-            let ours = sum_of(n, |offset, into| {
-                let place = Place { segment: held.number, offset };
-                let bytes = source.read(place, into.len()).map_err(|e| CopyError::Unusable(e.to_string()))?;
-                into.copy_from_slice(bytes.get(..into.len()).ok_or_else(|| short(place))?);
-                Ok::<(), CopyError>(())
-            })?;
-            Ok::<_, CopyError>(link.sum(held.number, n)? == ours)
-        })?;
+        let same = common_length(both, |n| is_same(link, source, held.number, n))?;
         if same > 0 {
             parted = Place { segment: held.number, offset: same };
             agreed = if gap { agreed } else { parted };

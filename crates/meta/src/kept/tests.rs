@@ -12,15 +12,15 @@ use chronofs_wire::admin::{AssignedStore, AssignedVolume, Assignment, StoreKind}
 use chronofs_wire::question::Said;
 use futures::future::BoxFuture;
 
-const VOLUME: Uuid = Uuid::from_u128(1);
+pub(crate) const VOLUME: Uuid = Uuid::from_u128(1);
 const NOW_NS: u64 = 1_800_000_000_000_000_000;
 
-fn attempt() -> Attempt {
+pub(crate) fn attempt() -> Attempt {
     Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 17 }
 }
 
 /// A store in a folder, in which a clone registers just when pins are being taken away.
-struct Racing(BlockStore, Mutex<Option<Reader>>);
+pub(crate) struct Racing(BlockStore, Mutex<Option<Reader>>);
 
 impl ObjectPort for Racing {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -55,16 +55,16 @@ impl StorePort for Racing {
     }
 }
 
-struct Bench {
-    runtime: tokio::runtime::Runtime,
-    keeper: Keeper,
-    store: Arc<Racing>,
-    folder: tempfile::TempDir,
+pub(crate) struct Bench {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) keeper: Keeper,
+    pub(crate) store: Arc<Racing>,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Bench {
     /// A server with one volume of this retention.
-    fn new(retention: Retention) -> Bench {
+    pub(crate) fn new(retention: Retention) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let engine = crate::start::open_engine(&Folder::make(&folder.path().join("meta")).unwrap(), None);
@@ -126,7 +126,7 @@ impl Bench {
     }
 
     /// Everything up to the cut, which is the last commit.
-    fn keep_a_set(&self) -> Version {
+    pub(crate) fn keep_a_set(&self) -> Version {
         self.keeper.keep_past(&attempt(), NOW_NS).unwrap();
         let cut = self.keeper.ask(|core, _| core.machine.last()).unwrap();
         self.keeper.keep_cut(&attempt(), cut).unwrap();

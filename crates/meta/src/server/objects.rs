@@ -37,6 +37,8 @@ const DELETES_AT_ONCE_IN: usize = 16;
 #[derive(Clone, Default)]
 pub struct Stores {
     by_volume: Arc<RwLock<HashMap<Uuid, Arc<dyn StorePort>>>>,
+    /// Which one that is, by volume.
+    ids: Arc<RwLock<HashMap<Uuid, Uuid>>>,
     watches: Watches,
 }
 
@@ -61,6 +63,16 @@ impl Stores {
     /// Whether they can be used.
     pub(crate) fn watches(&self) -> &Watches {
         &self.watches
+    }
+
+    /// The id of the store of a volume.
+    pub(crate) fn id_of(&self, volume: Uuid) -> Option<Uuid> {
+        self.ids.read().unwrap_or_else(PoisonError::into_inner).get(&volume).copied()
+    }
+
+    /// Sets in which store each volume lies, in reach or not.
+    pub(crate) fn set_ids(&self, ids: HashMap<Uuid, Uuid>) {
+        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = ids;
     }
 
     /// Whether none is in reach.

@@ -530,6 +530,13 @@ impl<M: Meta> FileData<M> {
         self.check(mark).and(written)
     }
 
+    /// The same for close(2) of one descriptor, which leaves the error to a later fsync: the descriptor may be that of a child
+    /// process, which inherited it and hears of nothing.
+    pub async fn close(self: &Arc<Self>, mark: &ErrorMark) -> Result<(), Errno> {
+        let written = self.write_back().await;
+        self.untold(mark).0.and(written)
+    }
+
     /// Forgets what is not published: nobody can ever read it.
     pub fn discard(&self) {
         let mut state = self.state();

@@ -22,19 +22,27 @@ impl<M: Meta> FileData<M> {
         ErrorMark { refused: AtomicU64::new(self.state().errors), lost: AtomicU64::new(lost) }
     }
 
-    /// What went wrong with the file since its handle was told the last time.
+    /// What went wrong with the file since its handle was told the last time. It counts as told now.
     pub fn check(&self, mark: &ErrorMark) -> Result<(), Errno> {
+        let (untold, refused, lost) = self.untold(mark);
+        mark.refused.store(refused, Ordering::Relaxed);
+        mark.lost.store(lost, Ordering::Relaxed);
+        untold
+    }
+
+    /// What the handle is to be told, and up to which errors that is all.
+    pub(super) fn untold(&self, mark: &ErrorMark) -> (Result<(), Errno>, u64, u64) {
         let lost = self.data.meta.lost(self.ino);
-        let (errors, last_error) = {
+        let (refused, last_error) = {
             let state = self.state();
             (state.errors, state.last_error)
         };
-        let refused = mark.refused.swap(errors, Ordering::Relaxed) < errors;
-        match mark.lost.swap(lost, Ordering::Relaxed) < lost {
+        let untold = match mark.lost.load(Ordering::Relaxed) < lost {
             true => Err(Errno::EIO),
-            false if refused => Err(last_error),
+            false if mark.refused.load(Ordering::Relaxed) < refused => Err(last_error),
             false => Ok(()),
-        }
+        };
+        (untold, refused, lost)
     }
 
     /// Learns anew what is published, if the server was started since it was told. What of it was lost is not shown any

@@ -265,7 +265,7 @@ impl Vfs {
         if self.files.is_unlinked(open.ino) {
             return Ok(());
         }
-        open.file.flush(&open.mark).await
+        open.file.close(&open.mark).await
     }
 
     /// fsync(2): what was written is published and durable when this returns.

@@ -172,6 +172,38 @@ fn a_member_that_stops_ends_its_program_and_goes_on_keeping_what_its_set_needs()
     assert_eq!(left.count(), 0, "what the program started goes on");
 }
 
+/// All its steps are said, so it may be a set; that word has not come, or could not be heeded yet.
+#[test]
+fn an_attempt_that_another_one_or_another_epoch_ends_loses_its_images_and_nothing_that_is_kept() {
+    for by_epoch in [false, true] {
+        let bench = Bench::new();
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        for step in [Step::Hold, Step::Image(Role::Storage)] {
+            bench.order(What::Do(Box::new(intent(&shell, "-c")), vec![step]));
+            bench.wait("a step", |bench| bench.agent.poll().said.iter().any(|said| said.step == step));
+        }
+        assert!(bench.has_images());
+        if by_epoch {
+            bench.agent.set_epoch(4);
+        } else {
+            let mut next = intent(&shell, "-c");
+            next.attempt.number = 8;
+            let attempt = next.attempt.clone();
+            let what = What::Do(Box::new(next), vec![Step::Hold]);
+            bench.agent.orders(&[Order { attempt, epoch: 3, what }]);
+        }
+        bench.wait("the images to go", |bench| !bench.has_images());
+        bench.wait("an end", |bench| bench.agent.lock().going.is_empty());
+        assert_eq!(bench.double.released(), 0, "by epoch: {by_epoch}");
+        bench.agent.orders(&[Order {
+            attempt: attempt(),
+            epoch: if by_epoch { 4 } else { 3 },
+            what: What::Finish { complete: false },
+        }]);
+        bench.wait("the coordinator's word", |bench| bench.double.released() == 1);
+    }
+}
+
 #[test]
 fn an_image_that_is_made_late_goes_when_it_is_made() {
     let bench = Bench::new();

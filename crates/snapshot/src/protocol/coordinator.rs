@@ -64,6 +64,7 @@ pub struct Coordinator {
 /// See [`Coordinator`].
 #[derive(Clone, Debug, Default)]
 struct Heard {
+    epoch: u64,
     holding: Vec<Attempt>,
     readers: Option<BTreeMap<String, Vec<String>>>,
 }
@@ -145,7 +146,11 @@ impl Coordinator {
     pub fn poll(&mut self, now: Now, poll: &Poll) -> (Vec<Order>, Option<Record>) {
         let save = self.hear(now, poll);
         let holding = poll.holding.iter().map(|held| held.attempt.clone()).collect();
-        self.heard.insert(poll.node.clone(), Heard { holding, readers: poll.readers.clone() });
+        // One that was superseded does not speak for what its successor keeps; but what failed is to go there, too.
+        if self.heard.get(&poll.node).is_none_or(|heard| heard.epoch <= poll.epoch) {
+            let heard = Heard { epoch: poll.epoch, holding, readers: poll.readers.clone() };
+            self.heard.insert(poll.node.clone(), heard);
+        }
         let mut orders: Vec<Order> = poll
             .holding
             .iter()
@@ -156,8 +161,13 @@ impl Coordinator {
         (orders, save)
     }
 
-    /// Who is a member now, and under which epoch. A set of others than those that began is none.
+    /// Who is a member now, and under which epoch. A set of others than those that began is none. What was heard of others
+    /// counts no longer.
     pub fn members(&mut self, now: Now, nodes: &[Node]) -> Option<Record> {
+        let is_one = |id: &String, heard: &mut Heard| {
+            nodes.iter().any(|node| node.id == *id && node.epoch <= heard.epoch)
+        };
+        self.heard.retain(is_one);
         let current = self.current.as_ref()?;
         let intent = &self.records.get(&current.uid)?.intent;
         let changed = |before: &&Node| {
@@ -510,5 +520,25 @@ mod tests {
         assert_eq!(coordinator.strangers().len(), 1, "it is kept still");
         coordinator.poll(at(53), &poll(&['a'], Some(&[])));
         assert_eq!(coordinator.strangers(), BTreeMap::new());
+    }
+    #[test]
+    fn neither_a_superseded_server_nor_a_deleted_one_is_heard() {
+        let mut coordinator = with_a_set();
+        let node = super::super::tests::record().intent.nodes.remove(0);
+        let newer = Node { epoch: 4, ..node.clone() };
+        coordinator.poll(at(50), &poll(&['a', 'c'], Some(&['a'])));
+        coordinator.members(at(51), std::slice::from_ref(&node));
+        assert_eq!((coordinator.strangers().len(), coordinator.readers(&uid('a')).len()), (1, 1));
+        coordinator.members(at(51), std::slice::from_ref(&newer));
+        assert_eq!((coordinator.strangers().len(), coordinator.readers(&uid('a')).len()), (0, 0));
+        coordinator.poll(at(52), &Poll { epoch: 4, ..poll(&['a'], Some(&['a'])) });
+        // The old one's block stores were read long ago.
+        coordinator.poll(at(53), &poll(&['a', 'c'], Some(&[])));
+        assert_eq!(coordinator.strangers(), BTreeMap::new());
+        assert_eq!(coordinator.expire(at(101), |_| true), None, "a clone reads it");
+        coordinator.poll(at(102), &Poll { epoch: 4, ..poll(&['d'], None) });
+        assert_eq!(coordinator.strangers().len(), 1);
+        coordinator.members(at(103), &[]);
+        assert_eq!(coordinator.strangers(), BTreeMap::new(), "nobody can ask it any more");
     }
 }

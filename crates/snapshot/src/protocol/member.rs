@@ -15,6 +15,9 @@ pub enum Do {
     LetGo(Attempt),
     /// End the attempt's programs, then take its images and all that is kept for it away.
     Discard(Attempt),
+    /// Another attempt or epoch began, and nobody has said what became of this one, which may be a set: end the attempt's
+    /// programs and take its images away. What is kept for it stays until the coordinator says.
+    Leave(Attempt),
     /// The set is complete: take the images away, go on keeping what the set needs.
     Keep(Attempt),
 }
@@ -196,7 +199,7 @@ impl Member {
     fn end(&mut self) -> Option<Vec<Do>> {
         let attempt = self.current.take()?.intent.attempt;
         self.fence = self.fence.max(attempt.number);
-        Some(vec![Do::LetGo(attempt.clone()), Do::Discard(attempt)])
+        Some(vec![Do::LetGo(attempt.clone()), Do::Leave(attempt)])
     }
 }
 
@@ -267,10 +270,23 @@ mod tests {
         let begun = member.order(1, &order(8, Step::Ready));
         let (old, new) = (intent(7).attempt, intent(8));
         let expected =
-            [Do::LetGo(old.clone()), Do::Discard(old.clone()), Do::Begin(Box::new(new), Step::Ready)];
+            [Do::LetGo(old.clone()), Do::Leave(old.clone()), Do::Begin(Box::new(new), Step::Ready)];
         assert_eq!(begun, expected);
         assert_eq!(member.order(2, &order(7, Step::Run(Role::Tlog))), [], "the old one is over");
         let late = member.done(3, &old, Step::Label, Ok(Told::default()));
         assert_eq!(late, [Do::LetGo(old.clone()), Do::Discard(old)], "what it makes late goes");
+    }
+
+    #[test]
+    fn without_a_word_of_the_coordinator_nothing_that_is_kept_goes() {
+        let old = intent(7).attempt;
+        let left = [Do::LetGo(old.clone()), Do::Leave(old.clone())];
+        assert_eq!(holding().set_epoch(2), left);
+        let mut member = holding();
+        assert_eq!(member.order(1, &order(8, Step::Ready))[..2], left);
+        let said = |complete| Order { attempt: old.clone(), epoch: 1, what: What::Finish { complete } };
+        assert_eq!(member.order(2, &said(true)), [Do::Keep(old.clone())]);
+        assert_eq!(member.order(2, &said(false)), [Do::Discard(old.clone())]);
+        assert_eq!(member.attempt(), Some(&intent(8).attempt), "the new one goes on");
     }
 }

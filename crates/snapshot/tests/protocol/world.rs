@@ -382,7 +382,11 @@ impl World {
     }
 
     /// Also in a later life: who sends does not know.
-    fn answered(&mut self, n: usize, _life: u64, orders: Vec<Order>) {
+    fn answered(&mut self, n: usize, _life: u64, mut orders: Vec<Order>) {
+        // The record of a set cannot be put into the block stores now.
+        if !self.quiet && self.random.one_in(8) {
+            orders.retain(|order| !matches!(order.what, What::Finish { complete: true }));
+        }
         for mut order in orders {
             if self.mutant == Some(Mutant::EpochNotChecked) {
                 order.epoch = self.servers[n].member.epoch();
@@ -427,6 +431,7 @@ impl World {
                     self.servers[n].forget(attempt.number);
                     self.servers[n].complete.insert(attempt);
                 }
+                Do::Leave(attempt) => self.servers[n].forget(attempt.number),
                 Do::Discard(attempt) => {
                     self.servers[n].forget(attempt.number);
                     self.servers[n].kept.remove(&attempt);

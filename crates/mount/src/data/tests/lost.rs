@@ -65,6 +65,23 @@ fn who_has_a_file_open_of_which_something_was_lost_is_told_once() {
     });
 }
 
+/// A child process that was forked meanwhile closes what it inherited.
+#[test]
+fn a_close_is_told_of_an_error_and_leaves_it_to_fsync() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let data = world.mount(1, Tuning::default());
+        let (file, durable) = with_undurable(&world, &data, b"newer").await;
+        let mark = file.error_mark();
+        world.meta.restart(&durable, true);
+        for _ in 0..2 {
+            assert_eq!(file.close(&mark).await, Err(Errno::EIO));
+        }
+        assert_eq!(file.flush(&mark).await, Err(Errno::EIO));
+        assert_eq!((file.close(&mark).await, file.flush(&mark).await), (Ok(()), Ok(())));
+    });
+}
+
 #[test]
 fn an_open_that_was_answered_before_a_restart_does_not_bring_back_what_was_lost() {
     runtime().block_on(async {
