@@ -10,20 +10,26 @@ use chronofs_engine::copies::{CopyError, FolderCopy, Holding, Link};
 use chronofs_engine::embedded::Place;
 use chronofs_wire::frame::{self, FrameReader};
 use chronofs_wire::identity::Sha256;
-use chronofs_wire::message::common_protocol;
+use chronofs_wire::message::{FRAME_MAX, common_protocol};
 use chronofs_wire::tlog::{LogHello, LogReply, LogRequest, LogWelcome, PROTOCOL_MAX, PROTOCOL_MIN};
 use rustix::net::sockopt;
 use rustls::ServerConfig;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncWrite, AsyncWriteExt, split};
+use tokio::io::{AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
-/// Connections at a time.
+/// Connections of metadata servers at a time.
 const CONNECTIONS_MAX: usize = 256;
+/// Of those beside them that have not shown a secret yet: anybody can open one, and must not keep a metadata server out that
+/// is in.
+const STRANGERS_MAX: usize = 64;
+/// Bytes of a hello.
+const HELLO_MAX: usize = 4 << 10;
 /// How long a metadata server may take for TLS and its hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// One that takes longer to read an answer is cut off.
@@ -39,7 +45,20 @@ const BATCH_MAX: usize = 64;
 pub(crate) struct Shared {
     pub(crate) stores: Arc<Stores>,
     pub(crate) metrics: Metrics,
-    pub(crate) open: AtomicUsize,
+    places: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(crate) fn new(stores: Arc<Stores>, metrics: Metrics) -> Self {
+        let [places, strangers] = [CONNECTIONS_MAX, STRANGERS_MAX].map(|max| Arc::new(Semaphore::new(max)));
+        Shared { stores, metrics, places, strangers }
+    }
+
+    /// How many metadata servers are connected.
+    pub(crate) fn connections(&self) -> usize {
+        CONNECTIONS_MAX - self.places.available_permits()
+    }
 }
 
 /// Accepts connections until it is dropped.
@@ -54,17 +73,15 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, shared:
                 continue;
             }
         };
-        if shared.open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-            tracing::warn!(%peer, "refused: there are {CONNECTIONS_MAX} connections already");
+        let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
+            tracing::warn!(%peer, "refused: {STRANGERS_MAX} connections have not said hello yet");
             continue;
-        }
+        };
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
         tokio::spawn(async move {
-            shared.open.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = run(stream, acceptor, &shared).await {
+            if let Err(error) = run(stream, acceptor, &shared, stranger).await {
                 tracing::info!(%peer, "connection ended: {error:#}");
             }
-            shared.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
@@ -77,22 +94,38 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn run(stream: TcpStream, acceptor: TlsAcceptor, shared: &Arc<Shared>) -> Result<()> {
-    keep_alive(&stream)?;
-    let stream =
-        timeout(HELLO_WITHIN, acceptor.accept(stream)).await.map_err(|_| anyhow!("no TLS in time"))??;
-    let (input, mut output) = split(stream);
+type Input = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
+type Output = WriteHalf<TlsStream<TcpStream>>;
+
+/// TLS and the hello; `None` if there came none.
+async fn greeted(stream: TcpStream, acceptor: TlsAcceptor) -> Result<Option<(Input, Output, LogHello)>> {
+    let (input, output) = split(acceptor.accept(stream).await?);
     let mut frames = FrameReader::new(input);
-    let hello = timeout(HELLO_WITHIN, frames.next::<LogHello>()).await;
-    let Some(hello) = hello.map_err(|_| anyhow!("no hello in time"))?? else { return Ok(()) };
+    frames.set_max(HELLO_MAX);
+    let hello = frames.next::<LogHello>().await?;
+    Ok(hello.map(|hello| (frames, output, hello)))
+}
+
+async fn run(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    shared: &Arc<Shared>,
+    stranger: OwnedSemaphorePermit,
+) -> Result<()> {
+    keep_alive(&stream)?;
+    let greeted = timeout(HELLO_WITHIN, greeted(stream, acceptor)).await;
+    let greeted = greeted.map_err(|_| anyhow!("no TLS and no hello in time"))??;
+    let Some((mut frames, mut output, hello)) = greeted else { return Ok(()) };
     let store = hello.store;
     // It opens the copy, whose disk may hang.
     let all = shared.clone();
-    let welcomed = tokio::task::spawn_blocking(move || welcome(hello, &all)).await?;
-    let (mut copy, kept) = match welcomed {
-        Ok((protocol, copy, kept)) => {
+    let welcomed = tokio::task::spawn_blocking(move || welcome(hello, &all, stranger)).await?;
+    // The place is kept for as long as the connection lasts.
+    let (mut copy, kept, _place) = match welcomed {
+        Ok(Welcome { protocol, copy, kept, place }) => {
+            frames.set_max(FRAME_MAX);
             write(&mut output, &[LogWelcome::Welcome { protocol }]).await?;
-            (copy, kept)
+            (copy, kept, place)
         }
         Err(error) => {
             shared.metrics.refused.inc();
@@ -132,7 +165,15 @@ struct Unwelcome {
     soon: bool,
 }
 
-fn welcome(hello: LogHello, shared: &Shared) -> Result<(u16, FolderCopy, Sha256), Unwelcome> {
+/// What one that was admitted works with.
+struct Welcome {
+    protocol: u16,
+    copy: FolderCopy,
+    kept: Sha256,
+    place: OwnedSemaphorePermit,
+}
+
+fn welcome(hello: LogHello, shared: &Shared, stranger: OwnedSemaphorePermit) -> Result<Welcome, Unwelcome> {
     let refused = |reason: String| Unwelcome { reason, soon: false };
     let theirs = (hello.protocol_min, hello.protocol_max);
     let protocol = common_protocol(theirs, (PROTOCOL_MIN, PROTOCOL_MAX)).ok_or_else(|| {
@@ -145,8 +186,13 @@ fn welcome(hello: LogHello, shared: &Shared) -> Result<(u16, FolderCopy, Sha256)
             "this log server was not told by the admin server that it keeps a copy for you".to_owned();
         Unwelcome { reason, soon: true }
     })?;
+    let place = shared.places.clone().try_acquire_owned().map_err(|_| {
+        let reason = format!("this log server has {CONNECTIONS_MAX} connections already");
+        Unwelcome { reason, soon: true }
+    })?;
+    drop(stranger);
     let copy = shared.stores.open(hello.store, hello.known).map_err(|error| refused(error.to_string()))?;
-    Ok((protocol, copy, kept))
+    Ok(Welcome { protocol, copy, kept, place })
 }
 
 async fn write<T: serde::Serialize>(output: &mut (impl AsyncWrite + Unpin), messages: &[T]) -> Result<()> {
@@ -256,9 +302,13 @@ fn refusal(error: CopyError) -> LogReply {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "helpers of tests")]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 mod tests {
     use super::*;
+    use chronofs_wire::identity::Secret;
+    use chronofs_wire::tlog::{AllowedStore, LogAssignment};
+    use chronofs_wire::tls;
+    use tokio::io::{AsyncRead, AsyncReadExt};
 
     fn append(offset: u64, bytes: &'static [u8]) -> LogRequest {
         LogRequest::Append { epoch: 1, segment: 1, offset, bytes: Bytes::from_static(bytes) }
@@ -307,5 +357,81 @@ mod tests {
         let read = LogRequest::Read { segment: 2, offset: 0, length: 10 };
         let read = carry_out(&mut new, vec![read], &metrics);
         assert_eq!(read, [LogReply::Bytes(Bytes::from_static(b"nextmore"))]);
+    }
+
+    type Client = tokio_rustls::client::TlsStream<TcpStream>;
+
+    async fn reached(address: std::net::SocketAddr, pin: Sha256) -> Client {
+        let connector = tokio_rustls::TlsConnector::from(tls::client_config(pin).unwrap());
+        let stream = TcpStream::connect(address).await.unwrap();
+        connector.connect(tls::server_name(&address.to_string()), stream).await.unwrap()
+    }
+
+    async fn asked<T: serde::Serialize, A: serde::de::DeserializeOwned>(client: &mut Client, said: T) -> A {
+        write(client, &[said]).await.unwrap();
+        FrameReader::new(client).next().await.unwrap().unwrap()
+    }
+
+    async fn ends(input: &mut (impl AsyncRead + Unpin)) {
+        let end = timeout(HELLO_WITHIN / 2, input.read(&mut [0])).await;
+        assert!(matches!(end.expect("it ends at once"), Ok(0) | Err(_)));
+    }
+
+    async fn no_strangers(shared: &Shared) {
+        let begun = std::time::Instant::now();
+        while shared.strangers.available_permits() < STRANGERS_MAX {
+            assert!(begun.elapsed() < HELLO_WITHIN / 2, "waited in vain");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn strangers_put_nobody_out_and_say_little() {
+        let temp = tempfile::tempdir().unwrap();
+        let identity = tls::ServerIdentity::load_or_make(temp.path(), &["localhost".to_owned()]).unwrap();
+        let stores = Arc::new(Stores::new(temp.path().to_owned()));
+        let (id, secret) = (uuid::Uuid::from_u128(1), Secret::draw().unwrap());
+        let store = AllowedStore { id, name: "m".to_owned(), secret_sha256: secret.sha256() };
+        stores.allow(&LogAssignment { revision: 1, stores: vec![store] });
+        let shared = Arc::new(Shared::new(stores, Metrics::new().0));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, pin) = (listener.local_addr().unwrap(), identity.pin());
+        tokio::spawn(serve(listener, identity.server_config().unwrap(), shared.clone()));
+        let hello = |secret: &[u8]| LogHello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
+            store: id,
+            secret: Bytes::copy_from_slice(secret),
+            known: false,
+        };
+        let mut inside = reached(address, pin).await;
+        let welcome: LogWelcome = asked(&mut inside, hello(&secret.0)).await;
+        assert!(matches!(welcome, LogWelcome::Welcome { .. }), "{welcome:?}");
+        assert_eq!(shared.connections(), 1);
+        // Of a hello that is too long nothing but its length is waited for.
+        let mut talks = reached(address, pin).await;
+        talks.write_all(&(HELLO_MAX as u32 + 1).to_be_bytes()).await.unwrap();
+        ends(&mut talks).await;
+        let mut guesses = reached(address, pin).await;
+        let welcome: LogWelcome = asked(&mut guesses, hello(b"guessed")).await;
+        assert!(matches!(welcome, LogWelcome::Refused { .. }), "{welcome:?}");
+        no_strangers(&shared).await;
+        let mut silent = Vec::new();
+        for _ in 0..STRANGERS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        ends(&mut TcpStream::connect(address).await.unwrap()).await;
+        // Who is in asks for more than a hello may have.
+        let opened: LogReply = asked(&mut inside, LogRequest::Open { epoch: 1 }).await;
+        assert!(matches!(opened, LogReply::Holding { .. }), "{opened:?}");
+        let bytes = Bytes::from(vec![1; 2 * HELLO_MAX]);
+        let append = LogRequest::Append { epoch: 1, segment: 1, offset: 0, bytes };
+        assert_eq!(asked::<_, LogReply>(&mut inside, append).await, LogReply::Done);
+        assert_eq!(shared.connections(), 1, "no stranger has a place of a metadata server");
+        drop(silent);
+        no_strangers(&shared).await;
+        let mut second = reached(address, pin).await;
+        let _: LogWelcome = asked(&mut second, hello(&secret.0)).await;
+        assert_eq!(shared.connections(), 2);
     }
 }

@@ -103,7 +103,7 @@ impl Pages {
             process: ProcessStatus::look(pages.started, &pages.folder),
             boot: pages.boot,
             epoch: pages.epoch.load(Ordering::Relaxed),
-            connections: pages.shared.open.load(Ordering::Relaxed) as u64,
+            connections: pages.shared.connections() as u64,
             copies: pages.shared.stores.shown(),
         });
         tokio::time::timeout(STATUS_WITHIN, said).await.ok()?.ok()

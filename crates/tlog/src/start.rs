@@ -17,7 +17,6 @@ use chronofs_wire::token::{Token, TokenKind};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,7 +83,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
         stores.allow(&known);
     }
     let (metrics, registry) = Metrics::new();
-    let shared = Arc::new(Shared { stores: stores.clone(), metrics, open: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared::new(stores.clone(), metrics));
     let pages = Pages {
         shared: shared.clone(),
         registry: Arc::new(registry),

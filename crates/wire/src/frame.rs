@@ -16,9 +16,14 @@ pub enum FrameError {
     /// The connection failed or ended inside a frame.
     #[error("connection: {0}")]
     Io(#[from] io::Error),
-    /// The frame is longer than [`FRAME_MAX`].
-    #[error("a frame of {0} bytes is over the limit of {FRAME_MAX}")]
-    TooLong(usize),
+    /// The frame is longer than [`FRAME_MAX`], or than the reader allows.
+    #[error("a frame of {len} bytes is over the limit of {max}")]
+    TooLong {
+        /// Length of the body.
+        len: usize,
+        /// What it may be at most.
+        max: usize,
+    },
     /// The body is not a message of this protocol.
     #[error(
         "a frame of {len} bytes is no message of this protocol: {source}; do both sides speak one version?"
@@ -45,7 +50,7 @@ pub fn encode<T: Serialize>(message: &T, out: &mut BytesMut) -> Result<(), Frame
     }
     if len > FRAME_MAX {
         out.truncate(start);
-        return Err(FrameError::TooLong(len));
+        return Err(FrameError::TooLong { len, max: FRAME_MAX });
     }
     out[start..start + 4].copy_from_slice(&(len as u32).to_be_bytes());
     out.unsplit(body);
@@ -61,12 +66,18 @@ pub struct FrameReader<R> {
     buffer: BytesMut,
     /// Bytes of the frames given out since they were last asked for.
     given: usize,
+    max: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `input`.
     pub fn new(input: R) -> Self {
-        FrameReader { input, buffer: BytesMut::with_capacity(READ_BYTES), given: 0 }
+        FrameReader { input, buffer: BytesMut::with_capacity(READ_BYTES), given: 0, max: FRAME_MAX }
+    }
+
+    /// No frame may be longer from now on: less than [`FRAME_MAX`] for those of whom nothing is known yet.
+    pub fn set_max(&mut self, max: usize) {
+        self.max = max.min(FRAME_MAX);
     }
 
     /// Bytes of the frames given out since the last time this was asked.
@@ -101,8 +112,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     fn take_buffered(&mut self) -> Result<Option<Bytes>, FrameError> {
         let Some(prefix) = self.buffer.first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix) as usize;
-        if len > FRAME_MAX {
-            return Err(FrameError::TooLong(len));
+        if len > self.max {
+            return Err(FrameError::TooLong { len, max: self.max });
         }
         if self.buffer.len() < 4 + len {
             return Ok(None);

@@ -16,7 +16,7 @@ use rustix::net::sockopt;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -56,6 +56,8 @@ struct Answers {
 
 #[derive(Default)]
 struct State {
+    /// So many requests have no reply yet.
+    open: usize,
     replies: VecDeque<LogReply>,
     /// Why there are no more.
     ended: Option<String>,
@@ -76,6 +78,19 @@ impl Answers {
         if let Some(wake) = wake {
             wake();
         }
+    }
+
+    /// Takes a reply, if there is a request without one: what nobody asked for would be kept for ever.
+    fn take(&self, reply: LogReply) -> bool {
+        let mut asked = false;
+        self.change(|state| {
+            asked = state.open > 0;
+            if asked {
+                state.open -= 1;
+                state.replies.push_back(reply);
+            }
+        });
+        asked
     }
 
     fn end(&self, why: impl std::fmt::Display) {
@@ -124,6 +139,7 @@ impl RemoteLink {
     fn send(&self, request: &LogRequest) -> Result<(), CopyError> {
         let mut frame = BytesMut::new();
         frame::encode(request, &mut frame).map_err(unusable)?;
+        self.answers.lock().open += 1;
         // A writer that has ended has said why.
         let _ = self.requests.send(frame);
         Ok(())
@@ -335,10 +351,14 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn read_all(mut frames: FrameReader<ReadHalf<TlsStream<TcpStream>>>, answers: Arc<Answers>) {
+async fn read_all(mut frames: FrameReader<impl AsyncRead + Unpin>, answers: Arc<Answers>) {
     loop {
         match frames.next::<LogReply>().await {
-            Ok(Some(reply)) => answers.change(|state| state.replies.push_back(reply)),
+            Ok(Some(reply)) => {
+                if !answers.take(reply) {
+                    return answers.end("it answered what nobody had asked");
+                }
+            }
             Ok(None) => return answers.end("it closed it"),
             Err(error) => return answers.end(error),
         }
@@ -354,5 +374,29 @@ async fn write_all(mut output: Output, mut queue: mpsc::UnboundedReceiver<BytesM
         if let Err(error) = written.await {
             return answers.end(error);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "helpers of tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_server_that_answers_more_than_it_was_asked_is_left() {
+        let answers = Arc::new(Answers::default());
+        answers.lock().open = 2;
+        let mut said = BytesMut::new();
+        for _ in 0..1000 {
+            frame::encode(&LogReply::Done, &mut said).unwrap();
+        }
+        read_all(FrameReader::new(&said[..]), answers.clone()).await;
+        let state = answers.lock();
+        assert_eq!(state.replies, [LogReply::Done, LogReply::Done]);
+        assert!(
+            state.ended.as_ref().is_some_and(|why| why.contains("nobody had asked")),
+            "{:?}",
+            state.ended
+        );
     }
 }
