@@ -226,10 +226,18 @@ fn read(service: &Service, file: &mut File, locked: bool) -> Result<Kept> {
     file.read_to_string(&mut text).context("cannot read which processes run")?;
     let mut pids = text.lines().map(|line| line.trim().parse().ok().and_then(pid_of));
     let keeper = pids.next().flatten().filter(|pid| runs(*pid, &["manage", "keep", &service.name]));
-    // The unit file may have been changed since, but not what it is a unit of.
-    let command = service.command().unwrap_or_default();
-    let command: Vec<&str> = command.iter().skip(1).take(2).map(String::as_str).collect();
-    let server = pids.next().flatten().filter(|pid| !command.is_empty() && runs(*pid, &command));
+    let server = match (pids.next().flatten(), service.command()) {
+        (None, _) => None,
+        // The unit file may have been changed since, but not what it is a unit of.
+        (Some(pid), Ok(command)) => {
+            let command: Vec<&str> = command.iter().skip(1).take(2).map(String::as_str).collect();
+            Some(pid).filter(|pid| runs(*pid, &command))
+        }
+        // The keeper knows.
+        (Some(_), Err(_)) if keeper.is_some() => None,
+        // Without keeper and unit nobody can tell: it is not said that nothing runs.
+        (Some(_), Err(error)) => return Err(error),
+    };
     Ok(Kept { locked, keeper, server })
 }
 

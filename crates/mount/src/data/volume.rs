@@ -13,6 +13,7 @@ use chronofs_core::{Attr, Errno, Ino, ObjectId, SessionId};
 use futures::StreamExt;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -33,6 +34,8 @@ pub struct Data<M: Meta> {
     pub(super) meta: Arc<M>,
     pub(super) port: Arc<dyn ObjectPort>,
     pub(super) budget: Budget,
+    /// Bytes that were written and that the server refused for good.
+    pub(super) refused: AtomicU64,
     pub(super) cache: SliceCache,
     /// Seals and puts under way.
     pub(super) uploads: Semaphore,
@@ -66,6 +69,7 @@ impl<M: Meta> Data<M> {
         let tuning = config.tuning.clone();
         let data = Arc::new_cyclic(|this| Data {
             budget: Budget::new(tuning.dirty_bytes_max),
+            refused: AtomicU64::new(0),
             cache: SliceCache::new(tuning.cache_bytes_max),
             uploads: Semaphore::new(tuning.uploads_max),
             read_aheads: Arc::new(Semaphore::new(tuning.read_aheads_max)),
@@ -124,6 +128,11 @@ impl<M: Meta> Data<M> {
     /// Written bytes that are not yet published.
     pub fn unpublished(&self) -> u64 {
         self.budget.used()
+    }
+
+    /// Bytes that were written and that the server refused for good.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Reads of the store that were sent a second time.

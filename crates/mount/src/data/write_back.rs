@@ -17,6 +17,7 @@ use chronofs_core::slice::{NewSlice, Place, PlacedSlice, SliceKey};
 use chronofs_core::{Attr, Errno, ObjectId};
 use futures::StreamExt;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::MutexGuard;
@@ -410,6 +411,7 @@ impl<M: Meta> FileData<M> {
     /// Drops a batch that can never be published and notes the error for every handle.
     fn give_up(&self, batch: &Batch, errno: Errno) {
         tracing::error!(ino = %self.ino, bytes = batch.bytes, %errno, "written bytes are lost: the server refused them");
+        self.data.refused.fetch_add(batch.bytes, Ordering::Relaxed);
         let mut state = self.state();
         if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
             state.frozen.pop_front();

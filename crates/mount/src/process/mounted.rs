@@ -197,7 +197,12 @@ fn finish(
         tracing::error!(bytes, "not everything that was written could be stored: {errno}");
         MountError::Unflushed { volume: volume.to_owned(), bytes, errno }
     })?;
-    tracing::info!("unmounted; everything that was written is stored");
+    match vfs.refused() {
+        0 => tracing::info!("unmounted; everything that was written is stored"),
+        bytes => {
+            tracing::warn!(bytes, "unmounted; all is stored but what the server refused, as was said then")
+        }
+    }
     Ok(())
 }
 

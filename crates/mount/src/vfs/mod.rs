@@ -243,6 +243,11 @@ impl Vfs {
         self.data.unpublished()
     }
 
+    /// Bytes that were written and that the server refused for good.
+    pub(crate) fn refused(&self) -> u64 {
+        self.data.refused()
+    }
+
     /// How long the kernel may believe what is said now; `None` when nothing may be believed past the answer.
     fn ttl(&self) -> Option<Duration> {
         if self.at.is_some() {
