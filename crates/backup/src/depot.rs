@@ -13,11 +13,12 @@
 //! no manifest does; what nobody names is left alone.
 
 use crate::error::Error;
-use crate::key::{Key, Name, hex};
+use crate::key::{Key, Name, Unlock, hex};
 use crate::lease::Lease;
 use crate::manifest::{FORMAT, Image, Manifest};
 use crate::piece::{CHUNKS, PIECE, Piece};
 use crate::place::Place;
+use chronofs_keys::Kdf;
 use chronofs_snapshot::label::{LABEL, Label};
 use chronofs_snapshot::protocol::{Attempt, Record};
 use chronofs_snapshot::tree::{Entry, Kind, list_tree};
@@ -40,7 +41,10 @@ struct Marker {
     format: u32,
     id: String,
     cluster: String,
-    /// What the key makes of the rest.
+    /// How the key follows from a passphrase, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kdf: Option<Kdf>,
+    /// What the key makes of id and cluster.
     check: String,
 }
 
@@ -85,17 +89,26 @@ pub struct Damage {
 
 impl Depot {
     /// Opens a place for the backups of `cluster`; one that is empty becomes theirs.
-    pub fn begin(place: Box<dyn Place>, key: Key, cluster: &str) -> Result<Depot, Error> {
+    pub fn begin(place: Box<dyn Place>, unlock: impl Into<Unlock>, cluster: &str) -> Result<Depot, Error> {
+        let unlock = unlock.into();
         if place.get(MARKER)?.is_none() {
             if !place.is_empty()? {
                 return Err(Error::NotEmpty(place.shown()));
             }
             let id = hex(&Key::draw()?.derive("place", &[]));
+            let (key, kdf) = match &unlock {
+                Unlock::Key(key) => (key.clone(), None),
+                Unlock::Passphrase(passphrase) => {
+                    passphrase.check_new()?;
+                    let kdf = Kdf::draw()?;
+                    (Key::from(kdf.derive(passphrase)?), Some(kdf))
+                }
+            };
             let check = check(&key, &id, cluster);
-            let marker = Marker { format: FORMAT, id, cluster: cluster.to_owned(), check };
+            let marker = Marker { format: FORMAT, id, cluster: cluster.to_owned(), kdf, check };
             place.put_new(MARKER, &json(&marker, place.as_ref(), MARKER)?)?;
         }
-        let depot = Depot::open(place, key)?;
+        let depot = Depot::open(place, unlock)?;
         if depot.marker.cluster != cluster {
             let (found, wanted) = (depot.marker.cluster.clone(), cluster.to_owned());
             return Err(Error::AnotherCluster { place: depot.shown(), found, wanted });
@@ -104,15 +117,24 @@ impl Depot {
     }
 
     /// Opens a place that has backups. The wrong key is known before anything else is read or written.
-    pub fn open(place: Box<dyn Place>, key: Key) -> Result<Depot, Error> {
+    pub fn open(place: Box<dyn Place>, unlock: impl Into<Unlock>) -> Result<Depot, Error> {
         let text = place.get(MARKER)?.ok_or_else(|| Error::NotADepot(place.shown()))?;
         let bad = |why| Error::Damaged { place: place.shown(), name: MARKER.to_owned(), why };
         let marker: Marker = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         if marker.format != FORMAT {
             return Err(bad(format!("its format is {}, this program knows {FORMAT}", marker.format)));
         }
+        let (key, wrong) = match (unlock.into(), &marker.kdf) {
+            (Unlock::Key(key), None) => (key, Error::WrongKey(place.shown())),
+            // Members of a backup are told the key that was derived.
+            (Unlock::Key(key), Some(_)) => (key, Error::ByPassphrase(place.shown())),
+            (Unlock::Passphrase(passphrase), Some(kdf)) => {
+                (kdf.derive(&passphrase)?.into(), Error::WrongPassphrase(place.shown()))
+            }
+            (Unlock::Passphrase(_), None) => return Err(Error::ByKey(place.shown())),
+        };
         if marker.check != check(&key, &marker.id, &marker.cluster) {
-            return Err(Error::WrongKey(place.shown()));
+            return Err(wrong);
         }
         Ok(Depot { place, key, marker })
     }
@@ -121,6 +143,12 @@ impl Depot {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.marker.id
+    }
+
+    /// The key that opened it.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
     }
 
     /// What it is called in messages.

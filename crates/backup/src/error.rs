@@ -11,14 +11,22 @@ pub enum Error {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{place}: {why}")]
     Place { place: String, why: String },
-    #[error("key file {path}: {why}")]
-    KeyFile { path: PathBuf, why: String },
-    #[error("it is no key: a key is 64 digits of 0 to 9 and a to f, as chronofs backup key makes it")]
-    NoKey,
-    #[error("the system gives no random numbers")]
-    NoRandom,
+    #[error(transparent)]
+    Key(#[from] chronofs_keys::Error),
+    #[error("the cipher refuses to work")]
+    Cipher,
     #[error("{0} is not opened by this key: name the key file that its first backup was made with")]
     WrongKey(String),
+    #[error(
+        "{0} is opened by a passphrase, and not by this key: name it with --passphrase-file or --passphrase"
+    )]
+    ByPassphrase(String),
+    #[error(
+        "{0} is opened by a key, and not by a passphrase: name the key file that its first backup was made with"
+    )]
+    ByKey(String),
+    #[error("{0} is not opened by this passphrase")]
+    WrongPassphrase(String),
     #[error("{place} holds the backups of cluster {found}, and not of {wanted}: name another place")]
     AnotherCluster { place: String, found: String, wanted: String },
     #[error(

@@ -6,10 +6,9 @@
 use crate::error::Error;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use chronofs_keys::{Passphrase, SecretKey};
 use std::path::Path;
+use zeroize::Zeroizing;
 
 /// What every sealed object begins with; the last two digits are the format.
 const MAGIC: &[u8; 8] = b"CFSBAK01";
@@ -20,79 +19,77 @@ const OVERHEAD: usize = MAGIC.len() + NONCE_LEN + 16;
 pub(crate) type Name = [u8; 32];
 
 /// See the module. Its debug form shows nothing of it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Key([u8; 32]);
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Key(SecretKey);
 
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key(…)")
+/// What opens a place of backups.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unlock {
+    /// Its key.
+    Key(Key),
+    /// What its key follows from, in the way that the place itself says.
+    Passphrase(Passphrase),
+}
+
+impl From<Key> for Unlock {
+    fn from(key: Key) -> Self {
+        Unlock::Key(key)
+    }
+}
+
+impl From<Passphrase> for Unlock {
+    fn from(passphrase: Passphrase) -> Self {
+        Unlock::Passphrase(passphrase)
+    }
+}
+
+impl From<SecretKey> for Key {
+    fn from(key: SecretKey) -> Self {
+        Key(key)
     }
 }
 
 impl Key {
     /// A new one.
     pub fn draw() -> Result<Key, Error> {
-        let mut bytes = [0; 32];
-        rand::fill(&mut bytes).map_err(|_| Error::NoRandom)?;
-        Ok(Key(bytes))
+        Ok(Key(SecretKey::draw()?))
     }
 
     /// From its text: 64 digits.
     pub fn parse(text: &str) -> Result<Key, Error> {
-        blake3::Hash::from_hex(text.trim()).map(|hash| Key(*hash.as_bytes())).map_err(|_| Error::NoKey)
+        Ok(Key(SecretKey::parse(text)?))
     }
 
     /// Its text. Nobody may see it.
     #[must_use]
-    pub fn reveal(&self) -> String {
-        blake3::Hash::from_bytes(self.0).to_hex().to_string()
+    pub fn reveal(&self) -> Zeroizing<String> {
+        self.0.reveal()
     }
 
     /// From its file, which nobody but its owner may read.
     pub fn read(path: &Path) -> Result<Key, Error> {
-        let bad = |why: String| Error::KeyFile { path: path.to_owned(), why };
-        let text = fs::read_to_string(path)
-            .map_err(|e| bad(format!("it cannot be read: {e}; chronofs backup key FILE makes one")))?;
-        let mode = fs::metadata(path).map_err(|e| bad(e.to_string()))?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(bad(format!(
-                "others may read it (mode {mode:o}): chmod 600, and consider it as known"
-            )));
-        }
-        Key::parse(&text).map_err(|error| bad(error.to_string()))
+        Ok(Key(SecretKey::read(path, "chronofs backup key FILE")?))
     }
 
     /// Writes it into a new file.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let mut open = OpenOptions::new();
-        let file = open.write(true).create_new(true).mode(0o600).open(path);
-        let written = file.and_then(|mut file| {
-            writeln!(file, "{}", self.reveal())?;
-            file.sync_all()
-        });
-        written.map_err(Error::io("write", path))
+        Ok(self.0.write(path)?)
     }
 
     /// What follows from it for `what` and `parts`, and tells nothing of either.
     pub(crate) fn derive(&self, what: &str, parts: &[&[u8]]) -> Name {
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        for part in std::iter::once(what.as_bytes()).chain(parts.iter().copied()) {
-            // With its length before it, so that no two lists of parts are one text.
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        *hasher.finalize().as_bytes()
+        *self.0.derive(what, parts)
     }
 
     fn cipher(&self, name: &Name) -> Result<LessSafeKey, Error> {
-        let key = self.derive("object key", &[name]);
-        UnboundKey::new(&AES_256_GCM, &key).map(LessSafeKey::new).map_err(|_| Error::NoKey)
+        let key = self.0.derive("object key", &[name]);
+        UnboundKey::new(&AES_256_GCM, &key[..]).map(LessSafeKey::new).map_err(|_| Error::Cipher)
     }
 
     /// Seals `plain` as the object `name`.
     pub(crate) fn seal(&self, name: &Name, plain: &[u8]) -> Result<Vec<u8>, Error> {
         let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_| Error::NoRandom)?;
+        rand::fill(&mut nonce).map_err(|_| Error::Key(chronofs_keys::Error::NoRandom))?;
         self.seal_with(name, plain, nonce)
     }
 
@@ -110,7 +107,7 @@ impl Key {
         let aad = Aad::from([&MAGIC[..], name].concat());
         let nonce = Nonce::assume_unique_for_key(nonce);
         let tag = self.cipher(name)?.seal_in_place_separate_tag(nonce, aad, &mut sealed[body..]);
-        sealed.extend_from_slice(tag.map_err(|_| Error::NoKey)?.as_ref());
+        sealed.extend_from_slice(tag.map_err(|_| Error::Cipher)?.as_ref());
         Ok(sealed)
     }
 
@@ -141,6 +138,7 @@ pub(crate) fn hex(name: &Name) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_is_sealed_opens_with_its_key_under_its_name_and_only_as_it_was() {
@@ -164,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_form_of_a_sealed_object_stays() {
-        let key = Key([3; 32]);
+        let key = Key(SecretKey::new([3; 32]));
         let sealed = key.seal_with(&key.derive("chunk", &[b"a", b"b"]), b"content", [5; NONCE_LEN]).unwrap();
         let text: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sealed-1.hex");
@@ -172,23 +170,5 @@ mod tests {
             fs::write(golden, &text).unwrap();
         }
         assert_eq!(text, fs::read_to_string(golden).unwrap());
-    }
-
-    #[test]
-    fn a_key_file_is_for_its_owner_and_is_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key");
-        let key = Key::draw().unwrap();
-        key.write(&path).unwrap();
-        assert_eq!(Key::read(&path).unwrap(), key);
-        assert!(key.write(&path).is_err());
-        assert!(!format!("{key:?}").contains(&key.reveal()[..8]));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(Key::read(&path).unwrap_err().to_string().contains("mode 640"));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&path, "no key").unwrap();
-        assert!(Key::read(&path).unwrap_err().to_string().contains("64 digits"));
-        let none = Key::read(&folder.path().join("none")).unwrap_err().to_string();
-        assert!(none.contains("chronofs backup key"), "{none}");
     }
 }

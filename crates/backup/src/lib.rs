@@ -21,7 +21,7 @@ pub mod schedule;
 
 pub use depot::{Damage, Depot, Depth, Listed, Stored};
 pub use error::Error;
-pub use key::Key;
+pub use key::{Key, Unlock};
 pub use lease::Lease;
 pub use manifest::{Image, Manifest};
 pub use member::{Plan, store_image};

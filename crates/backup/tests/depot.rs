@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use chronofs_backup::{Depot, Depth, Error, Key, Manifest, PROGRAM, Place, Stored, Where};
+use chronofs_keys::Passphrase;
 use chronofs_snapshot::label::Label;
 use chronofs_snapshot::protocol::{Attempt, Cut, Intent, Node, Record, State};
 use chronofs_snapshot::tree::list_tree;
@@ -360,4 +361,38 @@ fn all_members_store_at_once_into_one_folder() {
         let manifest = lab.depot().finish(&record(n)).unwrap();
         assert_eq!(lab.depot().verify(&manifest, Depth::Content).unwrap(), []);
     }
+}
+
+fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(text.to_owned().into()).unwrap()
+}
+
+#[test]
+fn a_place_is_opened_by_its_passphrase_alone_and_by_no_weaker_way_to_it() {
+    let lab = Lab::new();
+    let words = passphrase("correct horse");
+    let refused = Depot::begin(lab.place(), passphrase("short"), CLUSTER);
+    assert!(matches!(refused, Err(Error::Key(_))), "a new one has to be worth something");
+    assert_eq!(list_tree(&lab.root()).unwrap(), []);
+    let made = Depot::begin(lab.place(), words.clone(), CLUSTER).unwrap();
+    let before = list_tree(&lab.root()).unwrap();
+    assert_eq!(Depot::begin(lab.place(), words.clone(), CLUSTER).unwrap().id(), made.id());
+    assert_eq!(Depot::open(lab.place(), words.clone()).unwrap().key(), made.key());
+    // The members of a backup are told its key.
+    assert!(Depot::open(lab.place(), made.key().clone()).is_ok());
+    let wrong = Depot::open(lab.place(), passphrase("correct hors"));
+    assert!(matches!(wrong, Err(Error::WrongPassphrase(_))));
+    assert!(matches!(Depot::open(lab.place(), lab.key.clone()), Err(Error::ByPassphrase(_))));
+    assert_eq!(list_tree(&lab.root()).unwrap(), before);
+    // Who can change the place cannot have the key derived in a way that is easier to guess.
+    let marker = lab.root().join("chronofs-backup.json");
+    let text = fs::read_to_string(&marker).unwrap();
+    assert!(!text.contains("horse") && !text.contains(made.key().reveal().as_str()));
+    fs::write(&marker, text.replace("\"memory_kib\":65536", "\"memory_kib\":64")).unwrap();
+    let refused = Depot::open(lab.place(), words).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("weaker"), "{refused}");
+    // A place of a key file has no passphrase.
+    let other = Lab::new();
+    other.depot();
+    assert!(matches!(Depot::open(other.place(), passphrase("correct horse")), Err(Error::ByKey(_))));
 }
