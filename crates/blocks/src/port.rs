@@ -60,6 +60,9 @@ pub trait ObjectPort: Send + Sync + 'static {
 
 /// A store that its owner can also look through and delete from. Clients never have one.
 pub trait StorePort: ObjectPort {
+    /// All bytes of the object `name`, however many these are.
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>>;
+
     /// Has the object `name` gone. One that is not there is no error; a place that is not the store's is.
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
 

@@ -184,6 +184,23 @@ impl BlockStore {
         }
     }
 
+    async fn get_whole(&self, name: &str) -> Result<Bytes, StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        let read = async { self.files.get(&location).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(bytes),
+            Err(object_store::Error::NotFound { .. }) => {
+                self.check_marker(name).await?;
+                Err(StoreError::missing(name, format!("there is no such file in {}", self.folder.display())))
+            }
+            Err(error) if errno_of(&error) == Some(Errno::EIO) => {
+                Err(StoreError::damaged(name, format!("the disk cannot read it: {error}")))
+            }
+            Err(error) => Err(self.unavailable(name, "it cannot be read", &error)),
+        }
+    }
+
     async fn delete_object(&self, name: &str) -> Result<(), StoreError> {
         check_name(name)?;
         self.delete_named(name).await
@@ -259,6 +276,10 @@ impl ObjectPort for BlockStore {
 }
 
 impl StorePort for BlockStore {
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get_whole(name).boxed()
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.delete_object(name).boxed()
     }

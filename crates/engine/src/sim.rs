@@ -134,7 +134,7 @@ impl SimInode {
     /// the newest write of it perhaps in part.
     fn cut(&mut self, random: &mut Random) {
         let mut left = self.durable.clone();
-        if left.len() < self.content.len() && !random.one_in(3) {
+        if left.len() != self.content.len() && !random.one_in(3) {
             left.resize(self.content.len(), 0);
         }
         for page in 0..left.len().div_ceil(PAGE_BYTES) {
@@ -398,6 +398,15 @@ impl DiskFile for SimFile {
         if file.content.len() < length as usize {
             file.content.resize(length as usize, 0);
         }
+        Ok(())
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        let mut medium = self.disk.lock();
+        if let Some(fault) = medium.step(false)? {
+            return Err(error_of(fault));
+        }
+        medium.files[self.inode].content.truncate(length as usize);
         Ok(())
     }
 

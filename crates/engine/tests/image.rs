@@ -319,6 +319,20 @@ fn images_of_a_folder_under_load_open_at_their_cut() {
     assert_eq!(engine.stopped(), None);
 }
 
+#[test]
+fn an_ended_segment_is_as_long_as_what_is_in_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let options = Options { segment_bytes: 1 << 20, ..Options::default() };
+    let engine = Arc::new(embedded::open(&at("source"), options, &RocksOptions::default()).unwrap());
+    engine.apply(vec![support::commit(1, [support::put("a", "b")])]).unwrap();
+    let sealed = engine.hold_log().image_log(&at("log")).unwrap();
+    let segment = at("log").join(format!("{:020}.log", sealed.place.segment));
+    assert_eq!(fs::metadata(segment).unwrap().len(), sealed.place.offset);
+    let metrics = engine.metrics();
+    assert_eq!((metrics.log_segments, metrics.log_bytes), (2, sealed.place.offset + (1 << 20)));
+}
+
 /// A second image in the place of one is refused, and the engine goes on.
 fn hold_again(engine: &Arc<embedded::EmbeddedFolder>, store: &Path, log: &Path) -> String {
     let hold = engine.hold_log();

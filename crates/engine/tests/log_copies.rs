@@ -774,3 +774,55 @@ fn copies_that_are_in_the_middle_of_a_burst_when_another_one_fails_go_on_countin
     lab.recorded.lock().unwrap().quorum.members.retain(|name| name.ends_with("/b"));
     assert_eq!(held(&lab.recover("new").unwrap()), 4);
 }
+
+/// Its folder is put back to what it was at an earlier time, as by a restore from an image of its disk.
+#[test]
+fn a_copy_that_went_back_is_left_out_before_it_is_caught_up() {
+    let lab = Lab::new(&["a", "b"], 0);
+    let engine = lab.open("meta");
+    wait_until("both count", || lab.whole());
+    write(&engine, 0..20);
+    drop(engine);
+    let mut copy = std::process::Command::new("cp");
+    assert!(copy.arg("-a").arg(lab.path("b")).arg(lab.path("b away")).status().unwrap().success());
+    let engine = Arc::new(lab.open("meta"));
+    write(&engine, 20..60);
+    assert!(lab.whole());
+    let changes = {
+        let mut recorded = lab.recorded.lock().unwrap();
+        recorded.away = true;
+        recorded.changes.len()
+    };
+    let copy_b = || {
+        let copies = engine.copies().unwrap().status().copies;
+        copies.into_iter().find(|copy| copy.name.ends_with("/b")).unwrap()
+    };
+    let had = copy_b().acked;
+    lab.exchange("b");
+    put(&engine, 60);
+    let syncing = std::thread::spawn({
+        let engine = engine.clone();
+        move || engine.sync().map(drop).map_err(|error| error.to_string())
+    });
+    let failed = || {
+        let copy = copy_b();
+        assert!(copy.member, "nobody could record that it does not count");
+        let seen =
+            matches!(copy.health, Health::Failed(why) if why.contains("less than it had acknowledged"));
+        assert!(!seen || copy.acked < had, "it counts for what it has now");
+        seen
+    };
+    wait_until("it is seen", failed);
+    // It is tried again, and not caught up as long as a recovery would take it for one that has all.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(failed() && !syncing.is_finished());
+    lab.recorded.lock().unwrap().away = false;
+    syncing.join().unwrap().unwrap();
+    wait_until("it counts again", || lab.whole());
+    let names = |quorum: &Quorum| quorum.members.len();
+    let counted: Vec<_> = lab.recorded.lock().unwrap().changes[changes..].iter().map(names).collect();
+    assert_eq!(counted, [1, 2]);
+    lose(Arc::into_inner(engine).unwrap());
+    lab.take_away("a");
+    assert_eq!(held(&lab.recover("new").unwrap()), 61);
+}

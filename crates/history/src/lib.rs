@@ -111,7 +111,8 @@ pub fn stored_row(engine_key: &[u8], stored: &Bytes) -> Result<Row, ReadStop> {
     decode_versioned(engine_key, stored)
 }
 
-fn encode_versioned(since: Version, row: &[u8]) -> Bytes {
+/// What the engine holds for a versioned row.
+pub fn encode_versioned(since: Version, row: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(9 + row.len());
     out.put_u8(ROW_FORMAT);
     out.put_u64(since.0);
@@ -119,7 +120,8 @@ fn encode_versioned(since: Version, row: &[u8]) -> Bytes {
     out.freeze()
 }
 
-fn encode_plain(row: &[u8]) -> Bytes {
+/// What the engine holds for a row of a table that is not versioned.
+pub fn encode_plain(row: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(1 + row.len());
     out.put_u8(ROW_FORMAT);
     out.put_slice(row);

@@ -215,19 +215,31 @@ impl RemoteStore {
         match self.hedged.read(|| self.client.objects.get_range(&at, offset..end), settles).await {
             Ok(bytes) if bytes.len() == len as usize => Ok(bytes),
             Ok(_) => Err(self.too_short(name, end).await),
-            Err(Error::NotFound { .. }) => {
-                // A bucket without the marker is another one: nothing is missing there.
-                self.check_marker().await.map_err(|error| {
-                    StoreError::unavailable(
-                        name,
-                        Errno::EIO,
-                        format!("it is not there, and {}", error.reason),
-                    )
-                })?;
-                Err(StoreError::missing(name, format!("there is no such object in {}", self.kind)))
-            }
+            Err(Error::NotFound { .. }) => Err(self.not_there(name).await),
             Err(error) if begins_behind_end(&error) => Err(self.too_short(name, end).await),
             Err(error) => Err(self.unavailable(name, "it cannot be read", &error)),
+        }
+    }
+
+    async fn get_whole(&self, name: &str) -> Result<Bytes, StoreError> {
+        super::check_name(name)?;
+        let _permit = self.permits.acquire().await;
+        let read = async { self.client.objects.get(&self.at(name)).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(bytes),
+            Err(Error::NotFound { .. }) => Err(self.not_there(name).await),
+            Err(error) => Err(self.unavailable(name, "it cannot be read", &error)),
+        }
+    }
+
+    /// A bucket without the marker is another one: nothing is missing there.
+    async fn not_there(&self, name: &str) -> StoreError {
+        match self.check_marker().await {
+            Ok(()) => StoreError::missing(name, format!("there is no such object in {}", self.kind)),
+            Err(error) => {
+                let reason = format!("it is not there, and {}", error.reason);
+                StoreError::unavailable(name, Errno::EIO, reason)
+            }
         }
     }
 
@@ -327,6 +339,10 @@ impl ObjectPort for RemoteStore {
 }
 
 impl StorePort for RemoteStore {
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get_whole(name).boxed()
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.delete_object(name).boxed()
     }

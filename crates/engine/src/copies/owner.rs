@@ -57,6 +57,10 @@ pub enum Health {
 struct Copy {
     /// All before this is on its disk.
     acked: Place,
+    /// It acknowledged all up to here, which is where a group ends: what a crash leaves of it ends no earlier.
+    whole: Place,
+    /// When it acknowledged this, the log ended here: what `whole` becomes next.
+    mark: Place,
     /// Nothing can be recovered from it yet, however far it is.
     fills: bool,
     health: Health,
@@ -132,7 +136,8 @@ impl Owner {
             let copy = self.copies.entry(name.clone()).or_insert_with(|| {
                 new.push(name.clone());
                 let (acked, health) = (Place::default(), Health::Behind);
-                Copy { acked, fills: false, health, owes_since_ms: None, wanted: true }
+                let (whole, mark) = (acked, self.target);
+                Copy { acked, whole, mark, fills: false, health, owes_since_ms: None, wanted: true }
             });
             copy.wanted = wanted.members.contains(name);
         }
@@ -157,6 +162,12 @@ impl Owner {
         let (target, promised) = (self.target, self.promised);
         if let Some(copy) = self.copies.get_mut(name) {
             (copy.acked, copy.fills) = (place, false);
+            // Parts may end within groups, so it is where the log ended that is known to be whole.
+            for end in [copy.mark, target] {
+                if place >= end {
+                    (copy.whole, copy.mark) = (copy.whole.max(end), target);
+                }
+            }
             copy.owes_since_ms = (place < target).then_some(now_ms);
             copy.health = if place >= promised { Health::Following } else { Health::Behind };
         }
@@ -191,11 +202,18 @@ impl Owner {
         }
     }
 
+    /// A copy that was reached ends at `end`: whether that is less than it had acknowledged, and if so whether it counts.
+    pub fn went_back(&self, name: &str, end: Place) -> Option<bool> {
+        let copy = self.copies.get(name).filter(|copy| end < copy.whole)?;
+        Some(!copy.fills && self.counted().contains(name))
+    }
+
     /// A copy that had failed is tried again, and goes on at `place`. That is known together: as long as it is thought to have
     /// what it had before it failed, it could be left as the only one that counts.
     pub fn retried(&mut self, name: &str, place: Place, fills: bool, now_ms: u64) {
         if let Some(copy) = self.copies.get_mut(name) {
             (copy.acked, copy.fills) = (place, fills);
+            (copy.whole, copy.mark) = (copy.whole.min(place), self.target);
             copy.health = Health::Behind;
             copy.owes_since_ms = Some(now_ms);
         }

@@ -49,9 +49,9 @@ struct Shipping<'a> {
 impl Copies {
     /// Ships to a copy until the copies are closed or it is no longer wanted.
     pub(super) fn keep_shipping(self: &Arc<Self>, name: &str, number: u64, source: &dyn Source) {
-        let mut told = false;
+        let (mut told, mut lost) = (false, false);
         loop {
-            let Err(error) = self.ship(name, number, source, &mut told) else { return };
+            let Err(error) = self.ship(name, number, source, &mut told, &mut lost) else { return };
             let mut state = self.lock();
             if state.closing || !state.is_shipper(name, number) {
                 return;
@@ -85,10 +85,32 @@ impl Copies {
         number: u64,
         source: &dyn Source,
         told: &mut bool,
+        lost: &mut bool,
     ) -> Result<(), CopyError> {
         let mut link = (self.setup.connect)(name)?;
         let epoch = self.lock().owner.epoch();
         let holding = link.open(epoch)?;
+        let went_back = self.lock().owner.went_back(name, holding.end());
+        if let Some(counts) = went_back {
+            let end = holding.end();
+            let why = format!(
+                "it has less than it had acknowledged, and ends at offset {} of segment {}: its folder is an old copy, or its \
+                 disk lost what was saved; it does not count until it has been caught up",
+                end.offset, end.segment
+            );
+            if !std::mem::replace(lost, true) {
+                tracing::error!(copy = name, "the log copy went back: {why}");
+            }
+            // A recovery could be from this one alone as long as it counts.
+            if counts {
+                // In one step, so that nothing is ever acknowledged for what it lost. As it was whole, it stays one that went back.
+                self.tell(name, number, |owner| {
+                    owner.reached(name, end, false);
+                    owner.failed(name, &why);
+                });
+                return Err(CopyError::Unusable(why));
+            }
+        }
         self.tell(name, number, |owner| owner.reached(name, holding.end(), holding.filling));
         let target = self.lock().owner.target();
         let place = self.agree((name, number), &mut *link, source, &holding, target, epoch)?;
@@ -103,6 +125,7 @@ impl Copies {
         let now_ms = self.now_ms();
         self.tell(name, number, |owner| owner.retried(name, place, holding.filling, now_ms));
         self.answered(&mut to, 0)?;
+        *lost = false;
         if std::mem::take(told) {
             tracing::info!(copy = name, "the log copy is back and catches up");
         }

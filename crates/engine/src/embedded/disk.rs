@@ -56,6 +56,9 @@ pub trait DiskFile: Send + Sync + 'static {
     /// run out of space later.
     fn allocate(&self, length: u64) -> io::Result<()>;
 
+    /// Cuts the file off after `length` bytes and gives back the space behind them. A power cut may undo it.
+    fn truncate(&self, length: u64) -> io::Result<()>;
+
     /// Makes what was written durable, with the length.
     fn sync_data(&self) -> io::Result<()>;
 
@@ -179,6 +182,10 @@ impl DiskFile for RealFile {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(&self.0, length)?)
     }
 
     fn sync_data(&self) -> io::Result<()> {

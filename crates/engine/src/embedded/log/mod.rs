@@ -180,11 +180,20 @@ impl<D: Disk> Log<D> {
         let header = header_after(end);
         let needed = SEGMENT_HEADER as u64 + group_length(body) as u64;
         let (file, bytes) = create_segment(&self.disk, &header, self.segment_bytes.max(needed))?;
-        *lock(&self.current) = Arc::new(file);
+        let ended = std::mem::replace(&mut *lock(&self.current), Arc::new(file));
         *lock(&self.allocated) = bytes;
+        // The header of the next one says durably where this one ends: what was reserved behind that, whoever copies
+        // or checks the log need not read. It is only space, so nothing fails with it.
+        let cut = ended.truncate(end.place.offset);
+        if let Err(error) = &cut {
+            tracing::warn!("cannot give back the rest of {}: {error}", self.path(end.place.segment));
+        }
         let mut segments = lock(&self.segments);
         if let Some(before) = segments.back_mut() {
             before.end = Some(end.place.offset);
+            if cut.is_ok() {
+                before.bytes = end.place.offset;
+            }
         }
         segments.push_back(SegmentInfo { number: header.segment, last: end.version, bytes, end: None });
         Ok(Place { segment: header.segment, offset: SEGMENT_HEADER as u64 })
