@@ -121,6 +121,17 @@ pub fn list_objects<R: Reads + ?Sized>(
         .collect()
 }
 
+/// How an object is counted, if it is.
+pub fn object_refs<R: Reads + ?Sized>(
+    reads: &R,
+    index: VolumeIndex,
+    id: ObjectId,
+) -> Result<Option<Refs>, ReadStop> {
+    let key = object_key(id);
+    let row = Snapshot::new(reads, index, None).get_plain(OBJECT, &key)?;
+    row.map(|row| Refs::decode(OBJECT, &key, &row)).transpose()
+}
+
 fn page<R: Reads + ?Sized>(
     reads: &R,
     index: VolumeIndex,
@@ -159,22 +170,36 @@ pub fn gone_objects<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<
     }
 }
 
-/// How many objects of earlier incarnations a volume has rows of: a volume that was restored from images names those of its
-/// source.
+/// What a volume that was restored from images has rows of that its source stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Foreign {
+    /// Objects of earlier incarnations that rows name, and the stored bytes that they name of them.
+    pub named: Sum,
+    /// Objects that nothing names any more, and that readers may still know of.
+    pub unnamed: u64,
+}
+
+/// What a volume has of objects of earlier incarnations than this one.
 pub fn foreign_objects<R: Reads + ?Sized>(
     reads: &R,
     index: VolumeIndex,
     incarnation: u16,
-) -> Result<u64, ReadStop> {
-    let (mut count, mut after) = (0, None);
+) -> Result<Foreign, ReadStop> {
+    let (mut foreign, mut after) = (Foreign::default(), None);
     loop {
         // Incarnations come first in keys.
         let page = list_objects(reads, index, after, PAGE)?;
-        let foreign = page.iter().take_while(|(id, _)| id.incarnation < incarnation).count();
-        count += foreign as u64;
+        for (_, refs) in page.iter().take_while(|(id, _)| id.incarnation < incarnation) {
+            if refs.rows > 0 {
+                foreign.named.add(refs.named);
+            } else if refs.condemned.is_none() {
+                // What is condemned is let go, or was: of it the row may stay until a store is looked through.
+                foreign.unnamed += 1;
+            }
+        }
         match page.last() {
-            Some((last, _)) if foreign == PAGE => after = Some(*last),
-            _ => return Ok(count),
+            Some((last, _)) if page.len() == PAGE && last.incarnation < incarnation => after = Some(*last),
+            _ => return Ok(foreign),
         }
     }
 }

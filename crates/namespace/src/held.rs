@@ -1,12 +1,12 @@
 //! Every slice that a row names, live or of the past: for who checks that its bytes are there.
 
 use crate::pack::moved;
-use crate::rows::{Format, SLICE, STAGED, SliceRow, Staged, parse_slice_key, staged_key};
+use crate::rows::{Format, SLICE, STAGED, SliceRow, Staged, parse_slice_key, slice_key, staged_key};
 use bytes::Bytes;
 use chronofs_core::slice::{Place, Slice, SliceKey};
 use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
-use chronofs_history::Snapshot;
+use chronofs_history::{Row, Snapshot};
 
 /// A slice, and how long its row held.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +30,19 @@ pub struct HeldSlice {
 pub struct HeldFrom {
     past: bool,
     start: Vec<u8>,
+}
+
+impl HeldFrom {
+    /// In a form that can be kept.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&[u8::from(self.past)], &self.start[..]].concat()
+    }
+
+    /// Reads what [`HeldFrom::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Option<HeldFrom> {
+        let (past, start) = bytes.split_first()?;
+        (*past <= 1).then(|| HeldFrom { past: *past == 1, start: start.to_vec() })
+    }
 }
 
 /// Up to `limit` slices of a volume, the live ones first, and where the next page begins. Rows that cannot be read as
@@ -60,26 +73,58 @@ pub fn held_slices<R: Reads + ?Sized>(
     };
     let mut found = Vec::with_capacity(rows.len());
     for (key, row, until) in rows {
-        let Ok(SliceRow { mut slice, .. }) = SliceRow::decode(SLICE, &key, &row.value) else { continue };
-        let (ino, slice_key) = parse_slice_key(&key);
-        let mut staged = None;
-        if let Place::Staged(seal) = &slice.place {
-            let seal = *seal;
-            let key = staged_key(seal.id);
-            let row = tables.get_plain(STAGED, &key)?;
-            staged = row.and_then(|row| Staged::decode(STAGED, &key, &row).ok()).map(|staged| staged.bytes);
-            if staged.is_none()
-                && let Some(moved) = moved(&tables, seal.id)?
-            {
-                slice.place = Place::Moved(seal, moved.object, moved.at);
-            }
+        found.extend(held(&tables, &key, &row, until)?);
+    }
+    Ok((found, next))
+}
+
+/// The same slice as rows have it now: it may be of the past by now, its bytes may have been moved, and it may be gone.
+pub fn held_again<R: Reads + ?Sized>(
+    reads: &R,
+    volume: VolumeIndex,
+    slice: &HeldSlice,
+) -> Result<Option<HeldSlice>, ReadStop> {
+    let tables = Snapshot::new(reads, volume, None);
+    let key = slice_key(slice.ino, slice.key);
+    if let Some(row) = tables.get(SLICE, &key)?.filter(|row| row.since == slice.since) {
+        return held(&tables, &key, &row, None);
+    }
+    let mut start = key.to_vec();
+    loop {
+        let Some(past) = tables.history(SLICE, &start, 1)?.pop().filter(|past| past.key() == key) else {
+            return Ok(None);
+        };
+        if past.row.since == slice.since {
+            return held(&tables, &key, &past.row, Some(past.until()));
         }
-        if let Place::Object(seal, _) = slice.place
-            && let Some(moved) = moved(&tables, seal.id)?
+        start = [&past.place[..], &[0]].concat();
+    }
+}
+
+fn held<R: Reads>(
+    tables: &Snapshot<R>,
+    key: &[u8],
+    row: &Row,
+    until: Option<Version>,
+) -> Result<Option<HeldSlice>, ReadStop> {
+    let Ok(SliceRow { mut slice, .. }) = SliceRow::decode(SLICE, key, &row.value) else { return Ok(None) };
+    let (ino, slice_key) = parse_slice_key(key);
+    let mut staged = None;
+    if let Place::Staged(seal) = &slice.place {
+        let seal = *seal;
+        let key = staged_key(seal.id);
+        let row = tables.get_plain(STAGED, &key)?;
+        staged = row.and_then(|row| Staged::decode(STAGED, &key, &row).ok()).map(|staged| staged.bytes);
+        if staged.is_none()
+            && let Some(moved) = moved(tables, seal.id)?
         {
             slice.place = Place::Moved(seal, moved.object, moved.at);
         }
-        found.push(HeldSlice { ino, key: slice_key, slice, staged, since: row.since, until });
     }
-    Ok((found, next))
+    if let Place::Object(seal, _) = slice.place
+        && let Some(moved) = moved(tables, seal.id)?
+    {
+        slice.place = Place::Moved(seal, moved.object, moved.at);
+    }
+    Ok(Some(HeldSlice { ino, key: slice_key, slice, staged, since: row.since, until }))
 }

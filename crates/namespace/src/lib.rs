@@ -14,6 +14,7 @@ mod ctx;
 mod held;
 mod leave;
 mod look;
+mod named;
 mod op;
 mod pack;
 mod paths;
@@ -28,6 +29,7 @@ mod restored;
 pub mod rows;
 mod slices;
 mod slots;
+mod spent;
 mod step;
 mod system;
 #[cfg(test)]
@@ -36,27 +38,29 @@ mod verify;
 mod xattr;
 
 pub use collect::{
-    Judged, foreign_objects, gone_objects, judge, list_condemned, list_objects, live_stored_bytes,
-    retired_since, tally,
+    Foreign, Judged, foreign_objects, gone_objects, judge, list_condemned, list_objects, live_stored_bytes,
+    object_refs, retired_since, tally,
 };
 pub use create::TARGET_LEN_MAX;
 pub use ctx::{Ctx, FREED_MAX, Outcome, SystemCtx};
-pub use held::{HeldFrom, HeldSlice, held_slices};
+pub use held::{HeldFrom, HeldSlice, held_again, held_slices};
+pub use named::{Named, NamedFor, names_of};
 pub use op::LINKS_MAX;
 pub use pack::{StagedPage, staged_slices};
 pub use paths::{first_purge, list_orphans, resolve, usage};
-pub use protect::{KeptInstant, list_kept, list_unproven, protected_instants};
+pub use protect::{KeptInstant, check_kept_instant, list_kept, list_unproven, protected_instants, unproven};
 pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use repack::{IndexedSlice, PoorObject, needed_slices, poor_object};
 pub use restored::restored;
+pub use spent::{Lies, SpentBlock, SpentSlice, inode_page, last_known, spent_blocks};
 pub use step::GRANT_MAX;
 pub use system::{
     SystemError, SystemOutcome, SystemReply, check_instant, instants, list_sessions, list_volumes, session,
     skip_lost_inos, volume,
 };
-pub use verify::{Fault, verify};
+pub use verify::{Fault, mends, verify, verify_each};
 pub use xattr::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
 
 use chronofs_core::Errno;

@@ -2,11 +2,12 @@
 
 use crate::rows::{Format, HOLD, Kept, PIN, STORE_WIDE, Session, UNPROVEN, Unproven, Volume};
 use crate::system::{
-    Decided, Steward, SystemError, SystemReply, check_instant, instants, number_of, scan_plain,
+    Decided, Steward, SystemError, SystemReply, check_gaps, check_instant, instants, list_volumes, number_of,
+    scan_plain,
 };
 use chronofs_core::{SessionId, Version, VolumeIndex};
-use chronofs_engine::{ReadStop, Reads};
-use chronofs_history::Protected;
+use chronofs_engine::{Batch, ReadStop, Reads};
+use chronofs_history::{Protected, Txn};
 use uuid::Uuid;
 
 /// A hold or a pin: its volume, its id, and its row.
@@ -44,6 +45,40 @@ pub fn list_unproven<R: Reads + ?Sized>(reads: &R) -> Result<Vec<(VolumeIndex, V
     Ok(rows.map(|(key, row)| (VolumeIndex(number_of(&key) as u32), row.survived)).collect())
 }
 
+/// What a start would note of every volume, going on from `survived`: for a commit that is made before one, after which a start
+/// would take that commit for what survived. What an earlier start noted stays.
+pub fn unproven<R: Reads>(reads: &R, survived: Version) -> Result<Batch, ReadStop> {
+    let mut store = Txn::new(reads, STORE_WIDE, survived, false);
+    for (index, volume) in list_volumes(reads)? {
+        let key = index.0.to_be_bytes();
+        if !volume.is_gone() && store.get_plain(UNPROVEN, &key)?.is_none() {
+            store.put_plain(UNPROVEN, &key, &Unproven { flags: 0, survived }.encode()?);
+        }
+    }
+    Ok(store.into_batch())
+}
+
+/// Whether an instant of a volume can be had at `now`: it lies in the window, or what is kept covers it.
+pub fn check_kept_instant(
+    index: VolumeIndex,
+    volume: &Volume,
+    at: Version,
+    now: Version,
+    kept: &[KeptInstant],
+) -> Result<(), SystemError> {
+    let had = volume.born <= at && at <= now && whole(index, kept).covers(at, at);
+    match check_instant(volume, at, now) {
+        Err(SystemError::Instant { .. }) if had => check_gaps(volume, at),
+        checked => checked,
+    }
+}
+
+/// The instants that are kept without a break since they were in the window.
+fn whole(index: VolumeIndex, kept: &[KeptInstant]) -> Protected {
+    let ours = kept.iter().filter(|(of, _, row)| *of == index && row.flags & Kept::UNSURE == 0);
+    ours.map(|(_, _, row)| (row.at, row.to)).collect()
+}
+
 fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
     [&index.0.to_be_bytes()[..], id.as_bytes()].concat()
 }
@@ -51,7 +86,13 @@ fn kept_key(index: VolumeIndex, id: Uuid) -> Vec<u8> {
 impl<R: Reads + ?Sized> Steward<'_, R> {
     /// Keeps instants readable: with an end as a hold, without as a pin. A volume that is deleted and can be taken back has
     /// them as any. Doing it again is no error, and may move the end further away.
-    pub(crate) fn keep(&mut self, volume: Uuid, id: Uuid, kept: Kept, found: bool) -> Decided<SystemReply> {
+    pub(crate) fn keep(
+        &mut self,
+        volume: Uuid,
+        id: Uuid,
+        mut kept: Kept,
+        found: bool,
+    ) -> Decided<SystemReply> {
         let (index, mut row) = self.any_volume(volume)?;
         let all = list_kept(self.reads)?;
         let known = all.iter().find(|(of, known, _)| (*of, *known) == (index, id));
@@ -64,14 +105,15 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             return Err(SystemError::BadSpec(bad).into());
         }
         // What others keep without a break is whole, wherever the horizon is by now.
-        let others = all.iter().filter(|(of, ..)| *of == index).map(|(_, _, row)| (row.at, row.to));
-        let is_kept = others.collect::<Protected>().covers(kept.at, kept.to);
+        let is_kept = whole(index, &all).covers(kept.at, kept.to);
         if (row.is_given_up() || row.is_gone()) && !is_kept {
             return Err(SystemError::GivenUp(volume).into());
         }
-        if !found && !is_kept {
-            check_instant(&row, kept.at, now)?;
-            check_instant(&row, kept.to, now)?;
+        let checked = check_instant(&row, kept.at, now).and(check_instant(&row, kept.to, now));
+        match checked {
+            Err(error) if !found && !is_kept => return Err(error.into()),
+            Err(_) if !is_kept => kept.flags |= Kept::UNSURE,
+            _ => {}
         }
         row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;

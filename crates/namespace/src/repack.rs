@@ -89,9 +89,9 @@ pub fn needed_slices<R: Reads + ?Sized>(
     slices: &[IndexedSlice],
 ) -> Result<Option<Vec<(usize, u32)>>, ReadStop> {
     let tables = Snapshot::new(reads, index, None);
-    let kept = list_kept(reads)?.into_iter();
-    let pins: Vec<(Version, Version)> =
-        kept.filter(|(of, ..)| *of == index).map(|(.., row)| (row.at, row.to)).collect();
+    let parted = parted_from(reads, index, object)?;
+    let kept = list_kept(reads)?.into_iter().filter(|(of, _, row)| *of == index && row.made >= parted);
+    let pins: Vec<(Version, Version)> = kept.map(|(.., row)| (row.at, row.to)).collect();
     let packed = object.session == SessionId::SERVER;
     let (mut needed, mut blocks, mut rows_found) = (Vec::new(), BTreeMap::new(), 0u32);
     for (n, slice) in slices.iter().enumerate() {
@@ -123,6 +123,17 @@ pub fn needed_slices<R: Reads + ?Sized>(
     let refs = tables.get_plain(OBJECT, &key)?.map(|row| Refs::decode(OBJECT, &key, &row)).transpose()?;
     let overlooked = !packed && refs.is_none_or(|refs| refs.rows != rows_found);
     Ok((!overlooked).then_some(needed))
+}
+
+/// Of an object that the source of a restore stored, since when the volume goes its own way. What is kept from before is kept for
+/// images of the source, which sees to that itself: nothing that goes here goes there.
+fn parted_from<R: Reads + ?Sized>(
+    reads: &R,
+    index: VolumeIndex,
+    object: ObjectId,
+) -> Result<Version, ReadStop> {
+    let volume = system::volume(reads, index)?.filter(|volume| object.incarnation < volume.incarnation);
+    Ok(volume.and_then(|volume| volume.gaps.last().map(|(_, after)| *after)).unwrap_or(Version::ZERO))
 }
 
 /// Whether a moved slice lies just there, and a row names it.

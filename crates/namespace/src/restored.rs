@@ -4,6 +4,9 @@
 //! So every volume gets a new incarnation, and with it inode numbers and objects of its own. Sessions and objects of the
 //! server are counted from a number drawn far ahead, so that two stores that were put back from one set differ as well.
 //! Who was connected to the source is not connected here. Instants between the images and now were another's.
+//!
+//! Holds stay as they are. The set keeps the past that could be had without them; objects of what was older are the source's to keep, and
+//! are gone when its hold ends.
 
 use crate::pack::packs;
 use crate::rows::{CLOSED, Closed, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};

@@ -3,7 +3,7 @@
 use crate::counted::count;
 use crate::ctx::{Ctx, Fail, SystemCtx};
 use crate::op::Op;
-use crate::protect::{list_kept, protected_instants};
+use crate::protect::{check_kept_instant, list_kept, protected_instants};
 use crate::read;
 use crate::restored::of_new_volume;
 use crate::rows::{
@@ -362,7 +362,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             return Ok(SystemReply::Session { id, session: Box::new(session) });
         }
         if let Some(at) = at {
-            check_instant(&row, at, self.ctx.version)?;
+            check_kept_instant(index, &row, at, self.ctx.version, &list_kept(self.reads)?)?;
             row.leases =
                 row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
             self.put_volume(index, &row)?;
@@ -522,6 +522,10 @@ pub fn check_instant(volume: &Volume, at: Version, now: Version) -> Result<(), S
     if at < earliest || at > latest {
         return Err(SystemError::Instant { at, earliest, latest });
     }
+    check_gaps(volume, at)
+}
+
+pub(crate) fn check_gaps(volume: &Volume, at: Version) -> Result<(), SystemError> {
     match volume.gaps.iter().find(|(before, after)| *before < at && at < *after) {
         Some(&(before, after)) => Err(SystemError::Gap { at, before, after }),
         None => Ok(()),

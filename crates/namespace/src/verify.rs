@@ -3,15 +3,18 @@
 mod content;
 mod counts;
 mod history;
+mod mend;
 mod tree;
+
+pub use mend::mends;
 
 use crate::leave::is_bare;
 use crate::protect::list_kept;
 use crate::rows::{COUNTERS, Counters, Format, PURGE, STORE, STORE_WIDE, Store, VOLUME, Volume, ino_key};
 use crate::system::{list_sessions, list_volumes};
 use bytes::Bytes;
-use chronofs_core::{Ino, VolumeIndex};
-use chronofs_engine::{ReadStop, Reads};
+use chronofs_core::{Ino, Version, VolumeIndex};
+use chronofs_engine::{Change, ReadStop, Reads};
 use chronofs_history::{Row, Snapshot, Table};
 use std::fmt;
 
@@ -30,6 +33,15 @@ pub struct Fault {
     pub found: String,
     /// What should be.
     pub expected: String,
+    /// The change that makes it so, where other rows say what should be.
+    pub mend: Option<Change>,
+}
+
+impl Fault {
+    /// All but what is found there.
+    fn what(&self) -> (VolumeIndex, &'static str, Bytes, String) {
+        (self.volume, self.table, self.key.clone(), self.expected.clone())
+    }
 }
 
 impl fmt::Display for Fault {
@@ -45,11 +57,26 @@ impl fmt::Display for Fault {
 /// Checks every row of every volume. No faults: no invariant is broken. An error: reading failed.
 pub fn verify<R: Reads + ?Sized>(reads: &R) -> Result<Vec<Fault>, ReadStop> {
     let mut faults = Vec::new();
+    verify_each(reads, &mut |fault| faults.push(fault))?;
+    Ok(faults)
+}
+
+/// As [`fn@verify`], and calls `found` with each fault at once.
+pub fn verify_each<R: Reads + ?Sized>(reads: &R, found: &mut dyn FnMut(Fault)) -> Result<(), ReadStop> {
+    verify_at(reads, Version::ZERO, found)
+}
+
+/// The same; mends are made for a commit at `version`.
+fn verify_at<R: Reads + ?Sized>(
+    reads: &R,
+    version: Version,
+    found: &mut dyn FnMut(Fault),
+) -> Result<(), ReadStop> {
     let volumes = list_volumes(reads)?;
-    verify_store(reads, &volumes, &mut faults)?;
+    verify_store(reads, &volumes, found)?;
     for (index, volume) in &volumes {
-        let mut check =
-            Check { tables: Snapshot::new(reads, *index, None), volume, index: *index, faults: &mut faults };
+        let tables = Snapshot::new(reads, *index, None);
+        let mut check = Check { tables, volume, index: *index, version, unreadable: 0, found: &mut *found };
         if !volume.is_live() && check_leaving(reads, &mut check)? {
             continue;
         }
@@ -59,7 +86,7 @@ pub fn verify<R: Reads + ?Sized>(reads: &R) -> Result<Vec<Fault>, ReadStop> {
         counts::check(&mut check)?;
         check_counters(&mut check, sums)?;
     }
-    Ok(faults)
+    Ok(())
 }
 
 /// Checks a volume whose rows go in any order; whether that is all there is to check.
@@ -87,17 +114,33 @@ struct Check<'a, R> {
     tables: Snapshot<R>,
     volume: &'a Volume,
     index: VolumeIndex,
-    faults: &'a mut Vec<Fault>,
+    /// Of the commit that mends.
+    version: Version,
+    /// Rows that could not be read so far.
+    unreadable: u64,
+    found: &'a mut dyn FnMut(Fault),
 }
 
 impl<R: Reads + Copy> Check<'_, R> {
     fn fault(&mut self, table: Table, key: &[u8], found: impl Into<String>, expected: impl Into<String>) {
-        self.faults.push(Fault {
+        self.fault_with(table, key, found, expected, None);
+    }
+
+    fn fault_with(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        found: impl Into<String>,
+        expected: impl Into<String>,
+        mend: Option<Change>,
+    ) {
+        (self.found)(Fault {
             volume: self.index,
             table: table.name,
             key: Bytes::copy_from_slice(key),
             found: found.into(),
             expected: expected.into(),
+            mend,
         });
     }
 
@@ -110,8 +153,21 @@ impl<R: Reads + Copy> Check<'_, R> {
         found: T,
         expected: T,
     ) {
+        self.equal_with(table, key, what, found, expected, None);
+    }
+
+    /// The same, of what other rows say.
+    fn equal_with<T: PartialEq + fmt::Debug>(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        what: &str,
+        found: T,
+        expected: T,
+        mend: Option<Change>,
+    ) {
         if found != expected {
-            self.fault(table, key, format!("{what} {found:?}"), format!("{expected:?}"));
+            self.fault_with(table, key, format!("{what} {found:?}"), format!("{expected:?}"), mend);
         }
     }
 
@@ -120,6 +176,7 @@ impl<R: Reads + Copy> Check<'_, R> {
         match T::decode(table, key, row) {
             Ok(row) => Some(row),
             Err(error) => {
+                self.unreadable += 1;
                 self.fault(table, key, error.to_string(), "a row of this format");
                 None
             }
@@ -192,11 +249,20 @@ fn check_counters<R: Reads + Copy>(check: &mut Check<'_, R>, sums: Sums) -> Resu
         check.fault(COUNTERS, &[], "no row", "one");
         return Ok(());
     };
-    check.equal(COUNTERS, &[], "used inodes", counters.used_inodes, sums.inodes);
-    check.equal(COUNTERS, &[], "used bytes", counters.used_bytes, sums.bytes);
-    if counters.next_ino <= sums.counter_max {
+    // An inode that cannot be read is one that is not summed up.
+    let right = Counters {
+        next_ino: counters.next_ino.max(sums.counter_max + 1),
+        used_bytes: sums.bytes,
+        used_inodes: sums.inodes,
+        ..counters
+    };
+    let mend = if check.unreadable == 0 { Some(check.plain(COUNTERS, &[], &right)?) } else { None };
+    let Counters { used_inodes, used_bytes, next_ino, .. } = counters;
+    check.equal_with(COUNTERS, &[], "used inodes", used_inodes, sums.inodes, mend.clone());
+    check.equal_with(COUNTERS, &[], "used bytes", used_bytes, sums.bytes, mend.clone());
+    if next_ino <= sums.counter_max {
         let expected = format!("above {}, which is in use", sums.counter_max);
-        check.fault(COUNTERS, &[], format!("next inode counter {}", counters.next_ino), expected);
+        check.fault_with(COUNTERS, &[], format!("next inode counter {next_ino}"), expected, mend);
     }
     Ok(())
 }
@@ -204,11 +270,12 @@ fn check_counters<R: Reads + Copy>(check: &mut Check<'_, R>, sums: Sums) -> Resu
 fn verify_store<R: Reads + ?Sized>(
     reads: &R,
     volumes: &[(VolumeIndex, Volume)],
-    faults: &mut Vec<Fault>,
+    found: &mut dyn FnMut(Fault),
 ) -> Result<(), ReadStop> {
     let Some((_, first)) = volumes.first() else { return Ok(()) };
     let tables = Snapshot::new(reads, STORE_WIDE, None);
-    let mut check = Check { tables, volume: first, index: STORE_WIDE, faults };
+    let version = Version::ZERO;
+    let mut check = Check { tables, volume: first, index: STORE_WIDE, version, unreadable: 0, found };
     let row = tables.get_plain(STORE, &[])?;
     let Some(store) = row.and_then(|row| check.decode::<Store>(STORE, &[], &row)) else {
         check.fault(STORE, &[], "no row", "one");
@@ -222,7 +289,9 @@ fn verify_store<R: Reads + ?Sized>(
         }
         let leases = sessions.iter().filter(|(_, s)| s.volume == *index && s.at.is_some()).count()
             + kept.iter().filter(|(of, ..)| of == index).count();
-        check.equal(VOLUME, &key, "leases", volume.leases as usize, leases);
+        let right = Volume { leases: u32::try_from(leases).unwrap_or(u32::MAX), ..volume.clone() };
+        let mend = Some(check.plain(VOLUME, &key, &right)?);
+        check.equal_with(VOLUME, &key, "leases", volume.leases as usize, leases, mend);
     }
     for (id, session) in &sessions {
         let key = id.0.to_be_bytes();

@@ -122,7 +122,7 @@ impl Tally {
 /// Instants that are kept.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Kept {
-    /// None known.
+    /// [`Kept::UNSURE`].
     pub flags: u16,
     /// The first instant.
     pub at: Version,
@@ -134,6 +134,12 @@ pub struct Kept {
     pub ends: Option<Version>,
     /// What for, in words.
     pub note: String,
+}
+
+impl Kept {
+    /// It was found in the block store when some of its instants had left the window: it protects what is there, but rows of
+    /// them may be forgotten already, so they cannot be mounted by it.
+    pub const UNSURE: u16 = 1;
 }
 
 /// The metadata of a volume may be an old copy: its pins in the block store were not read since it was started on.
@@ -151,5 +157,5 @@ row_format!(Condemned, 0);
 row_format!(Moved, 0);
 row_format!(Packs, 0);
 row_format!(Tally, Tally::REPACKED);
-row_format!(Kept, 0);
+row_format!(Kept, Kept::UNSURE);
 row_format!(Unproven, 0);

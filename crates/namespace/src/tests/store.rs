@@ -124,6 +124,41 @@ fn only_instants_that_can_be_had_are_leased() {
 }
 
 #[test]
+fn what_is_held_can_be_leased_when_the_window_has_passed_unless_it_was_found_too_late() {
+    let mut fs = Fs::new();
+    let (from, to) = (fs.now(), Version(fs.now().0 + 10));
+    let keep = |id, at, to, found| SystemRequest::Keep {
+        volume: spec().id,
+        id: uuid::Uuid::from_u128(id),
+        at,
+        to,
+        ends: None,
+        note: String::new(),
+        found,
+    };
+    fs.version += SECOND;
+    fs.system(keep(1, from, to, false)).unwrap();
+    fs.version += 4000 * SECOND;
+    let before = Version(from.0 - 1);
+    // It lay in the block store, and its rows may be gone: it is protected, and no more.
+    let stray = Version(to.0 + 100);
+    fs.system(keep(2, stray, stray, true)).unwrap();
+    for (n, refused) in [before, Version(to.0 + 1), stray].into_iter().enumerate() {
+        let said = fs.system(open(20 + n as u128, Some(refused)));
+        assert!(matches!(said, Err(SystemError::Instant { .. })), "{refused}: {said:?}");
+    }
+    let late = fs.system(keep(3, stray, stray, false));
+    assert!(matches!(late, Err(SystemError::Instant { .. })), "{late:?}");
+    for (n, held) in [from, to].into_iter().enumerate() {
+        session_id(fs.system(open(30 + n as u128, Some(held))));
+    }
+    fs.system(keep(4, to, to, false)).unwrap();
+    fs.system(SystemRequest::Release { volume: spec().id, id: uuid::Uuid::from_u128(1) }).unwrap();
+    assert!(matches!(fs.system(open(40, Some(from))), Err(SystemError::Instant { .. })));
+    session_id(fs.system(open(41, Some(to))));
+}
+
+#[test]
 fn instants_in_a_gap_are_refused_with_its_ends() {
     let mut fs = Fs::new();
     let mut row = volume(&fs.state, VOLUME).unwrap().unwrap();

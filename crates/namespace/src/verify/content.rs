@@ -44,6 +44,7 @@ pub(super) fn check<R: Reads + Copy>(check: &mut Check<'_, R>) -> Result<(), Rea
 fn file<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], inode: &Inode) -> Result<(), ReadStop> {
     let Body::File { size, allocated, data_version, .. } = &inode.body else { return Ok(()) };
     let mut sum = 0;
+    let unreadable = check.unreadable;
     let mut block: Vec<(SliceKey, Slice)> = Vec::new();
     check.each::<SliceRow>(SLICE, key, |check, slice_key, row| {
         let (_, slice_key) = parse_slice_key(slice_key);
@@ -55,7 +56,12 @@ fn file<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], inode: &Inode) ->
         Ok(())
     })?;
     sum += block_of(check, key, *size, &block);
-    check.equal(INODE, key, "allocated bytes", *allocated, sum);
+    let mut right = inode.clone();
+    if let Body::File { allocated, .. } = &mut right.body {
+        *allocated = sum;
+    }
+    let mend = if check.unreadable == unreadable { check.live(INODE, key, &right)? } else { None };
+    check.equal_with(INODE, key, "allocated bytes", *allocated, sum, mend);
     if *data_version == Version::ZERO {
         check.fault(INODE, key, "no data version", "a version");
     }

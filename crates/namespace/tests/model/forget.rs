@@ -6,8 +6,10 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, Retention, Version};
 use chronofs_engine::{Commit, Engine};
 use chronofs_history::{Protected, Snapshot};
-use chronofs_namespace::rows::VERSIONED;
-use chronofs_namespace::{SystemReply, list_kept, list_sessions, protected_instants, volume};
+use chronofs_namespace::rows::{VERSIONED, Volume};
+use chronofs_namespace::{
+    KeptInstant, SystemReply, check_kept_instant, list_kept, list_sessions, protected_instants, volume,
+};
 
 impl World {
     pub fn lease(&mut self, tick: u64) -> Check {
@@ -146,11 +148,25 @@ impl World {
             let left = rows.iter().find(|past| !protected.intersects(past.row.since, past.until()));
             ensure!(left.is_none(), "{} still has {left:?}", table.name);
         }
+        self.check_kept(&row, &kept, &protected, pick)?;
         self.check_tree(None)?;
         let picked = [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0);
         let leased: Vec<Version> = self.leases.iter().map(|(_, at)| *at).collect();
         let of_sets = [pick, pick / 7, u64::MAX].map(|pick| self.of_sets(pick)).concat();
         leased.into_iter().chain(of_sets).chain(picked).try_for_each(|at| self.check_tree(Some(at)))
+    }
+
+    /// What is kept can be had, and what can be had is protected.
+    fn check_kept(&self, row: &Volume, kept: &[KeptInstant], protected: &Protected, pick: u64) -> Check {
+        let now = self.now().version;
+        let had = |at| check_kept_instant(self.index, row, at, now, kept);
+        for at in [pick, pick / 7, u64::MAX].map(|pick| self.of_sets(pick)).concat() {
+            ensure!(had(at).is_ok(), "{at} is kept: {:?}", had(at));
+        }
+        for at in [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0) {
+            ensure!(had(at).is_err() || protected.covers(at, at), "{at} can be had and is not protected");
+        }
+        Ok(())
     }
 
     pub fn expire(&mut self, picks: &[u64], limit: usize) -> Check {
