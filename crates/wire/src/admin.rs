@@ -80,6 +80,12 @@ pub struct Assignment {
     /// The disk snapshot that the cluster was restored from, once somebody has accepted that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_restore: Option<String>,
+    /// What the restored volumes need of objects that the source stored is to be copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_restored: bool,
+    /// Block stores in which this clone may be registered as a reader, and of which no volume is here any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reader_stores: Vec<AssignedStore>,
 }
 
 /// A folder that a block store is to move to.

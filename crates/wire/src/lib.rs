@@ -5,6 +5,7 @@
 //! `tests/golden` holds the bytes of every variant, and the bodies for the admin server.
 
 pub mod admin;
+pub mod analyze;
 pub mod cluster;
 pub mod frame;
 pub mod http;

@@ -3,6 +3,7 @@
 //! The server takes questions from the admin server (`GET /v1/meta/questions`) and answers them (`POST /v1/meta/answers`), as
 //! JSON over HTTPS. So it needs no way in for operators, and an account of the admin server is all that they need.
 
+use crate::analyze::{Look, Told};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::de::Error as _;
@@ -88,9 +89,25 @@ pub enum Asked {
         /// Also while objects of the source are needed.
         force: bool,
     },
+    /// What is held beyond the window. -> [`Said::Holds`] or [`Said::Trouble`]
+    Holds,
+    /// Begin a look. -> [`Said::Looking`] or [`Said::Trouble`]
+    Look {
+        /// The volume; none where all of the metadata store are meant.
+        volume: Option<Uuid>,
+        /// What at.
+        look: Look,
+    },
+    /// News of a look. -> [`Said::Looked`]
+    Follow {
+        /// Of [`Said::Looking`].
+        look: u64,
+        /// News up to this number have arrived.
+        seen: u64,
+    },
 }
 
-/// Instants of all volumes that are to be kept, for a copy that others made.
+/// Instants of volumes that are to be kept: of one for a hold, of all for a copy that others made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KeepInstant {
@@ -102,6 +119,39 @@ pub struct KeepInstant {
     pub ends_ns: Option<u64>,
     /// For whom.
     pub note: String,
+    /// Of this volume only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Uuid>,
+    /// The last instant; `None`: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_ns: Option<u64>,
+    /// It is a hold of an operator, and no copy that others made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
+}
+
+/// A hold that is in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct HeldSaid {
+    /// By this it is known.
+    pub id: Uuid,
+    /// Its volume.
+    pub volume: Uuid,
+    /// The volume's name.
+    pub name: String,
+    /// What it is: `hold`, `brake` or `registered copy`.
+    pub owner: String,
+    /// For whom and what for.
+    pub note: String,
+    /// The first instant, nanoseconds since the epoch.
+    pub from_ns: u64,
+    /// The last one.
+    pub to_ns: u64,
+    /// Since when.
+    pub made_ns: u64,
+    /// Until when; `None`: until it is let go.
+    pub ends_ns: Option<u64>,
 }
 
 /// What can be done with the key space. Keys are in the order of their bytes.
@@ -268,9 +318,18 @@ pub enum Said {
     Detached {
         /// So many it needs.
         needed: u64,
+        /// So many it needs no longer, and readers may still know of them for some minutes.
+        #[serde(default)]
+        unnamed: u64,
     },
     /// Why a question could not be answered.
     Trouble(String),
+    /// What is held.
+    Holds(Vec<HeldSaid>),
+    /// A look has begun, by this number.
+    Looking(u64),
+    /// What is new.
+    Looked(Told),
 }
 
 /// `POST /v1/meta/starting` with the metadata store's token, every 2 s until the server registers: it is starting.

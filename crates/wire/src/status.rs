@@ -5,6 +5,7 @@ use crate::tlog::LogServerSaid;
 use rustix::fs::StatVfs;
 use rustix::system::uname;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -33,11 +34,14 @@ pub struct ProcessStatus {
     pub disk_free_bytes: u64,
     /// Size of that disk.
     pub disk_bytes: u64,
+    /// Where it stands, as it was started with: machine, zone and so on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub locality: BTreeMap<String, String>,
 }
 
 impl ProcessStatus {
     /// This process, which began at `started` and keeps its data in `folder`. What the system does not tell is 0.
-    pub fn look(started: Instant, folder: &Path) -> Self {
+    pub fn look(started: Instant, folder: &Path, locality: BTreeMap<String, String>) -> Self {
         let disk = rustix::fs::statvfs(folder).ok();
         let bytes =
             |of: fn(&StatVfs) -> u64| disk.as_ref().map_or(0, |disk| disk.f_frsize.saturating_mul(of(disk)));
@@ -51,11 +55,17 @@ impl ProcessStatus {
             host: uname().nodename().to_string_lossy().into_owned(),
             uptime_s: started.elapsed().as_secs(),
             memory_bytes: kib("/proc/self/status", "VmRSS:") << 10,
-            memory_free_bytes: kib("/proc/meminfo", "MemAvailable:") << 10,
+            memory_free_bytes: memory_free_bytes(),
             disk_free_bytes: bytes(|disk| disk.f_bavail),
             disk_bytes: bytes(|disk| disk.f_blocks),
+            locality,
         }
     }
+}
+
+/// What the machine could give to who asks for memory, without swapping; 0 if it does not say.
+pub fn memory_free_bytes() -> u64 {
+    kib("/proc/meminfo", "MemAvailable:") << 10
 }
 
 /// The number of KiB in the line of a file of /proc that begins with `name`.
@@ -171,6 +181,32 @@ pub struct RestoredSaid {
     pub kept: Option<bool>,
     /// It is registered no longer, because somebody said so.
     pub detached: bool,
+    /// What it needs of objects that the source stored.
+    pub foreign: Option<ForeignSaid>,
+}
+
+/// What a clone needs of objects that its source stored, and how the copying of them goes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForeignSaid {
+    /// They are to be copied.
+    pub copying: bool,
+    /// So many objects are named,
+    pub objects: u64,
+    /// and so many of their bytes.
+    pub bytes: u64,
+    /// So many are named no longer, and readers may still know of them for some minutes.
+    pub unnamed: u64,
+    /// Objects of which all that was needed was copied, since the server started.
+    pub copied_objects: u64,
+    /// Bytes that were copied since then.
+    pub copied_bytes: u64,
+    /// Bytes copied in a second, lately.
+    pub bytes_per_second: u64,
+    /// Some that could not be copied when they were last looked at, with the reason.
+    pub left: Vec<String>,
+    /// Why volumes wait.
+    pub waits: Vec<String>,
 }
 
 /// See [`MetaSaid`].
@@ -203,6 +239,16 @@ pub struct VolumeSaid {
     pub name: String,
     /// Why it cannot be served, if it cannot.
     pub problem: Option<String>,
+    /// How it is collected.
+    pub collection: CollectionSaid,
+}
+
+/// See [`MetaSaid`].
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CollectionSaid {
+    /// The instant that is held because more than half of the files were removed within an hour after it.
+    pub held: Option<String>,
 }
 
 /// See [`MetaSaid`].
@@ -363,6 +409,15 @@ pub struct RestoredCluster {
     /// When somebody said that the restore is as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_ns: Option<u64>,
+    /// Since when what it needs of its source is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying_ns: Option<u64>,
+    /// When it was detached: it is registered nowhere as a reader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached_ns: Option<u64>,
+    /// The block stores that the servers of its metadata stores may be registered in, by the id of the metadata store.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stores: BTreeMap<String, Vec<Uuid>>,
 }
 
 #[cfg(test)]
@@ -371,11 +426,11 @@ mod tests {
 
     #[test]
     fn a_process_sees_itself() {
-        let seen = ProcessStatus::look(Instant::now(), Path::new("/"));
+        let seen = ProcessStatus::look(Instant::now(), Path::new("/"), BTreeMap::new());
         assert_eq!(seen.pid, std::process::id());
         assert!(seen.memory_bytes > 1 << 20 && seen.memory_free_bytes > 0, "{seen:?}");
         assert!(seen.disk_bytes > seen.disk_free_bytes && !seen.machine.is_empty(), "{seen:?}");
-        let nowhere = ProcessStatus::look(Instant::now(), Path::new("/nowhere"));
+        let nowhere = ProcessStatus::look(Instant::now(), Path::new("/nowhere"), BTreeMap::new());
         assert_eq!((nowhere.disk_bytes, nowhere.disk_free_bytes), (0, 0));
     }
 }

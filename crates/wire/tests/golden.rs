@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 /// Values of an enum under the names of their variants. A variant without a value does not compile.
 macro_rules! every {
-    ($enum:ident { $($variant:ident = $value:expr,)+ }) => {{
+    ($enum:ident { $($variant:ident = $value:expr),+ $(,)? }) => {{
         fn variant_of(value: &$enum) -> &'static str {
             match value { $($enum::$variant { .. } => stringify!($variant),)+ }
         }

@@ -6,10 +6,14 @@ use chronofs_wire::admin::{
     AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Probe, Probed, Problem, Register,
     Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
+use chronofs_wire::analyze::{
+    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, NamedAt, News, Objects, Part,
+    Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
+};
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::question::{
-    Answer, Answers, Asked, Blob, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question, Questions,
-    Said, Starting,
+    Answer, Answers, Asked, Blob, HeldSaid, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question,
+    Questions, Said, Starting,
 };
 use chronofs_wire::tlog::LogServerAccess;
 
@@ -81,6 +85,13 @@ fn assignment() -> Assignment {
             ..LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([24; 32]))
         }],
         accepted_restore: None,
+        copy_restored: true,
+        reader_stores: vec![AssignedStore {
+            id: uuid(9),
+            kind: StoreKind::Local { path: "/srv/left".to_owned() },
+            credentials: Credentials::Ambient,
+            create_only: false,
+        }],
     }
 }
 
@@ -143,6 +154,74 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("problem.json", &problem);
 }
 
+fn looks() -> [Look; 7] {
+    let from = Some(Blob::from(&[1, 255][..]));
+    let by = every!(By { Nothing = By::Nothing, Folder = By::Folder, Owner = By::Owner, Age = By::Age });
+    let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
+    let blocks = Look::Blocks { deep: true, bytes_per_second: 30, from };
+    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects]
+}
+
+#[test]
+fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
+    let subjects = [Subject::Volume("v".to_owned()), Subject::MetadataStore("main".to_owned())];
+    let begins = subjects.into_iter().cycle().zip(looks()).map(|(subject, look)| Analyze { subject, look });
+    assert_body("analyze.json", &begins.collect::<Vec<_>>());
+    assert_body("begun.json", &Begun { store: "s".to_owned(), look: 31 });
+    assert_body("follow.json", &Follow { store: "s".to_owned(), look: 31, seen: 32 });
+    let at = Progress { listed: 33, slices: 34, bytes: 35, faults: 36, next: Some(Blob::from(&[0][..])) };
+    let fates = every!(Fate { Missing = Fate::Missing, Damaged = Fate::Damaged });
+    let fault = |fate| SliceFault {
+        volume: "v".to_owned(),
+        fate,
+        reason: "why".to_owned(),
+        object: Some("objects/00".to_owned()),
+        at: 37,
+        stored_len: 38,
+        slice: "0/1/2#3".to_owned(),
+        ino: 39,
+        from: 40,
+        to: 41,
+        since_ns: 42,
+        until_ns: Some(43),
+        paths: vec![NamedAt { path: "/a".to_owned(), since_ns: 42, until_ns: None }],
+        more_paths: true,
+    };
+    let seen = RowsSeen { at_ns: 44, volumes: 45, rows: 46, faults: 47 };
+    let mut news: Vec<News> = fates.into_iter().map(|(_, fate)| News::Slice(Box::new(fault(fate)))).collect();
+    news.extend([News::At(at.clone()), News::Row("row".to_owned()), News::Rows(48)]);
+    let sums = [Sum::Blocks(at), Sum::Rows(seen), Sum::Usage(usage()), Sum::Objects(objects())];
+    let ends = sums.map(Ended::Whole).into_iter().chain([Ended::Stopped("why".to_owned())]);
+    let told = ends.map(|ended| Told { news: news.clone(), upto: 49, ended: Some(ended), gone: false });
+    assert_body("told.json", &told.collect::<Vec<_>>());
+}
+
+fn usage() -> Usage {
+    let inodes =
+        Inodes { files: 51, folders: 52, links: 53, others: 54, size_bytes: 55, allocated_bytes: 56 };
+    let taken = Taken { slices: 57, bytes: 58, opened_bytes: 59, inline_bytes: 60, small_bytes: 61 };
+    let part = Part { name: "/a".to_owned(), live_bytes: 62, past_bytes: 63, kept_bytes: 64 };
+    Usage { at_ns: 65, inodes, live: taken.clone(), past: taken, kept_bytes: 66, parts: vec![part] }
+}
+
+fn objects() -> Objects {
+    let counted = |count| Counted { count, bytes: 1000 + count };
+    Objects {
+        at_ns: 67,
+        packed: counted(68),
+        direct: counted(69),
+        small: counted(70),
+        retired: counted(71),
+        condemned: counted(72),
+        fills: vec![Fill { up_to_percent: 25, objects: 73, bytes: 74, needed_bytes: 75 }],
+        known: counted(76),
+        open: counted(77),
+        garbage: counted(78),
+        quarantined: counted(79),
+        examples: vec![Strange { object: "x".to_owned(), bytes: 80, reason: "why".to_owned() }],
+    }
+}
+
 fn questions() -> Questions {
     let blob = |text: &str| Blob::from(text.as_bytes());
     let ops = [
@@ -153,13 +232,30 @@ fn questions() -> Questions {
         KeyOp::Clear { key: blob("k") },
     ];
     let note = "registered".to_owned();
-    let keep = KeepInstant { id: uuid(24), at_ns: Some(25), ends_ns: None, note };
-    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain([Asked::Keep(keep)]);
+    let (volume, to_ns) = (None, None);
+    let keep = KeepInstant { id: uuid(24), at_ns: Some(25), ends_ns: None, note, volume, to_ns, hold: false };
+    let (volume, to_ns) = (Some(uuid(26)), Some(27));
+    let hold = KeepInstant { volume, to_ns, hold: true, ..keep.clone() };
+    let last = [Asked::Keep(keep), Asked::Keep(hold), Asked::Holds];
+    let looks = looks().map(|look| Asked::Look { volume: Some(uuid(28)), look });
+    let looks = looks.into_iter().chain([Asked::Follow { look: 29, seen: 30 }]);
+    let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain(last).chain(looks);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }
 
 fn answers() -> Answers {
     let blob = |text: &str| Blob::from(text.as_bytes());
+    let held = HeldSaid {
+        id: uuid(28),
+        volume: uuid(26),
+        name: "data".to_owned(),
+        owner: "hold".to_owned(),
+        note: "root: why".to_owned(),
+        from_ns: 25,
+        to_ns: 27,
+        made_ns: 28,
+        ends_ns: Some(29),
+    };
     let said = [
         Said::Status(serde_json::json!({"pid": 1})),
         Said::Keys(KeyReply::Value { version: 1, value: Some(blob("v")) }),
@@ -181,6 +277,9 @@ fn answers() -> Answers {
         Said::Refused(KeyRefused::Stopped("why".to_owned())),
         Said::Kept { problem: None },
         Said::Kept { problem: Some("why".to_owned()) },
+        Said::Holds(vec![held]),
+        Said::Looking(29),
+        Said::Looked(Told { gone: true, ..Told::default() }),
     ];
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
