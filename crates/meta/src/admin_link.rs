@@ -249,6 +249,7 @@ impl AdminLink {
         }
         self.stores.set_ids(wanted.iter().map(|(volume, store)| (*volume, store.id)).collect());
         self.stores.set(stores);
+        self.stores.set_of_readers(assignment.reader_stores.clone());
         let ids: Vec<Uuid> = assignment.volumes.iter().map(|volume| volume.spec.id).collect();
         let set = problems.clone();
         self.tell(Event::Assignment(Box::new(assignment))).await;

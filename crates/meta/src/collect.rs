@@ -8,6 +8,8 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::executor::{Ask, Input};
+use crate::foreign::ForeignKnown;
+use crate::kept::Strays;
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::pins::Turns;
 use crate::reader::ReadersKnown;
@@ -156,6 +158,10 @@ pub struct Collector {
     pub(crate) turns: Turns,
     /// Who is registered as a reader in which.
     pub(crate) readers: ReadersKnown,
+    /// What was counted of objects that a source stored.
+    pub(crate) foreign: ForeignKnown,
+    /// Of which snapshots a pin was found without a row.
+    pub(crate) strays: Strays,
 }
 
 #[derive(Default)]
@@ -195,8 +201,8 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
-        let (state, wake, turns, readers) = Default::default();
-        Collector { queue, stores, state, wake, rhythm, turns, readers }
+        let (state, wake, turns, readers, foreign, strays) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, turns, readers, foreign, strays }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.

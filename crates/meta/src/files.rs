@@ -125,7 +125,8 @@ impl Folder {
         turn: impl Fn(&SecretBox, &str, &str) -> Result<String, SecretsError>,
     ) -> Result<()> {
         let mut secrets = None;
-        for store in assignment.volumes.iter_mut().map(|volume| &mut volume.store) {
+        let of_volumes = assignment.volumes.iter_mut().map(|volume| &mut volume.store);
+        for store in of_volumes.chain(&mut assignment.reader_stores) {
             let owner = store.id.to_string();
             for secret in store.credentials.secrets_mut() {
                 let key = match secrets.take() {
@@ -307,6 +308,8 @@ mod tests {
             log: LogEpoch::default(),
             log_servers: Vec::new(),
             accepted_restore: None,
+            copy_restored: false,
+            reader_stores: vec![volume(3).store],
         };
         let access = LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([7; 32]));
         let with_servers = Assignment { log_servers: vec![access], ..assignment.clone() };

@@ -1,5 +1,6 @@
 //! Figures and health over plain HTTP, for the machine itself unless told otherwise.
 
+use crate::analyze::Looks;
 use crate::collect::{Collector, GcStatus};
 use crate::copies;
 use crate::executor::{Ask, Input};
@@ -18,6 +19,7 @@ use chronofs_namespace::rows::Tally;
 use chronofs_wire::status::{FullDisk, LogSaid, ProcessStatus, Rates, RestoredSaid};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -116,12 +118,16 @@ pub struct Pages {
     pub metrics: Arc<Metrics>,
     /// Collects.
     pub collector: Collector,
+    /// What operators have it look at.
+    pub looks: Looks,
     /// The block stores.
     pub stores: Stores,
     /// The folder of the engine.
     pub engine: PathBuf,
     /// When the server started.
     pub started: Instant,
+    /// Where it stands.
+    pub locality: BTreeMap<String, String>,
     /// Copies of the log.
     pub copies: Option<Arc<Copies>>,
 }
@@ -200,13 +206,16 @@ async fn status(State(pages): State<Pages>) -> impl IntoResponse {
 /// What `/status` says; `None`: the executor does not answer.
 pub async fn status_of(pages: &Pages) -> Option<Status> {
     let status = ask_status(&pages.queue).await?;
-    let (engine, started) = (pages.engine.clone(), pages.started);
+    let (engine, started, locality) = (pages.engine.clone(), pages.started, pages.locality.clone());
     let looked = tokio::task::spawn_blocking(move || {
         let size = |part: &str| folder_bytes(&engine.join(part));
         let restored = engine.parent().and_then(crate::restored::said);
-        (size("log"), size("store"), ProcessStatus::look(started, &engine), restored)
+        (size("log"), size("store"), ProcessStatus::look(started, &engine, locality), restored)
     });
-    let (log_bytes, store_bytes, process, restored) = looked.await.ok()?;
+    let (log_bytes, store_bytes, process, mut restored) = looked.await.ok()?;
+    if let Some(restored) = restored.as_mut().filter(|restored| !restored.detached) {
+        restored.foreign = pages.collector.foreign_said().await;
+    }
     Some(Status {
         stores: pages.stores.watches().status(),
         process,

@@ -22,7 +22,7 @@ use chronofs_wire::identity::Sha256;
 use futures::stream::{self, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -76,6 +76,64 @@ fn attempt_of(note: &str) -> Option<Attempt> {
 /// Whether a pin keeps what this attempt needs.
 pub(crate) fn is_of(pin: &Pin, attempt: &Attempt) -> bool {
     pin.owner == OWNER && pin.reason == format!("{} {}", attempt.uid, attempt.number)
+}
+
+/// Attempts of which a pin of this server was found without a row, by volume. One that was given up on its way into the
+/// store, and came there late, is such a pin. It is kept, as far as the coordinator is concerned, until it says otherwise.
+#[derive(Clone, Default)]
+pub(crate) struct Strays(Arc<Mutex<BTreeMap<Uuid, BTreeSet<Attempt>>>>);
+
+impl Strays {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, BTreeSet<Attempt>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn all(&self) -> BTreeSet<Attempt> {
+        self.lock().values().flatten().cloned().collect()
+    }
+
+    fn forget(&self, attempt: &Attempt) {
+        for attempts in self.lock().values_mut() {
+            attempts.remove(attempt);
+        }
+    }
+}
+
+/// What pins of snapshots in a block store are judged to be.
+#[derive(Default)]
+struct Judged {
+    /// Ended long ago.
+    over: Vec<Pin>,
+    /// Without a row; not said where rows cannot be read.
+    strays: Option<BTreeMap<Uuid, BTreeSet<Attempt>>>,
+}
+
+fn judge(core: &Core, now: Now, pins: Vec<Pin>) -> Judged {
+    if !core.machine.owns_store(now.steady_ns) {
+        return Judged::default();
+    }
+    let known = volumes(core);
+    let own = |pin: &Pin| {
+        let is_its = |volume: &&Known| volume.id == pin.volume && volume.incarnation == pin.incarnation;
+        known.iter().find(is_its).copied()
+    };
+    let strays = list_kept(&SharedView(core.engine.view())).ok().map(|kept| {
+        let mut strays = BTreeMap::<Uuid, BTreeSet<Attempt>>::new();
+        for (pin, volume) in pins.iter().filter_map(|pin| Some((pin, own(pin)?))) {
+            let of = attempt_of(&format!("{}: {}", pin.owner, pin.reason));
+            let named = |of: &Attempt| ALL.iter().any(|kind| pin.id == id_of(of, *kind, volume.incarnation));
+            let has_row = kept.iter().any(|(index, id, _)| (*index, *id) == (volume.index, pin.id));
+            if let Some(of) = of.filter(named).filter(|_| !has_row) {
+                strays.entry(volume.id).or_default().insert(of);
+            }
+        }
+        strays
+    });
+    let is_over = |pin: &Pin| {
+        let ended = pin.ends.is_some_and(|ends| ends.0.saturating_add(TIDY_AFTER_NS) <= now.wall_ns);
+        ended && own(pin).is_some()
+    };
+    Judged { over: pins.iter().filter(|pin| is_over(pin)).cloned().collect(), strays }
 }
 
 fn fault(code: SnapshotCode, why: impl std::fmt::Display) -> Fault {
@@ -200,7 +258,10 @@ impl Keeper {
         let done = self.try_release(attempt);
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         match done {
-            Ok(()) => drop(resting.remove(attempt)),
+            Ok(()) => {
+                resting.remove(attempt);
+                self.collector.strays.forget(attempt);
+            }
             Err(why) => {
                 tracing::warn!(uid = %attempt.uid, "what was kept for a disk snapshot stays for now: {why}");
                 resting.insert(attempt.clone(), Instant::now());
@@ -209,7 +270,8 @@ impl Keeper {
     }
 
     fn try_release(&self, attempt: &Attempt) -> Result<(), String> {
-        let pins = self.own_pins(attempt)?;
+        let mut pins = self.own_pins(attempt)?;
+        pins.extend(self.stray_pins(attempt, &pins)?);
         let mut free = self.free_of_readers(attempt, &pins);
         let mut failed = BTreeMap::new();
         if free.is_ok() {
@@ -232,15 +294,19 @@ impl Keeper {
         resting.get(attempt).is_some_and(|since| since.elapsed() < REST)
     }
 
-    /// For which attempts something is kept.
-    pub(crate) fn attempts(&self) -> BTreeSet<Attempt> {
-        let kept = self.ask(|core, _| list_kept(&SharedView(core.engine.view())).unwrap_or_default());
-        kept.unwrap_or_default().iter().filter_map(|(.., row)| attempt_of(&row.note)).collect()
+    /// For which attempts something is kept, or why that cannot be known.
+    pub(crate) fn attempts(&self) -> Result<BTreeSet<Attempt>, String> {
+        let asked = self.ask(|core, _| list_kept(&SharedView(core.engine.view())));
+        let kept = asked.map_err(|fault| fault.why)?.map_err(|stop| stop.to_string())?;
+        let mut attempts = self.collector.strays.all();
+        attempts.extend(kept.iter().filter_map(|(.., row)| attempt_of(&row.note)));
+        Ok(attempts)
     }
 
     /// Who is known to read what is kept.
     pub(crate) fn readers(&self) -> Option<BTreeMap<String, Vec<String>>> {
-        let own = self.ask(|core, _| own_sets(core)).ok()?.ok()?;
+        let mut own = self.ask(|core, _| own_sets(core)).ok()?.ok()?;
+        own.extend(self.collector.strays.all());
         self.collector.readers.of(&self.collector.stores, &own)
     }
 
@@ -261,22 +327,42 @@ impl Keeper {
         pins.map_err(|fault| fault.why)?
     }
 
-    /// One of the volumes of these pins for each block store.
-    fn one_each(&self, pins: &[Pin]) -> Vec<(Uuid, ())> {
-        let is_pinned = |volume: &&Uuid| pins.iter().any(|pin| pin.volume == **volume);
+    /// The same of pins that have no row: put late, or made after the time to which the metadata was put back. A clone may read
+    /// what they keep. Looked for now: what was read before may be from before they came.
+    fn stray_pins(&self, attempt: &Attempt, known: &[Pin]) -> Result<Vec<Pin>, String> {
+        let volumes = self.ask(|core, _| volumes(core)).map_err(|fault| fault.why)?;
+        // Of what is given up nobody reads anything, and its store may be away for good.
+        let named = volumes.iter().filter(|volume| !volume.given_up);
+        let named: BTreeMap<Uuid, Uuid> =
+            named.map(|volume| (volume.id, id_of(attempt, Kind::Cut, volume.incarnation))).collect();
+        let stores = self.one_each(named.keys().copied());
+        let mut strays = Vec::new();
+        for (_, found) in self.each(stores, |store, _| async move { store.pins().await }) {
+            let found = found.map_err(|why| format!("pins in a block store cannot be read: {why}"))?;
+            let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
+            let is_known =
+                |pin: &Pin| known.iter().any(|known| (known.volume, known.id) == (pin.volume, pin.id));
+            strays.extend(pins.filter(|pin| named.get(&pin.volume) == Some(&pin.id) && !is_known(pin)));
+        }
+        Ok(strays)
+    }
+
+    /// One of these volumes for each block store.
+    fn one_each(&self, of: impl Iterator<Item = Uuid>) -> Vec<(Uuid, ())> {
+        let of: BTreeSet<Uuid> = of.collect();
         let known = self.collector.stores.each();
+        let is_one = |volume: &&Uuid| of.contains(*volume);
         let mut named: Vec<Uuid> =
-            known.iter().filter_map(|(_, volumes)| volumes.iter().find(is_pinned).copied()).collect();
+            known.iter().filter_map(|(_, volumes)| volumes.iter().find(is_one).copied()).collect();
         // Where a store is not in reach, that is to be said.
-        named.extend(
-            pins.iter().map(|pin| pin.volume).filter(|volume| self.collector.stores.of(*volume).is_none()),
-        );
+        named.extend(of.iter().copied().filter(|volume| self.collector.stores.of(*volume).is_none()));
         named.into_iter().map(|volume| (volume, ())).collect()
     }
 
     /// Who reads a set, or why nobody knows.
     fn free_of_readers(&self, attempt: &Attempt, pins: &[Pin]) -> Result<(), String> {
-        let looked = self.each(self.one_each(pins), |store, _| async move { store.notes(READERS).await });
+        let stores = self.one_each(pins.iter().map(|pin| pin.volume));
+        let looked = self.each(stores, |store, _| async move { store.notes(READERS).await });
         for (_, found) in looked {
             let readers = readers_of(attempt.uid.as_str(), &found?);
             if !readers.is_empty() {
@@ -289,16 +375,16 @@ impl Keeper {
     /// Puts the record of a complete set into the block stores of its volumes.
     pub(crate) fn put_record(&self, attempt: &Attempt, sealed: Vec<u8>) -> Result<(), String> {
         let (name, bytes) = (&record_name(attempt), &bytes::Bytes::from(sealed));
-        let put = self.each(self.one_each(&self.own_pins(attempt)?), |store, _| async move {
-            store.put_note(name, bytes.clone()).await
-        });
+        let stores = self.one_each(self.own_pins(attempt)?.iter().map(|pin| pin.volume));
+        let put = self.each(stores, |store, _| async move { store.put_note(name, bytes.clone()).await });
         put.into_iter().try_for_each(|(_, put)| put)
     }
 
     /// Takes the record of this server's own set away.
     fn forget_record(&self, attempt: &Attempt, pins: &[Pin]) -> Result<(), String> {
         let name = &record_name(attempt);
-        let removed = self.each(self.one_each(pins), |store, _| async move { store.remove_note(name).await });
+        let stores = self.one_each(pins.iter().map(|pin| pin.volume));
+        let removed = self.each(stores, |store, _| async move { store.remove_note(name).await });
         removed.into_iter().try_for_each(|(_, removed)| removed)
     }
 
@@ -332,6 +418,10 @@ impl Keeper {
             let kept = list_kept(&SharedView(core.engine.view())).map_err(|stop| stop.to_string())?;
             let mut left = None;
             for volume in volumes(core) {
+                // Also without a row: the pin that stays is a stray.
+                if let Some(why) = failed.get(&volume.id).filter(|_| !volume.given_up) {
+                    left = Some(format!("volume {}: {why}", volume.id));
+                }
                 let id = |kind: &Kind| id_of(&of, *kind, volume.incarnation);
                 let stay: Vec<Uuid> = ALL.iter().filter(|kind| !kinds.contains(kind)).map(id).collect();
                 let rows =
@@ -419,29 +509,25 @@ fn pin(of: &Attempt, volume: Known, id: Uuid, (from, to): (Version, Version), en
 }
 
 impl Collector {
-    /// Takes pins of snapshots away whose end is long ago: those of an attempt that nobody could end. They are in nobody's way,
-    /// and would be read again and again.
+    /// Looks at the pins that were `found` in the block store of these volumes. Those of snapshots and holds whose end is long
+    /// ago go: they are of what nobody could end, in nobody's way, and would be read again and again. Of a snapshot's without a
+    /// row the coordinator is asked.
     pub(crate) async fn tidy(
         &self,
         store: &dyn chronofs_blocks::StorePort,
+        of: &[Uuid],
         found: &[(String, bytes::Bytes)],
     ) {
         let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
-        let ended: Vec<Pin> = pins.filter(|pin| pin.owner == OWNER && pin.ends.is_some()).collect();
-        if ended.is_empty() {
-            return;
+        let ours = |pin: &Pin| pin.owner == OWNER || crate::holds::OWNERS.contains(&pin.owner.as_str());
+        let pins: Vec<Pin> = pins.filter(|pin| ours(pin) && of.contains(&pin.volume)).collect();
+        let judged = self.ask_at(move |core, now| judge(core, now, pins)).await.unwrap_or_default();
+        if let Some(mut strays) = judged.strays {
+            let mut known = self.strays.lock();
+            known.retain(|volume, _| !of.contains(volume));
+            known.append(&mut strays);
         }
-        let over = self.ask_at(move |core, now| {
-            let known = volumes(core);
-            let is_over = |pin: &Pin| {
-                let ours = known.iter().find(|volume| volume.id == pin.volume);
-                ours.is_some_and(|volume| volume.incarnation == pin.incarnation)
-                    && pin.ends.is_some_and(|ends| ends.0.saturating_add(TIDY_AFTER_NS) <= now.wall_ns)
-            };
-            let owns = core.machine.owns_store(now.steady_ns);
-            ended.into_iter().filter(|pin| owns && is_over(pin)).collect::<Vec<_>>()
-        });
-        for pin in over.await.unwrap_or_default() {
+        for pin in judged.over {
             if let Err(error) = store.remove_pin(pin.volume, pin.id).await {
                 tracing::debug!(%error, "the next reading tries again");
             }

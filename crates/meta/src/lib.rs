@@ -5,12 +5,15 @@
 //! only then the answers go into the connections' buffers. It may depend on every crate below `mount`.
 
 pub mod admin_link;
+pub mod analyze;
 mod ask;
 pub mod collect;
 mod copies;
 pub mod core;
 pub mod executor;
 pub mod files;
+mod foreign;
+mod holds;
 pub mod http;
 mod kept;
 pub mod machine;
@@ -20,7 +23,7 @@ mod pins;
 mod questions;
 mod rates;
 mod reader;
-mod registered;
+mod repair;
 mod restored;
 pub mod server;
 mod snapshot;
@@ -32,6 +35,7 @@ mod watched;
 
 pub use ask::{gc, gc_status, status};
 pub use chronofs_namespace::rows::Sum;
+pub use repair::{Repaired, repair};
 pub use start::{Server, StartConfig, Timing, init_creds, start};
 pub use verify::{Checked, Verified, verify};
 pub use watched::StoreStatus;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chronofs_blocks::object::{Entry, Object, ObjectWriter};
 use chronofs_blocks::seal;
 use chronofs_core::ops::MovedSlice;
-use chronofs_core::{SessionId, Version};
+use chronofs_core::{ObjectId, SessionId, Version};
 use chronofs_engine::{ReadStop, View};
 use chronofs_namespace::rows::Staged;
 use chronofs_namespace::{IndexedSlice, PoorObject, needed_slices};
@@ -34,7 +34,7 @@ pub fn build_pack(job: &PackJob, from: &[u8], view: Arc<dyn View>) -> Result<(By
     }
     let count = slices.len();
     let moves = slices.chunks(MOVED_AT_ONCE).map(|slices| Move::Staged(slices.to_vec())).collect();
-    Ok((writer.finish(), Packed { as_of, moves, slices: count, next }))
+    Ok((writer.finish(), Packed { as_of, moves, slices: count, next, left: Vec::new() }))
 }
 
 /// Puts what is needed of objects together.
@@ -44,18 +44,29 @@ pub struct Repacker {
     writer: ObjectWriter,
     moves: Vec<Move>,
     slices: usize,
+    left: Vec<(ObjectId, String)>,
 }
 
 impl Repacker {
     /// A new object with nothing in it.
     pub fn new(job: &PackJob, view: Arc<dyn View>) -> Repacker {
         let writer = ObjectWriter::new(job.volume, job.object, 0);
-        Repacker { job: job.clone(), view, writer, moves: Vec::new(), slices: 0 }
+        Repacker { job: job.clone(), view, writer, moves: Vec::new(), slices: 0, left: Vec::new() }
     }
 
     /// Takes what is needed of an object, whose bytes these are. It is taken whole or, if anything is not as it must be,
     /// left alone.
     pub fn add(&mut self, source: &PoorObject, bytes: Bytes) -> Result<(), String> {
+        let added = self.try_add(source, bytes);
+        added.inspect_err(|reason| self.leave(source.id, reason))
+    }
+
+    /// An object stays as it is.
+    pub fn leave(&mut self, object: ObjectId, reason: &str) {
+        self.left.push((object, reason.to_owned()));
+    }
+
+    fn try_add(&mut self, source: &PoorObject, bytes: Bytes) -> Result<(), String> {
         let object = Object::read(bytes).map_err(|error| error.to_string())?;
         if (object.label.volume, object.label.id) != (self.job.volume, source.id) {
             return Err("it is another object than its name says".to_owned());
@@ -69,7 +80,9 @@ impl Repacker {
         let slices: Vec<IndexedSlice> = object.entries.iter().map(indexed).collect();
         let reads = SharedView(self.view.clone());
         let needed = needed_slices(&reads, self.job.index, source.id, &slices).map_err(told)?;
-        let needed = needed.ok_or("a pin needs it, or rows name it where its index does not say so")?;
+        let needed = needed.ok_or(
+            "something that is kept needs it (a disk snapshot or a backup), or rows name it where its index does not say so",
+        )?;
         let mut stored = Vec::with_capacity(needed.len());
         for (n, rows) in needed {
             let entry = &object.entries[n];
@@ -93,9 +106,9 @@ impl Repacker {
 
     /// The object, and what lies in it.
     pub fn finish(self) -> (Bytes, Packed) {
-        let Repacker { view, writer, moves, slices, .. } = self;
+        let Repacker { view, writer, moves, slices, left, .. } = self;
         let as_of: Version = view.version();
-        (writer.finish(), Packed { as_of, moves, slices, next: None })
+        (writer.finish(), Packed { as_of, moves, slices, next: None, left })
     }
 }
 

@@ -149,7 +149,8 @@ impl Collector {
             self.send(Event::Pins(Box::new(PinsRead { volume, began_ns, found }))).await;
         }
         if let Ok(found) = &read {
-            self.tidy(&**store, found).await;
+            self.tidy(&**store, volumes, found).await;
+            self.pin_missing(&**store, volumes, found).await;
             self.read_readers(store).await;
         }
     }
@@ -175,7 +176,7 @@ impl Collector {
         self.durably(move |machine, group| machine.release_instants(group, volume, id)).await
     }
 
-    async fn durably(
+    pub(crate) async fn durably(
         &self,
         mut change: impl FnMut(
             &mut Machine,
@@ -267,6 +268,9 @@ mod tests {
     }
 
     impl StorePort for Slow {
+        fn whole<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+            unreachable!("nothing is read")
+        }
         fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
             unreachable!("nothing is deleted")
         }

@@ -2,9 +2,9 @@
 //! for anybody but mounts.
 
 use crate::executor::Input;
+use crate::holds;
 use crate::http::{Pages, status_of};
 use crate::reader::{answer_detach, answer_readers};
-use crate::registered::keep;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::question::{Answer, Answers, Asked, KeyRefused, Question, Said, Starting};
 use std::time::{Duration, Instant};
@@ -63,8 +63,12 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             let Some(answered) = answered else { return };
             answered.map_or_else(Said::Refused, Said::Keys)
         }
-        Asked::Keep(wanted) => match keep(&pages.queue, wanted).await {
+        Asked::Keep(wanted) => match holds::keep(&pages.collector, wanted).await {
             Some(done) => Said::Kept { problem: done.err() },
+            None => return,
+        },
+        Asked::Holds => match holds::list(&pages.collector).await {
+            Some(said) => said,
             None => return,
         },
         Asked::Readers { snapshot, forget } => answer_readers(&pages.collector, &snapshot, forget).await,
@@ -72,6 +76,10 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             let folder = pages.engine.parent().unwrap_or(&pages.engine);
             answer_detach(folder, &pages.collector, force).await
         }
+        Asked::Look { volume, look } => {
+            pages.looks.begin(pages.collector, volume, look).map_or_else(Said::Trouble, Said::Looking)
+        }
+        Asked::Follow { look, seen } => Said::Looked(pages.looks.follow(look, seen).await),
     };
     let answers = Answers { answers: vec![Answer { id: question.id, said }] };
     if let Err(error) = client.answers(&answers).await {

@@ -5,16 +5,15 @@ use crate::collect::Collector;
 use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::kept::{is_of, own_sets};
-use crate::machine::SharedView;
 use crate::restored::WRITING;
 use crate::server::objects::Stores;
+use crate::stores::open_marked;
 use bytes::Bytes;
 use chronofs_blocks::reader::{READERS, readers_of};
-use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{Pin, Reader, StoreError, StorePort};
 use chronofs_core::Version;
-use chronofs_engine::ReadStop;
-use chronofs_namespace::foreign_objects;
+use chronofs_namespace::Foreign;
+use chronofs_namespace::rows::Sum;
 use chronofs_snapshot::protocol::Attempt;
 use chronofs_snapshot::restore::own::Mark;
 use chronofs_wire::admin::AssignedStore;
@@ -88,11 +87,12 @@ impl Collector {
 /// for which this server keeps nothing are none of its business: it may be one of them.
 pub(crate) async fn answer_readers(collector: &Collector, snapshot: &str, forget: bool) -> Said {
     let mut readers = BTreeSet::new();
-    let own = match collector.ask(|core, _| own_sets(core)).await {
+    let mut own = match collector.ask(|core, _| own_sets(core)).await {
         Some(Ok(own)) => own,
         Some(Err(stop)) => return Said::Trouble(format!("cannot say what it keeps: {stop}")),
         None => return Said::Trouble("is stopping".to_owned()),
     };
+    own.extend(collector.strays.all());
     if !own.iter().any(|attempt| attempt.uid.as_str() == snapshot) {
         return Said::Readers(Vec::new());
     }
@@ -243,61 +243,76 @@ pub(crate) async fn register(
 /// Has this clone registered no longer, if it needs no object of its source, or that is forced.
 pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: bool) -> Said {
     let _writing = WRITING.lock().await;
-    let mut mark = match Mark::read(folder) {
-        Ok(Some(mark)) => mark,
-        Ok(None) => return Said::Trouble("was not restored from a disk snapshot".to_owned()),
+    let mark = match Mark::read(folder) {
+        Ok(mark) => mark,
         Err(error) => return Said::Trouble(error.to_string()),
     };
-    let needed = match needed_objects(collector).await {
-        Ok(needed) => needed,
+    let (foreign, as_of) = match collector.count_foreign().await {
+        Ok(counted) => counted,
         Err(why) => return Said::Trouble(why),
     };
-    if needed > 0 && !force {
-        return Said::Detached { needed };
+    let Foreign { named: Sum { count: needed, .. }, unnamed } = foreign;
+    let Some(mut mark) = mark else {
+        return match needed + unnamed {
+            // Made in the clone after its restore.
+            0 => Said::Detached { needed, unnamed },
+            _ => {
+                Said::Trouble("has objects of a source, and was not restored from a disk snapshot".to_owned())
+            }
+        };
+    };
+    if needed + unnamed > 0 && !force {
+        return Said::Detached { needed, unnamed };
+    }
+    // What a crash takes back names objects of the source again.
+    if !force && let Err(why) = collector.until_durable(as_of).await {
+        return Said::Trouble(why);
     }
     let name = reader(&mark).name_in_store();
-    let each = collector.stores.each();
-    let reached: BTreeSet<String> = each
-        .iter()
-        .flat_map(|(_, volumes)| volumes)
-        .filter_map(|volume| Some(collector.stores.id_of(*volume)?.to_string()))
-        .collect();
-    let missing: Vec<&str> =
-        mark.readers.iter().filter(|id| !reached.contains(*id)).map(String::as_str).collect();
+    let (stores, missing) = stores_with_notes(collector, &mark).await;
     if !missing.is_empty() {
         return Said::Trouble(format!(
-            "is registered as a reader in block store {}, which is not in reach, or has none of its volumes any more: to have              that forgotten, run chronofs snapshot delete {} --force at the source",
+            "is registered as a reader in block store {}: to have that forgotten, run chronofs snapshot delete {} --force at the \
+             source",
             missing.join(", "),
             mark.uid
         ));
     }
-    for (store, _) in each {
+    for store in stores {
         if let Err(why) = within(store.remove_note(&name)).await {
             return Said::Trouble(why);
         }
     }
     (mark.detached, mark.readers) = (true, Vec::new());
     match mark.write(folder) {
-        Ok(()) => Said::Detached { needed },
+        Ok(()) => Said::Detached { needed, unnamed },
         Err(error) => Said::Trouble(error.to_string()),
     }
 }
 
-/// How many objects are named here that the source stored.
-async fn needed_objects(collector: &Collector) -> Result<u64, String> {
-    let asked = collector.ask(|core, _| {
-        let there = core.machine.volumes().filter(|volume| !volume.row.is_gone());
-        let volumes = there.map(|volume| (volume.index, volume.row.incarnation));
-        (core.engine.view(), volumes.collect::<Vec<_>>())
-    });
-    let (view, volumes) = asked.await.ok_or("the server is stopping")?;
-    let counting = off_thread(move || {
-        let reads = SharedView(view);
-        let each =
-            volumes.into_iter().map(|(index, incarnation)| foreign_objects(&reads, index, incarnation));
-        each.sum::<Result<u64, ReadStop>>()
-    });
-    counting.await.map_err(|error| error.to_string())?.map_err(|stop| stop.to_string())
+/// The stores of volumes, and those others in which this clone is registered; and in which of these it cannot be looked.
+async fn stores_with_notes(collector: &Collector, mark: &Mark) -> (Vec<Arc<dyn StorePort>>, Vec<String>) {
+    let each = collector.stores.each();
+    let ids =
+        each.iter().flat_map(|(_, volumes)| volumes).filter_map(|volume| collector.stores.id_of(*volume));
+    let reached: BTreeSet<String> = ids.map(|id| id.to_string()).collect();
+    let mut stores: Vec<_> = each.into_iter().map(|(store, _)| store).collect();
+    let told = collector.stores.of_readers();
+    let mut missing = Vec::new();
+    for id in mark.readers.iter().filter(|id| !reached.contains(*id)) {
+        let Some(store) = told.iter().find(|store| store.id.to_string() == *id) else {
+            missing.push(format!(
+                "{id}, which is not in reach, or is not a block store of this cluster any more"
+            ));
+            continue;
+        };
+        match tokio::time::timeout(WITHIN, open_marked(store)).await {
+            Ok(Ok(store)) => stores.push(store),
+            Ok(Err(why)) => missing.push(format!("{id}, which cannot be used ({why})")),
+            Err(_) => missing.push(format!("{id}, which does not answer")),
+        }
+    }
+    (stores, missing)
 }
 
 #[cfg(test)]

@@ -79,6 +79,7 @@ pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
         readers: mark.readers.len() as u64,
         kept: mark.kept,
         detached: mark.detached,
+        foreign: None,
     })
 }
 

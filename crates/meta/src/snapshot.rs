@@ -14,7 +14,7 @@ use chronofs_engine::embedded::{EmbeddedFolder, LogHold, Position, RealDisk, Roc
 use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{Attempt, Cut, Ended, Fault, Intent, Order, Poll, Record, What};
 use chronofs_snapshot::record;
-use chronofs_snapshot::{Role, SnapshotCode, Whitelist};
+use chronofs_snapshot::{Guard, Role, SnapshotCode, Whereabouts, Whitelist};
 use chronofs_wire::admin::Registered;
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 const IMAGES: &str = "images";
 /// After a call that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// That what is kept cannot be read is said so often.
+const UNREADABLE: Duration = Duration::from_secs(30);
 /// While something is taken away that cannot go yet.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Records that are put at once.
@@ -150,8 +152,8 @@ impl Host for MetaHost {
         self.keeper.release(attempt);
     }
 
-    fn kept(&self) -> Vec<Attempt> {
-        self.keeper.attempts().into_iter().collect()
+    fn kept(&self) -> Result<Vec<Attempt>, String> {
+        Ok(self.keeper.attempts()?.into_iter().collect())
     }
 
     fn rests(&self, attempt: &Attempt) -> bool {
@@ -191,6 +193,7 @@ pub(crate) struct Part {
     pub(crate) collector: Collector,
     pub(crate) client: AdminClient,
     pub(crate) whitelist: Whitelist,
+    pub(crate) whereabouts: Whereabouts,
 }
 
 /// Takes part in snapshots, from the first time that the admin server has said under which epoch this start is a member.
@@ -203,7 +206,8 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         folder: part.folder.join(IMAGES),
         whitelist: part.whitelist,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_file: None,
+        whereabouts: part.whereabouts,
+        guard: Guard::default(),
     };
     let Part { engine, folder, queue, collector, client, .. } = part;
     let (runtime, resting) = (Handle::current(), Mutex::default());
@@ -231,6 +235,7 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         Err(error) => return tracing::error!(%error, "this server takes part in no disk snapshot"),
     };
     let _end = StopsAgent(agent.clone());
+    let mut complained: Option<Instant> = None;
     loop {
         let known = registered.borrow_and_update().as_ref().map_or(epoch, |registered| registered.epoch);
         let turn = agent.clone();
@@ -239,7 +244,22 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
             turn.tick();
             turn.poll()
         });
-        let Ok(poll) = poll.await else { return };
+        let poll = match poll.await {
+            Ok(Ok(poll)) => poll,
+            Ok(Err(why)) => {
+                if complained.is_none_or(|at| at.elapsed() >= UNREADABLE) {
+                    complained = Some(Instant::now());
+                    tracing::error!(
+                        "what is kept for disk snapshots cannot be read, so all of it stays, and this server takes part in none: \
+                         {why}"
+                    );
+                }
+                // No longer: limits of what is under way are looked at in each turn.
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            Err(_) => return,
+        };
         tokio::select! {
             answered = ask(&client, &poll) => match answered {
                 Ok(mut orders) => {

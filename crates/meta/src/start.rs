@@ -1,6 +1,7 @@
 //! What the command line calls: start, init creds, status.
 
 use crate::admin_link::{AdminLink, Questions};
+use crate::analyze::Looks;
 use crate::collect::{Collector, Rhythm};
 use crate::copies;
 use crate::core::Core;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::Engine;
 use chronofs_engine::copies::{Copies, Setup};
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
-use chronofs_snapshot::Whitelist;
+use chronofs_snapshot::{Whereabouts, Whitelist};
 use chronofs_wire::admin::Register;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::{AdminClient, ClientError};
@@ -56,6 +57,8 @@ pub struct StartConfig {
     pub whitelist: Vec<PathBuf>,
     /// The cluster that the server is to belong to, if that is said.
     pub cluster: Option<ClusterFile>,
+    /// Where it stands, for status and for programs of disk snapshots.
+    pub whereabouts: Whereabouts,
     /// Write the log anew from its copies first.
     pub recover_log: bool,
 }
@@ -203,9 +206,11 @@ impl Server {
             registry: Arc::new(registry),
             metrics: metrics.clone(),
             collector,
+            looks: Looks::default(),
             stores: stores.clone(),
             engine: folder.engine(),
             started,
+            locality: config.whereabouts.locality.clone(),
             copies: copies.clone(),
         };
         if let Some(http_listener) = http_listener {
@@ -221,6 +226,7 @@ impl Server {
                 collector: pages.collector.clone(),
                 client: client.clone(),
                 whitelist,
+                whereabouts: config.whereabouts.clone(),
             };
             let link = (client, register, folder, Questions::new(wanted), mislead, log_servers);
             tasks.extend(spawn_link(link, pages, part)?);

@@ -136,6 +136,10 @@ impl ObjectPort for Watched {
 }
 
 impl StorePort for Watched {
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        Box::pin(async move { self.hear(self.store.whole(name).await) })
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.delete(name)
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use chronofs_blocks::{BlockStore, ListPage, ObjectPort, Reader, StoreError, StorePort};
 use chronofs_core::Retention;
 use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+use chronofs_namespace::rows::{PIN, STORE_WIDE};
 use chronofs_wire::admin::{AssignedStore, AssignedVolume, Assignment, StoreKind};
 use chronofs_wire::question::Said;
 use futures::future::BoxFuture;
@@ -32,6 +33,9 @@ impl ObjectPort for Racing {
 }
 
 impl StorePort for Racing {
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.0.whole(name)
+    }
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.0.delete(name)
     }
@@ -115,12 +119,12 @@ impl Bench {
         Bench { runtime, keeper, store, folder }
     }
 
-    fn pins(&self) -> Vec<Pin> {
+    pub(crate) fn pins(&self) -> Vec<Pin> {
         let found = self.runtime.block_on(self.store.pins()).unwrap();
         found.iter().map(|(name, bytes)| Pin::decode(name, bytes).unwrap()).collect()
     }
 
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         let rows = self.keeper.ask(|core, _| list_kept(&SharedView(core.engine.view())).unwrap().len());
         rows.unwrap()
     }
@@ -165,14 +169,14 @@ fn what_a_set_needs_is_kept_twice_from_the_begin_and_up_to_the_cut_whatever_the_
         let pins = bench.pins();
         assert_eq!((pins.len(), bench.rows()), (1, 2), "{retention:?}");
         assert!(is_of(&pins[0], &attempt()) && pins[0].ends > Some(Version(NOW_NS)));
-        assert_eq!(bench.keeper.attempts(), [attempt()].into());
+        assert_eq!(bench.keeper.attempts().unwrap(), [attempt()].into());
         let cut = bench.keeper.ask(|core, _| core.machine.last()).unwrap();
         bench.keeper.keep_cut(&attempt(), cut).unwrap();
         let now = bench.pins();
         assert_eq!((now.len(), bench.rows()), (1, 1));
         assert_eq!((now[0].from, now[0].to, now[0].ends), (pins[0].from, cut, None));
         bench.keeper.release(&attempt());
-        assert_eq!((bench.pins().len(), bench.rows(), bench.keeper.attempts().len()), (0, 0, 0));
+        assert_eq!((bench.pins().len(), bench.rows(), bench.keeper.attempts().unwrap().len()), (0, 0, 0));
     }
 }
 
@@ -185,7 +189,7 @@ fn a_store_that_is_away_keeps_a_set_from_being_one_and_what_was_kept_is_let_go_w
     assert_eq!(fault.code, SnapshotCode::StorageFailed);
     assert!(fault.why.contains("cannot be pinned in its block store"), "{}", fault.why);
     bench.keeper.release(&attempt());
-    assert_eq!((bench.rows(), bench.keeper.attempts().len()), (2, 1));
+    assert_eq!((bench.rows(), bench.keeper.attempts().unwrap().len()), (2, 1));
     assert!(bench.keeper.rests(&attempt()));
     std::fs::rename(&away, &blocks).unwrap();
     bench.keeper.release(&attempt());
@@ -202,6 +206,36 @@ fn what_a_straggler_pinned_without_a_row_goes_too() {
     bench.runtime.block_on(bench.store.put_pin(&late)).unwrap();
     bench.keeper.release(&attempt());
     assert_eq!(bench.pins(), []);
+}
+
+/// As after the metadata was put back to a time before the set.
+#[test]
+fn a_pin_without_a_row_stays_as_long_as_a_clone_reads_what_it_keeps() {
+    let bench = Bench::new(Retention::Forever);
+    bench.keep_a_set();
+    let pin = bench.pins().remove(0);
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.rows()), (0, 0));
+    let bytes = bench.reader().encode().unwrap();
+    bench.runtime.block_on(bench.store.put_pin(&pin)).unwrap();
+    bench.runtime.block_on(bench.store.put_note(&bench.reader().name_in_store(), bytes)).unwrap();
+    bench.keeper.release(&attempt());
+    assert_eq!(bench.pins(), std::slice::from_ref(&pin), "also before the pins were read");
+    assert!(bench.keeper.rests(&attempt()));
+    let store: Arc<dyn StorePort> = bench.store.clone();
+    bench.runtime.block_on(bench.keeper.collector.read_pins(&store, &[VOLUME]));
+    bench.runtime.block_on(bench.keeper.collector.read_readers(&store));
+    assert_eq!(bench.keeper.readers().unwrap().len(), 1);
+    let ask = |forget| {
+        let uid = attempt().uid;
+        let asked = crate::reader::answer_readers(&bench.keeper.collector, uid.as_str(), forget);
+        bench.runtime.block_on(asked)
+    };
+    let Said::Readers(named) = ask(false) else { panic!() };
+    assert_eq!(named.len(), 1);
+    ask(true);
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins(), bench.keeper.attempts().unwrap()), (Vec::new(), [].into()));
 }
 
 /// The clone registers after the source looked for readers, and before the pins are gone.
@@ -274,8 +308,68 @@ fn a_pin_that_nobody_could_let_go_goes_a_day_after_its_end_and_no_other() {
     pin(4, OWNER, 1, Some(Version(1)));
     pin(5, "a backup", 0, Some(Version(1)));
     let found = bench.runtime.block_on(bench.store.pins()).unwrap();
-    bench.runtime.block_on(bench.keeper.collector.tidy(&*bench.store, &found));
+    bench.runtime.block_on(bench.keeper.collector.tidy(&*bench.store, &[VOLUME], &found));
     let mut left: Vec<u128> = bench.pins().iter().map(|pin| pin.id.as_u128()).collect();
     left.sort_unstable();
     assert_eq!(left, [2, 3, 4, 5]);
+}
+
+/// A put that timed out goes on in the store, and arrives when the attempt is over here.
+#[test]
+fn a_pin_that_comes_after_the_end_of_its_attempt_is_said_to_be_kept_until_that_is_heeded() {
+    let bench = Bench::new(Retention::Forever);
+    let other = Attempt { number: 18, ..attempt() };
+    bench.keep_a_set();
+    let late = bench.pins().remove(0);
+    let read = || {
+        let store: Arc<dyn StorePort> = bench.store.clone();
+        bench.runtime.block_on(bench.keeper.collector.read_pins(&store, &[VOLUME]));
+        bench.keeper.attempts().unwrap()
+    };
+    assert_eq!(read(), [attempt()].into(), "it has its row");
+    bench.keeper.release(&attempt());
+    assert_eq!(read(), [].into());
+    assert!(late.ends.is_none());
+    bench.runtime.block_on(bench.store.put_pin(&late)).unwrap();
+    // One of a clone, and one that no attempt of ours could have put.
+    let mut foreign = late.clone();
+    (foreign.incarnation, foreign.id) = (1, id_of(&other, Kind::Cut, 1));
+    let mut odd = late.clone();
+    (odd.id, odd.reason) = (Uuid::from_u128(3), format!("{} 18", other.uid));
+    for pin in [&foreign, &odd] {
+        bench.runtime.block_on(bench.store.put_pin(pin)).unwrap();
+    }
+    assert_eq!(read(), [attempt()].into(), "the coordinator is asked");
+    bench.keeper.release(&other);
+    assert_eq!(bench.keeper.attempts().unwrap(), [attempt()].into(), "that was another one");
+    for pin in [&foreign, &odd] {
+        bench.runtime.block_on(bench.store.remove_pin(VOLUME, pin.id)).unwrap();
+    }
+    assert_eq!(bench.pins(), [late]);
+    // What it answers for an attempt that is over.
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.keeper.attempts().unwrap().len()), (0, 0));
+    assert_eq!(read(), [].into());
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_not_taken_for_none() {
+    let bench = Bench::new(Retention::Forever);
+    bench.keep_a_set();
+    assert_eq!(bench.keeper.attempts().unwrap(), [attempt()].into());
+    let spoiled = bench.keeper.ask(|core, _| {
+        let key = PIN.live_key(STORE_WIDE, &[0; 20]);
+        let change = chronofs_engine::Change::Put(key, b"\xff".as_slice().into());
+        let version = Version(core.engine.applied().0 + 1);
+        let batch = chronofs_engine::Batch(vec![change]);
+        let commit = chronofs_engine::Commit { version, tag: Vec::new().into(), batch };
+        core.engine.apply(vec![commit]).unwrap();
+    });
+    spoiled.unwrap();
+    let why = bench.keeper.attempts().unwrap_err();
+    let row = PIN.live_key(STORE_WIDE, &[0; 20]).escape_ascii().to_string();
+    assert!(why.contains(&row), "it names the row: {why}");
+    bench.keeper.release(&attempt());
+    assert!(bench.keeper.rests(&attempt()));
+    assert_eq!(bench.pins().len(), 1);
 }

@@ -83,6 +83,9 @@ pub struct CollectionShown {
     pub staged: u64,
     /// So much was retired at once that it waits for a word: `chronofs meta gc --release-brake`.
     pub braked: bool,
+    /// More than half of the files were removed within an hour; the instant before is held: `chronofs configure list hold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// Why the store does not delete at the moment.
     pub problem: Option<String>,
     /// Why nothing is forgotten or deleted at the moment, if it is the pins in the block store that are in the way.
@@ -470,6 +473,12 @@ impl Machine {
             group.thens.push(Then::Released(volume.index));
         }
         Ok(released)
+    }
+
+    pub(super) fn hold_ended(&mut self, index: VolumeIndex) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.forgetting.lease_ended(self.last);
+        }
     }
 
     /// Releases holds whose time is over.

@@ -124,6 +124,14 @@ impl Machine {
         Ok(())
     }
 
+    /// What lies before this in a volume's past is out of reach.
+    pub(super) fn horizon_moved(&mut self, index: VolumeIndex, horizon: Version) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.row.horizon = horizon;
+            volume.forgetting.shrunk(self.last);
+        }
+    }
+
     /// Whether a sweep is not over and the next one is due: what is out of reach would become more and more.
     fn must_hurry(&self) -> bool {
         let late = |volume: &VolumeState| volume.forgetting.is_late(volume.row.horizon);

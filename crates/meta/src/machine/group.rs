@@ -202,6 +202,8 @@ pub(super) enum Then {
     StartNoted,
     /// An instant is no longer kept.
     Released(VolumeIndex),
+    /// A sudden fall of a volume's files is held, or was warned of.
+    FallTold(VolumeIndex),
     /// An inode was freed.
     Reaped(VolumeIndex, Ino),
     /// The replies are in the state.

@@ -51,6 +51,7 @@ impl Machine {
         self.purge(group)?;
         self.advance_horizons(group)?;
         self.end_holds(group)?;
+        self.watch_falls(group)?;
         self.forget(group)?;
         self.give_up(group)?;
         self.drop_rows(group)?;

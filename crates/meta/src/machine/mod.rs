@@ -7,6 +7,8 @@
 mod asking;
 mod calls;
 mod collect;
+mod copying;
+mod falls;
 mod figures;
 mod forget;
 mod group;
@@ -30,6 +32,7 @@ mod volumes;
 pub use asking::{Asked, Told};
 pub use calls::{KINDS, READS, WRITES, kind_of};
 pub use collect::{CollectionShown, DeletedObjects};
+pub use copying::CopyingShown;
 pub use figures::Figures;
 pub use group::{
     DeleteJob, Effect, Group, ObjectAction, ObjectJob, ReadJob, SharedView, SignFor, SignedAnswer,
@@ -549,12 +552,7 @@ impl Machine {
     fn then(&mut self, group: &mut Group, then: Then) {
         match then {
             Then::VolumeChanged(index, row) => self.volume_changed(group, index, *row),
-            Then::HorizonMoved(index, horizon) => {
-                if let Some(volume) = self.volumes.get_mut(&index) {
-                    volume.row.horizon = horizon;
-                    volume.forgetting.shrunk(self.last);
-                }
-            }
+            Then::HorizonMoved(index, horizon) => self.horizon_moved(index, horizon),
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),
             Then::LeaseRenewed(session) => self.lease_renewed(group, session),
@@ -573,11 +571,8 @@ impl Machine {
             Then::PinsRead(index, read_ns, problem) => self.pins_known(index, read_ns, problem),
             Then::Unproven(index, survived) => self.set_unproven(index, survived),
             Then::StartNoted => self.start_noted = true,
-            Then::Released(index) => {
-                if let Some(volume) = self.volumes.get_mut(&index) {
-                    volume.forgetting.lease_ended(self.last);
-                }
-            }
+            Then::Released(index) => self.hold_ended(index),
+            Then::FallTold(index) => self.fall_told(index),
             Then::Reaped(index, ino) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.to_reap.remove(&ino);

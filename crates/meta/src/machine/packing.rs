@@ -69,6 +69,8 @@ pub struct Packed {
     pub slices: usize,
     /// Where staged slices that were not looked at begin, if there may be some.
     pub next: Option<Vec<u8>>,
+    /// Objects that were to be taken and stay as they are, with the reason.
+    pub left: Vec<(ObjectId, String)>,
 }
 
 /// Slices that lie in an object now.
@@ -112,8 +114,8 @@ pub(super) struct Packing {
     from: Vec<u8>,
     /// Objects to be repacked, those under way first.
     poor: VecDeque<PoorObject>,
-    /// So many of them are under way.
-    sources: usize,
+    /// What is under way.
+    taken: Taken,
     /// Until then repacking rests.
     repack_ns: u64,
     /// Failures in a row, and until when they make it wait.
@@ -143,13 +145,56 @@ enum Step {
     Stopped,
 }
 
+/// What an object is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Taken {
+    #[default]
+    Staged,
+    /// So many of the objects of which little is needed.
+    Poor(usize),
+    /// Objects of the source of this clone.
+    Foreign,
+}
+
+impl Taken {
+    fn poor(self) -> usize {
+        if let Taken::Poor(count) = self { count } else { 0 }
+    }
+}
+
+/// What fits into one object.
+#[derive(Default)]
+pub(super) struct Room {
+    count: usize,
+    size: u64,
+    named: u64,
+    rows: u64,
+}
+
+impl Room {
+    /// Whether this one fits, too; the first one does however large it is.
+    pub(super) fn takes(&mut self, source: &PoorObject, named_max: u64) -> bool {
+        self.count += 1;
+        self.size = self.size.saturating_add(source.size);
+        self.named = self.named.saturating_add(source.named);
+        self.rows += u64::from(source.rows);
+        let fits = self.size <= SOURCE_BYTES_MAX && self.named <= named_max;
+        self.count == 1 || (fits && self.count <= SOURCES_MAX && self.rows <= PACK_SLICES_MAX as u64)
+    }
+}
+
 /// What happened to the packing of a volume, once the commits are applied.
 #[derive(Clone, Debug)]
 pub(super) enum PackStep {
     Ended,
-    Named(ObjectId, Version, Source),
+    Named(ObjectId, Version, Source, Taken),
     Begun(ObjectId),
-    Moved { done: usize, all: bool },
+    /// Of objects of the source of this clone so many are not needed any more, and so much was taken.
+    Moved {
+        done: usize,
+        all: bool,
+        copied: Sum,
+    },
     Failed(String),
 }
 
@@ -167,18 +212,18 @@ impl Packing {
     fn stepped(&mut self, step: PackStep, now_ns: u64) {
         match step {
             PackStep::Ended => self.step = Step::Idle,
-            PackStep::Named(object, version, source) => {
-                self.sources = if let Source::Objects(poor) = &source { poor.len() } else { 0 };
+            PackStep::Named(object, version, source, taken) => {
+                self.taken = taken;
                 self.step = Step::Named(object, version, source);
             }
             PackStep::Begun(object) => {
                 self.step = Step::Storing(object);
-                if self.sources == 0 {
+                if self.taken == Taken::Staged {
                     // What is published from here on is not among what is taken.
                     self.since_ns = None;
                 }
             }
-            PackStep::Moved { done, all } => {
+            PackStep::Moved { done, all, .. } => {
                 let Step::Moving { packed, done: before, .. } = &mut self.step else { return };
                 if !all {
                     *before = done;
@@ -186,12 +231,12 @@ impl Packing {
                 }
                 self.shown.objects += u64::from(packed.slices > 0);
                 self.shown.slices += packed.slices as u64;
-                if self.sources == 0 {
+                if self.taken == Taken::Staged {
                     self.more = packed.next.is_some();
                     self.from = packed.next.take().unwrap_or_default();
                 } else {
-                    self.shown.repacked += self.sources as u64;
-                    self.poor.drain(..self.sources.min(self.poor.len()));
+                    self.shown.repacked += self.taken.poor() as u64;
+                    self.poor.drain(..self.taken.poor().min(self.poor.len()));
                     self.repack_ns = now_ns + REPACK_REST_NS;
                 }
                 (self.failures, self.retry_ns, self.shown.problem) = (0, 0, None);
@@ -199,10 +244,10 @@ impl Packing {
             }
             PackStep::Failed(problem) => {
                 // They may be the reason; the next look through the store finds them again.
-                self.poor.drain(..self.sources.min(self.poor.len()));
+                self.poor.drain(..self.taken.poor().min(self.poor.len()));
                 self.retry_ns = now_ns + (RETRY_NS << self.failures.min(RETRY_DOUBLINGS_MAX));
                 self.failures += 1;
-                self.more |= self.sources == 0;
+                self.more |= self.taken == Taken::Staged;
                 (self.step, self.shown.problem) = (Step::Over, Some(problem));
             }
         }
@@ -210,19 +255,14 @@ impl Packing {
     }
 
     /// The objects to be repacked next.
-    fn sources(&self, bytes_max: u64, now_ns: u64) -> Vec<PoorObject> {
-        let (mut size, mut named, mut rows) = (0u64, 0u64, 0u64);
-        let fits = |poor: &&PoorObject| {
-            let first = size == 0;
-            size = size.saturating_add(poor.size);
-            named = named.saturating_add(poor.named);
-            rows += u64::from(poor.rows);
-            first || (size <= SOURCE_BYTES_MAX && named <= bytes_max && rows <= PACK_SLICES_MAX as u64)
-        };
-        if now_ns < self.repack_ns.max(self.retry_ns) {
-            return Vec::new();
-        }
-        self.poor.iter().take(SOURCES_MAX).take_while(fits).cloned().collect()
+    fn sources(&self, bytes_max: u64) -> Vec<PoorObject> {
+        let mut room = Room::default();
+        self.poor.iter().take_while(|poor| room.takes(poor, bytes_max)).cloned().collect()
+    }
+
+    /// Whether nothing is repacked for now.
+    fn rests(&self, now_ns: u64) -> bool {
+        now_ns < self.repack_ns.max(self.retry_ns)
     }
 }
 
@@ -291,13 +331,16 @@ impl Machine {
     ) -> Result<PackStep, EngineError> {
         let staged = self.tally(group, index, "looking for staged slices")?.staged.count;
         let (at_pace, mut moved) = (self.at_pace(group, &MOVED, staged), 0);
+        let mut copied = Sum::default();
         loop {
             let step = self.volumes.get(&index).map(|volume| &volume.packing.step);
             let Some(Step::Moving { object, packed, .. }) = step else { return Ok(PackStep::Ended) };
             let (object, last) = (*object, done + 1 >= packed.moves.len());
+            let mut foreign = None;
             let request = match packed.moves.get(done) {
                 Some(Move::Slices { from, slices }) => {
                     moved += slices.len() as u64;
+                    foreign = Some(*from).filter(|from| from.incarnation < object.incarnation);
                     let (from, slices, as_of) = (*from, slices.clone(), packed.as_of);
                     SystemRequest::MoveSlices { volume, from, to: object, as_of, slices, last }
                 }
@@ -307,12 +350,36 @@ impl Machine {
                 }
                 None => SystemRequest::EndPack { volume },
             };
+            let before = self.named_of(group, index, foreign)?;
             if let Err(error) = self.system(group, &request)? {
                 return Ok(PackStep::Failed(error.to_string()));
             }
+            let after = self.named_of(group, index, foreign)?;
+            copied.count += u64::from(before.count > 0 && after.count == 0);
+            copied.bytes += before.bytes.saturating_sub(after.bytes);
             done += 1;
             if last || moved >= at_pace {
-                return Ok(PackStep::Moved { done, all: last });
+                return Ok(PackStep::Moved { done, all: last, copied });
+            }
+        }
+    }
+
+    /// How many rows name an object, and how many of its bytes.
+    fn named_of(
+        &self,
+        group: &mut Group,
+        index: VolumeIndex,
+        object: Option<ObjectId>,
+    ) -> Result<Sum, EngineError> {
+        let Some(object) = object else { return Ok(Sum::default()) };
+        match chronofs_namespace::object_refs(&group.reads, index, object) {
+            Ok(refs) => {
+                Ok(refs.map_or(Sum::default(), |refs| Sum { count: refs.rows.into(), bytes: refs.named }))
+            }
+            Err(stop) => {
+                let what = "looking at an object that is copied";
+                self.stopped(group, stop, what)?;
+                Err(EngineError::Damaged { what: what.to_owned(), detail: String::new() })
             }
         }
     }
@@ -327,21 +394,29 @@ impl Machine {
         // A pin that is not known of needs objects where they are.
         let may_move = self.unread_pins(index, group.steady_ns).is_none();
         let Some(volume) = self.volumes.get_mut(&index) else { return Ok(None) };
-        let packing = &mut volume.packing;
-        let source = match packing.is_due(staged, group.steady_ns, &self.config) {
-            true => Source::Staged(packing.from.clone()),
-            false if may_move => Source::Objects(packing.sources(self.config.pack_bytes, group.steady_ns)),
-            false => return Ok(None),
-        };
-        let nothing = matches!(&source, Source::Objects(sources) if sources.is_empty());
         let served = volume.store.is_some() && volume.problem.is_none();
-        if nothing || !served {
+        let packing = &mut volume.packing;
+        let (source, taken) = match packing.is_due(staged, group.steady_ns, &self.config) {
+            _ if !served => return Ok(None),
+            true => (Source::Staged(packing.from.clone()), Taken::Staged),
+            false if !may_move || packing.rests(group.steady_ns) => return Ok(None),
+            false => match packing.sources(self.config.pack_bytes) {
+                poor if poor.is_empty() => {
+                    (Source::Objects(self.foreign_sources(group, index)?), Taken::Foreign)
+                }
+                poor => {
+                    let taken = Taken::Poor(poor.len());
+                    (Source::Objects(poor), taken)
+                }
+            },
+        };
+        if matches!(&source, Source::Objects(sources) if sources.is_empty()) {
             return Ok(None);
         }
         match self.system(group, &SystemRequest::GrantPack { volume: id })? {
             Ok(SystemReply::Pack(object)) => {
                 group.effects.push(Effect::Hurry);
-                Ok(Some(PackStep::Named(object, self.last, source)))
+                Ok(Some(PackStep::Named(object, self.last, source, taken)))
             }
             Ok(other) => Ok(Some(PackStep::Failed(format!("{other:?} is no name")))),
             Err(error) => Ok(Some(PackStep::Failed(error.to_string()))),
@@ -357,6 +432,9 @@ impl Machine {
         match result {
             Ok(packed) => {
                 volume.packing.step = Step::Moving { object: job.object, packed: packed.clone(), done: 0 };
+                if let Source::Objects(sources) = &job.source {
+                    self.heard_of_copies(group, job, sources, packed);
+                }
             }
             Err(problem) => {
                 if volume.packing.failures == 0 {
@@ -375,7 +453,8 @@ impl Machine {
         let Some(volume) = self.volumes.values_mut().find(|found| found.id() == volume) else { return };
         let packing = &mut volume.packing;
         // Those under way stay.
-        let under_way = if matches!(packing.step, Step::Over | Step::Idle) { 0 } else { packing.sources };
+        let under_way =
+            if matches!(packing.step, Step::Over | Step::Idle) { 0 } else { packing.taken.poor() };
         packing.poor.truncate(under_way);
         packing.poor.extend(poor.iter().cloned());
         packing.shown.poor = packing.poor.len() as u64;
@@ -383,6 +462,9 @@ impl Machine {
 
     pub(super) fn pack_stepped(&mut self, group: &Group, index: VolumeIndex, step: PackStep) {
         if let Some(volume) = self.volumes.get_mut(&index) {
+            if let PackStep::Moved { copied, .. } = &step {
+                volume.copying.took(*copied, group.steady_ns);
+            }
             volume.packing.stepped(step, group.steady_ns);
         }
     }

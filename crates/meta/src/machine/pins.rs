@@ -192,7 +192,8 @@ impl Machine {
             // Objects of earlier incarnations are never deleted by this one.
             return Ok(None);
         }
-        let name = pin.name();
+        // Whose it is says where it can be ended, also where no row is left to find it by.
+        let name = format!("{} ({}: {})", pin.name(), pin.owner, pin.reason);
         let known = kept.iter().find(|(of, id, _)| (*of, *id) == (index, pin.id));
         // What was pinned in this timeline has a row, or had one and was released.
         let had = volume.row.born..=volume.pins.unproven.unwrap_or(self.recovered);

@@ -2,6 +2,8 @@
 
 use super::Machine;
 use super::collect::{Collecting, CollectionShown};
+use super::copying::Copying;
+use super::falls::Falls;
 use super::forget::Forgetting;
 use super::group::{Effect, Group, Then};
 use super::leave::{self, Leaving};
@@ -68,10 +70,14 @@ pub struct VolumeState {
     pub(super) collecting: Collecting,
     /// How far the packing of its staged slices is.
     pub(super) packing: Packing,
+    /// How far what its source stored is copied.
+    pub(super) copying: Copying,
     /// How far it is gone, if it is given up.
     pub(super) leaving: Leaving,
     /// What is known of the pins in its block store.
     pub(super) pins: PinsKnown,
+    /// How many files it had lately.
+    pub(super) falls: Falls,
 }
 
 impl VolumeState {
@@ -88,8 +94,10 @@ impl VolumeState {
             forgetting: Forgetting::default(),
             collecting: Collecting::default(),
             packing: Packing::default(),
+            copying: Copying::default(),
             leaving: Leaving::default(),
             pins: PinsKnown::default(),
+            falls: Falls::default(),
         }
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::kept::tests::{Bench, VOLUME, attempt};
 use chronofs_core::Retention;
 use chronofs_core::store::{Credentials, StoreKind};
+use chronofs_engine::Engine as _;
 use chronofs_snapshot::protocol::Cut;
 use chronofs_snapshot::restore::own::MARK;
 
@@ -119,8 +120,53 @@ fn a_clone_is_detached_when_it_is_registered_nowhere_any_more() {
     assert!(why.contains(&gone.to_string()) && !why.contains(&STORE.to_string()), "{why}");
     assert!(why.contains(&advice), "{why}");
     assert_eq!((Mark::read(folder).unwrap(), notes(&bench)), (Some(before), 1));
-    mark(&[STORE]).write(folder).unwrap();
-    assert_eq!(detach(), Said::Detached { needed: 0 });
+    // Of a store that has no volume of it any more the admin server goes on telling it where that is.
+    let path = folder.join("other");
+    let other = chronofs_blocks::BlockStore::create(&path, gone).unwrap();
+    let name = reader(&mark(&[])).name_in_store();
+    bench.runtime.block_on(other.put_note(&name, Bytes::from_static(b"registered"))).unwrap();
+    let kind = StoreKind::Local { path: path.to_str().unwrap().to_owned() };
+    let told = AssignedStore { id: gone, kind, credentials: Credentials::Ambient, create_only: false };
+    bench.keeper.collector.stores.set_of_readers(vec![told]);
+    let marker = path.join("chronofs-store.json");
+    std::fs::rename(&marker, path.join("away")).unwrap();
+    let Said::Trouble(why) = detach() else { panic!("another folder is not the store") };
+    assert!(why.contains(&gone.to_string()) && why.contains("cannot be used"), "{why}");
+    std::fs::rename(path.join("away"), &marker).unwrap();
+    assert_eq!(detach(), Said::Detached { needed: 0, unnamed: 0 });
+    assert_eq!(bench.runtime.block_on(other.notes(READERS)).unwrap(), []);
     let after = Mark::read(folder).unwrap().unwrap();
     assert_eq!((after.detached, after.readers.len(), notes(&bench)), (true, 0, 0));
+}
+
+#[test]
+fn a_store_that_was_made_in_a_clone_is_detached_and_needs_no_mark() {
+    let bench = Bench::new(Retention::Forever);
+    let folder = bench.folder.path();
+    for force in [false, true] {
+        let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, force));
+        assert_eq!(said, Said::Detached { needed: 0, unnamed: 0 });
+    }
+    assert_eq!(Mark::read(folder).unwrap(), None);
+}
+
+#[test]
+fn a_clone_is_detached_once_what_was_counted_is_durable() {
+    let bench = Bench::new(Retention::Forever);
+    let folder = bench.folder.path();
+    mark(&[]).write(folder).unwrap();
+    registered(&bench);
+    bench.keeper.collector.stores.set_ids([(VOLUME, STORE)].into());
+    let durable = |within| {
+        let waiting = async {
+            let (_, as_of) = bench.keeper.collector.count_foreign().await.unwrap();
+            tokio::time::timeout(Duration::from_millis(within), bench.keeper.collector.until_durable(as_of))
+                .await
+        };
+        bench.runtime.block_on(waiting)
+    };
+    bench.keeper.engine.sync().unwrap();
+    assert_eq!(durable(20_000), Ok(Ok(())));
+    let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, false));
+    assert_eq!((said, notes(&bench)), (Said::Detached { needed: 0, unnamed: 0 }, 0));
 }

@@ -18,6 +18,7 @@ use chronofs_blocks::{ObjectPort, StoreError, StorePort, Trouble, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
 use chronofs_engine::View;
 use chronofs_namespace::PoorObject;
+use chronofs_wire::admin::AssignedStore;
 use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,8 @@ pub struct Stores {
     by_volume: Arc<RwLock<HashMap<Uuid, Arc<dyn StorePort>>>>,
     /// Which one that is, by volume.
     ids: Arc<RwLock<HashMap<Uuid, Uuid>>>,
+    /// Where a clone may be registered, and has no volume any more.
+    of_readers: Arc<RwLock<Vec<AssignedStore>>>,
     watches: Watches,
 }
 
@@ -73,6 +76,16 @@ impl Stores {
     /// Sets in which store each volume lies, in reach or not.
     pub(crate) fn set_ids(&self, ids: HashMap<Uuid, Uuid>) {
         *self.ids.write().unwrap_or_else(PoisonError::into_inner) = ids;
+    }
+
+    /// The stores in which this clone may be registered as a reader, beside those of its volumes. They are not open.
+    pub(crate) fn of_readers(&self) -> Vec<AssignedStore> {
+        self.of_readers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets these.
+    pub(crate) fn set_of_readers(&self, stores: Vec<AssignedStore>) {
+        *self.of_readers.write().unwrap_or_else(PoisonError::into_inner) = stores;
     }
 
     /// Whether none is in reach.
@@ -185,7 +198,8 @@ async fn pack(
     Ok(packed)
 }
 
-/// Puts what is needed of objects together. One that cannot be read, or not be taken, stays as it is.
+/// Puts what is needed of objects together. One that cannot be read, or not be taken, stays as it is. Where the store gives none,
+/// it is away; where it refuses single ones of a source, as archived ones, the others are copied.
 async fn repack(
     store: &dyn StorePort,
     job: &PackJob,
@@ -193,14 +207,27 @@ async fn repack(
     view: Arc<dyn View>,
 ) -> Result<(Bytes, Packed), String> {
     let mut repacker = Repacker::new(job, view);
+    let (mut answered, mut refused) = (false, Vec::new());
     for source in sources {
         let name = object_name(job.volume, source.id);
-        let size = u32::try_from(source.size).map_err(|_| format!("object {name} is too large"))?;
-        let bytes = match store.get(&name, 0, size).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.trouble == Trouble::Unavailable => return Err(error.to_string()),
+        // What a clone copies is no trouble of its own objects; the machine says what it could not copy.
+        let is_own = source.id.incarnation == job.object.incarnation;
+        let bytes = match store.whole(&name).await {
+            Ok(bytes) => {
+                answered = true;
+                bytes
+            }
+            Err(error) if error.trouble == Trouble::Unavailable && is_own => return Err(error.to_string()),
+            Err(error) if error.trouble == Trouble::Unavailable => {
+                refused.push((source.id, error.to_string()));
+                continue;
+            }
             Err(error) => {
-                tracing::error!(%error, "an object cannot be repacked");
+                answered = true;
+                repacker.leave(source.id, &error.to_string());
+                if is_own {
+                    tracing::error!(%error, "an object cannot be repacked");
+                }
                 continue;
             }
         };
@@ -211,9 +238,15 @@ async fn repack(
         });
         let added;
         (repacker, added) = adding.await.map_err(|error| error.to_string())?;
-        if let Err(reason) = added {
+        if let (Err(reason), true) = (added, is_own) {
             tracing::info!(object = name, "not repacked: {reason}");
         }
+    }
+    for (object, why) in refused {
+        if !answered {
+            return Err(why);
+        }
+        repacker.leave(object, &why);
     }
     Ok(repacker.finish())
 }

@@ -74,6 +74,8 @@ pub fn assignment(folder: &Path) -> Assignment {
         log: Default::default(),
         log_servers: Vec::new(),
         accepted_restore: None,
+        copy_restored: false,
+        reader_stores: Vec::new(),
     }
 }
 
@@ -88,6 +90,7 @@ pub fn config(folder: &Path) -> StartConfig {
         timing: Default::default(),
         whitelist: Vec::new(),
         cluster: None,
+        whereabouts: Default::default(),
         recover_log: false,
     }
 }

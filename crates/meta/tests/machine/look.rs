@@ -31,6 +31,10 @@ impl ObjectPort for Pages {
 }
 
 impl StorePort for Pages {
+    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        async move { Err(away(name)) }.boxed()
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         async move { Err(away(name)) }.boxed()
     }

@@ -5,7 +5,9 @@ mod bounds;
 mod collect;
 #[path = "../common/mod.rs"]
 mod common;
+mod copying;
 mod damaged;
+mod falls;
 mod forget;
 mod keys;
 mod late;

@@ -10,7 +10,7 @@ use chronofs_namespace::{Judged, SystemError, check_instant, judge, restored};
 use uuid::Uuid;
 
 /// The clone of a server, as of its last commit, with what was drawn for it.
-fn clone_of(source: &Server, accepted: bool, draw: [u64; 2]) -> (Server, Version, Version) {
+pub fn clone_of(source: &Server, accepted: bool, draw: [u64; 2]) -> (Server, Version, Version) {
     let engine = source.core.engine.clone();
     let cut = engine.applied();
     let now_ns = source.now_ns + 600 * SECOND;

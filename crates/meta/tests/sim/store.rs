@@ -30,6 +30,12 @@ pub struct SimStore {
 }
 
 impl SimStore {
+    /// Another one that holds the same.
+    pub fn copy(&self) -> SimStore {
+        let (objects, bytes) = (self.objects.clone(), self.bytes.clone());
+        SimStore { objects, bytes, ..SimStore::default() }
+    }
+
     pub fn put(&mut self, id: ObjectId, bytes: Bytes) {
         let old = self.bytes.insert(id, bytes);
         assert!(old.is_none(), "{id} is stored twice");

@@ -1,5 +1,6 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
+mod copied;
 mod keys;
 mod leave;
 mod past;
@@ -73,6 +74,8 @@ pub struct World {
     pub deleted_meanwhile: usize,
     /// Objects of packed slices that are needed in the end.
     pub packs_in_the_end: usize,
+    /// Objects that a clone has copied.
+    pub copied_in_the_end: usize,
     /// Slices that lie in other objects than they were put in.
     pub repacked_in_the_end: usize,
     store_random: Random,
@@ -103,6 +106,7 @@ impl World {
             store,
             deleted_meanwhile: 0,
             packs_in_the_end: 0,
+            copied_in_the_end: 0,
             repacked_in_the_end: 0,
             busy,
             store_random,
@@ -380,8 +384,13 @@ impl World {
     /// The process is gone; the disk has what the kernel has.
     fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            // Nothing of its end runs.
-            std::mem::forget(server);
+            // What it would still do at its end has no effect.
+            let is_cut = self.disk.is_off();
+            self.disk.power_off();
+            drop(server);
+            if !is_cut {
+                self.disk.thaw();
+            }
         }
         self.server_gone();
     }
@@ -565,6 +574,9 @@ impl World {
         }
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
         self.finish_keys();
+        if self.store_random.one_in(8) {
+            self.finish_clone();
+        }
         self.finish_past();
         self.finish_store();
         self.finish_leave();

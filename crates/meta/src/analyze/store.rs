@@ -1,0 +1,94 @@
+//! What a block store holds of a volume, as far as its listing says. A listing may leave something out, so what is not in it
+//! is asked for before anything is concluded.
+
+use super::{Desk, Looked, Stop};
+use chronofs_blocks::{ListPage, StoreError, StorePort, Trouble, parse_object_name};
+use chronofs_core::ObjectId;
+use chronofs_wire::analyze::{News, Progress};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Sizes of so many objects are held in memory, about 200 MB; each of the rest costs a request.
+const HELD_MAX: usize = 4 << 20;
+/// A page of a listing, or a part of an object, comes within this time.
+const WITHIN: Duration = Duration::from_secs(120);
+/// What a store cannot do now is tried again after these.
+const TRY_AGAIN: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(10)];
+
+/// The block store of a volume that is looked at.
+#[derive(Clone)]
+pub(super) struct Store {
+    port: Arc<dyn StorePort>,
+}
+
+impl Store {
+    pub(super) fn of(volume: &Looked) -> Result<Store, Stop> {
+        let port = volume.collector.stores.of(volume.id).ok_or_else(|| {
+            let name = &volume.row.spec.name;
+            Stop::Failed(format!("the block store of volume {name} cannot be used: see chronofs meta status"))
+        })?;
+        Ok(Store { port })
+    }
+
+    /// The sizes of a volume's objects.
+    pub(super) async fn listed(&self, desk: &Desk, volume: &Looked) -> Result<HashMap<ObjectId, u64>, Stop> {
+        let (mut sizes, mut from, mut listed) = (HashMap::new(), None, 0);
+        loop {
+            let page = self.page(from).await?;
+            for (name, bytes) in page.names {
+                let Some((_, object)) = parse_object_name(&name).filter(|(of, _)| *of == volume.id) else {
+                    continue;
+                };
+                listed += 1;
+                if sizes.len() < HELD_MAX {
+                    sizes.insert(object, bytes);
+                }
+            }
+            desk.tell(News::At(Progress { listed, ..Progress::default() })).await;
+            from = match page.next {
+                Some(next) => Some(next),
+                None => return Ok(sizes),
+            };
+        }
+    }
+
+    /// A page of the listing of the whole store.
+    pub(super) async fn page(&self, from: Option<String>) -> Result<ListPage, Stop> {
+        let page = self.patiently(|| self.port.list(from.clone())).await?;
+        page.map_err(|error| Stop::Failed(error.to_string()))
+    }
+
+    /// A part of an object. The inner error says what is wrong with the object.
+    pub(super) async fn get(
+        &self,
+        name: &str,
+        at: u64,
+        len: u32,
+    ) -> Result<Result<bytes::Bytes, StoreError>, Stop> {
+        self.patiently(|| self.port.get(name, at, len)).await
+    }
+
+    /// Tries again what the store cannot do now; a store that is away ends the look, since it says nothing of an object.
+    async fn patiently<T, F>(&self, attempt: impl Fn() -> F) -> Result<Result<T, StoreError>, Stop>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut waits = TRY_AGAIN.iter();
+        loop {
+            let why = match tokio::time::timeout(WITHIN, attempt()).await {
+                Ok(Ok(done)) => return Ok(Ok(done)),
+                Ok(Err(error)) if matches!(error.trouble, Trouble::Missing | Trouble::Damaged) => {
+                    return Ok(Err(error));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("the block store has not answered for {} seconds", WITHIN.as_secs()),
+            };
+            match waits.next() {
+                Some(wait) => tokio::time::sleep(*wait).await,
+                None => return Err(Stop::Failed(why)),
+            }
+        }
+    }
+}
