@@ -11,7 +11,7 @@ use crate::name::Role;
 use crate::protocol::{
     Attempt, Cut, Do, Ended, Fault, Held, Intent, Member, Order, Poll, Step, Told, role_code,
 };
-use crate::run::{Abort, Invocation, Limits, Surroundings, run};
+use crate::run::{Abort, Guard, Invocation, Limits, Surroundings, Whereabouts, run};
 use crate::tree::{Kind, list_tree, sum_of};
 use crate::whitelist::Whitelist;
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,8 +73,8 @@ pub trait Host: Send + Sync + 'static {
     /// Nothing need be kept for this attempt any more. Done again if it could not be done: see [`Host::kept`].
     fn release(&self, attempt: &Attempt);
 
-    /// For which attempts something is kept.
-    fn kept(&self) -> Vec<Attempt>;
+    /// For which attempts something is kept, or why that cannot be known.
+    fn kept(&self) -> Result<Vec<Attempt>, String>;
 
     /// Of what is kept for an attempt something could not be let go a moment ago.
     fn rests(&self, _attempt: &Attempt) -> bool {
@@ -98,8 +98,10 @@ pub struct Setup {
     pub whitelist: Whitelist,
     /// Version of the server.
     pub version: String,
-    /// Path of the cluster file, if there is one.
-    pub cluster_file: Option<String>,
+    /// Where the server stands.
+    pub whereabouts: Whereabouts,
+    /// How the guards of programs are started.
+    pub guard: Guard,
 }
 
 /// See the module.
@@ -173,10 +175,10 @@ impl Agent {
         self.carry_out(todo);
     }
 
-    /// What to ask the coordinator with. It blocks.
-    #[must_use]
-    pub fn poll(&self) -> Poll {
-        let (kept, readers) = (self.0.host.kept(), self.0.host.readers());
+    /// What to ask the coordinator with. It blocks. A server that cannot know what it keeps must not say that it is nothing,
+    /// so it does not ask.
+    pub fn poll(&self) -> Result<Poll, String> {
+        let (kept, readers) = (self.0.host.kept()?, self.0.host.readers());
         let state = self.lock();
         let mut holding: BTreeSet<Attempt> = kept.into_iter().collect();
         holding.extend(state.member.attempt().cloned());
@@ -184,14 +186,14 @@ impl Agent {
             let (complete, resting) = (state.complete.contains(&attempt), self.0.host.rests(&attempt));
             Held { attempt, complete, resting }
         };
-        Poll {
+        Ok(Poll {
             node: self.0.setup.node.clone(),
             epoch: state.member.epoch(),
             holding: holding.into_iter().map(held).collect(),
             doing: state.member.doing(),
             said: state.member.said(),
             readers,
-        }
+        })
     }
 
     /// What the coordinator answered.
@@ -380,6 +382,7 @@ impl Agent {
     ) -> Result<Told, Fault> {
         let attempt = &intent.attempt;
         let node = intent.node(&self.0.setup.node);
+        let whereabouts = &self.0.setup.whereabouts;
         let limits = Limits { run: Duration::from_millis(intent.run_ms), ..Limits::default() };
         let surroundings = Surroundings {
             attempt: Some(attempt.number.to_string()),
@@ -391,8 +394,8 @@ impl Agent {
                 .duration_since(UNIX_EPOCH)
                 .ok()
                 .map(|until| until.as_secs().to_string()),
-            cluster_file: self.0.setup.cluster_file.clone(),
-            ..Surroundings::default()
+            locality: whereabouts.locality_text(),
+            cluster_file: whereabouts.cluster_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
         };
         let call = Invocation {
             program,
@@ -402,6 +405,7 @@ impl Agent {
             role,
             uid: attempt.uid.clone(),
             surroundings,
+            guard: self.0.setup.guard.clone(),
         };
         let report = run(&call, &limits, abort);
         match report.succeeded() {

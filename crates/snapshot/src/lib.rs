@@ -27,6 +27,6 @@ pub use create::create;
 pub use error::Error;
 pub use manifest::{Manifest, Method};
 pub use name::{Address, Role, SnapshotUid};
-pub use run::{Abort, End, Invocation, Limits, Report, run};
+pub use run::{Abort, End, Guard, Invocation, Limits, Report, Whereabouts, run};
 pub use server::Server;
 pub use whitelist::{NotWhitelisted, Program, Whitelist};

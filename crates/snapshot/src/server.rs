@@ -171,7 +171,8 @@ impl Server {
         locality.extend(variable("LOCALITY").iter().flat_map(|text| pairs(text)));
         locality.extend(given.locality);
         let data_folder = options.data_folder.map(|folder| parent.folder.join(folder));
-        let cluster = parsed.map(|file| file.description).or_else(|| variable("CLUSTER_ID"));
+        // Description and id tell clusters of one description apart.
+        let cluster = variable("CLUSTER_ID").or_else(|| parsed.map(|file| file.description));
         Ok(Server {
             address,
             cluster,

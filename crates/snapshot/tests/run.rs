@@ -1,19 +1,22 @@
 //! A snapshot program that behaves badly: it is ended, nothing of it is left, and its own words come back.
 //!
-//! One test, so that descriptors and children of this process can be counted around each case.
+//! One test, so that descriptors and children of this process can be counted around each case. It has a `main` of its own,
+//! since it is also the guard of the programs, and a server that is killed while one runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use chronofs_snapshot::run::Surroundings;
-use chronofs_snapshot::{Abort, End, Invocation, Limits, Report, Role, Whitelist, run};
+use chronofs_snapshot::run::{GUARD, Surroundings, stand_guard};
+use chronofs_snapshot::{Abort, End, Guard, Invocation, Limits, Report, Role, Whitelist, run};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 struct World {
-    folder: TempDir,
+    /// Removes the folder in the end.
+    _folder: Option<TempDir>,
     root: PathBuf,
 }
 
@@ -28,7 +31,7 @@ impl World {
     fn new() -> World {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
-        World { folder, root }
+        World { _folder: Some(folder), root }
     }
 
     fn call(&self, script: &str) -> Invocation {
@@ -47,6 +50,7 @@ impl World {
             role: Role::Tlog,
             uid: "de01497a344441362c2deffed56a529b".parse().unwrap(),
             surroundings: Surroundings::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -63,12 +67,17 @@ impl World {
         report
     }
 
-    /// Command lines of processes that name our folder.
+    /// Command lines of processes that name our folder, or are guards.
     fn processes(&self) -> Vec<String> {
-        let folder = self.folder.path().to_str().unwrap();
-        let lines = proc_dirs().filter_map(|dir| fs::read(dir.join("cmdline")).ok());
-        let texts = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-        texts.filter(|text| text.contains(folder)).collect()
+        let folder = self.root.to_str().unwrap();
+        let own = std::env::current_exe().unwrap();
+        let is_guard = |dir: &Path| {
+            fs::read_link(dir.join("exe")).is_ok_and(|exe| exe == own)
+                && !dir.ends_with(std::process::id().to_string())
+        };
+        let lines = proc_dirs().filter_map(|dir| Some((is_guard(&dir), fs::read(dir.join("cmdline")).ok()?)));
+        let texts = lines.map(|(guard, line)| (guard, String::from_utf8_lossy(&line).replace('\0', " ")));
+        texts.filter(|(guard, text)| *guard || text.contains(folder)).map(|(_, text)| text).collect()
     }
 }
 
@@ -90,8 +99,20 @@ fn children() -> Vec<String> {
         .collect()
 }
 
-#[test]
-fn whatever_a_program_does_it_is_ended_and_its_words_come_back() {
+const NAME: &str = "whatever_a_program_does_it_is_ended_and_its_words_come_back";
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("serve") => serve(&PathBuf::from(arguments.next().unwrap()), &arguments.next().unwrap()),
+        Some(GUARD) => stand_guard().unwrap(),
+        // What it is to be filtered by; options of the usual harness say nothing to this one.
+        Some(filter) if !filter.starts_with('-') && !NAME.contains(filter) => {}
+        _ => test(),
+    }
+}
+
+fn test() {
     let world = World::new();
     arguments_and_environment(&world);
     failures(&world);
@@ -99,6 +120,8 @@ fn whatever_a_program_does_it_is_ended_and_its_words_come_back() {
     time(&world);
     children_of_its_own(&world);
     aborts(&world);
+    a_server_that_is_killed(&world);
+    println!("test {NAME} ... ok");
 }
 
 fn arguments_and_environment(world: &World) {
@@ -125,7 +148,8 @@ fn arguments_and_environment(world: &World) {
     assert!(after[2].starts_with("PATH=/usr/local/sbin:") && after[3] == "PWD=/", "{text}");
     assert_eq!(after[4..6], ["/", "/dev/null"], "{text}");
     let (pid, group) = after[6].split_once(' ').unwrap();
-    assert_eq!(pid, group, "it leads a group of its own");
+    let own = rustix::process::getpgrp().as_raw_nonzero().to_string();
+    assert!(pid != group && group != own, "it is in a group that its guard leads: {pid}, {group}");
 }
 
 fn failures(world: &World) {
@@ -198,6 +222,15 @@ fn children_of_its_own(world: &World) {
     let short = Limits { run: Duration::from_millis(400), terminate: Duration::from_millis(300), ..QUICK };
     let report = world.run(&format!("sh -c 'trap \"\" TERM; {marked}' & wait"), &short);
     assert_eq!(report.end, End::TimedOut(short.run));
+    // What goes to its group finds the guard there, which does not mind; without one it does not go on.
+    let report = world.run("trap '' TERM HUP INT; kill 0; kill -HUP 0; echo still here; exit 0", &QUICK);
+    assert!(report.succeeded() && report.output.to_string() == "still here\n", "{report:?}");
+    assert_eq!(world.run("kill -9 0", &QUICK).end, End::Signalled(9));
+    let report = world.run("kill -9 $(cut -d ' ' -f 5 /proc/$$/stat); sleep 60", &QUICK);
+    assert!(report.end == End::Unguarded && report.took < Duration::from_secs(3), "{report:?}");
+    // A session of its own puts it out of nobody's reach.
+    let report = world.run(&format!("exec setsid sh -c '{marked}'"), &short);
+    assert_eq!(report.end, End::TimedOut(short.run));
     // One that left the group and holds the pipe does not hold us.
     let escaped = format!("setsid sh -c 'sleep 8 # {}\n:' & sleep 0.2; exit 0", world.root.display());
     let begun = Instant::now();
@@ -224,4 +257,51 @@ fn aborts(world: &World) {
     // An abort before the start is not lost.
     assert_eq!(run(&call, &QUICK, &abort).end, End::Aborted);
     assert_eq!(children(), Vec::<String>::new());
+}
+
+/// A server that runs a program of this folder, and nothing else.
+fn serve(root: &Path, script: &str) {
+    let world = World { _folder: None, root: root.to_owned() };
+    let report = run(&world.call(script), &QUICK, &Abort::new().unwrap());
+    panic!("it was to be killed before its program ends: {report:?}");
+}
+
+fn a_server_that_is_killed(world: &World) {
+    let marked = |seconds| format!("sleep {seconds} # {}\n:", world.root.display());
+    let begun = format!("touch '{}/begun'", world.root.display());
+    let deaf = format!("trap '' TERM HUP INT; sh -c '{}' & {begun}; {}", marked(61), marked(62));
+    // A session of its own, which it does not have to leave the program for.
+    let child = format!("sh -c \"sleep 63; : {}\"", world.root.display());
+    let session = format!("exec setsid sh -c '{begun}; {child} & {}'", marked(64));
+    let stopped = format!("sh -c '{}' & {begun}; kill -STOP 0", marked(65));
+    for script in [&deaf, &session, &stopped] {
+        for pause_ms in [0, 30] {
+            let mut command = Command::new("/proc/self/exe");
+            let mut server = command.arg("serve").arg(&world.root).arg(script).spawn().unwrap();
+            let mark = world.root.join("begun");
+            wait_until("the program to run", || mark.exists());
+            fs::remove_file(mark).unwrap();
+            std::thread::sleep(Duration::from_millis(pause_ms));
+            server.kill().unwrap();
+            server.wait().unwrap();
+            wait_until(&format!("nothing to be left of: {script}"), || world.processes().is_empty());
+        }
+    }
+    // At any moment, also while the program is only being started.
+    for ms in 0..40 {
+        let mut server =
+            Command::new("/proc/self/exe").arg("serve").arg(&world.root).arg(&deaf).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(ms));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        wait_until(&format!("nothing to be left after {ms} ms"), || world.processes().is_empty());
+    }
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -4,6 +4,7 @@
 
 use crate::http::Metrics;
 use crate::stores::Stores;
+use crate::strangers::{Stranger, Strangers};
 use anyhow::{Result, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use chronofs_engine::copies::{CopyError, FolderCopy, Holding, Link};
@@ -25,9 +26,6 @@ use tokio_rustls::server::TlsStream;
 
 /// Connections of metadata servers at a time.
 const CONNECTIONS_MAX: usize = 256;
-/// Of those beside them that have not shown a secret yet: anybody can open one, and must not keep a metadata server out that
-/// is in.
-const STRANGERS_MAX: usize = 64;
 /// Bytes of a hello.
 const HELLO_MAX: usize = 4 << 10;
 /// How long a metadata server may take for TLS and its hello.
@@ -46,13 +44,14 @@ pub(crate) struct Shared {
     pub(crate) stores: Arc<Stores>,
     pub(crate) metrics: Metrics,
     places: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    /// Those beside them that have not shown a secret yet.
+    strangers: Arc<Strangers>,
 }
 
 impl Shared {
     pub(crate) fn new(stores: Arc<Stores>, metrics: Metrics) -> Self {
-        let [places, strangers] = [CONNECTIONS_MAX, STRANGERS_MAX].map(|max| Arc::new(Semaphore::new(max)));
-        Shared { stores, metrics, places, strangers }
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Shared { stores, metrics, places, strangers: Arc::default() }
     }
 
     /// How many metadata servers are connected.
@@ -73,9 +72,12 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, shared:
                 continue;
             }
         };
-        let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "refused: {STRANGERS_MAX} connections have not said hello yet");
-            continue;
+        let stranger = match shared.strangers.enter(peer.ip()) {
+            Ok(stranger) => stranger,
+            Err(why) => {
+                tracing::warn!(%peer, "refused: {why}");
+                continue;
+            }
         };
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
         tokio::spawn(async move {
@@ -110,7 +112,7 @@ async fn run(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     shared: &Arc<Shared>,
-    stranger: OwnedSemaphorePermit,
+    stranger: Stranger,
 ) -> Result<()> {
     keep_alive(&stream)?;
     let greeted = timeout(HELLO_WITHIN, greeted(stream, acceptor)).await;
@@ -173,7 +175,7 @@ struct Welcome {
     place: OwnedSemaphorePermit,
 }
 
-fn welcome(hello: LogHello, shared: &Shared, stranger: OwnedSemaphorePermit) -> Result<Welcome, Unwelcome> {
+fn welcome(hello: LogHello, shared: &Shared, stranger: Stranger) -> Result<Welcome, Unwelcome> {
     let refused = |reason: String| Unwelcome { reason, soon: false };
     let theirs = (hello.protocol_min, hello.protocol_max);
     let protocol = common_protocol(theirs, (PROTOCOL_MIN, PROTOCOL_MAX)).ok_or_else(|| {
@@ -305,6 +307,7 @@ fn refusal(error: CopyError) -> LogReply {
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 mod tests {
     use super::*;
+    use crate::strangers::{OF_ONE_MAX, STRANGERS_MAX};
     use chronofs_wire::identity::Secret;
     use chronofs_wire::tlog::{AllowedStore, LogAssignment};
     use chronofs_wire::tls;
@@ -363,8 +366,15 @@ mod tests {
 
     async fn reached(address: std::net::SocketAddr, pin: Sha256) -> Client {
         let connector = tokio_rustls::TlsConnector::from(tls::client_config(pin).unwrap());
-        let stream = TcpStream::connect(address).await.unwrap();
+        let stream = from(1, address).await;
         connector.connect(tls::server_name(&address.to_string()), stream).await.unwrap()
+    }
+
+    /// From 127.0.0.`host`.
+    async fn from(host: u8, address: std::net::SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((std::net::Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
     }
 
     async fn asked<T: serde::Serialize, A: serde::de::DeserializeOwned>(client: &mut Client, said: T) -> A {
@@ -379,7 +389,7 @@ mod tests {
 
     async fn no_strangers(shared: &Shared) {
         let begun = std::time::Instant::now();
-        while shared.strangers.available_permits() < STRANGERS_MAX {
+        while shared.strangers.count() > 0 {
             assert!(begun.elapsed() < HELLO_WITHIN / 2, "waited in vain");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -416,11 +426,25 @@ mod tests {
         let welcome: LogWelcome = asked(&mut guesses, hello(b"guessed")).await;
         assert!(matches!(welcome, LogWelcome::Refused { .. }), "{welcome:?}");
         no_strangers(&shared).await;
+        // Those of one address are in nobody else's way.
         let mut silent = Vec::new();
-        for _ in 0..STRANGERS_MAX {
-            silent.push(TcpStream::connect(address).await.unwrap());
+        for _ in 0..OF_ONE_MAX {
+            silent.push(from(9, address).await);
         }
-        ends(&mut TcpStream::connect(address).await.unwrap()).await;
+        for _ in 0..STRANGERS_MAX {
+            ends(&mut from(9, address).await).await;
+        }
+        let mut other = reached(address, pin).await;
+        let welcome: LogWelcome = asked(&mut other, hello(&secret.0)).await;
+        assert!(matches!(welcome, LogWelcome::Welcome { .. }), "{welcome:?}");
+        drop(other);
+        while shared.connections() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for n in OF_ONE_MAX..STRANGERS_MAX {
+            silent.push(from(9 + (n / OF_ONE_MAX) as u8, address).await);
+        }
+        ends(&mut from(1, address).await).await;
         // Who is in asks for more than a hello may have.
         let opened: LogReply = asked(&mut inside, LogRequest::Open { epoch: 1 }).await;
         assert!(matches!(opened, LogReply::Holding { .. }), "{opened:?}");

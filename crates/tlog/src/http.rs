@@ -14,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,6 +91,8 @@ pub(crate) struct Pages {
     pub(crate) registry: Arc<Registry>,
     pub(crate) folder: PathBuf,
     pub(crate) started: Instant,
+    /// Where it stands.
+    pub(crate) locality: BTreeMap<String, String>,
     pub(crate) boot: u64,
     /// The epoch under which it is registered, 0 before.
     pub(crate) epoch: Arc<AtomicU64>,
@@ -100,7 +103,7 @@ impl Pages {
     pub(crate) async fn said(&self) -> Option<LogServerSaid> {
         let pages = self.clone();
         let said = tokio::task::spawn_blocking(move || LogServerSaid {
-            process: ProcessStatus::look(pages.started, &pages.folder),
+            process: ProcessStatus::look(pages.started, &pages.folder, pages.locality),
             boot: pages.boot,
             epoch: pages.epoch.load(Ordering::Relaxed),
             connections: pages.shared.connections() as u64,

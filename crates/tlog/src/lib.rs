@@ -10,6 +10,7 @@ mod http;
 mod snapshot;
 mod start;
 mod stores;
+mod strangers;
 
 pub use http::status;
 pub use start::{StartConfig, init_creds, start};

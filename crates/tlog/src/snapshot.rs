@@ -7,7 +7,7 @@ use chronofs_backup::{Plan, store_image};
 use chronofs_engine::embedded::Place;
 use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{Attempt, Cut, Fault, Intent, Order, Poll, What};
-use chronofs_snapshot::{Role, SnapshotCode, Whitelist};
+use chronofs_snapshot::{Guard, Role, SnapshotCode, Whereabouts, Whitelist};
 use chronofs_wire::admin::Registered;
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use std::os::unix::fs::DirBuilderExt;
@@ -81,8 +81,8 @@ impl Host for TlogHost {
 
     fn release(&self, _: &Attempt) {}
 
-    fn kept(&self) -> Vec<Attempt> {
-        Vec::new()
+    fn kept(&self) -> Result<Vec<Attempt>, String> {
+        Ok(Vec::new())
     }
 }
 
@@ -93,6 +93,7 @@ pub(crate) struct Part {
     pub(crate) images: PathBuf,
     pub(crate) client: AdminClient,
     pub(crate) whitelist: Whitelist,
+    pub(crate) whereabouts: Whereabouts,
 }
 
 /// Takes part in snapshots, from the first registration on.
@@ -105,7 +106,8 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
         folder: part.images,
         whitelist: part.whitelist,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_file: None,
+        whereabouts: part.whereabouts,
+        guard: Guard::default(),
     };
     let (client, runtime) = (part.client.clone(), Handle::current());
     let host = TlogHost { node: store.to_string(), stores: part.stores, client, runtime };
@@ -123,7 +125,8 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
             turn.tick();
             turn.poll()
         });
-        let Ok(poll) = poll.await else { return };
+        // What it keeps it always knows: nothing.
+        let Ok(Ok(poll)) = poll.await else { return };
         tokio::select! {
             answered = ask(&part.client, &poll) => match answered {
                 Ok(orders) => {

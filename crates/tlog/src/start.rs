@@ -7,7 +7,7 @@ use crate::http::{self, Metrics, Pages};
 use crate::snapshot::{self, Part};
 use crate::stores::Stores;
 use anyhow::{Context, Result};
-use chronofs_snapshot::Whitelist;
+use chronofs_snapshot::{Whereabouts, Whitelist};
 use chronofs_wire::admin::Register;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::AdminClient;
@@ -39,6 +39,8 @@ pub struct StartConfig {
     pub whitelist: Vec<PathBuf>,
     /// The cluster that the server is to belong to, if that is said.
     pub cluster: Option<ClusterFile>,
+    /// Where it stands, for status and for programs of disk snapshots.
+    pub whereabouts: Whereabouts,
 }
 
 /// Saves the token of a log server, with another address of the admin server if one is given.
@@ -89,12 +91,19 @@ pub async fn start(config: StartConfig) -> Result<()> {
         registry: Arc::new(registry),
         folder: folder.0.clone(),
         started: Instant::now(),
+        locality: config.whereabouts.locality.clone(),
         boot,
         epoch: Arc::default(),
     };
     let served = connection::serve(listener, identity.server_config()?, shared);
     let (registered, members) = watch::channel(None);
-    let part = Part { stores: stores.clone(), images: folder.images(), client: client.clone(), whitelist };
+    let part = Part {
+        stores: stores.clone(),
+        images: folder.images(),
+        client: client.clone(),
+        whitelist,
+        whereabouts: config.whereabouts,
+    };
     let snapshots = tokio::spawn(snapshot::take_part(part, members));
     let tasks = [tokio::spawn(served), tokio::spawn(http::serve(http_listener, pages.clone()))];
     let link = AdminLink { client, register, folder, stores, pages, registered };

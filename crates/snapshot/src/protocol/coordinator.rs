@@ -59,6 +59,8 @@ pub struct Coordinator {
     last_number: u64,
     /// What each member last said of itself.
     heard: BTreeMap<String, Heard>,
+    /// The newest epoch of each, as the configuration has it.
+    newest: BTreeMap<String, u64>,
 }
 
 /// See [`Coordinator`].
@@ -88,7 +90,8 @@ impl Coordinator {
             }
             all.insert(record.intent.attempt.uid.clone(), record);
         }
-        (Coordinator { records: all, current: None, last_number, heard: BTreeMap::new() }, closed)
+        let (heard, newest) = Default::default();
+        (Coordinator { records: all, current: None, last_number, heard, newest }, closed)
     }
 
     /// Begins a snapshot of `nodes`. The same request again is answered with how it stands; what is new is to be saved.
@@ -147,7 +150,8 @@ impl Coordinator {
         let save = self.hear(now, poll);
         let holding = poll.holding.iter().map(|held| held.attempt.clone()).collect();
         // One that was superseded does not speak for what its successor keeps; but what failed is to go there, too.
-        if self.heard.get(&poll.node).is_none_or(|heard| heard.epoch <= poll.epoch) {
+        let is_newest = self.newest.get(&poll.node).is_none_or(|newest| *newest <= poll.epoch);
+        if is_newest && self.heard.get(&poll.node).is_none_or(|heard| heard.epoch <= poll.epoch) {
             let heard = Heard { epoch: poll.epoch, holding, readers: poll.readers.clone() };
             self.heard.insert(poll.node.clone(), heard);
         }
@@ -168,6 +172,7 @@ impl Coordinator {
             nodes.iter().any(|node| node.id == *id && node.epoch <= heard.epoch)
         };
         self.heard.retain(is_one);
+        self.newest = nodes.iter().map(|node| (node.id.clone(), node.epoch)).collect();
         let current = self.current.as_ref()?;
         let intent = &self.records.get(&current.uid)?.intent;
         let changed = |before: &&Node| {
@@ -521,6 +526,24 @@ mod tests {
         coordinator.poll(at(53), &poll(&['a'], Some(&[])));
         assert_eq!(coordinator.strangers(), BTreeMap::new());
     }
+    /// The coordinator starts anew, and the old server, whose look into the block stores is of long ago, asks first.
+    #[test]
+    fn a_coordinator_that_starts_does_not_hear_a_superseded_server_either() {
+        let node = super::super::tests::record().intent.nodes.remove(0);
+        let newer = Node { epoch: 4, ..node };
+        let mut coordinator = with_a_set();
+        coordinator.members(at(2), std::slice::from_ref(&newer));
+        coordinator.poll(at(50), &poll(&['a', 'c'], Some(&[])));
+        assert_eq!(coordinator.strangers(), BTreeMap::new());
+        assert_eq!(
+            coordinator.expire(at(101), |_| true),
+            None,
+            "its owner has not said that no clone reads it"
+        );
+        coordinator.poll(at(102), &Poll { epoch: 4, ..poll(&['a'], Some(&[])) });
+        assert!(coordinator.expire(at(103), |_| true).is_some());
+    }
+
     #[test]
     fn neither_a_superseded_server_nor_a_deleted_one_is_heard() {
         let mut coordinator = with_a_set();

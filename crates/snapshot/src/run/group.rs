@@ -1,44 +1,55 @@
 //! The process group of a program: who is in it, and signals to all of it.
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
 use std::fs;
 
-/// The group that a child leads. The child is not reaped while this is used, so the number is surely its own.
+/// The group that a guard leads, and the program that was started in it. Neither is reaped while this is used, so the numbers
+/// are surely their own.
 #[derive(Debug)]
-pub(super) struct Group(Pid);
+pub(super) struct Group {
+    guard: Pid,
+    program: Pid,
+}
 
 impl Group {
-    pub(super) const fn led_by(pid: Pid) -> Group {
-        Group(pid)
+    pub(super) const fn new(guard: Pid, program: Pid) -> Group {
+        Group { guard, program }
     }
 
-    /// To all of the group.
+    /// To all of the group, and to the program if it has left it.
     pub(super) fn signal(&self, signal: Signal) {
         // It fails only if nobody is left, or for those that have become another user by set-uid, whom root can
         // signal and others cannot: `others` then still counts them.
-        let _ = kill_process_group(self.0, signal);
+        let _ = kill_process_group(self.guard, signal);
+        match getpgid(Some(self.program)) {
+            Ok(group) if group == self.guard => {}
+            Ok(group) if group == self.program => drop(kill_process_group(group, signal)),
+            _ => drop(kill_process(self.program, signal)),
+        }
     }
 
-    /// How many processes of the group live, besides its leader. There is no call for it, so /proc is asked.
+    /// How many processes of the group live, and of one that the program leads, besides guard and program. There is no call
+    /// for it, so /proc is asked.
     pub(super) fn others(&self) -> usize {
         let Ok(processes) = fs::read_dir("/proc") else { return 0 };
-        let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| *pid != self.leader() && self.has(*pid)).count()
+        let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter_map(Pid::from_raw).filter(|pid| !self.leaders().contains(pid) && self.has(*pid)).count()
     }
 
-    fn has(&self, pid: u32) -> bool {
+    fn has(&self, pid: Pid) -> bool {
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
         // After the name in parentheses, which may itself hold anything: state, parent, group.
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
         let dead = matches!(fields.next(), Some("Z" | "X") | None);
-        !dead && fields.nth(1).is_some_and(|group| group == self.leader().to_string())
+        let group = fields.nth(1).and_then(|group| Pid::from_raw(group.parse().ok()?));
+        !dead && group.is_some_and(|group| self.leaders().contains(&group))
     }
 
-    pub(super) fn leader(&self) -> u32 {
-        self.0.as_raw_nonzero().get().unsigned_abs()
+    const fn leaders(&self) -> [Pid; 2] {
+        [self.guard, self.program]
     }
 
-    pub(super) const fn leader_pid(&self) -> Pid {
-        self.0
+    pub(super) const fn program(&self) -> Pid {
+        self.program
     }
 }

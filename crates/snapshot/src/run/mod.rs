@@ -2,22 +2,26 @@
 //! sees to it that nothing of it is left, whatever it does.
 //!
 //! One loop waits for the program's end, its output, the time limit and an abort; the caller's thread is the only one.
-//! The program leads a process group of its own. It stays unreaped until its group is empty, so that its number, which
-//! is the group's, cannot pass to somebody else while signals go there.
+//! The program runs in a process group that its guard leads, which ends it when this server is killed. Both stay unreaped
+//! until the group is empty, so that their numbers cannot pass to somebody else while signals go there.
 
 mod group;
+mod guard;
 mod output;
 
+pub use guard::{GUARD, Guard, stand_guard};
 pub use output::Output;
 
 use crate::name::{Role, SnapshotUid};
 use crate::whitelist::Program;
 use group::Group;
+use guard::Guarding;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, PipeReader, pipe};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -28,6 +32,8 @@ use std::time::{Duration, Instant};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long may pass between two looks at processes that no descriptor tells about.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Within this time those end who were killed together.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// A program and what it is told.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub struct Invocation {
     pub uid: SnapshotUid,
     /// What else it should know.
     pub surroundings: Surroundings,
+    /// Who ends it when this process is killed.
+    pub guard: Guard,
 }
 
 /// What a program finds in its environment, so that nothing has to be scraped out of /proc. Each is the variable
@@ -80,6 +88,24 @@ impl Surroundings {
             ("CHRONOFS_SNAPSHOT_CLUSTER_FILE", &self.cluster_file),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
+}
+
+/// What a server was started with that says where it stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Whereabouts {
+    /// The path of its cluster file, which is absolute: a program starts in another folder.
+    pub cluster_file: Option<PathBuf>,
+    /// Machine, zone and so on.
+    pub locality: BTreeMap<String, String>,
+}
+
+impl Whereabouts {
+    /// As `key=value`, separated by commas; `None` if nothing is known.
+    #[must_use]
+    pub fn locality_text(&self) -> Option<String> {
+        let pairs: Vec<_> = self.locality.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        (!pairs.is_empty()).then(|| pairs.join(","))
     }
 }
 
@@ -145,6 +171,9 @@ pub enum End {
     /// It was stopped on demand.
     #[error("was aborted")]
     Aborted,
+    /// Its guard is gone; without it nobody would end it if the server were killed.
+    #[error("was killed, since the process that guards it had been killed by somebody")]
+    Unguarded,
     /// It ended with 0 while processes that it had started went on, perhaps with the image; they were killed.
     #[error(
         "ended while {0} of the processes that it had started still ran; they were killed: let it wait for them"
@@ -193,6 +222,7 @@ enum Event {
     Ended,
     TimeIsUp,
     Aborted,
+    Unguarded,
 }
 
 struct Running {
@@ -200,41 +230,53 @@ struct Running {
     /// Readable when the program has ended.
     ended: OwnedFd,
     group: Group,
+    guard: Guarding,
     /// `None` after its end was read.
     pipe: Option<PipeReader>,
     output: Output,
+    /// Nothing of it is left, or it was given up; its number may be another's.
+    over: bool,
 }
 
 impl Running {
     fn start(call: &Invocation) -> io::Result<Running> {
+        let guard = call.guard.start()?;
         let (reader, writer) = pipe()?;
         let mut command = Command::new(call.program.path());
         command.args(&call.arguments).arg("--path").arg(&call.path).arg("--version").arg(&call.version);
         command.arg("--role").arg(call.role.as_str()).arg("--uid").arg(call.uid.as_str());
         command.env_clear().env("PATH", PATH).envs(call.surroundings.variables()).current_dir("/");
-        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        command.process_group(guard.group().as_raw_nonzero().get());
         let mut child = command.spawn()?;
         // The command holds our ends for writing, without which there is no end of file.
         drop(command);
         let pid = Pid::from_child(&child);
-        match pidfd_open(pid, PidfdFlags::empty()) {
+        let group = Group::new(guard.group(), pid);
+        let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
+        match opened.and_then(|ended| guard.tell(pid, ended.as_fd()).map(|()| ended)) {
             Ok(ended) => {
-                let group = Group::led_by(pid);
-                Ok(Running { child, ended, group, pipe: Some(reader), output: Output::default() })
+                let (pipe, output) = (Some(reader), Output::default());
+                Ok(Running { child, ended, group, guard, pipe, output, over: false })
             }
             Err(error) => {
-                // Nobody could wait for it with a limit. What has gone already is no error of ours.
-                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                // Nobody could wait for it with a limit, or end it when this server is killed.
+                group.signal(Signal::KILL);
                 child.wait()?;
-                Err(error.into())
+                Err(error)
             }
         }
     }
 
     fn finish(mut self, begun: Instant, limits: &Limits, abort: &Abort) -> (End, Output) {
-        let event = self.until_ended(begun + limits.run, Some(abort));
+        let mut event = self.until_ended(begun + limits.run, Some(abort));
+        if event == Event::Unguarded && self.until_ended(Instant::now() + AT_ONCE, None) == Event::Ended {
+            // One signal ended both.
+            event = Event::Ended;
+        }
         let mut stopped = match event {
             Event::Ended => None,
+            Event::Unguarded => Some(End::Unguarded),
             Event::TimeIsUp => Some(End::TimedOut(limits.run)),
             Event::Aborted => Some(End::Aborted),
         };
@@ -254,6 +296,7 @@ impl Running {
             }
         }
         self.drain();
+        self.over = true;
         let status = self.reap(matches!(stopped, Some(End::Stuck(_))));
         let end = match (status, stopped) {
             (Some(Ok(status)), None) => ended_with(status),
@@ -262,17 +305,20 @@ impl Running {
             (Some(Ok(status)), Some(End::LeftRunning(_))) => ended_with(status),
             (_, Some(stopped)) => stopped,
             (Some(Err(error)), None) => End::NotStarted(format!("it cannot be waited for: {error}")),
-            (None, None) => End::Stuck(self.group.leader()),
+            (None, None) => End::Stuck(self.child.id()),
         };
-        (end, self.output)
+        (end, std::mem::take(&mut self.output))
     }
 
-    /// Waits for the program's end, and reads what it says meanwhile.
+    /// Waits for the program's end, and reads what it says meanwhile. An abort is heeded, and the guard's end, where there is
+    /// an `abort` to heed.
     fn until_ended(&mut self, until: Instant, abort: Option<&Abort>) -> Event {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let mut fds = vec![PollFd::new(&self.ended, PollFlags::IN)];
-            fds.extend(abort.map(|abort| PollFd::new(&*abort.0, PollFlags::IN)));
+            if let Some(abort) = abort {
+                fds.extend([PollFd::new(&*abort.0, PollFlags::IN), PollFd::new(&self.guard, PollFlags::IN)]);
+            }
             fds.extend(self.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
             if wait(&mut fds, left).is_err() {
                 // Interrupted: look again. Nothing else can happen to descriptors that are ours.
@@ -280,6 +326,7 @@ impl Running {
             }
             let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
             let (ended, aborted) = (ready(0), abort.is_some() && ready(1));
+            let unguarded = abort.is_some() && ready(2);
             let said = ready(fds.len() - 1) && self.pipe.is_some();
             if said {
                 self.hear();
@@ -287,13 +334,14 @@ impl Running {
             match (ended, aborted) {
                 (true, _) => return Event::Ended,
                 (_, true) => return Event::Aborted,
+                _ if unguarded => return Event::Unguarded,
                 _ if left.is_zero() => return Event::TimeIsUp,
                 _ => {}
             }
         }
     }
 
-    /// Waits until only the dead leader is left of the group, and says how many others are if that does not happen.
+    /// Waits until only the dead program and its guard are left of the group, and says how many others are if that does not happen.
     fn until_empty(&mut self, until: Instant) -> usize {
         loop {
             let others = self.group.others();
@@ -341,11 +389,21 @@ impl Running {
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(Ok(status));
         }
-        let pid = self.group.leader_pid();
+        let pid = self.group.program();
         std::thread::spawn(move || {
             rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
         });
         None
+    }
+}
+
+/// If its thread panics, its guard goes without ending it.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.group.signal(Signal::KILL);
+            drop(self.reap(true));
+        }
     }
 }
 
