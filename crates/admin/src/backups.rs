@@ -8,7 +8,7 @@ use crate::api::{App, log_servers};
 use crate::db::{Database, backups, block_stores, now_ns, snapshots as records};
 use crate::snapshots::Snapshots;
 use chronofs_backup::record::{Backup, Judged, State, Wholeness, judge};
-use chronofs_backup::{Depot, Error, Key, Lease, PROGRAM, Plan, Where};
+use chronofs_backup::{Depot, Error, Lease, PROGRAM, Plan, Unlock, Where};
 use chronofs_core::store::{Secret, StoreKind};
 use chronofs_snapshot::protocol::{Fault, Record, State as SnapshotState};
 use chronofs_snapshot::{SnapshotCode, SnapshotUid};
@@ -36,7 +36,7 @@ pub(crate) struct Backups {
 pub(crate) struct Wanted {
     pub(crate) uid: SnapshotUid,
     pub(crate) dest: String,
-    pub(crate) key: Key,
+    pub(crate) unlock: Unlock,
     pub(crate) keep_until_ns: Option<u64>,
     pub(crate) schedule: Option<String>,
 }
@@ -149,15 +149,16 @@ pub(crate) async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Result<Backu
     };
     let (asking, dest) = (app.clone(), wanted.dest.clone());
     let place = blocking(move || place_of(&asking, &dest)).await?;
-    let plan = Plan { place, depot: String::new(), key: Secret::new(wanted.key.reveal()) };
-    let (opened, key, named, owner) =
-        (plan.clone(), wanted.key.clone(), uid.clone(), app.backups.owner.clone());
+    let (opened, unlock, named, owner) =
+        (place.clone(), wanted.unlock, uid.clone(), app.backups.owner.clone());
     let (depot, lease) = blocking(move || {
-        let depot = Depot::begin(opened.place.open().map_err(refused)?, key, &cluster).map_err(refused)?;
+        let depot = Depot::begin(opened.open().map_err(refused)?, unlock, &cluster).map_err(refused)?;
         let lease = depot.lease(&owner, &format!("backup {named}"), now_ns()).map_err(refused)?;
         Ok((Arc::new(depot), lease))
     })
     .await?;
+    let key = Secret::new(depot.key().reveal().as_str());
+    let plan = Plan { place, depot: depot.id().to_owned(), key };
     let backup = Backup {
         uid: uid.to_string(),
         dest: wanted.dest.clone(),
@@ -174,7 +175,7 @@ pub(crate) async fn begin(app: &Arc<App>, wanted: Wanted) -> Result<Result<Backu
         why: None,
     };
     // Members ask for it as soon as they hear of the snapshot.
-    app.backups.set_plan(&uid, Some(Plan { depot: depot.id().to_owned(), ..plan }));
+    app.backups.set_plan(&uid, Some(plan));
     let making = Making { app: app.clone(), uid, backup, depot, lease, _turn: turn };
     match making.start().await {
         Ok(Ok(())) => {
@@ -411,7 +412,7 @@ fn kept_until(snapshots: &Snapshots, uid: &str) -> Option<u64> {
 pub(crate) async fn delete(
     app: &Arc<App>,
     uid: SnapshotUid,
-    key: Option<Key>,
+    unlock: Option<Unlock>,
     dest: Option<String>,
 ) -> Result<u64, AdminError> {
     let asked = uid.to_string();
@@ -429,11 +430,11 @@ pub(crate) async fn delete(
     let _turn = app.backups.turn().map_err(|busy| in_use(busy.why))?;
     let mut freed = 0;
     let dest = dest.or_else(|| known.map(|backup| backup.dest));
-    if let (Some(key), Some(dest)) = (key, dest.filter(|dest| !dest.is_empty())) {
+    if let (Some(unlock), Some(dest)) = (unlock, dest.filter(|dest| !dest.is_empty())) {
         let (asking, wanted, owner) = (app.clone(), uid.clone(), app.backups.owner.clone());
         freed = blocking(move || {
             let place = place_of(&asking, &dest)?.open().map_err(refused)?;
-            let depot = Depot::open(place, key).map_err(refused)?;
+            let depot = Depot::open(place, unlock).map_err(refused)?;
             let lease = depot.lease(&owner, &format!("deletion of {wanted}"), now_ns()).map_err(refused)?;
             let known = known_in(&asking, depot.id())?;
             let deleted = match depot.set(&wanted) {

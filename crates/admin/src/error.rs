@@ -1,8 +1,9 @@
 //! Why the admin server refuses or fails, and how that looks over HTTP.
 
-use axum::Json;
+use crate::api::audit::Refusal;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::cluster::{ClusterFileError, WRONG_CLUSTER};
 use chronofs_wire::identity::NoRandom;
@@ -154,6 +155,7 @@ impl IntoResponse for AdminError {
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = %self, "a request failed");
         }
-        (status, Json(Problem { code: code.to_owned(), message: self.to_string() })).into_response()
+        let problem = Json(Problem { code: code.to_owned(), message: self.to_string() });
+        (status, Extension(Refusal(code)), problem).into_response()
     }
 }

@@ -14,6 +14,7 @@ mod lock;
 mod metrics;
 pub mod model;
 mod restored;
+pub mod retention;
 mod schedules;
 mod server;
 mod setup;

@@ -1,5 +1,9 @@
 //! What the API takes and gives, with the checks of every value that comes from outside.
 
+mod held;
+
+pub use held::{Audited, Hold, NewHold};
+
 use crate::AdminError;
 use chronofs_blocks::probe::Report;
 use chronofs_core::Retention;
@@ -253,6 +257,13 @@ pub struct Volume {
     /// How long the past is kept: `7d`, `0` (not), `-1` (for ever).
     #[schema(value_type = String)]
     pub retention: Retention,
+    /// A shorter one that waits.
+    #[schema(value_type = Option<String>)]
+    pub next_retention: Option<Retention>,
+    /// When that comes into force, RFC 3339.
+    pub next_retention_at: Option<String>,
+    /// The earliest instant that can be mounted then, RFC 3339: what is before it goes.
+    pub next_earliest: Option<String>,
     /// Quota in bytes.
     pub max_bytes: Option<u64>,
     /// Quota in inodes.
@@ -348,10 +359,19 @@ pub struct ChangeVolume {
     /// Of new data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// How long the past is kept.
+    /// How long the past is kept. A shorter one comes into force when a time of grace is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub retention: Option<Retention>,
+    /// That time, in seconds; a week unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+    /// Take a shorter retention back that waits.
+    #[serde(default)]
+    pub undo_retention: bool,
+    /// Change nothing; the answer says how the volume would be.
+    #[serde(default)]
+    pub dry_run: bool,
     /// Quota in bytes; 0 for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,

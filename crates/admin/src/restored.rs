@@ -44,7 +44,15 @@ pub fn prepare_clone(
         log_servers::delete_all(tx)?;
         tx.execute("UPDATE volume SET sessions = NULL, problem = NULL", [])?;
         let (uid, source) = (clone.uid.clone(), clone.source.clone());
-        let row = RestoredCluster { uid, source, prepared_ns: now_ns(), accepted_ns: None };
+        let row = RestoredCluster {
+            uid,
+            source,
+            prepared_ns: now_ns(),
+            accepted_ns: None,
+            copying_ns: None,
+            detached_ns: None,
+            stores: restored::stores_of_volumes(tx)?,
+        };
         restored::save(tx, &row)?;
         let mut made = BTreeMap::new();
         for store in stores::list_metadata(tx)? {

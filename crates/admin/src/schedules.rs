@@ -8,7 +8,7 @@ use crate::db::backups as rows;
 use crate::db::{now_ns, snapshots as records, volumes};
 use chronofs_backup::record::{State, Wholeness};
 use chronofs_backup::schedule::Schedule;
-use chronofs_backup::{Depot, Key};
+use chronofs_backup::{Depot, Key, Unlock};
 use chronofs_core::Retention;
 use chronofs_snapshot::SnapshotUid;
 use chronofs_snapshot::protocol::Fault;
@@ -59,11 +59,11 @@ fn check_keep(tx: &Transaction<'_>, schedule: &Schedule, extend: bool) -> Result
     }
 }
 
-/// Makes a schedule. The key opens its place, or nothing is made.
+/// Makes a schedule. The key, or the passphrase, opens its place, or nothing is made.
 pub(crate) async fn create(
     app: &Arc<App>,
     schedule: Schedule,
-    key: Key,
+    unlock: Unlock,
     extend: bool,
 ) -> Result<Schedule, AdminError> {
     crate::model::check_name("backup-schedule", &schedule.name)?;
@@ -75,8 +75,8 @@ pub(crate) async fn create(
             records::cluster(tx)
         })?;
         let place = backups::place_of(&app, &schedule.dest)?.open().map_err(refused)?;
-        Depot::begin(place, key.clone(), &cluster).map_err(refused)?;
-        let sealed = app.secrets.seal(&owner(&schedule.name), &key.reveal())?;
+        let depot = Depot::begin(place, unlock, &cluster).map_err(refused)?;
+        let sealed = app.secrets.seal(&owner(&schedule.name), &depot.key().reveal())?;
         app.database.write(|tx| rows::create_schedule(tx, &schedule, &sealed))?;
         Ok(schedule)
     })
@@ -175,7 +175,7 @@ async fn make(app: &Arc<App>, schedule: &Schedule) -> Result<(), String> {
     let wanted = Wanted {
         uid: uid.clone(),
         dest: schedule.dest.clone(),
-        key: key_of(app, &schedule.name).await.map_err(said)?,
+        unlock: key_of(app, &schedule.name).await.map_err(said)?.into(),
         keep_until_ns: keep_ns.map(|keep_ns| now_ns().saturating_add(keep_ns)),
         schedule: Some(schedule.name.clone()),
     };
@@ -206,7 +206,8 @@ async fn expire(app: &Arc<App>, schedule: &Schedule) -> Result<(), AdminError> {
         let old = backup.started_ns.saturating_add(FAILED_FOR_NS) <= now_ns;
         match backup.state {
             State::Complete if over => {
-                let freed = backups::delete(app, uid, Some(key_of(app, &schedule.name).await?), None).await?;
+                let freed =
+                    backups::delete(app, uid, Some(key_of(app, &schedule.name).await?.into()), None).await?;
                 tracing::info!(uid = backup.uid, freed, "the time of a backup is over; it is deleted");
             }
             State::Failed if old => drop(backups::delete(app, uid, None, None).await?),

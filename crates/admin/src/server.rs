@@ -1,16 +1,18 @@
 //! The process: folder, certificate, socket, and a stop that loses nothing.
 
-use crate::api::{self, App};
+use crate::api::{self, App, Peer};
 use crate::backups::Backups;
-use crate::db::{Database, block_stores, set_setting, setting, tokens};
+use crate::db::{Database, block_stores, holds, set_setting, setting, tokens};
 use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
 use crate::{AdminError, FolderLock, cluster, schedules};
-use axum::serve::Listener;
-use chronofs_snapshot::Whitelist;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use chronofs_snapshot::{Whereabouts, Whitelist};
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::secrets::{KEY_FILE, SecretBox};
 use chronofs_wire::tls::ServerIdentity;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,6 +42,8 @@ pub struct StartConfig {
     pub snapshots: SnapshotConfig,
     /// The cluster file; `None`: the one in the folder.
     pub cluster_file: Option<PathBuf>,
+    /// Where it stands: machine, zone and so on, for status and for programs of disk snapshots.
+    pub locality: BTreeMap<String, String>,
 }
 
 /// Runs an admin server until SIGTERM or SIGINT.
@@ -74,6 +78,7 @@ pub struct Server {
     backups: Arc<Backups>,
     whitelist: Whitelist,
     cluster: ClusterFile,
+    whereabouts: Whereabouts,
     folder: PathBuf,
     // Held until the server is gone.
     lock: FolderLock,
@@ -102,6 +107,8 @@ impl Server {
         let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
         let place = cluster::place(folder, config.cluster_file.as_deref());
         let cluster = cluster::settle(&database, &place, None, &address)?;
+        let place = std::path::absolute(&place).map_err(AdminError::io("find the current folder"))?;
+        let whereabouts = Whereabouts { cluster_file: Some(place), locality: config.locality.clone() };
         let listening = TcpListener::bind(config.bind_addr).await;
         let tcp = listening.map_err(AdminError::io(format!(
             "listen on {} (--bind-addr chooses another address)",
@@ -121,6 +128,7 @@ impl Server {
             backups,
             whitelist,
             cluster,
+            whereabouts,
             folder,
             lock,
         })
@@ -144,18 +152,25 @@ impl Server {
     /// Serves until `stop` is ready; then finishes the requests that run, and empties the WAL.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), AdminError> {
         let (stopping, stopped) = watch::channel(false);
-        let (snapshots, folder) = (self.snapshots.clone(), self.folder.clone());
+        let snapshots = self.snapshots.clone();
+        let here = (self.folder.clone(), self.whereabouts.locality.clone());
         let (database, backups) = (self.database.clone(), self.backups.clone());
-        let app = App::new(database, self.secrets, snapshots, backups, self.cluster, folder, stopped.clone());
+        let app = App::new(database, self.secrets, snapshots, backups, self.cluster, here, stopped.clone());
         let member = tokio::spawn(async move {
-            if let Err(error) = take_part(self.snapshots, self.backups, self.folder, self.whitelist).await {
+            let (list, stands) = (self.whitelist, self.whereabouts);
+            if let Err(error) = take_part(self.snapshots, self.backups, self.folder, list, stands).await {
                 tracing::error!(%error, "this server takes part in no disk snapshot");
             }
         });
         let schedules = tokio::spawn(schedules::run(app.clone()));
+        self.database.write(holds::begin)?;
+        let ending = tokio::spawn(api::holds::watch(app.clone()));
         let mut graceful = stopped.clone();
         let giving_up = api::deleted::watch(app.clone());
-        let serving = axum::serve(self.listener, api::router(app)).with_graceful_shutdown(async move {
+        let auditing = tokio::spawn(api::audit::watch(app.clone()));
+        let last = app.clone();
+        let router = api::router(app).into_make_service_with_connect_info::<Peer>();
+        let serving = axum::serve(self.listener, router).with_graceful_shutdown(async move {
             let _ = graceful.wait_for(|stop| *stop).await;
         });
         let deadline = async {
@@ -168,10 +183,11 @@ impl Server {
             () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
-        for task in [member, schedules] {
+        for task in [member, schedules, ending, auditing] {
             task.abort();
             let _ = task.await;
         }
+        api::audit::flush(&last).await;
         self.database.checkpoint()?;
         drop(self.lock);
         Ok(())
@@ -259,6 +275,12 @@ async fn shake_hands(
         Ok(Ok(stream)) => drop(sender.send((stream, peer)).await),
         Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
         Err(_) => tracing::debug!(%peer, "no TLS in time"),
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Peer(*stream.remote_addr())
     }
 }
 

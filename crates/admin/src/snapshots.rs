@@ -2,7 +2,7 @@
 //! image of that database.
 //!
 //! Whatever the coordinator decides is saved before anybody is told, under one lock. If it cannot be saved, the coordinator
-//! is made anew of what was, as after a crash.
+//! is made anew of what was, as after a crash; while that cannot be read, it knows nothing and nobody is told anything.
 
 use crate::AdminError;
 use crate::backups::Backups;
@@ -14,11 +14,12 @@ use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{
     Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
 };
-use chronofs_snapshot::{Role, SnapshotCode, SnapshotUid, Whitelist};
+use chronofs_snapshot::{Guard, Role, SnapshotCode, SnapshotUid, Whereabouts, Whitelist};
 use rusqlite::Transaction;
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -53,6 +54,8 @@ impl Default for SnapshotConfig {
 pub(crate) struct Snapshots {
     database: Database,
     coordinator: Mutex<Coordinator>,
+    /// What was saved could not be read again. Looked at under the lock of the coordinator.
+    stale: AtomicBool,
     begun: Instant,
     run_limit: Duration,
     /// Changed whenever members or clients may have to be told something.
@@ -64,8 +67,9 @@ impl Snapshots {
     pub(crate) fn new(database: Database, run_limit: Duration) -> Result<Arc<Self>, AdminError> {
         let begun = Instant::now();
         let coordinator = loaded(&database, Now { steady_ms: 0, wall_ns: now_ns() })?;
-        let coordinator = Mutex::new(coordinator);
-        Ok(Arc::new(Snapshots { database, coordinator, begun, run_limit, changed: watch::Sender::new(0) }))
+        let (coordinator, stale) = (Mutex::new(coordinator), AtomicBool::new(false));
+        let changed = watch::Sender::new(0);
+        Ok(Arc::new(Snapshots { database, coordinator, stale, begun, run_limit, changed }))
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -80,15 +84,19 @@ impl Snapshots {
         let mut coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
         let steady_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let now = Now { steady_ms, wall_ns: now_ns() };
+        if self.stale.load(Ordering::Relaxed) {
+            self.reload(&mut coordinator, now)?;
+        }
         let phase = coordinator.under_way().map(|(_, phase, _)| phase);
         let (answer, record) = decide(&mut coordinator, now);
         if let Some(record) = &record {
             if let Err(error) = self.database.write(|tx| snapshots::save(tx, record)) {
                 tracing::error!(%error, "a disk snapshot ends, because its record cannot be saved");
-                // As after a crash: what is in force is what is saved, and what ended by this is saved if it can be.
-                let (saved, closed) = Coordinator::new(self.database.write(snapshots::list)?, now);
-                *coordinator = saved;
-                self.save_closed(&closed);
+                self.stale.store(true, Ordering::Relaxed);
+                *coordinator = Coordinator::new(Vec::new(), now).0;
+                if let Err(error) = self.reload(&mut coordinator, now) {
+                    tracing::error!(%error, "what is saved of disk snapshots cannot be read; it is tried again");
+                }
                 return Err(error);
             }
             tell(record);
@@ -97,6 +105,17 @@ impl Snapshots {
             self.changed.send_modify(|n| *n += 1);
         }
         Ok(answer)
+    }
+
+    /// As after a crash: what is in force is what is saved, and what ended by this is saved if it can be.
+    fn reload(&self, coordinator: &mut Coordinator, now: Now) -> Result<(), AdminError> {
+        let (mut saved, closed) = Coordinator::new(self.database.write(snapshots::list)?, now);
+        saved.members(now, &nodes(&self.database.write(members)?));
+        *coordinator = saved;
+        self.stale.store(false, Ordering::Relaxed);
+        self.save_closed(&closed);
+        self.changed.send_modify(|n| *n += 1);
+        Ok(())
     }
 
     fn save_closed(&self, closed: &[Record]) {
@@ -260,11 +279,13 @@ impl Snapshots {
 }
 
 fn loaded(database: &Database, now: Now) -> Result<Coordinator, AdminError> {
-    let (coordinator, closed) = Coordinator::new(database.write(snapshots::list)?, now);
+    let (mut coordinator, closed) = Coordinator::new(database.write(snapshots::list)?, now);
     for record in &closed {
         database.write(|tx| snapshots::save(tx, record))?;
         tell(record);
     }
+    // A server that was superseded may be the first to ask.
+    coordinator.members(now, &nodes(&database.write(members)?));
     Ok(coordinator)
 }
 
@@ -377,8 +398,8 @@ impl Host for OwnPart {
 
     fn release(&self, _: &Attempt) {}
 
-    fn kept(&self) -> Vec<Attempt> {
-        Vec::new()
+    fn kept(&self) -> Result<Vec<Attempt>, String> {
+        Ok(Vec::new())
     }
 }
 
@@ -388,6 +409,7 @@ pub(crate) async fn take_part(
     backups: Arc<Backups>,
     folder: PathBuf,
     whitelist: Whitelist,
+    whereabouts: Whereabouts,
 ) -> Result<(), AdminError> {
     let wake = Arc::new(Notify::new());
     let setup = Setup {
@@ -395,7 +417,8 @@ pub(crate) async fn take_part(
         folder: folder.join(IMAGES),
         whitelist,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_file: None,
+        whereabouts,
+        guard: Guard::default(),
     };
     let host = OwnPart { database: snapshots.database.clone(), folder, backups };
     let woken = wake.clone();
@@ -408,7 +431,7 @@ pub(crate) async fn take_part(
         let turned = tokio::task::spawn_blocking(move || {
             turn.tick()?;
             agent.tick();
-            let orders = turn.poll(&agent.poll())?;
+            let orders = turn.poll(&agent.poll().map_err(AdminError::Internal)?)?;
             agent.orders(&orders);
             Ok::<(), AdminError>(())
         });

@@ -86,6 +86,14 @@ fn smaller_faults(said: &MetaSaid) -> Vec<String> {
     let volumes = said.volumes.iter().filter_map(|volume| {
         Some(format!("volume {} cannot be served: {}", volume.name, volume.problem.as_ref()?))
     });
+    let held = said.volumes.iter().filter_map(|volume| {
+        let at = volume.collection.held.as_ref()?;
+        Some(format!(
+            "more than half of the files of volume {} were removed within an hour; the instant before, {at}, is held until it is \
+             let go: chronofs configure list hold",
+            volume.name
+        ))
+    });
     let stores = said.stores.iter().filter_map(|store| {
         let outage = store.outage.as_ref()?;
         Some(format!(
@@ -110,14 +118,14 @@ fn smaller_faults(said: &MetaSaid) -> Vec<String> {
         .problem
         .iter()
         .map(|why| format!("nothing becomes durable until another epoch of the log can be had: {why}"));
-    volumes.chain(stores).chain(room).chain(epoch).chain(copies).collect()
+    volumes.chain(held).chain(stores).chain(room).chain(epoch).chain(copies).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use chronofs_wire::status::{
-        FiguresSaid, FullDisk, LogCopySaid, OutageSaid, ProcessStatus, StoreSaid, VolumeSaid,
+        CollectionSaid, FiguresSaid, FullDisk, LogCopySaid, OutageSaid, ProcessStatus, StoreSaid, VolumeSaid,
     };
 
     fn well() -> Facts {
@@ -165,7 +173,11 @@ mod tests {
         assert!(state == Behind && why.contains("5.2 s"), "{why}");
         let (state, why) = judged(|facts, _| facts.revision = 8);
         assert!(state == Behind && why.contains("revision 7") && why.contains('8'), "{why}");
-        let problem = || VolumeSaid { name: "v".to_owned(), problem: Some("no folder".to_owned()) };
+        let problem = || VolumeSaid {
+            name: "v".to_owned(),
+            problem: Some("no folder".to_owned()),
+            collection: CollectionSaid { held: Some("12:00".to_owned()) },
+        };
         let outage = || OutageSaid { seconds: 4, reason: "refused".to_owned() };
         let (state, why) = judged(|_, said| {
             said.volumes = vec![VolumeSaid::default(), problem()];
@@ -173,7 +185,13 @@ mod tests {
             said.process.disk_free_bytes = 100 << 20;
         });
         assert_eq!(state, Degraded);
-        for part in ["volume v cannot be served: no folder", "block store b", "4 s: refused", "100 MiB"] {
+        for part in [
+            "volume v cannot be served: no folder",
+            "before, 12:00, is held",
+            "block store b",
+            "4 s: refused",
+            "100 MiB",
+        ] {
             assert!(why.contains(part), "{part}: {why}");
         }
     }

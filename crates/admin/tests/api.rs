@@ -339,10 +339,13 @@ async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
     let document: Value = serde_json::from_str(&chronofs_admin::api::openapi_json().unwrap()).unwrap();
     let sources = [
         "accounts",
+        "analyze",
+        "audit",
         "backups",
         "block_stores",
         "cluster",
         "deleted",
+        "holds",
         "log_servers",
         "questions",
         "registered",

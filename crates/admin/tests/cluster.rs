@@ -4,6 +4,7 @@
 mod common;
 
 use chronofs_wire::admin::Register;
+use chronofs_wire::analyze::{Analyze, Begun, Follow, Look, Subject, Told};
 use chronofs_wire::http::{AdminClient, Method};
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::question::{Answer, Answers, Asked, Blob, KeyOp, KeyRefused, KeyReply, Said, Starting};
@@ -37,7 +38,7 @@ fn play(meta: AdminClient, boot: u64, status: Value) -> Arc<Mutex<Vec<KeyOp>>> {
             for question in polled.questions {
                 let said = match question.asked {
                     Asked::Status => Said::Status(status.clone()),
-                    Asked::Keep(_) => continue,
+                    Asked::Keep(_) | Asked::Holds => continue,
                     Asked::Keys(op) => {
                         seen.lock().unwrap().push(op.clone());
                         match op {
@@ -49,7 +50,10 @@ fn play(meta: AdminClient, boot: u64, status: Value) -> Arc<Mutex<Vec<KeyOp>>> {
                         }
                     }
                     Asked::Readers { .. } => Said::Readers(Vec::new()),
-                    Asked::Detach { .. } => Said::Detached { needed: 0 },
+                    Asked::Detach { .. } => Said::Detached { needed: 0, unnamed: 0 },
+                    Asked::Look { .. } => Said::Looking(5),
+                    Asked::Follow { look: 5, seen } => Said::Looked(Told { upto: seen, ..Told::default() }),
+                    Asked::Follow { .. } => Said::Looked(Told { gone: true, ..Told::default() }),
                 };
                 meta.answers(&Answers { answers: vec![Answer { id: question.id, said }] }).await.unwrap();
             }
@@ -169,4 +173,44 @@ async fn the_status_tells_starting_from_unreachable_and_both_from_healthy() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let (found, why) = state().await;
     assert!(found == MemberState::Unreachable && why.contains("last heard of"), "{why}");
+}
+
+#[tokio::test]
+async fn a_look_into_a_volume_needs_an_operator_and_goes_to_the_server_that_has_it() {
+    let server = started().await;
+    let metas = [store(&server, "z").await, store(&server, "a").await];
+    for meta in &metas {
+        meta.register(&register(1)).await.unwrap();
+    }
+    server
+        .post("/v1/block-stores", json!({"name": "b", "definition": {"kind": "local", "path": "/srv/b"}}))
+        .await;
+    let volume = json!({"name": "v", "block_store": "b", "metadata_store": "a"});
+    server.post("/v1/volumes", volume).await;
+    let look = Look::Blocks { deep: true, bytes_per_second: 7, from: None };
+    let wanted = Analyze { subject: Subject::Volume("v".to_owned()), look };
+    let begin = |client: AdminClient, wanted: Analyze| async move {
+        client.call::<Begun>(Method::POST, "/v1/analyze", Some(&wanted)).await
+    };
+    // Nobody answers for the store that does not have it.
+    play(metas[1].clone(), 1, well(1));
+    let begun = begin(server.client.clone(), wanted.clone()).await.unwrap();
+    let follow = Follow { store: begun.store.clone(), look: begun.look, seen: 3 };
+    let told: Told = server.client.call(Method::POST, "/v1/analyze/follow", Some(&follow)).await.unwrap();
+    assert_eq!(told, Told { upto: 3, ..Told::default() });
+    let other = Follow { look: 6, ..follow.clone() };
+    let told: Told = server.client.call(Method::POST, "/v1/analyze/follow", Some(&other)).await.unwrap();
+    assert!(told.gone);
+    let whole = Analyze { subject: Subject::MetadataStore("a".to_owned()), look: Look::Rows };
+    assert_eq!(begin(server.client.clone(), whole).await.unwrap(), begun);
+    for nobody in [Subject::Volume("w".to_owned()), Subject::MetadataStore("v".to_owned())] {
+        let none = begin(server.client.clone(), Analyze { subject: nobody, ..wanted.clone() }).await;
+        assert_eq!(none.unwrap_err().code(), Some("not_found"));
+    }
+    let made = server.post("/v1/accounts", json!({"name": "eve", "role": "viewer"})).await;
+    let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+    let eve = AdminClient::new(&token).unwrap();
+    assert_eq!(begin(eve.clone(), wanted).await.unwrap_err().code(), Some("forbidden"));
+    let refused = eve.call::<Told>(Method::POST, "/v1/analyze/follow", Some(&follow)).await.unwrap_err();
+    assert_eq!(refused.code(), Some("forbidden"));
 }

@@ -210,3 +210,22 @@ async fn a_snapshot_without_a_log_server_that_counts_is_refused() {
     assert_eq!(begun["record"]["intent"]["nodes"].as_array().unwrap().len(), 2, "{begun}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_id_that_is_none_is_an_error_and_not_another_id() {
+    let server = started().await;
+    server.with_volume().await;
+    log_server(&server, "far").await;
+    assert_eq!(server.get("/v1/status").await["log_servers"][0]["name"], "far");
+    for (table, what) in [("log_server", "log server 'far'"), ("metadata_store", "metadata store 'm'")] {
+        let database = rusqlite::Connection::open(server.folder.path().join("admin.sqlite")).unwrap();
+        database.pragma_update(None, "foreign_keys", false).unwrap();
+        let id: String =
+            database.query_row(&format!("SELECT id FROM {table}"), [], |row| row.get(0)).unwrap();
+        let rename = format!("UPDATE {table} SET id = ?1");
+        database.execute(&rename, ["no-id"]).unwrap();
+        let (code, said) = server.refused(Method::GET, "/v1/status", Value::Null).await;
+        assert!(code == "internal" && said.contains(what) && said.contains("'no-id'"), "{code}: {said}");
+        database.execute(&rename, [id]).unwrap();
+    }
+}

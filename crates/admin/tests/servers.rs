@@ -354,6 +354,7 @@ async fn a_second_process_and_a_taken_port_are_refused_by_name() {
         tls: None,
         snapshots: Default::default(),
         cluster_file: None,
+        locality: Default::default(),
     };
     let locked = Server::bind(config.clone()).await.err().unwrap();
     assert!(matches!(locked, AdminError::Locked { .. }), "{locked}");

@@ -1,6 +1,7 @@
 //! Extractors that say who is asking; a handler that takes one cannot be reached without the right token.
 
 use super::App;
+use super::audit::Entry;
 use crate::AdminError;
 use crate::db::tokens::{self, Identity};
 use crate::model::Role;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub(super) struct Who {
     pub(super) name: String,
     pub(super) role: Role,
+    entry: Arc<Entry>,
 }
 
 impl Who {
@@ -22,14 +24,25 @@ impl Who {
         if self.role >= role {
             return Ok(());
         }
-        let Who { name, role: has } = self;
+        let Who { name, role: has, .. } = self;
         Err(AdminError::Forbidden(format!(
             "account '{name}' has the role {has}, but this needs the role {role}"
         )))
     }
 
-    /// Writes down what was changed by whom.
+    /// Of a route that both reads and writes: this one is about to write.
+    pub(super) async fn writes(&self, app: &App) -> Result<(), AdminError> {
+        self.entry.writes(app).await
+    }
+
+    /// Says what would have been changed.
+    pub(super) fn tried(&self, what: &'static str, name: &str) {
+        self.entry.did(what, &format!("{name} (dry run)"));
+    }
+
+    /// Says what was changed by whom.
     pub(super) fn did(&self, action: &'static str, what: &'static str, name: &str) {
+        self.entry.did(what, name);
         tracing::info!(target: "chronofs::audit", account = %self.name, action, what, name, "configuration changed");
     }
 }
@@ -53,6 +66,11 @@ pub(super) struct Mount {
     pub(super) metadata_store: String,
 }
 
+fn entry_of(parts: &Parts) -> Result<Arc<Entry>, AdminError> {
+    let entry = parts.extensions.get::<Arc<Entry>>().cloned();
+    entry.ok_or_else(|| AdminError::Internal("a request without an entry for the audit log".to_owned()))
+}
+
 async fn identity(parts: &Parts, app: &Arc<App>) -> Result<Identity, AdminError> {
     let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some((id, secret)) = header.and_then(parse_bearer) else {
@@ -60,7 +78,18 @@ async fn identity(parts: &Parts, app: &Arc<App>) -> Result<Identity, AdminError>
             "a token is needed: send Authorization: Bearer ID.SECRET".to_owned(),
         ));
     };
-    let found = app.database.run(move |tx| tokens::identify(tx, id, &secret)).await?;
+    let entry = entry_of(parts)?;
+    entry.asks(id.to_string());
+    let asking = entry.clone();
+    let found = app.database.run(move |tx| {
+        let Some(identity) = tokens::identify(tx, id, &secret)? else { return Ok(None) };
+        let row = asking.known(tx, &identity)?;
+        Ok(Some((identity, row)))
+    });
+    let found = found.await?.map(|(identity, row)| {
+        entry.begun(&identity, row);
+        identity
+    });
     found.ok_or_else(|| {
         tracing::warn!(target: "chronofs::audit", token = %id, "a token was refused");
         AdminError::Unauthorized(
@@ -79,7 +108,7 @@ impl FromRequestParts<Arc<App>> for Who {
     type Rejection = AdminError;
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
         match identity(parts, app).await? {
-            Identity::Account { name, role } => Ok(Who { name, role }),
+            Identity::Account { name, role } => Ok(Who { name, role, entry: entry_of(parts)? }),
             _ => Err(wrong_kind("an account")),
         }
     }

@@ -8,13 +8,15 @@ use crate::model::Role;
 use axum::Json;
 use axum::extract::{Path, State};
 use chronofs_backup::record::State as Stands;
-use chronofs_backup::{Key, Plan};
+use chronofs_backup::{Key, Plan, Unlock};
 use chronofs_core::store::Secret;
+use chronofs_keys::Passphrase;
 use chronofs_snapshot::SnapshotUid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 const WORD: &str = "backup";
 const SECOND_NS: u64 = 1_000_000_000;
@@ -27,9 +29,12 @@ pub(super) struct NewBackup {
     uid: String,
     /// Where to: the absolute path of a folder that every server sees, or `store:NAME[/BELOW]`, a block store in a bucket.
     dest: String,
-    /// The key that seals it: 64 digits.
-    #[schema(value_type = String)]
-    key: Secret,
+    /// The key that seals it: 64 digits. This or a passphrase.
+    #[schema(value_type = Option<String>)]
+    key: Option<Secret>,
+    /// What the key follows from.
+    #[schema(value_type = Option<String>)]
+    passphrase: Option<Secret>,
     /// How long what it needs is kept; without end if it is not said.
     keep_seconds: Option<u64>,
 }
@@ -41,6 +46,9 @@ pub(super) struct DeleteBackup {
     /// The key of its place; without it only what is known here goes, and nothing is kept for it any more.
     #[schema(value_type = Option<String>)]
     key: Option<Secret>,
+    /// What the key follows from.
+    #[schema(value_type = Option<String>)]
+    passphrase: Option<Secret>,
     /// Where it is, if it is not known here.
     dest: Option<String>,
 }
@@ -49,8 +57,26 @@ pub(super) fn uid_of(text: &str) -> Result<SnapshotUid, AdminError> {
     text.parse().map_err(|e| AdminError::Invalid(format!("{e}")))
 }
 
-pub(super) fn key_of(secret: &Secret) -> Result<Key, AdminError> {
-    Key::parse(secret.reveal()).map_err(|e| AdminError::Invalid(e.to_string()))
+/// What opens a place of backups, of a key and a passphrase as they were sent.
+pub(super) fn unlock_of(
+    key: Option<&Secret>,
+    passphrase: Option<&Secret>,
+) -> Result<Option<Unlock>, AdminError> {
+    let invalid = |e: &dyn std::fmt::Display| AdminError::Invalid(e.to_string());
+    match (key, passphrase) {
+        (None, None) => Ok(None),
+        (Some(key), None) => Ok(Some(Key::parse(key.reveal()).map_err(|e| invalid(&e))?.into())),
+        (None, Some(passphrase)) => {
+            let text = Zeroizing::new(passphrase.reveal().to_owned());
+            Ok(Some(Passphrase::new(text).map_err(|e| invalid(&e))?.into()))
+        }
+        (Some(_), Some(_)) => Err(AdminError::Invalid("give a key or a passphrase, not both".to_owned())),
+    }
+}
+
+/// The same where it has to be there.
+pub(super) fn must_unlock(key: Option<&Secret>, passphrase: Option<&Secret>) -> Result<Unlock, AdminError> {
+    unlock_of(key, passphrase)?.ok_or_else(|| AdminError::Invalid("give a key or a passphrase".to_owned()))
 }
 
 fn value((backup, judged): Shown) -> Value {
@@ -99,7 +125,8 @@ pub(super) async fn create(
     let keep_ns = new.keep_seconds.map(|seconds| seconds.saturating_mul(SECOND_NS));
     let keep_until_ns = keep_ns.map(|keep_ns| crate::db::now_ns().saturating_add(keep_ns));
     who.did("begin", WORD, uid.as_str());
-    let wanted = Wanted { uid, dest: new.dest, key: key_of(&new.key)?, keep_until_ns, schedule: None };
+    let unlock = must_unlock(new.key.as_ref(), new.passphrase.as_ref())?;
+    let wanted = Wanted { uid, dest: new.dest, unlock, keep_until_ns, schedule: None };
     Ok(Json(match backups::begin(&app, wanted).await? {
         Ok(backup) => json!({ "backup": backup }),
         Err(refused) => json!({ "refused": refused }),
@@ -117,7 +144,7 @@ pub(super) async fn delete(
 ) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&uid)?;
-    let key = how.key.as_ref().map(key_of).transpose()?;
+    let unlock = unlock_of(how.key.as_ref(), how.passphrase.as_ref())?;
     who.did("delete", WORD, uid.as_str());
     let asked = uid.to_string();
     let known = app.database.run(move |tx| crate::db::backups::find(tx, &asked)).await?;
@@ -125,7 +152,7 @@ pub(super) async fn delete(
         registered::release(&app, &uid).await?;
         return Ok(Json(json!({ "freed_bytes": 0 })));
     }
-    let freed = backups::delete(&app, uid, key, how.dest).await?;
+    let freed = backups::delete(&app, uid, unlock, how.dest).await?;
     Ok(Json(json!({ "freed_bytes": freed })))
 }
 

@@ -66,9 +66,9 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
             let holds_keys = key_store.as_ref() == Some(&store.id);
             member(&app, store, revision, holds_keys, said)
         })
-        .collect();
-    let log_servers: Vec<LogServerStatus> =
-        servers.into_iter().map(|server| super::log_servers::status_of(&app, server)).collect();
+        .collect::<Result<_, _>>()?;
+    let log_servers = servers.into_iter().map(|server| super::log_servers::status_of(&app, server));
+    let log_servers: Vec<LogServerStatus> = log_servers.collect::<Result<_, _>>()?;
     let of_members = members
         .iter()
         .filter_map(|member| Some(format!("metadata store '{}': {}", member.name, member.fault.as_ref()?)));
@@ -89,7 +89,7 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         healthy: faults.is_empty(),
         faults,
         now_ns: crate::db::now_ns(),
-        coordinator: ProcessStatus::look(app.started, &app.folder),
+        coordinator: ProcessStatus::look(app.started, &app.folder, app.locality.clone()),
         database_bytes: std::fs::metadata(app.folder.join(DATABASE_FILE)).map_or(0, |found| found.len()),
         members,
         log_servers,
@@ -104,9 +104,15 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     }))
 }
 
-fn member(app: &App, store: MetadataStore, revision: u64, key_space: bool, said: Option<Said>) -> Member {
+fn member(
+    app: &App,
+    store: MetadataStore,
+    revision: u64,
+    key_space: bool,
+    said: Option<Said>,
+) -> Result<Member, AdminError> {
     let mut member = Member {
-        id: store.id.parse().unwrap_or_default(),
+        id: super::known_id("metadata store", &store.name, &store.id)?,
         roles: vec!["storage".to_owned(), "tlog".to_owned()],
         address: store.address,
         epoch: store.epoch,
@@ -131,7 +137,7 @@ fn member(app: &App, store: MetadataStore, revision: u64, key_space: bool, said:
         revision,
     };
     (member.state, member.fault) = judge(&facts);
-    member
+    Ok(member)
 }
 
 /// Read or change the operators' key space; changing needs the role `operator`
@@ -148,6 +154,7 @@ pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<K
         )
     })?;
     if writes {
+        who.writes(&app).await?;
         who.did("write", "key", "");
     }
     match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {

@@ -3,7 +3,7 @@
 use super::auth::Who;
 use super::volumes::with_state;
 use super::{Answer, App, Body, Deleted};
-use crate::db::deleted;
+use crate::db::{deleted, volumes};
 use crate::model::{DeletedVolume, Undelete, Volume};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -51,11 +51,27 @@ pub(super) async fn give_up(who: Who, State(app): State<Arc<App>>, Path(name): P
     app.delete::<DeletedVolume>(&who, name, deleted::give_up).await
 }
 
-/// Looks for volumes whose time is over, until the server stops.
+/// Retentions whose time of grace is over come into force.
+async fn shorten(app: &App) {
+    match app.database.run(volumes::apply_due).await {
+        Ok(applied) => {
+            for (name, retention) in &applied {
+                tracing::info!(name, %retention, "a shorter retention of a volume is in force now");
+            }
+            if !applied.is_empty() {
+                app.wake_pollers();
+            }
+        }
+        Err(error) => tracing::debug!(%error, "the next look tries again"),
+    }
+}
+
+/// Looks for volumes whose time is over, and for retentions that are due, until the server stops.
 pub(crate) async fn watch(app: Arc<App>) {
     let mut told = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        shorten(&app).await;
         match app.database.run(deleted::note_due).await {
             Ok(due) => {
                 told = false;

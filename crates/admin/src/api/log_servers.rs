@@ -2,7 +2,7 @@
 
 use super::auth::{LogServerToken, Who};
 use super::servers::After;
-use super::{Answer, App, Body, Created, Deleted, created};
+use super::{Answer, App, Body, Created, Deleted, created, known_id};
 use crate::AdminError;
 use crate::db::{log_servers, tokens};
 use crate::model::{ChangeLogServer, LogServer, NewLogServer};
@@ -167,12 +167,13 @@ pub(super) async fn report(
 }
 
 /// A log server for `status`.
-pub(super) fn status_of(app: &App, server: LogServer) -> LogServerStatus {
+pub(super) fn status_of(app: &App, server: LogServer) -> Result<LogServerStatus, AdminError> {
+    let id = known_id("log server", &server.name, &server.id)?;
     let heard = heard(app, &server.id);
     let (state, fault) =
         judge(&server, heard.as_ref().map(|(at, said)| (at.elapsed(), said)), app.started.elapsed());
-    LogServerStatus {
-        id: server.id.parse().unwrap_or_default(),
+    Ok(LogServerStatus {
+        id,
         name: server.name,
         address: server.address,
         epoch: server.epoch,
@@ -181,7 +182,7 @@ pub(super) fn status_of(app: &App, server: LogServer) -> LogServerStatus {
         heard_s: heard.as_ref().map(|(at, _)| at.elapsed().as_secs()),
         stores: server.stores,
         said: heard.map(|(_, said)| said),
-    }
+    })
 }
 
 /// What ails a log server, of which this was heard so long ago.

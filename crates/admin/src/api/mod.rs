@@ -4,11 +4,14 @@
 //! come with tokens of their own kinds and reach only their own routes.
 
 mod accounts;
+mod analyze;
+pub(crate) mod audit;
 mod auth;
 mod backups;
 mod block_stores;
 mod cluster;
 pub(crate) mod deleted;
+pub(crate) mod holds;
 pub(crate) mod log_servers;
 mod probes;
 mod questions;
@@ -31,7 +34,7 @@ use crate::snapshots::Snapshots;
 use auth::Who;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Json, MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Json, MatchedPath, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -42,7 +45,8 @@ use chronofs_wire::tlog::LogServerSaid;
 use probes::Probes;
 use rusqlite::Transaction;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,11 +54,15 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 /// A metadata server that was not heard of for this long counts as not connected. It polls at least every 20 s.
 const CONNECTED_FOR: Duration = Duration::from_secs(45);
+
+/// Holds are listed in one answer: of 10,000, as many as a block store has pins, with their reasons.
+const ANSWERS_BYTES_MAX: usize = 16 << 20;
 
 /// What the handlers share.
 pub(crate) struct App {
@@ -68,12 +76,15 @@ pub(crate) struct App {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) backups: Arc<Backups>,
+    refused: audit::Refused,
     probes: Probes,
     questions: questions::Open,
     /// When each log server was heard of, and what it said.
     log_servers: Mutex<HashMap<String, (Instant, LogServerSaid)>>,
     /// Where the database is.
     folder: PathBuf,
+    /// Where this server stands.
+    locality: BTreeMap<String, String>,
     started: Instant,
     seen: Mutex<HashMap<String, Instant>>,
 }
@@ -85,7 +96,7 @@ impl App {
         snapshots: Arc<Snapshots>,
         backups: Arc<Backups>,
         cluster: ClusterFile,
-        folder: PathBuf,
+        (folder, locality): (PathBuf, BTreeMap<String, String>),
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let changed = watch::Sender::new(0);
@@ -99,10 +110,12 @@ impl App {
             stopping,
             snapshots,
             backups,
+            refused: audit::Refused::default(),
             probes: Probes::default(),
             questions: questions::Open::default(),
             log_servers: Mutex::default(),
             folder,
+            locality,
             started: Instant::now(),
             seen: Mutex::default(),
         })
@@ -262,6 +275,8 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(deleted::undelete))
         .routes(routes!(volumes::list_tokens, volumes::create_token))
         .routes(routes!(volumes::show_token, volumes::change_token, volumes::delete_token))
+        .routes(routes!(holds::list, holds::create))
+        .routes(routes!(holds::show, holds::delete))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(snapshots::abort))
@@ -278,12 +293,16 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(snapshots::unknown))
         .routes(routes!(snapshots::poll_log_server))
         .routes(routes!(restored::accept))
+        .routes(routes!(restored::copy))
         .routes(routes!(restored::detach))
+        .routes(routes!(audit::list))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))
         .routes(routes!(cluster::keys))
+        .routes(routes!(analyze::begin))
+        .routes(routes!(analyze::follow))
         .routes(routes!(questions::questions))
-        .routes(routes!(questions::answers))
+        .routes(routes!(questions::answers).layer(DefaultBodyLimit::max(ANSWERS_BYTES_MAX)))
         .routes(routes!(questions::starting))
         .routes(routes!(servers::register))
         .routes(routes!(servers::assignment))
@@ -326,6 +345,16 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// The id of something, as it stands in the database.
+fn known_id(what: &str, name: &str, id: &str) -> Result<Uuid, AdminError> {
+    id.parse().map_err(|_| {
+        AdminError::Internal(format!(
+            "{what} '{name}' has '{id}' as its id in the configuration database, which is none: the database is damaged, or was \
+             changed by hand; go back to a copy of it"
+        ))
+    })
+}
+
 /// Refuses who says that another cluster is meant.
 fn means_this_cluster(cluster: &ClusterFile, headers: &HeaderMap) -> Result<(), AdminError> {
     let Some(meant) = headers.get(CLUSTER_HEADER).map(|meant| String::from_utf8_lossy(meant.as_bytes()))
@@ -342,16 +371,26 @@ fn means_this_cluster(cluster: &ClusterFile, headers: &HeaderMap) -> Result<(), 
     )))
 }
 
-async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Where a connection comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let method = request.method().to_string();
+    let method = audit::method(&request);
     let route = request.extensions().get::<MatchedPath>().map_or("(unknown)", MatchedPath::as_str).to_owned();
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    let address = peer.map_or_else(String::new, |ConnectInfo(Peer(address))| address.ip().to_string());
+    let entry = audit::Entry::new(&request, &route, address);
+    request.extensions_mut().insert(entry.clone());
     let response = match means_this_cluster(&app.cluster, request.headers()) {
         Ok(()) => next.run(request).await.into_response(),
         Err(refused) => refused.into_response(),
     };
-    let status = response.status().as_u16();
+    let (status, refusal) = (response.status(), audit::refusal(&response));
+    audit::answered(&app, &entry, status, refusal).await;
+    let status = status.as_u16();
     tracing::debug!(%method, %route, status, took_us = started.elapsed().as_micros(), "answered");
-    app.metrics.answered(method, route, status, started.elapsed());
+    app.metrics.answered(method.to_owned(), route, status, started.elapsed());
     response
 }

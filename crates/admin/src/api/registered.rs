@@ -80,7 +80,10 @@ pub(super) async fn register(
         id: id_of(&uid),
         at_ns: Some(new.at_ns),
         ends_ns: backup.keep_until_ns,
-        note: format!("registered copy {uid}: {}", backup.note),
+        note: backup.note.clone(),
+        volume: None,
+        to_ns: None,
+        hold: false,
     };
     if let Err(error) = ask_all(&app, &wanted).await {
         // All or none.
@@ -97,7 +100,8 @@ pub(super) async fn register(
 
 /// Lets go of what is kept for a copy, and forgets it.
 pub(super) async fn release(app: &Arc<App>, uid: &SnapshotUid) -> Result<(), AdminError> {
-    let wanted = KeepInstant { id: id_of(uid), at_ns: None, ends_ns: None, note: String::new() };
+    let (id, note) = (id_of(uid), String::new());
+    let wanted = KeepInstant { id, at_ns: None, ends_ns: None, note, volume: None, to_ns: None, hold: false };
     ask_all(app, &wanted).await?;
     let asked = uid.to_string();
     app.database.run(move |tx| backups::remove(tx, &asked)).await

@@ -28,6 +28,29 @@ pub(super) async fn accept(who: Who, State(app): State<Arc<App>>) -> Answer<Rest
     Ok(Json(accepted))
 }
 
+/// Whether a clone copies.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct Copy {
+    /// Or not any more: what is copied stays so.
+    copy: bool,
+}
+
+/// Have a clone copy what it needs of the objects that its source stored, so that it can detach; or stop that. `restore status`
+/// says how far it is
+#[utoipa::path(post, path = "/v1/restore/copy", request_body = Copy,
+    responses((status = 200, body = RestoredCluster)), security(("token" = [])))]
+pub(super) async fn copy(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Body(Copy { copy }): Body<Copy>,
+) -> Answer<RestoredCluster> {
+    who.must_be(Role::Operator)?;
+    let found = app.database.run(move |tx| restored::copy(tx, copy)).await?;
+    app.wake_pollers();
+    who.did(if copy { "copy" } else { "stop copying" }, "restore", &found.uid);
+    Ok(Json(found))
+}
+
 /// How a clone detaches.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct Detach {
@@ -54,15 +77,21 @@ pub(super) async fn detach(
                 .to_owned(),
         )
     })?;
-    let asked = stores.iter().map(|store| {
+    // One that never had a server has nothing that could name an object.
+    let asked = stores.iter().filter(|store| store.epoch > 0).map(|store| {
         let app = &app;
         async move { (store, app.questions.ask(&store.id, Asked::Detach { force }, DETACH_WITHIN).await) }
     });
     let mut left = Vec::new();
     for (store, said) in join_all(asked).await {
         let why = match said {
-            Ok(Said::Detached { needed }) if needed == 0 || force => continue,
-            Ok(Said::Detached { needed }) => format!("needs {needed} objects that the source stored"),
+            Ok(Said::Detached { needed: 0, unnamed: 0 }) => continue,
+            Ok(Said::Detached { .. }) if force => continue,
+            Ok(Said::Detached { needed: 0, unnamed }) => format!(
+                "needs nothing of the source any more, and waits for readers of {unnamed} objects that it knew: try again in some \
+                 minutes"
+            ),
+            Ok(Said::Detached { needed, .. }) => format!("needs {needed} objects that the source stored"),
             Ok(Said::Trouble(why)) => why,
             _ => "has no server that answers".to_owned(),
         };
@@ -70,12 +99,15 @@ pub(super) async fn detach(
     }
     if !left.is_empty() {
         return Err(AdminError::Conflict(format!(
-            "still registered as a reader of snapshot {}: {}; delete what was restored, and wait until it is gone, or leave the \
-             source to keep the snapshot; --force detaches while objects are needed, which may be gone then at any time",
+            "still registered as a reader of snapshot {}: {}; chronofs restore detach --copy has the clone copy what it needs \
+             (chronofs restore status says how far that is); --force detaches while objects are needed, which may be gone \
+             then at any time",
             found.uid,
             left.join("; ")
         )));
     }
+    let found = app.database.run(restored::detached).await?;
+    app.wake_pollers();
     who.did("detach", "restore", &found.uid);
     Ok(Json(found))
 }

@@ -1,7 +1,7 @@
 //! Schedules of backups.
 
 use super::auth::Who;
-use super::backups::key_of;
+use super::backups::must_unlock;
 use super::{Answer, App, Body, Deleted};
 use crate::AdminError;
 use crate::db::{backups as rows, now_ns};
@@ -27,9 +27,12 @@ pub(super) struct NewSchedule {
     name: String,
     /// Where its backups go.
     dest: String,
-    /// The key of that place: 64 digits. It is kept sealed.
-    #[schema(value_type = String)]
-    key: Secret,
+    /// The key of that place: 64 digits. This or a passphrase; it is kept sealed.
+    #[schema(value_type = Option<String>)]
+    key: Option<Secret>,
+    /// What the key of that place follows from; it is not kept.
+    #[schema(value_type = Option<String>)]
+    passphrase: Option<Secret>,
     /// Every so many seconds; or:
     every_seconds: Option<u64>,
     /// Each day, so many seconds after midnight UTC.
@@ -73,7 +76,7 @@ pub(super) async fn create(
         (None, Some(seconds)) => When::Daily(seconds),
         _ => return Err(AdminError::Invalid("give one of every_seconds and daily_at_seconds".to_owned())),
     };
-    let key = key_of(&new.key)?;
+    let unlock = must_unlock(new.key.as_ref(), new.passphrase.as_ref())?;
     let schedule = Schedule {
         name: new.name,
         dest: new.dest,
@@ -85,7 +88,7 @@ pub(super) async fn create(
         made_ns: None,
         problem: None,
     };
-    let made = schedules::create(&app, schedule, key, new.extend).await?;
+    let made = schedules::create(&app, schedule, unlock, new.extend).await?;
     who.did("create", WORD, &made.name);
     Ok(Json(json!(made)))
 }

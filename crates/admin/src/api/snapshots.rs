@@ -9,7 +9,7 @@ use crate::snapshots::Snapshots;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use chronofs_snapshot::SnapshotUid;
-use chronofs_snapshot::protocol::{Order, Poll, Record};
+use chronofs_snapshot::protocol::{Order, Poll, Record, State as Standing};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
 use chronofs_wire::question::{Asked, Said};
 use futures::future::join_all;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
@@ -85,12 +86,48 @@ pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Va
     Ok(Json(shown(&app.snapshots)))
 }
 
-/// Show a disk snapshot
-#[utoipa::path(get, path = "/v1/snapshots/{uid}", params(("uid" = String, Path)),
+/// How long to wait.
+#[derive(Deserialize)]
+pub(super) struct Wait {
+    /// The answer comes when the snapshot is over, or after so many milliseconds, 20,000 at most.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+/// Show a disk snapshot; waits for its end if that is asked for
+#[utoipa::path(get, path = "/v1/snapshots/{uid}",
+    params(("uid" = String, Path), ("wait_ms" = Option<u64>, Query)),
     responses((status = 200, body = Object)), security(("token" = [])))]
-pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(uid): Path<String>) -> Answer<Value> {
+pub(super) async fn show(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Path(uid): Path<String>,
+    Query(Wait { wait_ms }): Query<Wait>,
+) -> Answer<Value> {
     who.must_be(Role::Viewer)?;
-    find(&app.snapshots, &uid_of(&uid)?).map(Json)
+    let uid = uid_of(&uid)?;
+    let until = Instant::now() + Duration::from_millis(wait_ms).min(ASSIGNMENT_WAIT);
+    let mut changes = app.snapshots.changes();
+    let mut stopping = app.stopping.clone();
+    loop {
+        changes.mark_unchanged();
+        let value = find(&app.snapshots, &uid)?;
+        let is_over = value["state"] != json!(Standing::Running);
+        if is_over || *stopping.borrow() || !changed(&mut changes, &mut stopping, until).await {
+            return Ok(Json(value));
+        }
+    }
+}
+
+/// Waits for the next of `changes`; false if there was none until then, or the server stops.
+async fn changed(changes: &mut Receiver<u64>, stopping: &mut Receiver<bool>, until: Instant) -> bool {
+    let woken = async {
+        tokio::select! {
+            changed = changes.changed() => changed.is_ok(),
+            _ = stopping.changed() => false,
+        }
+    };
+    timeout_at(until, woken).await.unwrap_or(false)
 }
 
 /// Begin a disk snapshot; the answer has its record, or why it does not begin
@@ -274,13 +311,7 @@ async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
         if !orders.is_empty() || *stopping.borrow() {
             return Ok(Json(orders));
         }
-        let woken = async {
-            tokio::select! {
-                changed = changes.changed() => changed.is_ok(),
-                _ = stopping.changed() => false,
-            }
-        };
-        if !timeout_at(until, woken).await.unwrap_or(false) {
+        if !changed(&mut changes, &mut stopping, until).await {
             return Ok(Json(Vec::new()));
         }
     }

@@ -4,7 +4,7 @@ use super::auth::Who;
 use super::{Answer, App, Body, Created, Deleted, created};
 use crate::db::volumes::Found;
 use crate::db::{tokens, volumes};
-use crate::model::{ChangeVolume, ChangeVolumeToken, NewVolume, NewVolumeToken, Volume, VolumeToken};
+use crate::model::{ChangeVolume, ChangeVolumeToken, NewVolume, NewVolumeToken, Role, Volume, VolumeToken};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use chronofs_core::Retention;
@@ -58,6 +58,12 @@ pub(super) async fn change(
     Path(name): Path<String>,
     Body(change): Body<ChangeVolume>,
 ) -> Answer<Volume> {
+    if change.dry_run {
+        who.must_be(Role::Operator)?;
+        who.tried("volume", &name);
+        let found = app.database.run(move |tx| volumes::preview(tx, &name, &change)).await?;
+        return Ok(Json(with_state(&app, found)));
+    }
     let found = app.act(&who, "change", move |tx| volumes::change(tx, &name, &change)).await?;
     Ok(Json(with_state(&app, found)))
 }

@@ -8,6 +8,7 @@ use crate::AdminError;
 use crate::model::BlockStore;
 use chronofs_blocks::probe::Report;
 use chronofs_core::store::{Credentials, StoreKind};
+use chronofs_wire::admin::AssignedStore;
 use chronofs_wire::secrets::SecretBox;
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -154,6 +155,21 @@ pub fn place(tx: &Transaction<'_>, secrets: &SecretBox, id: &str) -> Result<Plac
     })?;
     place.credentials = unseal(secrets, id, &name, sealed)?;
     Ok(place)
+}
+
+/// What a metadata server is told of a block store, if there is one of this id.
+pub(super) fn assigned(
+    tx: &Transaction<'_>,
+    secrets: &SecretBox,
+    id: Uuid,
+) -> Result<Option<AssignedStore>, AdminError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM block_store WHERE id = ?1)";
+    if !tx.query_row(sql, [id.to_string()], |row| row.get(0))? {
+        return Ok(None);
+    }
+    let place = place(tx, secrets, &id.to_string())?;
+    let create_only = place.probe.is_some_and(|report| report.create_only);
+    Ok(Some(AssignedStore { id, kind: place.definition, credentials: place.credentials, create_only }))
 }
 
 /// Opens sealed credentials.

@@ -151,6 +151,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
     let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
     let log = logs::of(tx, store)?;
     let accepted_restore = restored::accepted(tx)?;
+    let told: Vec<Uuid> = volumes.iter().map(|volume| volume.store.id).collect();
     Ok(Assignment {
         revision: revision(tx, store)?,
         volumes,
@@ -159,6 +160,8 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         log,
         log_servers: log_servers::access(tx, secrets, store)?,
         accepted_restore,
+        copy_restored: restored::copies(tx)?,
+        reader_stores: restored::reader_stores(tx, secrets, store, &told)?,
     })
 }
 

@@ -4,10 +4,12 @@
 //! Every change of what a metadata server must know raises the `revision` of its store in the same transaction.
 
 pub mod accounts;
+pub mod audit;
 pub mod backups;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
+pub mod holds;
 pub mod log_servers;
 pub mod logs;
 pub mod restored;

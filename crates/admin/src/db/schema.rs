@@ -12,7 +12,10 @@ use std::time::Duration;
 const APPLICATION_ID: i32 = 0x6368_7261;
 
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
+const MIGRATIONS: &[&str] = &[
+    VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
+    VERSION_10,
+];
 
 /// The newest schema this program knows.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();
@@ -221,6 +224,45 @@ CREATE TABLE backup_schedule (
     -- The key of its place, sealed.
     key BLOB NOT NULL
 ) STRICT;
+";
+
+/// Holds.
+const VERSION_8: &str = "
+-- Instants of volumes that operators keep beyond the window.
+CREATE TABLE hold (
+    id TEXT PRIMARY KEY,
+    -- JSON.
+    record TEXT NOT NULL
+) STRICT;
+";
+
+/// Shorter retentions wait.
+const VERSION_9: &str = "
+-- A shorter retention, and when it comes into force.
+ALTER TABLE volume ADD COLUMN retention_next TEXT;
+ALTER TABLE volume ADD COLUMN retention_next_ns INTEGER;
+";
+
+/// Who did what.
+const VERSION_10: &str = "
+CREATE TABLE audit (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    time_ns INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    address TEXT NOT NULL,
+    action TEXT NOT NULL,
+    object TEXT NOT NULL,
+    -- NULL: it has begun.
+    outcome TEXT,
+    times INTEGER NOT NULL DEFAULT 1,
+    refused INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX audit_refused ON audit (n) WHERE refused = 1;
+CREATE TRIGGER audit_is_final BEFORE UPDATE ON audit WHEN OLD.outcome IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'what the audit log says cannot be changed'); END;
+CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
+    WHEN OLD.refused = 0 AND OLD.time_ns > (CAST(strftime('%s', 'now') AS INTEGER) - 34560000) * 1000000000
+    BEGIN SELECT RAISE(ABORT, 'what the audit log says is kept for 400 days'); END;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::AdminError;
 use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
+use crate::retention::{Next, Standing};
 use chronofs_core::Retention;
 use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression};
 use chronofs_wire::identity;
@@ -57,6 +58,14 @@ pub(super) fn compression(row: &Row<'_>) -> rusqlite::Result<Compression> {
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
 }
 
+fn standing(row: &Row<'_>) -> rusqlite::Result<Standing> {
+    let next = match maybe_unsigned(row, "retention_next_ns")? {
+        Some(from_ns) => Some(Next { retention: parsed(row, "retention_next")?, from_ns }),
+        None => None,
+    };
+    Ok(Standing { now: parsed(row, "retention")?, next })
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
     let born = maybe_unsigned(row, "born_ns")?;
     let problem: Option<String> = row.get("problem")?;
@@ -65,6 +74,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
         (None, Some(_)) => "ready",
         (None, None) => "waiting",
     };
+    let next = standing(row)?.next;
     let volume = Volume {
         id: row.get("id")?,
         name: row.get("name")?,
@@ -73,6 +83,9 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
         block_size: row.get("block_size")?,
         compression: compression(row)?,
         retention: parsed(row, "retention")?,
+        next_retention: next.map(|next| next.retention),
+        next_retention_at: next.map(|next| shown(next.from_ns)),
+        next_earliest: next.map(|next| next.earliest().to_string()),
         max_bytes: maybe_unsigned(row, "max_bytes")?,
         max_inodes: maybe_unsigned(row, "max_inodes")?,
         created: shown(unsigned(row, "created_ns")?),
@@ -145,13 +158,22 @@ pub fn change(tx: &Transaction<'_>, key: &str, change: &ChangeVolume) -> Result<
     let max_inodes = quota(change.max_inodes, volume.max_inodes);
     check_quota("bytes", max_bytes)?;
     check_quota("inodes", max_inodes)?;
+    let mut retention = tx.query_row("SELECT * FROM volume WHERE id = ?1", [&volume.id], standing)?;
+    if change.undo_retention {
+        retention = retention.undo().map_err(AdminError::Invalid)?;
+    }
+    if let Some(to) = change.retention {
+        retention = retention.change(to, change.grace_seconds, now_ns());
+    } else if change.grace_seconds.is_some() {
+        return Err(AdminError::Invalid("a time of grace goes with a retention".to_owned()));
+    }
+    set_retention(tx, &volume.id, retention)?;
     tx.execute(
-        "UPDATE volume SET name = ?2, compression = ?3, retention = ?4, max_bytes = ?5, max_inodes = ?6 WHERE id = ?1",
+        "UPDATE volume SET name = ?2, compression = ?3, max_bytes = ?4, max_inodes = ?5 WHERE id = ?1",
         params![
             volume.id,
             name,
             compression_name(change.compression.unwrap_or(volume.compression)),
-            change.retention.unwrap_or(volume.retention).to_string(),
             max_bytes.map(to_sql),
             max_inodes.map(to_sql),
         ],
@@ -159,6 +181,42 @@ pub fn change(tx: &Transaction<'_>, key: &str, change: &ChangeVolume) -> Result<
     .map_err(taken(WHAT, name))?;
     raise_revision(tx, &metadata_store)?;
     find(tx, &volume.id)
+}
+
+fn set_retention(tx: &Transaction<'_>, id: &str, Standing { now, next }: Standing) -> Result<(), AdminError> {
+    let sql = "UPDATE volume SET retention = ?2, retention_next = ?3, retention_next_ns = ?4 WHERE id = ?1";
+    let (then, from_ns) = (next.map(|n| n.retention.to_string()), next.map(|n| to_sql(n.from_ns)));
+    tx.execute(sql, params![id, now.to_string(), then, from_ns])?;
+    Ok(())
+}
+
+/// How a volume would be after a change, which is not made.
+pub fn preview(tx: &Transaction<'_>, key: &str, wanted: &ChangeVolume) -> Result<Found, AdminError> {
+    tx.execute_batch("SAVEPOINT preview")?;
+    let changed = change(tx, key, wanted);
+    tx.execute_batch("ROLLBACK TO preview; RELEASE preview")?;
+    changed
+}
+
+/// Shorter retentions whose time of grace is over come into force; their metadata servers learn of it. Gives the volumes'
+/// names with them.
+pub fn apply_due(tx: &Transaction<'_>) -> Result<Vec<(String, Retention)>, AdminError> {
+    let now_ns = now_ns();
+    let sql = "SELECT * FROM volume WHERE deleted_ns IS NULL AND retention_next_ns <= ?1";
+    let mut statement = tx.prepare_cached(sql)?;
+    let rows = statement.query_map([to_sql(now_ns)], |row| {
+        let ids: (String, String, String) = (row.get("id")?, row.get("name")?, row.get("metadata_store")?);
+        Ok((ids, standing(row)?))
+    })?;
+    let due = rows.collect::<Result<Vec<_>, _>>()?;
+    let mut applied = Vec::new();
+    for ((id, name, metadata_store), standing) in due {
+        let standing = standing.at(now_ns);
+        set_retention(tx, &id, standing)?;
+        raise_revision(tx, &metadata_store)?;
+        applied.push((name, standing.now));
+    }
+    Ok(applied)
 }
 
 /// Deletes a volume that is not mounted and has no tokens that still work; its metadata server learns of it. What it holds

@@ -43,6 +43,7 @@ pub async fn serving(folder: TempDir, root: Token, address: String) -> Running {
         tls: None,
         snapshots: Default::default(),
         cluster_file: None,
+        locality: Default::default(),
     };
     let server = Server::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
