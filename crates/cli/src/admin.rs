@@ -1,5 +1,6 @@
 //! `chronofs admin`.
 
+use crate::cluster::LocalityArgs;
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
@@ -77,6 +78,8 @@ pub(crate) enum Command {
         tls: Tls,
         #[command(flatten)]
         whitelist: Whitelist,
+        #[command(flatten)]
+        locality: LocalityArgs,
         /// Kill programs of disk snapshots that run longer
         #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
         snap_create_max_timeout: u64,
@@ -129,12 +132,22 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let unit = systemd::server_unit("admin", "admin server", &folder.db_folder, "", &systemd)?;
             systemd::put(&unit, "chronofs-admin.service", &systemd)
         }
-        Command::Start { folder, bind_addr, cluster, tls, whitelist, snap_create_max_timeout, log } => {
+        Command::Start {
+            folder,
+            bind_addr,
+            cluster,
+            tls,
+            whitelist,
+            locality,
+            snap_create_max_timeout,
+            log,
+        } => {
             log.start();
+            let locality = locality.map().context("admin start")?;
             let run_limit = Duration::from_secs(snap_create_max_timeout);
             let snapshots = SnapshotConfig { whitelist: whitelist.whitelist_binpath, run_limit };
             let (db_folder, cluster_file, tls) = (folder.db_folder, cluster.path(), tls.files());
-            let config = StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots };
+            let config = StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots, locality };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
         Command::Status { folder } => status(&folder.db_folder).context("admin status"),

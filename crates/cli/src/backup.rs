@@ -6,10 +6,11 @@ mod schedule;
 use crate::cluster::ClusterArgs;
 use crate::configure::block_store::{self, Keys, Kind};
 use crate::output::{self, Column, show_size};
+use crate::secrets::{Asked, Environment, Found, Named};
 use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_backup::record::{Backup as Known, State};
-use chronofs_backup::{Depot, Depth, Error, Key, Manifest, Where};
+use chronofs_backup::{Depot, Depth, Error, Key, Manifest, Unlock, Where};
 use chronofs_core::store::StoreKind;
 use chronofs_core::time::parse_instant;
 use chronofs_core::{Retention, Version};
@@ -44,9 +45,42 @@ pub(crate) struct Backup {
 /// What opens a place of backups.
 #[derive(Args, Debug)]
 struct KeyArgs {
-    /// File with the key of the place; keep a copy of it elsewhere, without it no backup can be read
-    #[arg(long, value_name = "FILE", env = "CHRONOFS_BACKUP_KEY_FILE")]
-    key_file: PathBuf,
+    /// File with the key of the place; keep a copy of it elsewhere, without it no backup can be read [env: CHRONOFS_BACKUP_KEY_FILE]
+    #[arg(long, value_name = "FILE", group = "unlocked_by")]
+    key_file: Option<PathBuf>,
+    /// File with the passphrase that the key follows from
+    #[arg(long, value_name = "FILE", group = "unlocked_by")]
+    passphrase_file: Option<PathBuf>,
+    /// Ask for the passphrase on the terminal [env: CHRONOFS_BACKUP_PASSPHRASE]
+    #[arg(long, group = "unlocked_by")]
+    passphrase: bool,
+}
+
+impl KeyArgs {
+    const ENVIRONMENT: Environment =
+        Environment { key_file: "CHRONOFS_BACKUP_KEY_FILE", passphrase: "CHRONOFS_BACKUP_PASSPHRASE" };
+
+    fn found(self, asked: Asked) -> Result<Option<Unlock>> {
+        let what = Named {
+            key_file: self.key_file,
+            passphrase_file: self.passphrase_file,
+            passphrase: self.passphrase,
+        };
+        let found = what.or(&KeyArgs::ENVIRONMENT).read("chronofs backup key FILE", asked)?;
+        Ok(found.map(|secret| match secret {
+            Found::Key(key) => Unlock::Key(key.into()),
+            Found::Passphrase(passphrase) => Unlock::Passphrase(passphrase),
+        }))
+    }
+
+    /// As it is for a place that may be new.
+    fn of_a_writer(self) -> Result<Unlock> {
+        self.found(Asked::Twice)?.ok_or_else(|| anyhow!(KeyArgs::ENVIRONMENT.missing()))
+    }
+
+    fn of_a_reader(self) -> Result<Unlock> {
+        self.found(Asked::Once)?.ok_or_else(|| anyhow!(KeyArgs::ENVIRONMENT.missing()))
+    }
 }
 
 /// Where the bucket of store:NAME is, as with configure create block-store.
@@ -88,11 +122,9 @@ enum Command {
     /// Show backups, newest first, and how whole each is; of a folder or bucket what lies in it, without any server
     List {
         /// Folder of backups, or store:NAME[/BELOW] [default: ask the admin server what it knows]
-        #[arg(requires = "key_file")]
         dest: Option<String>,
-        /// File with the key of DEST
-        #[arg(long, value_name = "FILE", env = "CHRONOFS_BACKUP_KEY_FILE")]
-        key_file: Option<PathBuf>,
+        #[command(flatten)]
+        key: KeyArgs,
         #[command(flatten)]
         bucket: BucketArgs,
     },
@@ -149,19 +181,13 @@ enum Command {
     Delete {
         /// Its UID
         uid: SnapshotUid,
-        /// File with the key of its folder
-        #[arg(
-            long,
-            value_name = "FILE",
-            env = "CHRONOFS_BACKUP_KEY_FILE",
-            required_unless_present = "forget"
-        )]
-        key_file: Option<PathBuf>,
+        #[command(flatten)]
+        key: KeyArgs,
         /// Its folder, if the admin server does not know the backup
         #[arg(long, value_name = "DEST")]
         dest: Option<String>,
         /// Its folder is lost: only let go of what is kept for it
-        #[arg(long, conflicts_with_all = ["key_file", "dest"])]
+        #[arg(long, conflicts_with_all = ["unlocked_by", "dest"])]
         forget: bool,
     },
 }
@@ -177,18 +203,15 @@ pub(crate) fn run(backup: Backup) -> Result<()> {
         Command::Key { file } => make_key(&file).context("backup key"),
         Command::Create { dest, key, keep, uid } => {
             let done = || {
-                let key = Key::read(&key.key_file)?;
+                let key = key.of_a_writer()?;
                 let keep_seconds = seconds_of(keep)?;
                 let client = client()?;
                 serve(create(&client, &dest, &key, keep_seconds, uid, json))?
             };
             done().context("backup create")
         }
-        Command::List { dest: Some(dest), key_file, bucket } => {
-            let listed = || {
-                let file = key_file.ok_or_else(|| anyhow!("--key-file is missing"))?;
-                list_place(&open(&dest, bucket, &file, client)?, json)
-            };
+        Command::List { dest: Some(dest), key, bucket } => {
+            let listed = || list_place(&open(&dest, bucket, key, client)?, json);
             listed().context("backup list")
         }
         Command::List { dest: None, .. } => {
@@ -200,11 +223,11 @@ pub(crate) fn run(backup: Backup) -> Result<()> {
         }
         Command::Verify { dest, uids, key, quick, bucket } => {
             let depth = if quick { Depth::Sizes } else { Depth::Content };
-            let verified = || verify(&open(&dest, bucket, &key.key_file, client)?, &uids, depth, json);
+            let verified = || verify(&open(&dest, bucket, key, client)?, &uids, depth, json);
             verified().context("backup verify")
         }
         Command::Restore { dest, uid, to, key, bucket } => {
-            let restored = || restore(&open(&dest, bucket, &key.key_file, client)?, uid.as_ref(), &to, json);
+            let restored = || restore(&open(&dest, bucket, key, client)?, uid.as_ref(), &to, json);
             restored().context("backup restore")
         }
         Command::Register { at, keep, note } => {
@@ -228,14 +251,22 @@ pub(crate) fn run(backup: Backup) -> Result<()> {
             registered().context("backup register")
         }
         Command::Schedule(wanted) => schedule::run(wanted, client, json).context("backup schedule"),
-        Command::Delete { uid, key_file, dest, .. } => {
+        Command::Delete { uid, key, dest, forget } => {
             let deleted = || {
-                let key = key_file.as_deref().map(Key::read).transpose()?;
+                let key = if forget { None } else { Some(key.of_a_reader()?) };
                 let client = client()?;
                 serve(async move { delete(&client, &uid, key, dest, json).await })?
             };
             deleted().context("backup delete")
         }
+    }
+}
+
+/// What opens the place, as the admin server wants it.
+fn put_into(body: &mut Value, unlock: &Unlock) {
+    match unlock {
+        Unlock::Key(key) => body["key"] = json!(key.reveal().as_str()),
+        Unlock::Passphrase(passphrase) => body["passphrase"] = json!(passphrase.reveal()),
     }
 }
 
@@ -263,7 +294,7 @@ fn seconds_of(keep: Retention) -> Result<Option<u64>> {
 async fn create(
     client: &AdminClient,
     dest: &str,
-    key: &Key,
+    unlock: &Unlock,
     keep_seconds: Option<u64>,
     uid: Option<SnapshotUid>,
     json: bool,
@@ -272,8 +303,8 @@ async fn create(
         Some(uid) => uid,
         None => SnapshotUid::from_bytes(chronofs_wire::identity::random()?),
     };
-    let body =
-        json!({ "uid": uid.as_str(), "dest": dest, "key": key.reveal(), "keep_seconds": keep_seconds });
+    let mut body = json!({ "uid": uid.as_str(), "dest": dest, "keep_seconds": keep_seconds });
+    put_into(&mut body, unlock);
     let begun: Value = client.call(Method::POST, "/v1/backups", Some(&body)).await?;
     if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
         bail!("{why} ({}); advice: {}", code.number(), code.advice());
@@ -349,10 +380,10 @@ async fn list(client: &AdminClient, json: bool) -> Result<()> {
 fn open(
     dest: &str,
     bucket: BucketArgs,
-    key_file: &Path,
+    key: KeyArgs,
     client: impl FnOnce() -> Result<AdminClient>,
 ) -> Result<Depot> {
-    let key = Key::read(key_file)?;
+    let key = key.of_a_reader()?;
     let Some((name, below)) = Where::in_store(dest) else {
         let absolute = std::path::absolute(dest).with_context(|| format!("cannot find {dest}"))?;
         let path = absolute.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", absolute.display()))?;
@@ -479,12 +510,15 @@ fn restore(depot: &Depot, uid: Option<&SnapshotUid>, to: &Path, json: bool) -> R
 async fn delete(
     client: &AdminClient,
     uid: &SnapshotUid,
-    key: Option<Key>,
+    unlock: Option<Unlock>,
     dest: Option<String>,
     json: bool,
 ) -> Result<()> {
-    let forgotten = key.is_none();
-    let body = json!({ "key": key.map(|key| key.reveal()), "dest": dest });
+    let forgotten = unlock.is_none();
+    let mut body = json!({ "dest": dest });
+    if let Some(unlock) = &unlock {
+        put_into(&mut body, unlock);
+    }
     let deleted: Result<Value, ClientError> =
         client.call(Method::POST, &format!("/v1/backups/{uid}/delete"), Some(&body)).await;
     let deleted = deleted?;

@@ -2,7 +2,7 @@
 //! clone, with a database, tokens and a cluster file of its own; and how the clone is, once its servers run.
 
 use crate::cluster::ClusterArgs;
-use crate::output::{self, Column};
+use crate::output::{self, Column, show_size};
 use crate::snap_create::now;
 use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,7 +13,7 @@ use chronofs_snapshot::{Address, record};
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use chronofs_wire::identity::random;
-use chronofs_wire::status::{ClusterStatus, Member, RestoredCluster, RestoredSaid};
+use chronofs_wire::status::{ClusterStatus, ForeignSaid, Member, RestoredCluster, RestoredSaid};
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -318,12 +318,13 @@ pub(crate) fn show_folders(found: &[Found], json: bool) -> Result<()> {
     output::line(output::table(&FOLDERS, &found.iter().map(row).collect::<Vec<_>>()))
 }
 
-const SERVERS: [Column; 7] = [
+const SERVERS: [Column; 8] = [
     ("STORE", "name"),
     ("ADDRESS", "address"),
     ("STATE", "state"),
     ("CUT", "cut"),
     ("AT ITS SOURCE", "source"),
+    ("NEEDS OF IT", "needs"),
     ("MADE EMPTY", "only_admin"),
     ("OUT OF REACH", "only_here"),
 ];
@@ -355,7 +356,7 @@ pub(crate) fn status(asked: &Asked, wait: Option<Duration>, json: bool) -> Resul
 fn show_status(status: &ClusterStatus, restored: &RestoredCluster, json: bool) -> Result<()> {
     let said = |member: &Member| member.understood().and_then(|said| said.restored);
     let row = |member: &Member| {
-        let RestoredSaid { cut, only_admin, only_here, readers, kept, detached, .. } =
+        let RestoredSaid { cut, only_admin, only_here, readers, kept, detached, foreign, .. } =
             said(member).unwrap_or_default();
         let source = match (kept, detached, readers) {
             (_, true, _) => "detached",
@@ -367,6 +368,7 @@ fn show_status(status: &ClusterStatus, restored: &RestoredCluster, json: bool) -
         json!({
             "name": member.name, "address": member.address, "state": member.state, "cut": cut,
             "only_admin": only_admin, "only_here": only_here, "source": source,
+            "needs": foreign.as_ref().map(needs), "foreign": foreign,
         })
     };
     let rows: Vec<Value> = status.members.iter().map(row).collect();
@@ -381,8 +383,39 @@ fn show_status(status: &ClusterStatus, restored: &RestoredCluster, json: bool) -
     output::line(format_args!("restored from  {}", restored.uid))?;
     output::line(format_args!("of cluster     {}", restored.source))?;
     output::line(format_args!("prepared       {}", Version(restored.prepared_ns)))?;
-    output::line(format_args!("accepted       {accepted}\n"))?;
-    output::line(output::table(&SERVERS, &rows))
+    output::line(format_args!("accepted       {accepted}"))?;
+    if let Some(detached_ns) = restored.detached_ns {
+        output::line(format_args!("detached       {}", Version(detached_ns)))?;
+    } else if let Some(copying_ns) = restored.copying_ns {
+        output::line(format_args!("copying since  {}", Version(copying_ns)))?;
+    }
+    output::line(format_args!("\n{}", output::table(&SERVERS, &rows)))?;
+    let servers = status.members.iter().filter_map(|member| Some((&member.name, said(member)?.foreign?)));
+    servers
+        .filter(|(_, foreign)| foreign.copying)
+        .try_for_each(|(name, foreign)| show_copying(name, &foreign))
+}
+
+fn needs(foreign: &ForeignSaid) -> String {
+    match (foreign.objects, foreign.unnamed) {
+        (0, 0) => "nothing".to_owned(),
+        (0, unnamed) => format!("nothing in some minutes ({unnamed} objects)"),
+        (objects, _) => format!("{objects} objects, {}", show_size(foreign.bytes)),
+    }
+}
+
+/// How far the copying of a server is that has something left.
+fn show_copying(name: &str, foreign: &ForeignSaid) -> Result<()> {
+    output::line(format_args!(
+        "\n{name}: copied {} objects, {} since its start ({}/s), {} objects, {} left",
+        foreign.copied_objects,
+        show_size(foreign.copied_bytes),
+        show_size(foreign.bytes_per_second),
+        foreign.objects,
+        show_size(foreign.bytes)
+    ))?;
+    foreign.waits.iter().try_for_each(|why| output::line(format_args!("  waits: {why}")))?;
+    foreign.left.iter().try_for_each(|why| output::line(format_args!("  not copied: {why}")))
 }
 
 /// The restore is as it should be.
@@ -399,6 +432,25 @@ pub(crate) fn accept(asked: &Asked, json: bool) -> Result<()> {
          stored stays",
         accepted.uid
     ))
+}
+
+/// What the clone needs of its source is to be copied, or not any more.
+pub(crate) fn copy(asked: &Asked, copy: bool, json: bool) -> Result<()> {
+    let client = asked.client()?;
+    let body = json!({ "copy": copy });
+    let told: Result<RestoredCluster, ClientError> =
+        serve(async move { client.call(Method::POST, "/v1/restore/copy", Some(&body)).await })?;
+    let told = told?;
+    if json {
+        return output::line(serde_json::to_string_pretty(&told)?);
+    }
+    output::line(match copy {
+        true => {
+            "what this cluster needs of its source is copied: chronofs restore status says how far that is; when nothing is left, \
+             chronofs restore detach"
+        }
+        false => "nothing more is copied; what was copied stays so",
+    })
 }
 
 /// The clone needs nothing of its source any more, or is to do without.

@@ -4,7 +4,9 @@
 //! the work, and shows what came of it. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod admin;
+mod analyze;
 mod argv;
+mod audit;
 mod backup;
 mod clone;
 mod cluster;
@@ -17,6 +19,7 @@ mod mount;
 mod options;
 mod output;
 mod restore;
+mod secrets;
 mod shell;
 mod snap_create;
 mod snapshot;
@@ -25,6 +28,7 @@ mod tlog;
 
 use anyhow::{Context, Result};
 use argv::Argv;
+use chronofs_snapshot::run::GUARD;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -56,6 +60,9 @@ enum Command {
     /// Run a server that keeps copies of the logs of metadata servers
     #[command(subcommand)]
     Tlog(tlog::Command),
+    /// Look into volumes: whether the bytes of all files are there, and what takes how much
+    #[command(after_help = "Example:\n  chronofs analyze blocks home --deep")]
+    Analyze(analyze::Analyze),
     /// Mount and unmount volumes
     #[command(subcommand)]
     Mount(mount::Command),
@@ -76,6 +83,8 @@ enum Command {
     /// Prepare the images of a disk snapshot for a new cluster
     #[command(subcommand)]
     Restore(restore::Command),
+    /// Show who did what, as the admin server wrote it down
+    Audit(audit::Audit),
     /// Look at a cluster and its key space, in a shell of its own
     #[command(
         after_help = "Examples:\n  chronofs cli\n  chronofs cli --exec status\n  chronofs cli --exec 'writemode on; set key1 value1'"
@@ -96,6 +105,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A guard has to be there before a snapshot's program starts, and wants nothing of what follows.
+    if std::env::args_os().nth(1).is_some_and(|first| first == GUARD) {
+        return match chronofs_snapshot::run::stand_guard() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.to_string(), ExitCode::from(USAGE)),
+        };
+    }
     let args = match argv::rewrite(std::env::args_os().collect()) {
         Ok(Argv::Run(args)) => args,
         Ok(Argv::Pretend) => return ExitCode::SUCCESS,
@@ -132,7 +148,9 @@ fn run(command: Command) -> Result<ExitCode> {
         // It says itself how it failed.
         Command::Snapshot(snapshot) => return snapshot::run(snapshot),
         Command::Cli(cli) => return shell::run(cli),
+        Command::Analyze(analyze) => return analyze::run(analyze),
         Command::Admin(command) => admin::run(command),
+        Command::Audit(audit) => audit::run(audit),
         Command::Configure(command) => configure::run(command),
         Command::Manage(command) => manage::run(command),
         Command::Meta(command) => meta::run(command),

@@ -1,10 +1,10 @@
 //! `chronofs meta`.
 
 use crate::admin::{Tls, Whitelist};
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, LocalityArgs};
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
-use crate::{output, serve};
+use crate::{analyze, output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_meta::collect::{GcStatus, Rhythm, StoreListing, VolumeCollection};
 use chronofs_meta::machine::{CollectionShown, LeavingShown, PackingShown};
@@ -102,7 +102,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check a metadata store whose server is stopped, and print what is wrong, a line each
+    /// Check every row of a metadata store, and print what is wrong, a line each
     #[command(after_help = "Ends with 1 if anything is wrong")]
     Verify {
         #[command(flatten)]
@@ -110,7 +110,28 @@ pub(crate) enum Command {
         /// Also open every slice of every file, now and in the past, in the block stores
         #[arg(long)]
         blocks: bool,
+        /// Correct counts, sums and indexes that other rows decide, after copying the store into the folder
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        online: Online,
     },
+}
+
+/// How a server that runs is reached.
+#[derive(Args, Debug)]
+pub(crate) struct Online {
+    /// Check a metadata store whose server runs, through the admin server, instead of a folder
+    #[arg(long, conflicts_with_all = ["blocks", "repair", "db_folder"])]
+    online: bool,
+    /// With --online: name or id of the metadata store, if there are several
+    #[arg(long, value_name = "NAME", requires = "online")]
+    metadata_store: Option<String>,
+    /// With --online: reach the admin server here instead of where the token says
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, requires = "online")]
+    admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Options of `meta start`.
@@ -133,6 +154,8 @@ pub(crate) struct StartArgs {
     tls: Tls,
     #[command(flatten)]
     whitelist: Whitelist,
+    #[command(flatten)]
+    locality: LocalityArgs,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -187,12 +210,21 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Gc { http_addr, dry_run, full, release_brake, json } => {
             gc(http_addr, dry_run, full, release_brake, json).context("meta gc")
         }
-        Command::Verify { folder, blocks } => verify(&folder.db_folder, blocks).context("meta verify"),
+        Command::Verify { online: Online { online: true, metadata_store, admin, cluster }, .. } => {
+            analyze::rows(metadata_store, admin.as_deref(), &cluster).context("meta verify")
+        }
+        Command::Verify { folder, blocks, repair: wanted, .. } => {
+            if wanted {
+                repair(&folder.db_folder).context("meta verify --repair")?;
+            }
+            verify(&folder.db_folder, blocks).context("meta verify")
+        }
     }
 }
 
 fn start(args: StartArgs) -> Result<()> {
     args.log.start();
+    let (cluster, whereabouts) = args.cluster.for_server(args.locality)?;
     let config = StartConfig {
         db_folder: args.folder.db_folder,
         bind_addr: args.bind_addr,
@@ -200,7 +232,8 @@ fn start(args: StartArgs) -> Result<()> {
         http_addr: Some(args.http_addr),
         tls: args.tls.files(),
         timing: args.timing.timing(),
-        cluster: args.cluster.read()?,
+        cluster,
+        whereabouts,
         whitelist: args.whitelist.whitelist_binpath,
         recover_log: args.recover_log,
     };
@@ -347,6 +380,12 @@ fn warn_of(name: &str, shown: &CollectionShown) {
                  meant: chronofs meta gc --release-brake"
         ));
     }
+    if let Some(at) = &shown.held {
+        output::warn(format!(
+            "volume {name}: more than half of its files were removed within an hour; the instant before, {at}, is held beyond \
+             the window: chronofs configure list hold"
+        ));
+    }
     if shown.stopped {
         output::warn(format!(
             "volume {name}: its metadata is damaged, so nothing is collected; stop the server and run chronofs meta \
@@ -417,6 +456,21 @@ fn show_store(store: &StoreListing) -> Result<()> {
         .examples
         .iter()
         .try_for_each(|(name, reason)| output::line(format!("  {name}: {reason}; it is left alone")))
+}
+
+fn repair(db_folder: &Path) -> Result<()> {
+    let repaired = chronofs_meta::repair(db_folder)?;
+    for mended in &repaired.mended {
+        output::line(format!("corrected: {mended}"))?;
+    }
+    match repaired.copy {
+        Some(copy) => output::line(format!(
+            "corrected: {} rows and sums; the store as it was is in {}: remove it when all is well",
+            repaired.mended.len(),
+            copy.display()
+        )),
+        None => output::line("nothing can be corrected from other rows"),
+    }
 }
 
 fn verify(db_folder: &Path, blocks: bool) -> Result<()> {

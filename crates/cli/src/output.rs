@@ -42,6 +42,18 @@ fn one_line(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// A text as part of a path or query.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
 /// A column of a table: its title and the field it shows, or the path to it: `/in/this`.
 pub(crate) type Column = (&'static str, &'static str);
 

@@ -81,8 +81,14 @@ pub(crate) enum Command {
     Detach {
         #[command(flatten)]
         asked: Asked,
-        /// Also while the clone needs objects of the source: files of it may lose their bytes then
+        /// Have the clone copy what it needs of the source's objects, so that it can detach when that is done
         #[arg(long)]
+        copy: bool,
+        /// Stop copying; what was copied stays so
+        #[arg(long, conflicts_with = "copy")]
+        cancel: bool,
+        /// Also while the clone needs objects of the source: files of it may lose their bytes then
+        #[arg(long, conflicts_with_all = ["copy", "cancel"])]
         force: bool,
         /// Print JSON
         #[arg(long)]
@@ -175,9 +181,11 @@ pub(crate) fn run(command: Command) -> Result<()> {
             clone::status(&asked, wait, json).context("restore status")
         }
         Command::Accept { asked, json } => clone::accept(&asked, json).context("restore accept"),
-        Command::Detach { asked, force, json } => {
-            clone::detach(&asked, force, json).context("restore detach")
+        Command::Detach { asked, copy, cancel, force, json } => match copy || cancel {
+            true => clone::copy(&asked, copy, json),
+            false => clone::detach(&asked, force, json),
         }
+        .context("restore detach"),
     }
 }
 

@@ -18,8 +18,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How often it is asked how a snapshot stands: at first at once, then less and less, in proportion to what has passed.
-const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
+/// How long the admin server waits for a snapshot's end before it says how it stands: with somebody who sees that, without.
+const ASKED_FOR: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(20)];
+/// How long until it is asked again.
+const BETWEEN: Duration = Duration::from_millis(10);
+/// The same if it did not wait, as one of an earlier release, one that stops and one that is away do not,
+const BETWEEN_UNWAITED: Duration = Duration::from_millis(200);
+/// which is seen by an answer within this time.
+const UNWAITED: Duration = Duration::from_millis(100);
 /// How long the admin server may be out of reach until the command gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -198,11 +204,16 @@ fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
 /// Follows a snapshot to its end; on a terminal it shows where it is.
 async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
     let terminal = std::io::stderr().is_terminal();
-    let begun = Instant::now();
-    let mut heard = begun;
+    let mut heard = Instant::now();
     let mut shown = String::new();
+    let [seen, unseen] = ASKED_FOR;
+    let wait_ms = if terminal { seen } else { unseen }.as_millis();
+    let path = format!("/v1/snapshots/{uid}?wait_ms={wait_ms}");
     loop {
-        match client.call::<Value>(Method::GET, &format!("/v1/snapshots/{uid}"), None::<&()>).await {
+        let asked = Instant::now();
+        let answer = client.call::<Value>(Method::GET, &path, None::<&()>).await;
+        let waited = answer.is_ok() && asked.elapsed() >= UNWAITED;
+        match answer {
             Ok(value) => {
                 heard = Instant::now();
                 let record: Record = serde_json::from_value(value.clone())?;
@@ -216,8 +227,7 @@ async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
             Err(error) if error.is_transient() && heard.elapsed() < PATIENCE => {}
             Err(error) => return Err(error.into()),
         }
-        let [least, most] = LOOK_EVERY;
-        tokio::time::sleep((begun.elapsed() / 10).clamp(least, most)).await;
+        tokio::time::sleep(if waited { BETWEEN } else { BETWEEN_UNWAITED }).await;
     }
 }
 

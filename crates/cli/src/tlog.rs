@@ -1,7 +1,7 @@
 //! `chronofs tlog`.
 
 use crate::admin::{Tls, Whitelist};
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, LocalityArgs};
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{output, serve};
@@ -62,6 +62,8 @@ pub(crate) struct StartArgs {
     #[command(flatten)]
     whitelist: Whitelist,
     #[command(flatten)]
+    locality: LocalityArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -112,6 +114,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 
 fn start(args: StartArgs) -> Result<()> {
     args.log.start();
+    let (cluster, whereabouts) = args.cluster.for_server(args.locality)?;
     let config = StartConfig {
         db_folder: args.folder.db_folder,
         bind_addr: args.bind_addr,
@@ -119,7 +122,8 @@ fn start(args: StartArgs) -> Result<()> {
         http_addr: args.http_addr,
         tls: args.tls.files(),
         whitelist: args.whitelist.whitelist_binpath,
-        cluster: args.cluster.read()?,
+        cluster,
+        whereabouts,
     };
     serve(chronofs_tlog::start(config))?
 }

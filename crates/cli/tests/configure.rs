@@ -31,7 +31,7 @@ data  waiting  disk         m1              -1         -     -       -
     let json: serde_json::Value =
         serde_json::from_str(&world.configure("show volume data --json").ok()).unwrap();
     assert_eq!((&json["block_size"], &json["max_bytes"]), (&(1 << 20).into(), &(1u64 << 40).into()));
-    world.configure("update volume data --retention 2d --max-bytes 0 --new-name files").ok();
+    world.configure("update volume data --retention 2d --grace 0 --max-bytes 0 --new-name files").ok();
     let json: serde_json::Value =
         serde_json::from_str(&world.configure("show volume files --json").ok()).unwrap();
     assert_eq!((&json["retention"], &json["max_bytes"]), (&"2d".into(), &serde_json::Value::Null));

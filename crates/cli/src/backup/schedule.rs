@@ -1,10 +1,9 @@
 //! `chronofs backup schedule`: backups that the admin server makes by itself.
 
-use super::{KEEP, KeyArgs, seconds_of};
+use super::{KEEP, KeyArgs, put_into, seconds_of};
 use crate::output::{self, Column};
 use crate::serve;
 use anyhow::{Result, bail};
-use chronofs_backup::Key;
 use chronofs_core::{Retention, Version};
 use chronofs_wire::http::{AdminClient, Method};
 use clap::Subcommand;
@@ -101,16 +100,17 @@ pub(crate) fn run(
     const PATH: &str = "/v1/backup-schedules";
     match schedule {
         Schedule::Create { name, dest, key, every, daily_at, keep, alarm_after, extend } => {
-            let key = Key::read(&key.key_file)?;
+            let unlock = key.of_a_writer()?;
             let every = match (time("--every", every)?, daily_at) {
                 (None, None) => Some(3600),
                 (every, _) => every,
             };
-            let body = json!({
-                "name": name, "dest": dest, "key": key.reveal(), "every_seconds": every,
+            let mut body = json!({
+                "name": name, "dest": dest, "every_seconds": every,
                 "daily_at_seconds": daily_at, "keep_seconds": seconds_of(keep)?,
                 "limit_seconds": time("--alarm-after", alarm_after)?, "extend": extend,
             });
+            put_into(&mut body, &unlock);
             let client = client()?;
             let made: Value = serve(async move { client.call(Method::POST, PATH, Some(&body)).await })??;
             match json {

@@ -4,11 +4,11 @@ use super::{Kind, Session, at, block_store};
 use crate::output::{self, parse_size};
 use anyhow::{Context, Result};
 use chronofs_admin::model::{
-    NewAccount, NewBlockStore, NewLogServer, NewMetadataStore, NewVolume, NewVolumeToken, Role,
+    NewAccount, NewBlockStore, NewHold, NewLogServer, NewMetadataStore, NewVolume, NewVolumeToken, Role,
 };
-use chronofs_core::Retention;
 use chronofs_core::time::parse_instant;
 use chronofs_core::volume::Compression;
+use chronofs_core::{Retention, Version};
 use chronofs_wire::http::Method;
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Zoned;
@@ -58,6 +58,39 @@ pub(super) enum Create {
         after_help = "Example:\n  chronofs configure create volume-token --volume data --read-only --ends 30d"
     )]
     VolumeToken(VolumeToken),
+    /// Keep an instant of a volume, or a span, beyond its window, until the hold is deleted or ends
+    #[command(
+        after_help = "Examples:\n  chronofs configure create hold --volume data --at 'yesterday 17:00' --reason 'before the move'\n  \
+                            chronofs configure create hold --volume data --from -2h --to now --reason audit --until 90d"
+    )]
+    Hold(Hold),
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("span").args(["at", "from"]).required(true))]
+pub(super) struct Hold {
+    /// Its volume
+    #[arg(long)]
+    volume: String,
+    /// The instant: RFC 3339, -2h, 'yesterday 17:00', now
+    #[arg(long, value_name = "INSTANT", value_parser = instant, allow_hyphen_values = true)]
+    at: Option<Version>,
+    /// The first instant of a span
+    #[arg(long, value_name = "INSTANT", value_parser = instant, allow_hyphen_values = true, requires = "to")]
+    from: Option<Version>,
+    /// The last instant of the span
+    #[arg(long, value_name = "INSTANT", value_parser = instant, allow_hyphen_values = true, requires = "from")]
+    to: Option<Version>,
+    /// What for
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// When it ends by itself: 30d, 12h, or an instant in RFC 3339
+    #[arg(long, value_name = "WHEN", value_parser = parse_end)]
+    until: Option<u64>,
+}
+
+fn instant(text: &str) -> Result<Version, String> {
+    parse_instant(text, &Zoned::now()).map_err(|e| e.to_string())
 }
 
 #[derive(Args, Debug)]
@@ -178,6 +211,12 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
             made(session, Kind::LogServer, &name.clone(), &NewLogServer { name }).await
         }
         Create::Volume(volume) => create_volume(session, volume).await,
+        Create::Hold(Hold { volume, at, from, to, reason, until }) => {
+            let from_ns = at.or(from).map_or(0, |from| from.0);
+            let to_ns = to.map(|to| to.0);
+            let new = NewHold { volume, from_ns, to_ns, reason, until_ns: until };
+            made(session, Kind::Hold, &format!("--volume {}", new.volume), &new).await
+        }
         Create::VolumeToken(token) => {
             let VolumeToken { volume, path, read_only, no_past, ends } = token;
             let new = NewVolumeToken { volume, path, read_only, past: !no_past, ends_ns: ends };

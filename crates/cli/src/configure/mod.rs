@@ -127,6 +127,8 @@ pub(crate) enum Kind {
     DeletedVolume,
     /// What opens a volume
     VolumeToken,
+    /// Instants of volumes that are kept beyond their windows
+    Hold,
 }
 
 impl Kind {
@@ -139,6 +141,7 @@ impl Kind {
             Kind::Volume => "/v1/volumes",
             Kind::DeletedVolume => "/v1/deleted-volumes",
             Kind::VolumeToken => "/v1/volume-tokens",
+            Kind::Hold => "/v1/holds",
         }
     }
 
@@ -151,6 +154,7 @@ impl Kind {
             Kind::Volume => "volume",
             Kind::DeletedVolume => "deleted-volume",
             Kind::VolumeToken => "volume-token",
+            Kind::Hold => "hold",
         }
     }
 
@@ -201,6 +205,16 @@ impl Kind {
                 ("PAST", "past"),
                 ("ENDS", "ends"),
             ],
+            Kind::Hold => &[
+                ("ID", "id"),
+                ("VOLUME", "volume"),
+                ("FROM", "from"),
+                ("TO", "to"),
+                ("OWNER", "owner"),
+                ("ENDS", "ends"),
+                ("STATE", "state"),
+                ("REASON", "reason"),
+            ],
         }
     }
 
@@ -230,6 +244,9 @@ impl Kind {
                 ("block size", "block_size"),
                 ("compression", "compression"),
                 ("retention", "retention"),
+                ("next retention", "next_retention"),
+                ("in force at", "next_retention_at"),
+                ("earliest instant then", "next_earliest"),
                 ("max bytes", "max_bytes"),
                 ("max inodes", "max_inodes"),
                 ("created", "created"),
@@ -259,6 +276,18 @@ impl Kind {
                 ("epoch", "epoch"),
                 ("created", "created"),
                 ("metadata stores", "stores"),
+            ],
+            Kind::Hold => &[
+                ("id", "id"),
+                ("volume", "volume"),
+                ("from", "from"),
+                ("to", "to"),
+                ("owner", "owner"),
+                ("reason", "reason"),
+                ("created", "created"),
+                ("ends", "ends"),
+                ("state", "state"),
+                ("detail", "detail"),
             ],
             other => other.columns(),
         }
@@ -294,14 +323,7 @@ impl Session {
 
 /// A name as part of a path of the API; what no name can hold is refused by the server, not misread.
 fn at(kind: Kind, name: &str) -> String {
-    let mut path = format!("{}/", kind.path());
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
-            _ => path.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    path
+    format!("{}/{}", kind.path(), output::escaped(name))
 }
 
 pub(crate) fn run(configure: Configure) -> Result<()> {

@@ -170,7 +170,9 @@ fn memory(processes: &[&ProcessStatus]) -> String {
 
 fn servers(status: &ClusterStatus, said: &[(&Member, MetaSaid)]) -> String {
     let process = |process: &ProcessStatus| {
+        let locality = process.locality.iter().map(|(key, value)| format!("{key}={value}"));
         json!({
+            "locality": locality.collect::<Vec<_>>().join(","),
             "pid": process.pid, "host": process.host, "version": process.version,
             "uptime": duration(process.uptime_s), "memory_bytes": process.memory_bytes,
             "free_bytes": process.disk_free_bytes,
@@ -230,6 +232,7 @@ const COLUMNS: &[Column] = &[
     ("STORE", "name"),
     ("STATE", "state"),
     ("HOST", "host"),
+    ("LOCALITY", "locality"),
     ("PROCESS", "pid"),
     ("UP", "uptime"),
     ("VERSION", "version"),
@@ -372,6 +375,9 @@ Client time: 2027-01-15 08:00:01 UTC";
             source: "lab:41".to_owned(),
             prepared_ns: 1,
             accepted_ns: None,
+            copying_ns: None,
+            detached_ns: None,
+            stores: BTreeMap::new(),
         });
         if let Some(said) = &mut clone.members[0].said {
             said["restored"] = json!({ "uid": "c5", "accepted": false });

@@ -1,0 +1,76 @@
+//! `chronofs analyze`: what the metadata server of a volume finds when it looks into it, through the admin server's API.
+//!
+//! `follow` hears a look to its end; each other module is one kind of look.
+
+mod blocks;
+mod follow;
+mod rows;
+mod usage;
+
+pub(crate) use rows::rows;
+
+use crate::cluster::ClusterArgs;
+use crate::{credentials, serve};
+use anyhow::{Context, Result};
+use chronofs_wire::http::{AdminClient, parse_address};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Args, Debug)]
+pub(crate) struct Analyze {
+    /// Reach the admin server here instead of where the token says
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
+    admin: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Find every file, now and in the past, of which bytes are missing or damaged in the block store
+    #[command(after_help = "Ends with 1 if anything is lost, or not all could be looked at")]
+    Blocks(blocks::Blocks),
+    /// Show what the present and the past of a volume take, and what another retention would cost
+    Usage(usage::Usage),
+    /// Show how full the objects of a volume are, and what of its block store nothing explains
+    Objects(usage::Of),
+    /// Show how many files a volume has, how large they are, and how well they are compressed
+    Volume(usage::Of),
+}
+
+/// The volume that is looked into.
+#[derive(Args, Debug)]
+struct Volume {
+    /// Name or id of the volume
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    volume: String,
+}
+
+pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
+    let token = credentials::configure().context("analyze")?;
+    let cluster = analyze.cluster.read().context("analyze")?;
+    let client = AdminClient::reached(&token, analyze.admin.as_deref(), cluster.as_ref())?;
+    serve(async move {
+        match analyze.command {
+            Command::Blocks(blocks) => {
+                let name = blocks.volume.volume.clone();
+                blocks::run(&client, blocks).await.with_context(|| format!("analyze blocks {name}"))
+            }
+            Command::Usage(usage) => {
+                let name = usage.of.volume.volume.clone();
+                usage::usage(&client, usage).await.with_context(|| format!("analyze usage {name}"))
+            }
+            Command::Objects(of) => {
+                let name = of.volume.volume.clone();
+                usage::objects(&client, of).await.with_context(|| format!("analyze objects {name}"))
+            }
+            Command::Volume(of) => {
+                let name = of.volume.volume.clone();
+                usage::volume(&client, of).await.with_context(|| format!("analyze volume {name}"))
+            }
+        }
+    })?
+}
