@@ -1,11 +1,14 @@
 //! A cluster that was made of a set of images: `restore prepare` has made its folders.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::Installation;
 use crate::process::{Process, free_address, http_get, text, wait_for};
+use crate::snapshot::read_record;
 
 /// A clone whose servers run on what `restore prepare` made.
 pub struct Clone {
@@ -20,6 +23,67 @@ pub fn mapping(record: &Value) -> Vec<String> {
     let nodes = record["intent"]["nodes"].as_array().unwrap();
     let pair = |node: &Value| format!("{}={}", node["name"].as_str().unwrap(), free_address());
     nodes.iter().flat_map(|node| ["--map".to_owned(), pair(node)]).collect()
+}
+
+/// What is collected goes at once.
+pub const SOON: [&str; 4] = ["--slice-life", "1", "--horizon-step", "1"];
+
+/// What is in file `n`: some travel with the metadata, some become objects.
+pub fn content(n: usize) -> String {
+    format!("file {n} ").repeat(if n % 5 == 2 { 30_000 } else { 20 + n })
+}
+
+/// Writes files that are called by their numbers.
+pub fn write_files(dir: &Path, range: std::ops::Range<usize>) {
+    for n in range {
+        fs::write(dir.join(n.to_string()), content(n)).unwrap();
+    }
+}
+
+/// Just these files must be there.
+#[track_caller]
+pub fn check_files(dir: &Path, count: usize) {
+    let mut there: Vec<usize> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap())
+        .collect();
+    there.sort_unstable();
+    assert_eq!(there, (0..count).collect::<Vec<_>>());
+    for n in 0..count {
+        assert!(fs::read_to_string(dir.join(n.to_string())).unwrap() == content(n), "file {n}");
+    }
+}
+
+/// `restore prepare` of a set.
+#[track_caller]
+pub fn prepare(installation: &Installation, set: &Path, map: &[String], more: &[&str]) -> String {
+    let mut arguments = vec!["restore", "prepare", text(set)];
+    arguments.extend(map.iter().map(String::as_str).chain(more.iter().copied()));
+    installation.ok(&arguments)
+}
+
+/// The record of a snapshot, in a file, and what it says.
+pub fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
+    let path = installation.path(&format!("{uid}.json"));
+    installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
+    let record = read_record(&path);
+    (path, record)
+}
+
+/// All objects in a folder of them, by path. One that goes meanwhile is none.
+pub fn objects(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            match fs::read(&path) {
+                Ok(bytes) => drop(found.insert(path, bytes)),
+                Err(_) => open.extend(path.is_dir().then_some(path)),
+            }
+        }
+    }
+    found
 }
 
 impl Clone {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        let installation = Installation::start();
+        Lab::on(Installation::start())
+    }
+
+    fn on(installation: Installation) -> Lab {
         let (dest, key) = (installation.path("backups"), installation.path("backup.key"));
         fs::create_dir(&dest).unwrap();
         installation.ok(&["backup", "key", text(&key)]);
@@ -82,6 +86,73 @@ fn bytes_in(folder: &Path) -> u64 {
             meta => meta.len(),
         })
         .sum()
+}
+
+#[test]
+fn a_passphrase_opens_a_place_in_place_of_a_key_file_and_is_nowhere_to_be_found() {
+    const WORDS: &str = "four words by chance";
+    let lab = Lab::new();
+    let (installation, dest) = (&lab.installation, text(&lab.dest).to_owned());
+    let file = |name: &str, words: &str| {
+        let path = installation.path(name);
+        fs::write(&path, format!("{words}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        text(&path).to_owned()
+    };
+    installation.create_volume("one", &[]);
+    let (right, wrong, short) =
+        (file("right", WORDS), file("wrong", "four words by change"), file("short", "four"));
+    let said = installation.fails(&["backup", "create", &dest]);
+    assert!(said.contains("--passphrase-file") && said.contains("CHRONOFS_BACKUP_PASSPHRASE"), "{said}");
+    let said = installation.fails(&["backup", "create", &dest, "--passphrase-file", &short]);
+    assert!(said.contains("at least 8 characters"), "{said}");
+    assert_eq!(bytes_in(&lab.dest), 0);
+    installation.ok(&["backup", "create", &dest, "--passphrase-file", &right]);
+    installation.ok(&["backup", "verify", &dest, "--passphrase-file", &right]);
+    let said = installation.fails(&["backup", "create", &dest, "--passphrase-file", &wrong]);
+    assert!(said.contains("not opened by this passphrase"), "{said}");
+    let said = lab.fails(&["backup", "verify", &dest]);
+    assert!(said.contains("by a passphrase"), "{said}");
+    // By the environment.
+    let listed = |words: &str| {
+        let mut command = installation.command(&["backup", "list", &dest]);
+        command.env("CHRONOFS_BACKUP_PASSPHRASE", words).output().unwrap().status.success()
+    };
+    assert!(listed(WORDS) && !listed("four words by change"));
+    // A schedule goes on without it.
+    let made =
+        ["backup", "schedule", "create", "often", &dest, "--every", "1h", "--extend", "--passphrase-file"];
+    installation.ok(&[&made[..], &[&right]].concat());
+    wait_for("a backup by schedule", || {
+        lab.listed()
+            .values()
+            .any(|backup| backup["schedule"] == "often" && backup["state"] == "COMPLETE")
+            .then_some(())
+    });
+    fs::set_permissions(&right, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = installation.fails(&["backup", "list", &dest, "--passphrase-file", &right]);
+    assert!(said.contains("others may read it"), "{said}");
+    // What the servers keep and log, and what lies with the backups.
+    for path in ["right", "wrong", "short"] {
+        fs::remove_file(installation.path(path)).unwrap();
+    }
+    assert_eq!(holding(&installation.path(""), WORDS.as_bytes()), Vec::<PathBuf>::new());
+}
+
+/// The files below a folder that have these bytes in them.
+fn holding(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            found.extend(holding(&path, bytes));
+        } else if kind.is_file()
+            && fs::read(&path).is_ok_and(|all| all.windows(bytes.len()).any(|part| part == bytes))
+        {
+            found.push(path);
+        }
+    }
+    found
 }
 
 #[test]
@@ -174,7 +245,7 @@ fn a_backup_after_the_first_stores_what_is_new_and_deleting_one_leaves_the_other
     let second = lab.create();
     let stored = |backup: &Value| backup["stored"].as_u64().unwrap();
     let bytes = |backup: &Value| backup["bytes"].as_u64().unwrap();
-    assert!(bytes(&second) > bytes(&first), "{second}");
+    assert!(bytes(&second) > 2 * stored(&second), "{second}");
     assert!(stored(&first) > 100_000, "{first}");
     assert!(stored(&second) < stored(&first) / 2, "{second}");
     assert!(second["point_ns"].as_u64() > first["point_ns"].as_u64());
@@ -415,18 +486,63 @@ fn what_a_registered_copy_needs_is_kept_until_it_is_deleted() {
     assert!(said.contains("has not come yet"), "{said}");
     let registered = ["backup", "register", "--at", "-2s", "--keep", "1d", "--note", "snap-0123", "--json"];
     let copy: Value = serde_json::from_str(&installation.ok(&registered)).unwrap();
+    let pins = || bytes_in(&installation.path("blocks").join("pins"));
+    assert!(pins() > 0, "what it needs is pinned in the block store");
     let listed = installation.ok(&["backup", "list"]);
     for part in ["REGISTERED", "WHOLE", "snap-0123"] {
         assert!(listed.contains(part), "{part}: {listed}");
     }
     (0..8).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
     mount.instant();
-    installation.ok(&["configure", "update", "volume", "one", "--retention", "0"]);
+    installation.ok(&["configure", "update", "volume", "one", "--retention", "0", "--grace", "0"]);
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(stored(), before, "what the copy needs is gone");
     installation.ok(&["backup", "delete", uid(&copy), "--forget"]);
+    assert_eq!(pins(), 0);
     wait_for("what nothing needs any more to go", || (stored() < before / 2).then_some(()));
     assert_eq!(installation.ok(&["backup", "list", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn a_backup_is_partly_and_then_hollow_when_its_blocks_really_went() {
+    let soon = ["--slice-life", "1", "--horizon-step", "1"];
+    let lab = Lab::on(Installation::start_with_meta_arguments(&soon));
+    let mounts = [("one", "3s"), ("two", "1h")].map(|(name, retention)| {
+        lab.installation.create_volume(name, &["--retention", retention, "--compression", "none"]);
+        let mount = lab.installation.mount(name, &[]);
+        (0..8).for_each(|n| fs::write(mount.path(&n.to_string()), vec![n; 300_000]).unwrap());
+        mount.instant();
+        mount
+    });
+    let stored = || bytes_in(&lab.installation.path("blocks").join("objects"));
+    let all = stored();
+    let made = lab.ok(&["backup", "create", text(&lab.dest), "--keep", "8s", "--json"]);
+    let backup: Value = serde_json::from_str(&made).unwrap();
+    for mount in &mounts {
+        (0..8).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
+        mount.instant();
+    }
+    let judged = || {
+        let backup = lab.listed().remove(uid(&backup)).unwrap();
+        (backup["wholeness"].as_str().unwrap().to_owned(), backup["because"].as_str().unwrap().to_owned())
+    };
+    let (wholeness, because) = judged();
+    assert!(wholeness == "WHOLE" && because.contains("is kept until"), "{wholeness}: {because}");
+    let because = wait_for("the time of the backup to be over", || {
+        let (wholeness, because) = judged();
+        (wholeness == "PARTLY").then_some(because)
+    });
+    for part in ["files of one may lack their bytes", "the past of two still reaches"] {
+        assert!(because.contains(part), "{part}: {because}");
+    }
+    wait_for("the blocks of one volume to go", || (stored() < all * 6 / 10).then_some(()));
+    assert!(stored() > all * 4 / 10, "those of the other are there");
+    assert!(lab.installation.ok(&["backup", "list"]).contains("PARTLY"));
+    lab.installation.ok(&["configure", "update", "volume", "two", "--retention", "3s", "--grace", "0"]);
+    wait_for("the backup to be hollow", || (judged().0 == "HOLLOW").then_some(()));
+    wait_for("all blocks to go", || (stored() < all / 10).then_some(()));
+    let listed = lab.installation.ok(&["backup", "list"]);
+    assert!(listed.contains("HOLLOW"), "{listed}");
 }
 
 #[test]

@@ -339,7 +339,7 @@ fn what_the_past_costs_is_what_only_the_past_needs() {
     let metric = format!("chronofs_meta_past_bytes{{volume=\"v\"}} {}\n", all - of_live);
     let metrics = request(address, "GET", "/metrics", &[]).1;
     assert!(metrics.contains(&metric), "{metrics}");
-    installation.ok(&["configure", "update", "volume", "v", "--retention", "0"]);
+    installation.ok(&["configure", "update", "volume", "v", "--retention", "0", "--grace", "0"]);
     wait_for_long("the past to cost nothing", Duration::from_secs(30), || {
         let volume = gc(&installation, &["--dry-run"])["volumes"][0].clone();
         (volume["past"]["bytes"] == 0 && volume["held"]["bytes"] == of_live).then_some(())
@@ -375,7 +375,7 @@ fn what_the_brake_holds_comes_back_when_it_is_released() {
     });
     assert!(stored(&blocks) > FILES * 700);
     (0..4).for_each(|thread| fs::remove_dir_all(live.path(&format!("d{thread}"))).unwrap());
-    installation.ok(&["configure", "update", "volume", "v", "--retention", "0"]);
+    installation.ok(&["configure", "update", "volume", "v", "--retention", "0", "--grace", "0"]);
 
     let braked = |volume: &Value| volume["braked"] == true;
     wait_for_long("the brake", Duration::from_secs(90), || braked(&status()).then_some(()));
@@ -537,7 +537,7 @@ fn mounts_and_the_volume_show_the_window_and_how_far_back_it_goes_also_when_it_i
     let born = agree("1h", &|earliest| same(earliest) && !earliest[0].is_empty());
     assert!(born < at);
     let update = |retention: &str| {
-        installation.ok(&["configure", "update", "volume", "v", "--retention", retention]);
+        installation.ok(&["configure", "update", "volume", "v", "--retention", retention, "--grace", "0"]);
     };
     std::thread::sleep(Duration::from_secs(2));
     update("1s");

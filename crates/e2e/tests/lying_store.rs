@@ -141,7 +141,7 @@ fn over_a_store_that_lies_no_wrong_byte_is_read_and_nothing_that_was_synced_is_l
         }
     }
     // What the window lets go is deleted although the store says that it did and did not, and nothing else.
-    installation.ok(&["configure", "update", "volume", "v", "--retention", "0"]);
+    installation.ok(&["configure", "update", "volume", "v", "--retention", "0", "--grace", "0"]);
     proxy.lie_one_in(4);
     let address = installation.http_address.to_string();
     let begun = Instant::now();

@@ -539,7 +539,7 @@ fn a_changed_retention_holds_for_a_volume_that_is_mounted() {
         assert_eq!(fs::read_to_string(live.path("file")).unwrap(), "now");
     };
     let update = |retention: &str| {
-        installation.ok(&["configure", "update", "volume", "v", "--retention", retention]);
+        installation.ok(&["configure", "update", "volume", "v", "--retention", retention, "--grace", "0"]);
     };
     assert_eq!(seen_at(&at).as_deref(), Some("then"));
     update("1s");

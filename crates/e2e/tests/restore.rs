@@ -8,53 +8,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chronofs_e2e::Installation;
-use chronofs_e2e::clone::{Clone, mapping};
+use chronofs_e2e::clone::{
+    Clone, SOON, check_files, content, mapping, objects, prepare, record_of, write_files,
+};
 use chronofs_e2e::installation::assert_failed_cleanly;
 use chronofs_e2e::log_copies::{LogServer, keep_copies};
 use chronofs_e2e::process::{run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::{PAGE, Programs, read_record, uid_in};
 use serde_json::Value;
 
-fn content(n: usize) -> String {
-    // Some travel with the metadata, some become objects.
-    format!("file {n} ").repeat(if n % 5 == 2 { 30_000 } else { 20 + n })
-}
-
-fn write_files(dir: &Path, range: std::ops::Range<usize>) {
-    for n in range {
-        fs::write(dir.join(n.to_string()), content(n)).unwrap();
-    }
-}
-
-fn check_files(dir: &Path, count: usize) {
-    let mut there: Vec<usize> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap())
-        .collect();
-    there.sort_unstable();
-    assert_eq!(there, (0..count).collect::<Vec<_>>());
-    for n in 0..count {
-        assert!(fs::read_to_string(dir.join(n.to_string())).unwrap() == content(n), "file {n}");
-    }
-}
-
-fn prepare(installation: &Installation, set: &Path, map: &[String], more: &[&str]) -> String {
-    let mut arguments = vec!["restore", "prepare", text(set)];
-    arguments.extend(map.iter().map(String::as_str).chain(more.iter().copied()));
-    installation.ok(&arguments)
-}
-
 fn exec(installation: &Installation, commands: &str) -> String {
     let output = run(&mut installation.command(&["cli", "--exec", commands]));
     assert!(output.status.success(), "{commands}: {}", text_of(&output));
     text_of(&output)
-}
-
-fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
-    let path = installation.path(&format!("{uid}.json"));
-    installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
-    let record = read_record(&path);
-    (path, record)
 }
 
 #[test]
@@ -137,25 +103,6 @@ fn the_page_step_by_step_gives_what_was_there_and_nothing_that_came_later() {
     check_files(&there.dir, 45);
 }
 
-/// All objects in a folder of them, by path. One that goes meanwhile is none.
-fn objects(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![dir.to_owned()];
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            match fs::read(&path) {
-                Ok(bytes) => drop(found.insert(path, bytes)),
-                Err(_) => open.extend(path.is_dir().then_some(path)),
-            }
-        }
-    }
-    found
-}
-
-/// What is collected goes at once.
-const SOON: [&str; 4] = ["--slice-life", "1", "--horizon-step", "1"];
-
 #[test]
 fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     let programs = Programs::new();
@@ -195,7 +142,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     };
     let written = own();
     // It forgets at once what was deleted; first of all nothing goes, and when that is accepted only what it stored itself.
-    clone.ok(&source, &["configure", "update", "volume", "one", "--retention", "0"]);
+    clone.ok(&source, &["configure", "update", "volume", "one", "--retention", "0", "--grace", "0"]);
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(own(), written);
     clone.ok(&source, &["restore", "accept"]);
@@ -208,7 +155,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     check_files(&source.mount("one", &[]).dir, 30);
     // The other way round: the source deletes all that it has, but for what the set needs.
     (0..30).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
-    source.ok(&["configure", "update", "volume", "one", "--retention", "0"]);
+    source.ok(&["configure", "update", "volume", "one", "--retention", "0", "--grace", "0"]);
     wait_for("the source to collect what came after the snapshot", || {
         let now = objects(&source.path("blocks"));
         of_source.keys().any(|path| !now.contains_key(path)).then_some(())

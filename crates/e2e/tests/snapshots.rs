@@ -76,8 +76,10 @@ fn second_store(installation: &Installation, program: &Path) -> Process {
     let store = token_in(&installation.ok(&["configure", "create", "metadata-store", "other"]));
     let folder = installation.path("meta2");
     installation.ok(&["meta", "init", "creds", "--token", &store, "--db-folder", text(&folder)]);
-    let whitelist = ["--whitelist-binpath", text(program)];
-    meta_on(&folder, &installation.path("meta2.log"), &whitelist)
+    let cluster = installation.path("admin/chronofs.cluster");
+    let more =
+        ["--whitelist-binpath", text(program), "--locality", "zoneid=z2,machineid=m2", "--cluster-file"];
+    meta_on(&folder, &installation.path("meta2.log"), &[&more[..], &[text(&cluster)]].concat())
 }
 
 /// A metadata server on ports of its own.
@@ -176,7 +178,7 @@ fn create(installation: &Installation, program: &Path, arguments: &[&str]) -> St
 fn a_set_taken_under_load_is_each_store_at_its_cut() {
     let programs = Programs::new();
     let program = programs.snap_create();
-    let installation = Installation::start_with_whitelist(&[&program], &[]);
+    let installation = Installation::start_with_whitelist(&[&program], &["--locality", "zoneid=z0"]);
     let _second = second_store(&installation, &program);
     installation.create_volume("one", &[]);
     let other =
@@ -218,6 +220,22 @@ fn a_set_taken_under_load_is_each_store_at_its_cut() {
     let store = |name: &str, folder: &str| {
         (installation.path(folder), image(&address(name), "storage"), image(&address(name), "tlog"))
     };
+    // Each says where its server stands; one that was told nothing says nothing.
+    let said = |name: &str, role: &str| -> Value {
+        let manifest = image(&address(name), role).with_file_name("manifest.json");
+        serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap()
+    };
+    let cluster = fs::read_to_string(installation.path("admin/chronofs.cluster")).unwrap();
+    for role in ["storage", "tlog"] {
+        let other = said("other", role);
+        assert_eq!(other["locality"], serde_json::json!({ "zoneid": "z2", "machineid": "m2" }));
+        assert_eq!(other["cluster_file"], cluster);
+        assert_eq!(said("store", role)["locality"], serde_json::json!({}));
+    }
+    let coord = said("admin", "coord");
+    assert_eq!((&coord["locality"]["zoneid"], &coord["cluster_file"]), (&"z0".into(), &cluster.into()));
+    let status = installation.ok(&["cli", "--exec", "status details"]);
+    assert!(status.contains("machineid=m2,zoneid=z2") && status.contains("zoneid=z0"), "{status}");
     let stores = [store("store", "meta"), store("other", "meta2")];
     let restored = restore(&installation, &image(&address("admin"), "coord"), &stores);
     let admin = restored.address.to_string();
@@ -345,15 +363,20 @@ fn what_goes_wrong_is_said_with_its_code_and_the_next_snapshot_succeeds() {
 
     // The metadata server, then the admin server is killed in the middle of one.
     let child = begin(&installation, &uid('b'), &program, "sleep");
+    let begun = Instant::now();
     installation.meta.kill();
     installation.start_meta();
     let said = text_of(&child.wait_with_output().unwrap());
     assert!(said.contains("failed 2508"), "{said}");
+    no_program_is_left("63");
     nothing(&installation);
     let child = begin(&installation, &uid('c'), &program, "sleep");
     installation.admin.kill();
     installation.start_admin();
     let said = text_of(&child.wait_with_output().unwrap());
+    no_program_is_left("63");
+    // By themselves they end after 63 s.
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert!(said.contains("failed 4000") && said.contains("went down"), "{said}");
     let begun = Instant::now();
     wait_for("the metadata server to be connected again", || {

@@ -155,6 +155,8 @@ impl World {
             log: Default::default(),
             log_servers: Vec::new(),
             accepted_restore: None,
+            copy_restored: false,
+            reader_stores: Vec::new(),
         }
     }
 

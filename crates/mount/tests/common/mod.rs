@@ -59,6 +59,7 @@ pub async fn serve(folder: &Path) -> Server {
         timing: Default::default(),
         whitelist: Vec::new(),
         cluster: None,
+        whereabouts: Default::default(),
         recover_log: false,
     };
     let server = Server::start(&config, false).await.unwrap();
@@ -105,6 +106,8 @@ fn assignment(blocks: &Path) -> Assignment {
         log: Default::default(),
         log_servers: Vec::new(),
         accepted_restore: None,
+        copy_restored: false,
+        reader_stores: Vec::new(),
     }
 }
 
