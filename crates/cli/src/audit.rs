@@ -1,12 +1,12 @@
 //! `chronofs audit`: who did what, as the admin server wrote it down.
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
-use crate::{credentials, serve};
+use crate::serve;
 use anyhow::{Context, Result};
 use chronofs_core::Version;
 use chronofs_core::time::parse_instant;
-use chronofs_wire::http::{AdminClient, Method, parse_address};
+use chronofs_wire::http::Method;
 use clap::{Args, Subcommand};
 use jiff::Zoned;
 use serde_json::Value;
@@ -16,11 +16,8 @@ pub(crate) struct Audit {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,11 +54,9 @@ const COLUMNS: [Column; 7] = [
 ];
 
 pub(crate) fn run(audit: Audit) -> Result<()> {
-    let Audit { json, admin, cluster, command } = audit;
+    let Audit { json, admin, command } = audit;
     let Command::List { since, who, limit } = command;
-    let token = credentials::configure().context("audit")?;
-    let cluster = cluster.read()?;
-    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
+    let client = admin.client().context("audit")?;
     let mut path = format!("/v1/audit?limit={limit}&since_ns={}", since.map_or(0, |since| since.0));
     if let Some(who) = who {
         path.push_str(&format!("&who={}", output::escaped(&who)));

@@ -3,11 +3,11 @@
 
 mod schedule;
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::configure::block_store::{self, Keys, Kind};
 use crate::output::{self, Column, show_size};
 use crate::secrets::{Asked, Environment, Found, Named};
-use crate::{credentials, serve};
+use crate::serve;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_backup::record::{Backup as Known, State};
 use chronofs_backup::{Depot, Depth, Error, Key, Manifest, Unlock, Where};
@@ -30,11 +30,8 @@ const KEEP: &str = "30d";
 
 #[derive(Args, Debug)]
 pub(crate) struct Backup {
-    /// Reach the admin server here instead of where cluster file or token say
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -193,12 +190,8 @@ enum Command {
 }
 
 pub(crate) fn run(backup: Backup) -> Result<()> {
-    let Backup { admin, cluster, json, command } = backup;
-    let client = || {
-        let token = credentials::configure()?;
-        let cluster = cluster.read()?;
-        anyhow::Ok(AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?)
-    };
+    let Backup { admin, json, command } = backup;
+    let client = || admin.client();
     match command {
         Command::Key { file } => make_key(&file).context("backup key"),
         Command::Create { dest, key, keep, uid } => {

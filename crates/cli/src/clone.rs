@@ -1,10 +1,10 @@
 //! `chronofs restore` and `chronofs snapshot verify` for sets of our own servers: from labelled images to the folders of a
 //! clone, with a database, tokens and a cluster file of its own; and how the clone is, once its servers run.
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column, show_size};
+use crate::serve;
 use crate::snap_create::now;
-use crate::{credentials, serve};
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::Version;
 use chronofs_snapshot::protocol::Record;
@@ -71,24 +71,6 @@ fn now_ns() -> u64 {
 fn read_record(path: &Path) -> Result<Record> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     record::open(&text).with_context(|| format!("record {}", path.display()))
-}
-
-/// Which cluster is asked, and how.
-#[derive(Args, Debug)]
-pub(crate) struct Asked {
-    /// Reach the admin server here instead of where cluster file or token say
-    #[arg(long, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
-    admin: Option<String>,
-    #[command(flatten)]
-    cluster: ClusterArgs,
-}
-
-impl Asked {
-    fn client(&self) -> Result<AdminClient> {
-        let token = credentials::configure()?;
-        let cluster = self.cluster.read()?;
-        Ok(AdminClient::reached(&token, self.admin.as_deref(), cluster.as_ref())?)
-    }
 }
 
 /// Where a set goes.
@@ -330,7 +312,7 @@ const SERVERS: [Column; 8] = [
 ];
 
 /// How a clone is whose servers run; with `wait` once it is healthy.
-pub(crate) fn status(asked: &Asked, wait: Option<Duration>, json: bool) -> Result<()> {
+pub(crate) fn status(asked: &AdminArgs, wait: Option<Duration>, json: bool) -> Result<()> {
     let client = asked.client()?;
     let status = serve(async move {
         let begun = Instant::now();
@@ -419,7 +401,7 @@ fn show_copying(name: &str, foreign: &ForeignSaid) -> Result<()> {
 }
 
 /// The restore is as it should be.
-pub(crate) fn accept(asked: &Asked, json: bool) -> Result<()> {
+pub(crate) fn accept(asked: &AdminArgs, json: bool) -> Result<()> {
     let client = asked.client()?;
     let accepted: Result<RestoredCluster, ClientError> =
         serve(async move { client.call(Method::POST, "/v1/restore/accept", None::<&()>).await })?;
@@ -435,7 +417,7 @@ pub(crate) fn accept(asked: &Asked, json: bool) -> Result<()> {
 }
 
 /// What the clone needs of its source is to be copied, or not any more.
-pub(crate) fn copy(asked: &Asked, copy: bool, json: bool) -> Result<()> {
+pub(crate) fn copy(asked: &AdminArgs, copy: bool, json: bool) -> Result<()> {
     let client = asked.client()?;
     let body = json!({ "copy": copy });
     let told: Result<RestoredCluster, ClientError> =
@@ -454,7 +436,7 @@ pub(crate) fn copy(asked: &Asked, copy: bool, json: bool) -> Result<()> {
 }
 
 /// The clone needs nothing of its source any more, or is to do without.
-pub(crate) fn detach(asked: &Asked, force: bool, json: bool) -> Result<()> {
+pub(crate) fn detach(asked: &AdminArgs, force: bool, json: bool) -> Result<()> {
     let client = asked.client()?;
     let body = json!({ "force": force });
     let detached: Result<RestoredCluster, ClientError> =

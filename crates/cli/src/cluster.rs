@@ -4,9 +4,29 @@ use crate::credentials;
 use anyhow::{Context, Result, bail};
 use chronofs_snapshot::Whereabouts;
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterFile};
+use chronofs_wire::http::{AdminClient, parse_address};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// For commands that ask an admin server.
+#[derive(Args, Debug)]
+pub(crate) struct AdminArgs {
+    /// Reach the admin server here instead of where cluster file or token say
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
+    pub(crate) admin: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+impl AdminArgs {
+    /// The admin server that is meant, by the token of this machine's operator.
+    pub(crate) fn client(&self) -> Result<AdminClient> {
+        let token = credentials::configure()?;
+        let cluster = self.cluster.read()?;
+        Ok(AdminClient::reached(&token, self.admin.as_deref(), cluster.as_ref())?)
+    }
+}
 
 /// For those who look for a cluster.
 #[derive(Args, Clone, Default, Debug)]

@@ -1,6 +1,7 @@
 //! `chronofs restore`: from the images of a disk snapshot to folders that a new cluster starts on.
 
-use crate::clone::{self, Asked, Committed, Wanted};
+use crate::clone::{self, Committed, Wanted};
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
 use crate::snap_create::now;
 use anyhow::{Context, Result, bail};
@@ -64,7 +65,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", conflicts_with = "dir")]
         wait: Option<Retention>,
         #[command(flatten)]
-        asked: Asked,
+        asked: AdminArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -72,7 +73,7 @@ pub(crate) enum Command {
     /// Say that a restored cluster is as it should be: from now on it forgets and deletes what nothing needs any more
     Accept {
         #[command(flatten)]
-        asked: Asked,
+        asked: AdminArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -80,7 +81,7 @@ pub(crate) enum Command {
     /// Have a clone registered no longer as a reader of its snapshot, so that the source may delete what the snapshot keeps
     Detach {
         #[command(flatten)]
-        asked: Asked,
+        asked: AdminArgs,
         /// Have the clone copy what it needs of the source's objects, so that it can detach when that is done
         #[arg(long)]
         copy: bool,

@@ -2,9 +2,9 @@
 //! they are said word for word, without a prefix.
 
 use crate::clone::{self, Committed};
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
-use crate::{credentials, serve};
+use crate::serve;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::{Retention, Version};
 use chronofs_snapshot::protocol::{Fault, Node, Record, State};
@@ -31,11 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
 pub(crate) struct Snapshot {
-    /// Reach the admin server here instead of where cluster file or token say
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = chronofs_wire::http::parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -106,12 +103,8 @@ pub(crate) struct Wanted {
 }
 
 pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
-    let Snapshot { admin, cluster, json, command } = snapshot;
-    let client = || {
-        let token = credentials::configure().context("snapshot")?;
-        let cluster = cluster.read().context("snapshot")?;
-        anyhow::Ok(AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?)
-    };
+    let Snapshot { admin, json, command } = snapshot;
+    let client = || admin.client().context("snapshot");
     // Nobody need be there to ask, if the record is at hand.
     if let Command::Verify { dirs, committed } = &command {
         clone::verify_set(dirs, committed, client, json).context("snapshot verify")?;

@@ -273,3 +273,15 @@ fn set_random_mtime(path: &Path, rng: &mut Rng) -> io::Result<()> {
     let dir = File::open(path)?;
     dir.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time))
 }
+
+/// All files under `dir`; none of a folder that is gone by then.
+pub fn files_under(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(files_under(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}

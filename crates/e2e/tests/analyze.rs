@@ -8,23 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use chronofs_e2e::process::{run, text, text_of, wait_for};
+use chronofs_e2e::tree::files_under;
 use chronofs_e2e::{Installation, Rng};
 use serde_json::Value;
 
 const PIECE: usize = 64 << 10;
 const BLOCK: usize = 1 << 20;
-
-/// All files under `dir`.
-fn files_under(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type().unwrap().is_dir() {
-            true => found.extend(files_under(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found
-}
 
 /// Writes `bytes` at `offset` of a file, synced; gives the one object that this made.
 fn object_of_write(installation: &Installation, path: &Path, bytes: &[u8], offset: usize) -> PathBuf {

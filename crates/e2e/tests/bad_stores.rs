@@ -10,19 +10,8 @@ use std::process::Command;
 
 use chronofs_e2e::installation::{assert_failed_cleanly, detach};
 use chronofs_e2e::process::{run, text, text_of, wait_for};
+use chronofs_e2e::tree::files_under;
 use chronofs_e2e::{Installation, Rng};
-
-/// All files under `dir`.
-fn files_under(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type().unwrap().is_dir() {
-            true => found.extend(files_under(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found
-}
 
 /// The 64 KiB pieces of `path` that cannot be read; those that can must be `expected`.
 fn unreadable(path: &Path, expected: &[u8]) -> Vec<u64> {

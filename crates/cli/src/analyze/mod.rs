@@ -9,21 +9,17 @@ mod usage;
 
 pub(crate) use rows::rows;
 
-use crate::cluster::ClusterArgs;
-use crate::{credentials, serve};
+use crate::cluster::AdminArgs;
+use crate::serve;
 use anyhow::{Context, Result};
-use chronofs_wire::http::{AdminClient, parse_address};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Args, Debug)]
 pub(crate) struct Analyze {
-    /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,9 +46,7 @@ struct Volume {
 }
 
 pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
-    let token = credentials::configure().context("analyze")?;
-    let cluster = analyze.cluster.read().context("analyze")?;
-    let client = AdminClient::reached(&token, analyze.admin.as_deref(), cluster.as_ref())?;
+    let client = analyze.admin.client().context("analyze")?;
     serve(async move {
         match analyze.command {
             Command::Blocks(blocks) => {

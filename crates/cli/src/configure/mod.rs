@@ -4,13 +4,13 @@ pub(crate) mod block_store;
 mod change;
 mod create;
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
 use crate::{credentials, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_admin::model;
 use chronofs_core::Retention;
-use chronofs_wire::http::{AdminClient, Method, parse_address};
+use chronofs_wire::http::{AdminClient, Method};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -21,11 +21,8 @@ pub(crate) struct Configure {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -327,14 +324,12 @@ fn at(kind: Kind, name: &str) -> String {
 }
 
 pub(crate) fn run(configure: Configure) -> Result<()> {
-    let Configure { json, admin, cluster, command } = configure;
+    let Configure { json, admin, command } = configure;
     if let Command::Init(Init::Creds { token }) = command {
         let path = credentials::save_configure(&token).context("configure init creds")?;
         return output::line(format!("wrote {}", path.display()));
     }
-    let token = credentials::configure().context("configure")?;
-    let cluster = cluster.read()?;
-    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
+    let client = admin.client().context("configure")?;
     serve(async move { dispatch(Session { client, json }, command).await })?
 }
 

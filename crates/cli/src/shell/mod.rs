@@ -7,10 +7,10 @@ mod edit;
 mod show;
 mod words;
 
-use crate::cluster::ClusterArgs;
-use crate::{credentials, output};
+use crate::cluster::AdminArgs;
+use crate::output;
 use anyhow::{Context, Result};
-use chronofs_wire::http::{AdminClient, parse_address};
+use chronofs_wire::http::AdminClient;
 use clap::Args;
 use commands::Outcome;
 use edit::{Line, Terminal};
@@ -23,11 +23,8 @@ pub(crate) struct Cli {
     /// Run these commands, with ; between them, instead of reading some; end with 1 at the first that fails
     #[arg(long, value_name = "COMMANDS")]
     exec: Option<String>,
-    /// Reach the admin server here instead of where cluster file or token say
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
 }
 
 /// What commands work with.
@@ -41,9 +38,8 @@ struct Shell {
 }
 
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
-    let token = credentials::configure().context("cli")?;
-    let (cluster_file, cluster) = cli.cluster.read_with_path().context("cli")?.unzip();
-    let client = AdminClient::reached(&token, cli.admin.as_deref(), cluster.as_ref())?;
+    let client = cli.admin.client().context("cli")?;
+    let cluster_file = cli.admin.cluster.read_with_path().context("cli")?.map(|(path, _)| path);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let mut shell = Shell { client, runtime, cluster_file, write_mode: false };

@@ -1,6 +1,9 @@
 //! Copies of the log of a real engine in folders: what is durable is in them, whatever happens to one of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
+mod lab;
+mod recovery;
+#[path = "../support/mod.rs"]
 mod support;
 
 use bytes::Bytes;
@@ -15,6 +18,7 @@ use chronofs_engine::embedded::{
 };
 use chronofs_engine::sim::{Fault, Random, SimDisk};
 use chronofs_engine::{Batch, Commit, Engine, EngineError};
+use lab::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,163 +28,6 @@ use std::time::{Duration, Instant};
 use support::cases;
 
 const STORE: &str = "018f-store";
-
-/// The coordinator's record: epoch, quorum, and the owner's number.
-#[derive(Default)]
-struct Recorded {
-    epoch: u64,
-    quorum: Quorum,
-    owner: u64,
-    away: bool,
-    /// All that was recorded.
-    changes: Vec<Quorum>,
-}
-
-#[derive(Clone)]
-struct Owner(Arc<Mutex<Recorded>>, u64);
-
-impl Coordinator for Owner {
-    fn change(&self, change: &Change, above: u64) -> Result<u64, NotRecorded> {
-        let mut recorded = self.0.lock().unwrap();
-        if recorded.away {
-            return Err(NotRecorded::Unknown("away".to_owned()));
-        }
-        if recorded.owner != self.1 {
-            return Err(NotRecorded::Superseded("another start owns it".to_owned()));
-        }
-        recorded.epoch = recorded.epoch.max(above) + 1;
-        recorded.quorum = change.quorum.clone();
-        recorded.changes.push(change.quorum.clone());
-        Ok(recorded.epoch)
-    }
-}
-
-struct Lab {
-    temp: tempfile::TempDir,
-    recorded: Arc<Mutex<Recorded>>,
-    wanted: Quorum,
-}
-
-impl Lab {
-    fn new(copies: &[&str], anti_quorum: usize) -> Lab {
-        let temp = tempfile::tempdir().unwrap();
-        let folder = |name: &&str| temp.path().join(name).to_str().unwrap().to_owned();
-        let members: BTreeSet<String> = copies.iter().map(folder).collect();
-        Lab { wanted: Quorum { members, anti_quorum }, recorded: Arc::default(), temp }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.temp.path().join(name)
-    }
-
-    /// What a new owner gets from the coordinator.
-    fn setup(&self) -> Setup {
-        let mut recorded = self.recorded.lock().unwrap();
-        recorded.owner += 1;
-        recorded.epoch += 1;
-        Setup {
-            epoch: recorded.epoch,
-            recorded: recorded.quorum.clone(),
-            wanted: self.wanted.clone(),
-            coordinator: Arc::new(Owner(self.recorded.clone(), recorded.owner)),
-            connect: Arc::new(|name: &str| -> Result<Box<dyn Link>, CopyError> {
-                Ok(Box::new(FolderCopy::new(Path::new(name), STORE)?))
-            }),
-            deadline: Duration::from_secs(2),
-        }
-    }
-
-    fn open_with(&self, folder: &str, setup: Setup) -> Result<EmbeddedFolder, EngineError> {
-        let options = Options { segment_bytes: 64 << 10, flush_bytes: 1 << 20, ..Options::default() };
-        open_copied(Folder::open(&self.path(folder))?, options, &RocksOptions::default(), Some(setup))
-    }
-
-    fn open(&self, folder: &str) -> EmbeddedFolder {
-        self.open_with(folder, self.setup()).unwrap()
-    }
-
-    fn recover(&self, folder: &str) -> Result<EmbeddedFolder, EngineError> {
-        let setup = self.setup();
-        let log = self.path(folder).join("log");
-        drop(Folder::open(&self.path(folder))?);
-        recover::recover(&log, setup.epoch, &setup.recorded, &setup.connect)?;
-        self.open_with(folder, setup)
-    }
-
-    /// Puts a file in the place of a copy's folder, which goes aside, or that folder back: in one step, for a thread that
-    /// tries to reach the copy would make the folder anew in between.
-    fn exchange(&self, name: &str) {
-        let (there, aside) = (self.path(name), self.path(&format!("{name} away")));
-        renameat_with(CWD, there, CWD, aside, RenameFlags::EXCHANGE).unwrap();
-    }
-
-    fn take_away(&self, name: &str) {
-        std::fs::write(self.path(&format!("{name} away")), "no folder").unwrap();
-        self.exchange(name);
-    }
-
-    fn bring_back(&self, name: &str) {
-        self.exchange(name);
-        std::fs::remove_file(self.path(&format!("{name} away"))).unwrap();
-    }
-
-    /// All copies that are wanted count.
-    fn whole(&self) -> bool {
-        self.recorded.lock().unwrap().quorum == self.wanted
-    }
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn put(engine: &EmbeddedFolder, n: u64) {
-    let version = Version(engine.applied().0 + 1);
-    let key = Bytes::copy_from_slice(&n.to_be_bytes());
-    let value = Bytes::from(vec![n as u8; 3000]);
-    let batch = Batch(vec![chronofs_engine::Change::Put(key, value)]);
-    engine.apply(vec![Commit { version, tag: Bytes::new(), batch }]).unwrap();
-}
-
-fn write(engine: &EmbeddedFolder, numbers: std::ops::Range<u64>) {
-    for n in numbers {
-        put(engine, n);
-        if n % 7 == 0 {
-            engine.sync().unwrap();
-        }
-    }
-    engine.sync().unwrap();
-}
-
-fn held(engine: &EmbeddedFolder) -> usize {
-    engine.view().scan(b"", &[0xff; 16], usize::MAX).unwrap().len()
-}
-
-/// As if the process had been killed, and its disk lost: nothing is closed.
-fn lose(engine: EmbeddedFolder) {
-    std::mem::forget(engine);
-}
-
-#[test]
-fn what_was_durable_survives_the_loss_of_the_disk() {
-    let lab = Lab::new(&["a", "b"], 0);
-    let engine = lab.open("meta");
-    wait_until("both count", || lab.whole());
-    write(&engine, 0..100);
-    lose(engine);
-    let again = lab.recover("new").unwrap();
-    assert_eq!(held(&again), 100);
-    // And the new one is copied in its turn.
-    write(&again, 100..150);
-    drop(again);
-    let third = lab.recover("newer").unwrap();
-    assert_eq!(held(&third), 150);
-}
 
 #[test]
 fn a_copy_that_fails_is_left_out_and_one_that_returns_is_caught_up() {
@@ -249,42 +96,6 @@ fn without_the_coordinator_a_failed_copy_holds_everything_up_and_nothing_is_call
 }
 
 #[test]
-fn recovery_needs_more_copies_than_may_lack_what_is_durable() {
-    let lab = Lab::new(&["a", "b", "c"], 1);
-    let engine = lab.open("meta");
-    wait_until("all count", || lab.whole());
-    write(&engine, 0..50);
-    lose(engine);
-    for lost in ["b", "c"] {
-        lab.take_away(lost);
-    }
-    let error = lab.recover("new").err().unwrap().to_string();
-    assert!(error.contains("1 of the 3 log copies") && error.contains("2 are needed"), "{error}");
-    lab.bring_back("b");
-    assert_eq!(held(&lab.recover("new").unwrap()), 50);
-}
-
-#[test]
-fn a_folder_that_is_older_than_the_copies_is_refused_until_it_is_recovered() {
-    let lab = Lab::new(&["a"], 0);
-    let engine = lab.open("meta");
-    wait_until("it counts", || lab.whole());
-    write(&engine, 0..20);
-    drop(engine);
-    for to in ["old", "old too"] {
-        let mut copy = std::process::Command::new("cp");
-        let copied = copy.arg("-a").arg(lab.path("meta")).arg(lab.path(to)).status();
-        assert!(copied.unwrap().success());
-    }
-    let engine = lab.open("meta");
-    write(&engine, 20..60);
-    lose(engine);
-    let error = lab.open_with("old", lab.setup()).err().unwrap().to_string();
-    assert!(error.contains("--recover-log"), "{error}");
-    assert_eq!(held(&lab.recover("old too").unwrap()), 60);
-}
-
-#[test]
 fn a_copy_of_another_store_is_not_touched() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("copy");
@@ -304,52 +115,6 @@ fn newest_segment(copy: &Path) -> PathBuf {
         std::fs::read_dir(copy.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.sort();
     names.pop().unwrap()
-}
-
-#[test]
-fn a_copy_that_a_crash_tore_goes_on_and_one_that_is_damaged_is_not_recovered_from() {
-    let lab = Lab::new(&["a"], 0);
-    let engine = lab.open("meta");
-    wait_until("it counts", || lab.whole());
-    write(&engine, 0..50);
-    drop(engine);
-    let path = newest_segment(&lab.path("a"));
-    let whole = std::fs::read(&path).unwrap();
-    let name = lab.path("a").to_str().unwrap().to_owned();
-    let mut torn = whole.clone();
-    torn.extend_from_slice(&whole[..200]);
-    std::fs::write(&path, &torn).unwrap();
-    let mut copy = FolderCopy::new(Path::new(&name), STORE).unwrap();
-    assert_eq!(copy.seal(100).unwrap().end().offset, whole.len() as u64);
-    assert_eq!(std::fs::read(&path).unwrap(), whole, "what was torn is gone");
-    let mut damaged = whole.clone();
-    damaged[whole.len() / 2] ^= 1;
-    std::fs::write(&path, &damaged).unwrap();
-    let error = copy.seal(101).unwrap_err().to_string();
-    assert!(error.contains("damaged"), "{error}");
-    assert_eq!(std::fs::read(&path).unwrap(), damaged, "it is left as it is");
-    // The owner has all of it.
-    lab.recorded.lock().unwrap().epoch = 200;
-    let engine = lab.open("meta");
-    wait_until("it counts again", || lab.whole());
-    write(&engine, 50..60);
-    drop(engine);
-    assert_eq!(held(&lab.recover("new").unwrap()), 60);
-}
-
-#[test]
-fn a_folder_that_was_never_whole_is_no_copy() {
-    let lab = Lab::new(&["a", "b"], 0);
-    let engine = lab.open("meta");
-    wait_until("both count", || lab.whole());
-    write(&engine, 0..20);
-    lose(engine);
-    // Neither disk is mounted: the folders are made anew where the disks should be.
-    for name in ["a", "b"] {
-        std::fs::remove_dir_all(lab.path(name)).unwrap();
-    }
-    let error = lab.recover("new").err().unwrap().to_string();
-    assert!(error.contains("0 of the 2 log copies"), "{error}");
 }
 
 fn segments(log: &Path) -> Vec<PathBuf> {
@@ -460,36 +225,6 @@ fn a_copy_with_a_hole_that_the_log_cannot_fill_does_not_count() {
 }
 
 #[test]
-fn what_one_copy_lacks_is_recovered_from_the_other() {
-    let lab = Lab::new(&["a", "b"], 0);
-    let engine = lab.open("meta");
-    wait_until("both count", || lab.whole());
-    write(&engine, 0..200);
-    lose(engine);
-    let segment = |copy: &str, number: u64| lab.path(copy).join(format!("log/{number:020}.log"));
-    let cut = |path: PathBuf| {
-        let file = std::fs::File::options().write(true).open(path).unwrap();
-        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-    };
-    cut(segment("b", 2));
-    cut(segment("a", 4));
-    std::fs::remove_file(segment("b", 5)).unwrap();
-    assert_eq!(held(&lab.recover("new").unwrap()), 200);
-    // What no copy has is said before anything is written.
-    for copy in ["a", "b"] {
-        cut(segment(copy, 3));
-    }
-    let setup = lab.setup();
-    let folder = lab.path("newer");
-    std::fs::create_dir(&folder).unwrap();
-    let refused = recover::recover(&folder, setup.epoch, &setup.recorded, &setup.connect).unwrap_err();
-    assert!(refused.to_string().contains("segment 3 ends at offset"), "{refused}");
-    assert_eq!(segments(&folder), Vec::<PathBuf>::new());
-}
-
-/// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
-/// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
-#[test]
 fn after_every_power_cut_the_log_and_each_whole_copy_hold_what_was_durable() {
     for seed in 0..cases(40) {
         let lab = Lab::new(&["a", "b"], 0);
@@ -559,115 +294,6 @@ fn check_copies(lab: &Lab, durable: Version, seed: u64) {
         let found = engine.opening().last_commit;
         assert!(found >= durable, "seed {seed}: copy {name} has {found:?}, and {durable:?} was durable");
     }
-}
-
-#[test]
-fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
-    let mut lab = Lab::new(&["a", "b"], 0);
-    let engine = lab.open("meta");
-    wait_until("both count", || lab.whole());
-    write(&engine, 0..20);
-    drop(engine);
-    for name in ["a", "b"] {
-        lab.take_away(name);
-    }
-    let setup = lab.setup();
-    let opened = std::thread::scope(|threads| {
-        let opening = threads.spawn(|| lab.open_with("meta", setup).map(|engine| held(&engine)));
-        std::thread::sleep(Duration::from_secs(4));
-        assert!(!opening.is_finished() && lab.whole(), "nobody knows whether this log is the newest");
-        // One is enough to say that it is.
-        lab.bring_back("b");
-        opening.join().unwrap().unwrap()
-    });
-    assert!(opened == 20 && !lab.whole());
-    // Without any, it is for the operator to say.
-    std::fs::remove_dir_all(lab.path("b")).unwrap();
-    std::fs::write(lab.path("b"), "no folder").unwrap();
-    lab.wanted = Quorum::default();
-    assert_eq!(held(&lab.open("meta")), 20);
-}
-
-/// Links that hang when they are sealed, as a disk does that is gone.
-struct Hangs;
-
-impl Link for Hangs {
-    fn seal(&mut self, _: u64) -> Result<Holding, CopyError> {
-        loop {
-            std::thread::park();
-        }
-    }
-
-    fn open(&mut self, _: u64) -> Result<Holding, CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn append(&mut self, _: u64, _: Place, _: &Bytes) -> Result<(), CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn whole(&mut self, _: u64) -> Result<(), CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn cut(&mut self, _: u64, _: Place) -> Result<(), CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn pop(&mut self, _: u64, _: u64) -> Result<(), CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn sum(&mut self, _: u64, _: u64) -> Result<[u8; 32], CopyError> {
-        unreachable!("only sealed here")
-    }
-
-    fn read(&mut self, _: Place, _: u64) -> Result<Bytes, CopyError> {
-        unreachable!("only sealed here")
-    }
-}
-
-#[test]
-fn a_copy_that_hangs_does_not_hold_up_the_recovery_from_the_others() {
-    let lab = Lab::new(&["a", "b"], 0);
-    let engine = lab.open("meta");
-    wait_until("both count", || lab.whole());
-    write(&engine, 0..40);
-    lose(engine);
-    let setup = lab.setup();
-    let folder = setup.connect.clone();
-    let connect: Connect = Arc::new(move |name: &str| match name.ends_with("/a") {
-        true => Ok(Box::new(Hangs) as Box<dyn Link>),
-        false => folder(name),
-    });
-    let log = lab.path("new").join("log");
-    drop(Folder::open(&lab.path("new")).unwrap());
-    let within = Duration::from_secs(2);
-    let found = recover::recover_within(&log, setup.epoch, &setup.recorded, &connect, within).unwrap();
-    assert!(found.sealed.len() == 1 && found.copy.ends_with("/b"), "{found:?}");
-    let mut quorum = setup.recorded.clone();
-    quorum.members.retain(|name| name.ends_with("/a"));
-    let refused = recover::recover_within(&log, setup.epoch, &quorum, &connect, within).unwrap_err();
-    assert!(refused.to_string().contains("0 of the 1"), "{refused}");
-}
-
-#[test]
-fn copies_that_do_not_reach_back_say_that_a_disk_snapshot_is_needed() {
-    let lab = Lab::new(&["a"], 0);
-    let engine = lab.open("meta");
-    wait_until("it counts", || lab.whole());
-    write(&engine, 0..100);
-    engine.copies().unwrap().trim(3);
-    let first = lab.path("a/log/00000000000000000002.log");
-    wait_until("the copy lets segments go", || !first.exists());
-    lose(engine);
-    let Err(error) = lab.recover("new") else { panic!("it was recovered") };
-    let said = error.to_string();
-    assert!(
-        said.contains("hold the log from segment 3 on") && said.contains("newest complete disk snapshot"),
-        "{said}"
-    );
-    assert_eq!(std::fs::read_dir(lab.path("new/log")).unwrap().count(), 0, "nothing was written");
 }
 
 #[test]
