@@ -100,8 +100,11 @@ impl Guarding {
         let descriptors = [pidfd];
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
         let number = program.as_raw_nonzero().get().to_ne_bytes();
-        sendmsg(&self.socket, &[IoSlice::new(&number)], &mut control, SendFlags::NOSIGNAL)?;
-        Ok(())
+        match sendmsg(&self.socket, &[IoSlice::new(&number)], &mut control, SendFlags::NOSIGNAL) {
+            // The program was so quick as to end it. Whoever waits for the program sees that.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
