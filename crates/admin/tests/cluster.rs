@@ -31,13 +31,21 @@ async fn status(server: &Running) -> ClusterStatus {
 
 /// Answers questions to the start `boot`; gives the key operations that it was asked for.
 fn play(meta: AdminClient, boot: u64, status: Value) -> Arc<Mutex<Vec<KeyOp>>> {
+    play_with(meta, boot, move || status.clone())
+}
+
+fn play_with(
+    meta: AdminClient,
+    boot: u64,
+    status: impl Fn() -> Value + Send + 'static,
+) -> Arc<Mutex<Vec<KeyOp>>> {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = asked.clone();
     tokio::spawn(async move {
         while let Ok(polled) = meta.questions(boot).await {
             for question in polled.questions {
                 let said = match question.asked {
-                    Asked::Status => Said::Status(status.clone()),
+                    Asked::Status => Said::Status(status()),
                     Asked::Keep(_) | Asked::Holds => continue,
                     Asked::Keys(op) => {
                         seen.lock().unwrap().push(op.clone());
@@ -173,6 +181,29 @@ async fn the_status_tells_starting_from_unreachable_and_both_from_healthy() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let (found, why) = state().await;
     assert!(found == MemberState::Unreachable && why.contains("last heard of"), "{why}");
+}
+
+#[tokio::test]
+async fn a_server_is_behind_when_it_has_not_learnt_of_a_change_for_a_while_and_not_at_once() {
+    let server = started().await;
+    let metas = [store(&server, "slow").await, store(&server, "stuck").await];
+    for meta in &metas {
+        meta.register(&register(1)).await.unwrap();
+    }
+    let revision = metas[0].assignment(1, 0).await.unwrap().revision;
+    let began = Instant::now();
+    let learns = move || well(revision - u64::from(began.elapsed() < Duration::from_secs(1)));
+    play_with(metas[0].clone(), 1, learns);
+    play(metas[1].clone(), 1, well(metas[1].assignment(1, 0).await.unwrap().revision - 1));
+    let found = status(&server).await;
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    let states: Vec<_> = found.members.iter().map(|member| (member.name.as_str(), member.state)).collect();
+    assert_eq!(states, [("slow", MemberState::Healthy), ("stuck", MemberState::Behind)]);
+    assert!(
+        found.faults.len() == 1 && found.faults[0].contains(&format!("and {revision} is the newest")),
+        "{:?}",
+        found.faults
+    );
 }
 
 #[tokio::test]

@@ -4,20 +4,22 @@ use super::auth::Who;
 use super::questions::Silent;
 use super::{Answer, App, Body};
 use crate::AdminError;
-use crate::db::{DATABASE_FILE, block_stores, log_servers, stores, volumes};
+use crate::db::{DATABASE_FILE, block_stores, directory, log_servers, stores, volumes};
 use crate::model::{MetadataStore, Role};
 use crate::state::{Facts, judge};
 use axum::Json;
 use axum::extract::State;
 use chronofs_wire::admin::Cluster;
 use chronofs_wire::question::{Asked, KeyOp, KeyRefused, KeyReply, Said};
-use chronofs_wire::status::{ClusterStatus, LogServerStatus, Member, ProcessStatus};
+use chronofs_wire::status::{ClusterStatus, LogServerStatus, Member, MetaSaid, ProcessStatus};
 use futures::future::join_all;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A metadata server that does not answer for so long counts as unreachable.
 const STATUS_WITHIN: Duration = Duration::from_secs(3);
+/// One that has not learnt of a change for so long counts as behind.
+const NEWEST_WITHIN: Duration = Duration::from_secs(2);
 /// A change of the key space has to be durable by then, or it is not known whether it was done.
 const KEYS_WITHIN: Duration = Duration::from_secs(15);
 
@@ -42,7 +44,7 @@ fn identity(app: &App) -> Cluster {
 pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<ClusterStatus> {
     let found = app.look(&who, |tx| {
         let metadata = stores::list_metadata(tx)?;
-        let revisions = metadata.iter().map(|store| crate::db::directory::revision(tx, &store.id));
+        let revisions = metadata.iter().map(|store| directory::revision(tx, &store.id));
         let revisions = revisions.collect::<Result<Vec<_>, _>>()?;
         let key_store = stores::key_store(tx)?.map(|store| store.id);
         let used = (volumes::used(tx)?, block_stores::count(tx)?, crate::db::restored::find(tx)?);
@@ -50,23 +52,11 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     });
     let (metadata, revisions, key_store, ((volumes, used_bytes), block_stores, restored), servers) =
         found.await?;
-    let asked = metadata.iter().map(|store| async {
-        // Nobody can answer who has never been there.
-        match store.epoch {
-            0 => None,
-            _ => app.questions.ask(&store.id, Asked::Status, STATUS_WITHIN).await.ok(),
-        }
+    let asked = metadata.into_iter().zip(revisions).map(|(store, revision)| {
+        let holds_keys = key_store.as_ref() == Some(&store.id);
+        asked_member(&app, store, revision, holds_keys)
     });
-    let said = join_all(asked).await;
-    let members: Vec<Member> = metadata
-        .into_iter()
-        .zip(revisions)
-        .zip(said)
-        .map(|((store, revision), said)| {
-            let holds_keys = key_store.as_ref() == Some(&store.id);
-            member(&app, store, revision, holds_keys, said)
-        })
-        .collect::<Result<_, _>>()?;
+    let members: Vec<Member> = join_all(asked).await.into_iter().collect::<Result<_, _>>()?;
     let log_servers = servers.into_iter().map(|server| super::log_servers::status_of(&app, server));
     let log_servers: Vec<LogServerStatus> = log_servers.collect::<Result<_, _>>()?;
     let of_members = members
@@ -104,9 +94,35 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     }))
 }
 
-fn member(
+/// What a metadata server says of itself, and what ails it. A change is on its way to it for some milliseconds: one that
+/// has not the newest revision is asked again before it counts as behind.
+async fn asked_member(
     app: &App,
     store: MetadataStore,
+    mut revision: u64,
+    key_space: bool,
+) -> Result<Member, AdminError> {
+    let patience = Instant::now() + NEWEST_WITHIN;
+    loop {
+        let said = match store.epoch {
+            // Nobody can answer who has never been there.
+            0 => None,
+            _ => app.questions.ask(&store.id, Asked::Status, STATUS_WITHIN).await.ok(),
+        };
+        let member = member(app, &store, revision, key_space, said)?;
+        let newest = |said: MetaSaid| !said.assigned || said.figures.revision == revision;
+        if member.understood().is_none_or(newest) || Instant::now() >= patience {
+            return Ok(member);
+        }
+        tokio::time::sleep(NEWEST_WITHIN / 40).await;
+        let id = store.id.clone();
+        revision = app.database.run(move |tx| directory::revision(tx, &id)).await?;
+    }
+}
+
+fn member(
+    app: &App,
+    store: &MetadataStore,
     revision: u64,
     key_space: bool,
     said: Option<Said>,
@@ -114,7 +130,7 @@ fn member(
     let mut member = Member {
         id: super::known_id("metadata store", &store.name, &store.id)?,
         roles: vec!["storage".to_owned(), "tlog".to_owned()],
-        address: store.address,
+        address: store.address.clone(),
         epoch: store.epoch,
         state: chronofs_wire::status::MemberState::Healthy,
         fault: None,
@@ -125,7 +141,7 @@ fn member(
             Some(Said::Status(status)) => Some(status),
             _ => None,
         },
-        name: store.name,
+        name: store.name.clone(),
     };
     let facts = Facts {
         registered: store.epoch > 0,
