@@ -135,7 +135,7 @@ fn member(
         state: chronofs_wire::status::MemberState::Healthy,
         fault: None,
         heard_s: app.heard(&store.id).map(|ago| ago.as_secs()),
-        volumes: store.volumes,
+        volumes: store.volumes.clone(),
         key_space,
         said: match said {
             Some(Said::Status(status)) => Some(status),
