@@ -107,7 +107,7 @@ fn answer(played: &mut Played, asked: Asked) -> Option<Said> {
                 id: held.id,
                 volume: held.volume.unwrap(),
                 name: "v".to_owned(),
-                owner: "hold".to_owned(),
+                owner: if held.hold { "hold" } else { "registered copy" }.to_owned(),
                 note: held.note.clone(),
                 from_ns: held.at_ns.unwrap(),
                 to_ns: held.to_ns.unwrap(),
@@ -192,21 +192,49 @@ async fn what_nobody_lists_is_let_go_of_everywhere_and_who_does_not_answer_is_na
     assert_eq!(played.lock().unwrap().released, [id, id]);
 }
 
+/// What a server holds, of volume `n`.
+fn held(id: u128, n: u128, hold: bool) -> KeepInstant {
+    KeepInstant {
+        id: Uuid::from_u128(id),
+        at_ns: Some(1),
+        ends_ns: None,
+        note: "text".to_owned(),
+        volume: Some(Uuid::from_u128(n)),
+        to_ns: Some(1),
+        hold,
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_for_a_copy_goes_with_its_record_or_by_itself_if_there_is_none() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let played = play(meta.clone(), 1);
+    let id = Uuid::from_u128(7);
+    let path = format!("/v1/holds/{id}");
+    // Of a copy that is known: its record would be left without what it is for.
+    let copy = json!({"uid": id.simple().to_string(), "at_ns": 1, "note": "text"});
+    server.post("/v1/backups/registered", copy).await;
+    played.lock().unwrap().held = vec![held(7, 1, false), held(7, 2, false)];
+    let (code, said) = server.refused(Method::DELETE, &path, Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("backup delete {} --forget", id.simple())), "{said}");
+    assert_eq!(played.lock().unwrap().held.len(), 2);
+    // As in a clone, and after a server died while it registered one: nothing else lets go of it.
+    played.lock().unwrap().held = vec![held(8, 1, false), held(8, 2, false)];
+    let unknown = format!("/v1/holds/{}", Uuid::from_u128(8));
+    let _: Value = server.client.call(Method::DELETE, &unknown, None::<&()>).await.unwrap();
+    assert!(played.lock().unwrap().held.is_empty(), "of all volumes");
+    assert_eq!(server.get("/v1/holds").await, json!([]));
+}
+
 #[tokio::test]
 async fn a_list_of_many_holds_arrives() {
     let server = started().await;
     let meta = server.with_volume().await;
     meta.register(&register(1)).await.unwrap();
     let played = play(meta.clone(), 1);
-    let held = (0..10_000).map(|n| KeepInstant {
-        id: Uuid::from_u128(n),
-        at_ns: Some(1),
-        ends_ns: None,
-        note: "x".repeat(500),
-        volume: Some(Uuid::from_u128(1)),
-        to_ns: Some(1),
-        hold: true,
-    });
-    played.lock().unwrap().held = held.collect();
+    let many = (0..10_000).map(|n| KeepInstant { note: "x".repeat(500), ..held(n, 1, true) });
+    played.lock().unwrap().held = many.collect();
     assert_eq!(server.get("/v1/holds").await.as_array().unwrap().len(), 10_000);
 }

@@ -19,6 +19,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 const WORD: &str = "hold";
+/// Whose it is what is kept for a copy that others made, as servers say it.
+const COPY: &str = "registered copy";
 /// A hold has to be durable by then: the row, and the pin in the block store, each after its instant.
 const KEEP_WITHIN: Duration = Duration::from_secs(20);
 /// Whoever says *now* may have a clock that is ahead by so much; metadata servers wait as long for the instant.
@@ -322,8 +324,8 @@ async fn delete_foreign(app: &Arc<App>, id: &str) -> Result<(), AdminError> {
     let of = |held: &HeldSaid| held.id.to_string() == id;
     let found = told.held.iter().find_map(|(store, held)| Some((store, held.iter().find(|held| of(held))?)));
     let Some((store, held)) = found else { return delete_unlisted(app, &told, id).await };
-    if held.owner == "registered copy" {
-        return Err(of_copy(held.id));
+    if held.owner == COPY {
+        return delete_unlisted(app, &told, id).await;
     }
     let record = Record {
         id: id.to_owned(),
@@ -341,8 +343,9 @@ async fn delete_foreign(app: &Arc<App>, id: &str) -> Result<(), AdminError> {
     end_soon(app, &record).await.map(drop)
 }
 
-/// Takes away what may be left of a hold that nobody has: a pin that came into the block store after it was given up, whose id a
-/// metadata server names when it collects nothing because of it.
+/// Has every server let go of what this one has no record of: what is kept for a copy that is not registered here, as in a clone,
+/// and what may be left of a hold that nobody has: a pin that came into the block store after it was given up, whose id a metadata
+/// server names when it collects nothing because of it.
 async fn delete_unlisted(app: &Arc<App>, told: &Told, id: &str) -> Result<(), AdminError> {
     let Ok(uuid) = Uuid::parse_str(id) else { return told.check_whole(id).and(Err(unknown(id))) };
     let copy = uuid.simple().to_string();
@@ -370,7 +373,7 @@ async fn delete_unlisted(app: &Arc<App>, told: &Told, id: &str) -> Result<(), Ad
 
 fn of_copy(id: Uuid) -> AdminError {
     let uid = id.simple();
-    AdminError::Conflict(format!("it is kept for a registered copy: chronofs backup delete {uid}"))
+    AdminError::Conflict(format!("it is kept for a registered copy: chronofs backup delete {uid} --forget"))
 }
 
 /// Ends what is to end, and forgets what is over, until the server stops.
