@@ -7,7 +7,7 @@ use chronofs_wire::admin::Register;
 use chronofs_wire::http::{AdminClient, Method};
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::question::{Answer, Answers, Asked, HeldSaid, KeepInstant, Said};
-use common::{Running, started};
+use common::{Running, serving, started};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -226,6 +226,31 @@ async fn what_is_kept_for_a_copy_goes_with_its_record_or_by_itself_if_there_is_n
     let _: Value = server.client.call(Method::DELETE, &unknown, None::<&()>).await.unwrap();
     assert!(played.lock().unwrap().held.is_empty(), "of all volumes");
     assert_eq!(server.get("/v1/holds").await, json!([]));
+}
+
+#[tokio::test]
+async fn a_volume_of_which_something_is_held_is_not_deleted_and_not_given_up() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    play(meta.clone(), 1);
+    let made = server.post("/v1/holds", json!({"volume": "v", "from_ns": 7, "reason": "audit"})).await;
+    let hold = made["id"].as_str().unwrap().to_owned();
+    let (code, said) = server.refused(Method::DELETE, "/v1/volumes/v", Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("hold '{hold}'")), "{said}");
+    // An earlier build deleted it all the same.
+    let (folder, root, address) = server.stop().await;
+    let database = rusqlite::Connection::open(folder.path().join("admin.sqlite")).unwrap();
+    assert_eq!(database.execute("UPDATE volume SET deleted_ns = 1", []).unwrap(), 1);
+    drop(database);
+    let server = serving(folder, root, address).await;
+    let (code, said) = server.refused(Method::DELETE, "/v1/deleted-volumes/v", Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("hold '{hold}'")), "{said}");
+    play(meta, 1);
+    let _: Value =
+        server.client.call(Method::DELETE, &format!("/v1/holds/{hold}"), None::<&()>).await.unwrap();
+    let _: Value = server.client.call(Method::DELETE, "/v1/deleted-volumes/v", None::<&()>).await.unwrap();
+    assert_eq!(server.get("/v1/deleted-volumes/v").await["state"], "due");
 }
 
 #[tokio::test]

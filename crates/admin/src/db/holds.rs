@@ -1,5 +1,6 @@
 //! Holds. Their records are JSON: nothing here asks for one by what is in it.
 
+use super::now_ns;
 use crate::AdminError;
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,18 @@ pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<Record>, AdminError
     text.map(|text| read(&text)).transpose()
 }
 
+/// The holds of a volume that nobody has ended, as what uses it.
+pub(super) fn of_volume(tx: &Transaction<'_>, volume: &str) -> Result<Vec<String>, AdminError> {
+    let now_ns = now_ns();
+    let all = list(tx)?.into_iter();
+    // Of one that is to end its server lets go, also when the volume is deleted.
+    let in_force = all.filter(|record| record.stage != Stage::Ending && !record.is_over(now_ns));
+    Ok(in_force
+        .filter(|record| record.volume == volume)
+        .map(|record| format!("hold '{}'", record.id))
+        .collect())
+}
+
 /// Saves a record, in the place of an earlier one of the same hold.
 pub fn save(tx: &Transaction<'_>, record: &Record) -> Result<(), AdminError> {
     let text = serde_json::to_string(record).map_err(|e| AdminError::Internal(e.to_string()))?;
@@ -97,4 +110,40 @@ pub fn begin(tx: &Transaction<'_>) -> Result<(), AdminError> {
         go(tx, &record.id, Stage::Asked, Stage::Ending)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_used_by_holds_that_nobody_has_ended_and_whose_time_is_not_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = crate::db::Database::open(folder.path()).unwrap();
+        let record = |id: &str, volume: &str, stage, ends_ns| Record {
+            id: id.to_owned(),
+            volume: volume.to_owned(),
+            name: "v".to_owned(),
+            metadata_store: "m".to_owned(),
+            from_ns: 1,
+            to_ns: 1,
+            owner: "root".to_owned(),
+            reason: "audit".to_owned(),
+            created_ns: 1,
+            ends_ns,
+            stage,
+        };
+        let users = database.write(|tx| {
+            save(tx, &record("kept", "v", Stage::Kept, None))?;
+            save(tx, &record("later", "v", Stage::Kept, Some(u64::MAX)))?;
+            save(tx, &record("asked", "v", Stage::Asked, None))?;
+            save(tx, &record("ending", "v", Stage::Ending, None))?;
+            save(tx, &record("over", "v", Stage::Kept, Some(1)))?;
+            save(tx, &record("another", "w", Stage::Kept, None))?;
+            of_volume(tx, "v")
+        });
+        let mut users = users.unwrap();
+        users.sort();
+        assert_eq!(users, ["hold 'asked'", "hold 'kept'", "hold 'later'"]);
+    }
 }
