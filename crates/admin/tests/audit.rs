@@ -20,6 +20,17 @@ fn texts<'a>(row: &'a Value, fields: &[&str]) -> Vec<&'a str> {
     fields.iter().map(|field| row[field].as_str().unwrap()).collect()
 }
 
+#[tokio::test]
+async fn what_is_refused_with_200_is_written_down_as_refused() {
+    let server = started().await;
+    server.with_volume().await;
+    let new = json!({"uid": "ab".repeat(16), "program": "/usr/bin/true", "arguments": []});
+    let refused = server.post("/v1/snapshots", new).await;
+    assert!(!refused["refused"].is_null(), "no server has ever registered: {refused}");
+    let row = listed(&server, "").await.remove(0);
+    assert_eq!(texts(&row, &["action", "outcome"]), ["POST /v1/snapshots", "refused"]);
+}
+
 /// The client has 30 s; a shell that is closed, or a machine that goes down, has less.
 #[tokio::test]
 async fn what_was_done_is_written_down_as_done_also_when_who_asked_for_it_has_left() {

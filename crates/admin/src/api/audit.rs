@@ -52,7 +52,7 @@ struct Inner {
     object: Option<String>,
 }
 
-/// Why a request was refused, in an answer's extensions.
+/// Why a request was refused, in an answer's extensions; also of one that says so with 200.
 #[derive(Clone, Copy)]
 pub(crate) struct Refusal(pub(crate) &'static str);
 
@@ -155,8 +155,7 @@ pub(super) fn refusal(response: &Response) -> Option<&'static str> {
 /// A request is answered.
 pub(super) async fn answered(app: &App, entry: &Entry, status: StatusCode, refusal: Option<&'static str>) {
     let failed = !status.is_success();
-    let outcome =
-        if failed { refusal.unwrap_or_else(|| status.as_str()).to_owned() } else { DONE.to_owned() };
+    let outcome = refusal.unwrap_or_else(|| if failed { status.as_str() } else { DONE }).to_owned();
     let (row, actor, object, viewer) = {
         let mut inner = entry.lock();
         (inner.row.take(), inner.actor.clone(), inner.object.take(), inner.viewer)

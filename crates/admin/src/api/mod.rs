@@ -32,19 +32,21 @@ use crate::metrics::Metrics;
 use crate::model::{Account, BlockStore, LogServer, MetadataStore, Role, VolumeToken};
 use crate::snapshots::Snapshots;
 use auth::Who;
-use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Json, MatchedPath, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
 use chronofs_wire::tlog::LogServerSaid;
 use probes::Probes;
 use rusqlite::Transaction;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -197,6 +199,17 @@ impl<T, F: FnOnce(&Transaction<'_>) -> Result<T, AdminError> + Send + 'static> J
 type Answer<T> = Result<Json<T>, AdminError>;
 type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
 type Deleted = Result<StatusCode, AdminError>;
+
+/// The answer to what was to begin, with its record under `what`, or why it does not. Both are 200; for the audit log only one is
+/// done.
+fn begun<T: Serialize, R: Serialize>(what: &'static str, begun: Result<T, R>) -> Response {
+    match begun {
+        Ok(record) => Json(json!({ (what): record })).into_response(),
+        Err(refused) => {
+            (Extension(audit::Refusal("refused")), Json(json!({ "refused": refused }))).into_response()
+        }
+    }
+}
 
 fn created<T>(thing: T) -> (StatusCode, Json<T>) {
     (StatusCode::CREATED, Json(thing))

@@ -1,13 +1,14 @@
 //! Disk snapshots: what people ask, and what members of one ask.
 
 use super::auth::{LogServerToken, MetadataServer, Who};
-use super::{Answer, App, Body, log_servers};
+use super::{Answer, App, Body, begun, log_servers};
 use crate::AdminError;
 use crate::db::stores;
 use crate::model::Role;
 use crate::snapshots::Snapshots;
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use chronofs_snapshot::SnapshotUid;
 use chronofs_snapshot::protocol::{Order, Poll, Record, State as Standing};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
@@ -137,7 +138,7 @@ pub(super) async fn create(
     who: Who,
     State(app): State<Arc<App>>,
     Body(new): Body<NewSnapshot>,
-) -> Answer<Value> {
+) -> Result<Response, AdminError> {
     who.must_be(Role::Operator)?;
     let uid: SnapshotUid = new.uid.parse().map_err(|e| AdminError::Invalid(format!("{e}")))?;
     if new.program == chronofs_backup::PROGRAM {
@@ -147,14 +148,11 @@ pub(super) async fn create(
         .keep_seconds
         .map(|seconds| crate::db::now_ns().saturating_add(seconds.saturating_mul(1_000_000_000)));
     who.did("begin", WORD, uid.as_str());
-    let begun = blocking(&app, move |app| {
+    let record = blocking(&app, move |app| {
         let connected = |id: &str| app.is_connected(id) || log_servers::is_connected(app, id);
         app.snapshots.start(uid, new.program, new.arguments, keep_until_ns, &connected)
     });
-    Ok(Json(match begun.await? {
-        Ok(record) => json!({ "record": record }),
-        Err(refused) => json!({ "refused": refused }),
-    }))
+    Ok(begun("record", record.await?))
 }
 
 /// End a disk snapshot that is under way
