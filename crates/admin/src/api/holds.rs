@@ -7,7 +7,7 @@ use super::{Answer, App, Body, Created, Deleted, created};
 use crate::AdminError;
 use crate::db::holds::{self, Record, Stage};
 use crate::db::{backups, now_ns, shown, stores, volumes};
-use crate::model::{Hold, NewHold, Role};
+use crate::model::{Hold, Holds, NewHold, Role};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -271,14 +271,11 @@ async fn all(app: &Arc<App>) -> Result<(Vec<Hold>, Told), AdminError> {
 }
 
 /// List holds, the newest first; those of servers that do not answer only as far as this one made them
-#[utoipa::path(get, path = "/v1/holds", responses((status = 200, body = [Hold])), security(("token" = [])))]
-pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Hold>> {
+#[utoipa::path(get, path = "/v1/holds", responses((status = 200, body = Holds)), security(("token" = [])))]
+pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Holds> {
     who.must_be(Role::Viewer)?;
-    let (all, told) = all(&app).await?;
-    for why in &told.silent {
-        tracing::warn!(why, "a list of holds is not whole");
-    }
-    Ok(Json(all))
+    let (holds, Told { silent, .. }) = all(&app).await?;
+    Ok(Json(Holds { holds, silent }))
 }
 
 fn unknown(id: &str) -> AdminError {
