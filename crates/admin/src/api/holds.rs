@@ -29,6 +29,8 @@ const AHEAD_NS_MAX: u64 = 5_000_000_000;
 const SAY_WITHIN: Duration = Duration::from_secs(3);
 /// How often what is to end is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Making one is over after so long, however it went.
+const ASKED_MAX_NS: u64 = 60_000_000_000;
 /// Of a record whose server is away.
 const NOT_ASKED: &str = "its metadata server has not answered just now: what else it holds is not listed";
 /// The longest reason, in bytes.
@@ -373,6 +375,35 @@ fn of_copy(id: Uuid) -> AdminError {
     AdminError::Conflict(format!("it is kept for a registered copy: chronofs backup delete {uid} --forget"))
 }
 
+/// What is to be done about a record now.
+#[derive(PartialEq, Eq, Debug)]
+enum Due {
+    /// The server has ended it by itself; its pin goes a day later.
+    Forget,
+    /// Whoever made it did not come to the end of that, though it is over for whoever asked.
+    TakeBack,
+    End,
+    Nothing,
+}
+
+impl Due {
+    fn of(record: &Record, now_ns: u64) -> Due {
+        match record.stage {
+            _ if record.is_over(now_ns) => Due::Forget,
+            Stage::Ending => Due::End,
+            Stage::Asked if record.created_ns.saturating_add(ASKED_MAX_NS) <= now_ns => Due::TakeBack,
+            Stage::Asked | Stage::Kept => Due::Nothing,
+        }
+    }
+}
+
+/// The maker of a hold failed before it could write down how that went: nobody was told that it is in force.
+async fn take_back(app: &Arc<App>, record: &Record) -> Result<(), AdminError> {
+    let id = record.id.clone();
+    let ending = app.database.run(move |tx| holds::go(tx, &id, Stage::Asked, Stage::Ending)).await?;
+    if ending { end(app, record).await.map(drop) } else { Ok(()) }
+}
+
 /// Ends what is to end, and forgets what is over, until the server stops.
 pub(crate) async fn watch(app: Arc<App>) {
     loop {
@@ -380,13 +411,12 @@ pub(crate) async fn watch(app: Arc<App>) {
             Ok(records) => {
                 let now_ns = now_ns();
                 for record in records {
-                    // The server ends it by itself; its pin goes a day later.
-                    let over = record.is_over(now_ns);
                     let id = record.id.clone();
-                    let done = match record.stage {
-                        _ if over => app.database.run(move |tx| holds::remove(tx, &id)).await.map(|()| true),
-                        Stage::Ending => end(&app, &record).await,
-                        Stage::Asked | Stage::Kept => Ok(true),
+                    let done = match Due::of(&record, now_ns) {
+                        Due::Forget => app.database.run(move |tx| holds::remove(tx, &id)).await,
+                        Due::TakeBack => take_back(&app, &record).await,
+                        Due::End => end(&app, &record).await.map(drop),
+                        Due::Nothing => Ok(()),
                     };
                     if let Err(error) = done {
                         tracing::warn!(hold = record.id, %error, "a hold that is to end stays for now");
@@ -402,6 +432,33 @@ pub(crate) async fn watch(app: Arc<App>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_that_was_asked_for_and_never_got_further_is_taken_back_after_a_minute() {
+        let of = |stage, ends_ns, now_ns| {
+            let text = || "x".to_owned();
+            let record = Record {
+                id: text(),
+                volume: text(),
+                name: text(),
+                metadata_store: text(),
+                from_ns: 1,
+                to_ns: 1,
+                owner: text(),
+                reason: text(),
+                created_ns: 1000,
+                ends_ns,
+                stage,
+            };
+            Due::of(&record, now_ns)
+        };
+        let late_ns = 1000 + ASKED_MAX_NS;
+        assert_eq!(of(Stage::Asked, None, late_ns - 1), Due::Nothing);
+        assert_eq!(of(Stage::Asked, None, late_ns), Due::TakeBack);
+        assert_eq!(of(Stage::Asked, Some(1), late_ns), Due::Forget);
+        assert_eq!((of(Stage::Kept, None, late_ns), of(Stage::Ending, None, 1)), (Due::Nothing, Due::End));
+        assert!(u128::from(ASKED_MAX_NS) > 2 * KEEP_WITHIN.as_nanos(), "asked, and asked to let go");
+    }
 
     #[test]
     fn what_makes_no_sense_is_refused_before_anybody_is_asked() {
