@@ -104,6 +104,14 @@ pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<(), AdminError> {
     Ok(())
 }
 
+/// Forgets the holds of a metadata store that is deleted: nobody is left who could let go of them.
+pub(super) fn remove_of_store(tx: &Transaction<'_>, store: &str) -> Result<(), AdminError> {
+    list(tx)?
+        .iter()
+        .filter(|record| record.metadata_store == store)
+        .try_for_each(|record| remove(tx, &record.id))
+}
+
 /// A start: those that were asked for when the process went down are to end, since nobody was told that they are in force.
 pub fn begin(tx: &Transaction<'_>) -> Result<(), AdminError> {
     for record in list(tx)? {
@@ -116,11 +124,8 @@ pub fn begin(tx: &Transaction<'_>) -> Result<(), AdminError> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_volume_is_used_by_holds_that_nobody_has_ended_and_whose_time_is_not_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let database = crate::db::Database::open(folder.path()).unwrap();
-        let record = |id: &str, volume: &str, stage, ends_ns| Record {
+    fn record(id: &str, volume: &str, stage: Stage, ends_ns: Option<u64>) -> Record {
+        Record {
             id: id.to_owned(),
             volume: volume.to_owned(),
             name: "v".to_owned(),
@@ -132,7 +137,28 @@ mod tests {
             created_ns: 1,
             ends_ns,
             stage,
-        };
+        }
+    }
+
+    #[test]
+    fn holds_that_never_came_to_their_end_go_with_their_metadata_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = crate::db::Database::open(folder.path()).unwrap();
+        let left = database.write(|tx| {
+            let metadata_store = crate::db::stores::create_metadata(tx, "m")?.id;
+            save(tx, &Record { metadata_store, ..record("gone", "v", Stage::Ending, None) })?;
+            save(tx, &record("another", "v", Stage::Ending, None))?;
+            crate::db::stores::delete_metadata(tx, "m")?;
+            list(tx)
+        });
+        let left: Vec<String> = left.unwrap().into_iter().map(|record| record.id).collect();
+        assert_eq!(left, ["another"]);
+    }
+
+    #[test]
+    fn a_volume_is_used_by_holds_that_nobody_has_ended_and_whose_time_is_not_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = crate::db::Database::open(folder.path()).unwrap();
         let users = database.write(|tx| {
             save(tx, &record("kept", "v", Stage::Kept, None))?;
             save(tx, &record("later", "v", Stage::Kept, Some(u64::MAX)))?;
