@@ -280,6 +280,11 @@ pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Holds>
     Ok(Json(Holds { holds, silent }))
 }
 
+/// An id as it stands in records and in what servers say: people may have it in capital letters, or without hyphens.
+fn as_known(id: String) -> String {
+    Uuid::parse_str(&id).map_or(id, |uuid| uuid.to_string())
+}
+
 fn unknown(id: &str) -> AdminError {
     AdminError::NotFound { what: WORD, name: id.to_owned() }
 }
@@ -289,6 +294,7 @@ fn unknown(id: &str) -> AdminError {
     responses((status = 200, body = Hold)), security(("token" = [])))]
 pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(id): Path<String>) -> Answer<Hold> {
     who.must_be(Role::Viewer)?;
+    let id = as_known(id);
     let (all, told) = all(&app).await?;
     match all.into_iter().find(|hold| hold.id == id) {
         Some(found) => Ok(Json(found)),
@@ -303,6 +309,7 @@ pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(id): Path<S
     responses((status = 204)), security(("token" = [])))]
 pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(id): Path<String>) -> Deleted {
     who.must_be(Role::Operator)?;
+    let id = as_known(id);
     let asked = id.clone();
     match app.database.run(move |tx| holds::find(tx, &asked)).await? {
         Some(record) if record.stage == Stage::Asked => {
