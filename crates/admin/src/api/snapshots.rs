@@ -11,7 +11,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use chronofs_snapshot::SnapshotUid;
 use chronofs_snapshot::protocol::{Order, Poll, Record, State as Standing};
-use chronofs_wire::http::ASSIGNMENT_WAIT;
+use chronofs_wire::http::{ASSIGNMENT_WAIT, CALL_TIMEOUT};
 use chronofs_wire::question::{Asked, Said};
 use futures::future::join_all;
 use serde::Deserialize;
@@ -25,7 +25,8 @@ use utoipa::ToSchema;
 
 const WORD: &str = "snapshot";
 /// A metadata server looks into its block stores meanwhile.
-const READERS_WITHIN: Duration = Duration::from_secs(30);
+const READERS_WITHIN: Duration = Duration::from_secs(25);
+const _: () = assert!(READERS_WITHIN.as_secs() + 2 < CALL_TIMEOUT.as_secs(), "whoever asked has to hear it");
 
 /// A snapshot that is wanted.
 #[derive(Deserialize, ToSchema)]
