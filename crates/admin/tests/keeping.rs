@@ -47,7 +47,7 @@ async fn a_shorter_retention_waits_can_be_taken_back_and_comes_into_force() {
     assert_eq!(code, "invalid");
     patch(&server, json!({"retention": "0", "grace_seconds": 3600})).await;
     assert_eq!(patch(&server, json!({"retention": "7d"})).await, before, "back is undone, too");
-    patch(&server, json!({"retention": "1d", "grace_seconds": 2})).await;
+    patch(&server, json!({"retention": "1d", "grace_seconds": 6})).await;
     let begun = Instant::now();
     let retention = async || server.get("/v1/volumes/v").await["retention"].clone();
     assert_eq!(retention().await, "7d");
