@@ -2,7 +2,7 @@
 
 mod held;
 
-pub use held::{Audited, Hold, NewHold};
+pub use held::{Audited, Hold, Holds, NewHold};
 
 use crate::AdminError;
 use chronofs_blocks::probe::Report;

@@ -178,8 +178,13 @@ impl Server {
             stopping.send_replace(true);
             tokio::time::sleep(STOP_TIMEOUT).await;
         };
+        let served = async {
+            let served = serving.into_future().await;
+            last.all_done().await;
+            served
+        };
         tokio::select! {
-            served = serving.into_future() => served.map_err(AdminError::io("serve"))?,
+            served = served => served.map_err(AdminError::io("serve"))?,
             () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }

@@ -3,11 +3,14 @@
 
 mod common;
 
+use chronofs_wire::admin::Register;
 use chronofs_wire::http::{AdminClient, Method};
-use chronofs_wire::identity::Secret;
+use chronofs_wire::identity::{Secret, Sha256};
+use chronofs_wire::question::{Answer, Answers, Said};
 use chronofs_wire::token::{Token, TokenKind};
 use common::{Running, started};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 async fn listed(server: &Running, query: &str) -> Vec<Value> {
     server.get(&format!("/v1/audit{query}")).await.as_array().unwrap().clone()
@@ -15,6 +18,51 @@ async fn listed(server: &Running, query: &str) -> Vec<Value> {
 
 fn texts<'a>(row: &'a Value, fields: &[&str]) -> Vec<&'a str> {
     fields.iter().map(|field| row[field].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_is_refused_with_200_is_written_down_as_refused() {
+    let server = started().await;
+    server.with_volume().await;
+    let new = json!({"uid": "ab".repeat(16), "program": "/usr/bin/true", "arguments": []});
+    let refused = server.post("/v1/snapshots", new).await;
+    assert!(!refused["refused"].is_null(), "no server has ever registered: {refused}");
+    let row = listed(&server, "").await.remove(0);
+    assert_eq!(texts(&row, &["action", "outcome"]), ["POST /v1/snapshots", "refused"]);
+}
+
+/// The client has 30 s; a shell that is closed, or a machine that goes down, has less.
+#[tokio::test]
+async fn what_was_done_is_written_down_as_done_also_when_who_asked_for_it_has_left() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let certificate_sha256 = Sha256::of(b"meta").to_string();
+    let register = Register { address: "meta:1".to_owned(), certificate_sha256, boot: 1, epoch: 0 };
+    meta.register(&register).await.unwrap();
+    let client = AdminClient::new(&server.root).unwrap();
+    let new = json!({"volume": "v", "from_ns": 7, "reason": "audit"});
+    let asks =
+        tokio::spawn(
+            async move { client.call::<Value>(Method::POST, "/v1/holds", Some(&new)).await.is_ok() },
+        );
+    let asked = meta.questions(1).await.unwrap().questions.remove(0);
+    asks.abort();
+    assert!(asks.await.unwrap_err().is_cancelled());
+    // The server has time to see that.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let said = Said::Kept { problem: None };
+    meta.answers(&Answers { answers: vec![Answer { id: asked.id, said }] }).await.unwrap();
+    let begun = Instant::now();
+    loop {
+        let all = listed(&server, "").await;
+        let row = all.iter().find(|row| row["action"] == "POST /v1/holds").unwrap();
+        if row["outcome"] == "done" {
+            assert!(row["object"].as_str().unwrap().starts_with("hold "), "{row}");
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{row}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]

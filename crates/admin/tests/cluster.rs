@@ -95,9 +95,16 @@ async fn keys_go_to_one_store_and_only_to_the_start_that_owns_it() {
     let server = server.restarted().await;
     first.register(&register(2)).await.unwrap();
     let of_new = play(first.clone(), 2, well(1));
-    let set = KeyOp::Set { key: key(), value: key() };
+    let (named, value) = (Blob::from(&b"k\0"[..]), Blob::from(&b"secret"[..]));
+    let set = KeyOp::Set { key: named, value };
     let reply: KeyReply = server.client.call(Method::POST, "/v1/keys", Some(&set)).await.unwrap();
     assert_eq!(reply, KeyReply::Committed { version: 8 });
+    let written = &server.get("/v1/audit").await[0];
+    assert_eq!(
+        (&written["object"], &written["outcome"]),
+        (&json!("key k\\x00"), &json!("done")),
+        "not the value"
+    );
     assert_eq!((&*of_first.lock().unwrap(), &*of_new.lock().unwrap()), (&vec![get], &vec![set]));
     assert!(of_second.lock().unwrap().is_empty());
     let superseded = first.questions(1).await.unwrap_err();

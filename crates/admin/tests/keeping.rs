@@ -7,7 +7,7 @@ use chronofs_wire::admin::Register;
 use chronofs_wire::http::{AdminClient, Method};
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::question::{Answer, Answers, Asked, HeldSaid, KeepInstant, Said};
-use common::{Running, started};
+use common::{Running, serving, started};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ async fn a_shorter_retention_waits_can_be_taken_back_and_comes_into_force() {
     assert_eq!(code, "invalid");
     patch(&server, json!({"retention": "0", "grace_seconds": 3600})).await;
     assert_eq!(patch(&server, json!({"retention": "7d"})).await, before, "back is undone, too");
-    patch(&server, json!({"retention": "1d", "grace_seconds": 2})).await;
+    patch(&server, json!({"retention": "1d", "grace_seconds": 6})).await;
     let begun = Instant::now();
     let retention = async || server.get("/v1/volumes/v").await["retention"].clone();
     assert_eq!(retention().await, "7d");
@@ -107,7 +107,7 @@ fn answer(played: &mut Played, asked: Asked) -> Option<Said> {
                 id: held.id,
                 volume: held.volume.unwrap(),
                 name: "v".to_owned(),
-                owner: "hold".to_owned(),
+                owner: if held.hold { "hold" } else { "registered copy" }.to_owned(),
                 note: held.note.clone(),
                 from_ns: held.at_ns.unwrap(),
                 to_ns: held.to_ns.unwrap(),
@@ -152,7 +152,7 @@ async fn a_hold_is_in_force_when_it_is_acknowledged_and_what_is_not_is_taken_bac
     assert!(code == "unavailable" && said.contains("taken back"), "{said}");
     let states = async || -> Vec<Value> {
         let all = server.get("/v1/holds").await;
-        all.as_array().unwrap().iter().map(|hold| hold["state"].clone()).collect()
+        all["holds"].as_array().unwrap().iter().map(|hold| hold["state"].clone()).collect()
     };
     assert_eq!(states().await, ["ending", "held"]);
     played.lock().unwrap().silent = false;
@@ -167,7 +167,11 @@ async fn a_hold_is_in_force_when_it_is_acknowledged_and_what_is_not_is_taken_bac
     let viewer = AdminClient::new(&viewer["token"].as_str().unwrap().parse().unwrap()).unwrap();
     let refused = viewer.call::<Value>(Method::DELETE, &path, None::<&()>).await.unwrap_err();
     assert_eq!(refused.code(), Some("forbidden"));
-    let _: Value = server.client.call(Method::DELETE, &path, None::<&()>).await.unwrap();
+    // However the id is spelled: what was deleted has no record that it is in force.
+    let id = made["id"].as_str().unwrap();
+    let spelled = format!("/v1/holds/{}", id.replace('-', "").to_uppercase());
+    assert_eq!(server.get(&spelled).await["id"], id);
+    let _: Value = server.client.call(Method::DELETE, &spelled, None::<&()>).await.unwrap();
     assert!(states().await.is_empty() && played.lock().unwrap().held.is_empty());
 }
 
@@ -185,11 +189,75 @@ async fn what_nobody_lists_is_let_go_of_everywhere_and_who_does_not_answer_is_na
     assert_eq!(code, "not_found");
     // Another server is away: it may have it.
     server.post("/v1/metadata-stores", json!({"name": "away"})).await;
+    let listed = server.get("/v1/holds").await;
+    let [silent] = &listed["silent"].as_array().unwrap()[..] else { panic!("{listed}") };
+    assert!(silent.as_str().unwrap().contains("'away'"), "a list that is not whole says so: {listed}");
     for method in [Method::DELETE, Method::GET] {
         let (code, said) = server.refused(method, &path, Value::Null).await;
         assert!(code == "unavailable" && said.contains("'away'"), "{said}");
     }
     assert_eq!(played.lock().unwrap().released, [id, id]);
+}
+
+/// What a server holds, of volume `n`.
+fn held(id: u128, n: u128, hold: bool) -> KeepInstant {
+    KeepInstant {
+        id: Uuid::from_u128(id),
+        at_ns: Some(1),
+        ends_ns: None,
+        note: "text".to_owned(),
+        volume: Some(Uuid::from_u128(n)),
+        to_ns: Some(1),
+        hold,
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_for_a_copy_goes_with_its_record_or_by_itself_if_there_is_none() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let played = play(meta.clone(), 1);
+    let id = Uuid::from_u128(7);
+    let path = format!("/v1/holds/{id}");
+    // Of a copy that is known: its record would be left without what it is for.
+    let copy = json!({"uid": id.simple().to_string(), "at_ns": 1, "note": "text"});
+    server.post("/v1/backups/registered", copy).await;
+    played.lock().unwrap().held = vec![held(7, 1, false), held(7, 2, false)];
+    let (code, said) = server.refused(Method::DELETE, &path, Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("backup delete {} --forget", id.simple())), "{said}");
+    assert_eq!(played.lock().unwrap().held.len(), 2);
+    // As in a clone, and after a server died while it registered one: nothing else lets go of it.
+    played.lock().unwrap().held = vec![held(8, 1, false), held(8, 2, false)];
+    let unknown = format!("/v1/holds/{}", Uuid::from_u128(8));
+    let _: Value = server.client.call(Method::DELETE, &unknown, None::<&()>).await.unwrap();
+    assert!(played.lock().unwrap().held.is_empty(), "of all volumes");
+    assert_eq!(server.get("/v1/holds").await, json!({"holds": [], "silent": []}));
+}
+
+#[tokio::test]
+async fn a_volume_of_which_something_is_held_is_not_deleted_and_not_given_up() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    play(meta.clone(), 1);
+    let made = server.post("/v1/holds", json!({"volume": "v", "from_ns": 7, "reason": "audit"})).await;
+    let hold = made["id"].as_str().unwrap().to_owned();
+    let (code, said) = server.refused(Method::DELETE, "/v1/volumes/v", Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("hold '{hold}'")), "{said}");
+    // An earlier build deleted it all the same.
+    let (folder, root, address) = server.stop().await;
+    let database = rusqlite::Connection::open(folder.path().join("admin.sqlite")).unwrap();
+    assert_eq!(database.execute("UPDATE volume SET deleted_ns = 1", []).unwrap(), 1);
+    drop(database);
+    let server = serving(folder, root, address).await;
+    let (code, said) = server.refused(Method::DELETE, "/v1/deleted-volumes/v", Value::Null).await;
+    assert!(code == "in_use" && said.contains(&format!("hold '{hold}'")), "{said}");
+    play(meta, 1);
+    let _: Value =
+        server.client.call(Method::DELETE, &format!("/v1/holds/{hold}"), None::<&()>).await.unwrap();
+    let _: Value = server.client.call(Method::DELETE, "/v1/deleted-volumes/v", None::<&()>).await.unwrap();
+    assert_eq!(server.get("/v1/deleted-volumes/v").await["state"], "due");
 }
 
 #[tokio::test]
@@ -198,15 +266,7 @@ async fn a_list_of_many_holds_arrives() {
     let meta = server.with_volume().await;
     meta.register(&register(1)).await.unwrap();
     let played = play(meta.clone(), 1);
-    let held = (0..10_000).map(|n| KeepInstant {
-        id: Uuid::from_u128(n),
-        at_ns: Some(1),
-        ends_ns: None,
-        note: "x".repeat(500),
-        volume: Some(Uuid::from_u128(1)),
-        to_ns: Some(1),
-        hold: true,
-    });
-    played.lock().unwrap().held = held.collect();
-    assert_eq!(server.get("/v1/holds").await.as_array().unwrap().len(), 10_000);
+    let many = (0..10_000).map(|n| KeepInstant { note: "x".repeat(500), ..held(n, 1, true) });
+    played.lock().unwrap().held = many.collect();
+    assert_eq!(server.get("/v1/holds").await["holds"].as_array().unwrap().len(), 10_000);
 }

@@ -209,7 +209,12 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
         gone: true,
     };
     let going = VolumeReport { gone: false, ..gone.clone() };
-    meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new() }).await.unwrap();
+    for needed in [Some("instants of it are kept for brake 7".to_owned()), None] {
+        let going = VolumeReport { problem: needed.clone(), ..going.clone() };
+        meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new() }).await.unwrap();
+        let shown = server.get("/v1/deleted-volumes/w").await;
+        assert_eq!((&shown["detail"], &shown["state"]), (&json!(needed), &json!("given up")));
+    }
     let server = server.restarted().await;
     for (method, path) in
         [(Method::POST, "/v1/deleted-volumes/w/undelete"), (Method::DELETE, "/v1/deleted-volumes/w")]

@@ -407,6 +407,9 @@ fn show_leaving(name: &str, leaving: Option<&LeavingShown>) -> Result<()> {
             "volume {name}: its metadata is damaged, so the rest of it stays; stop the server and run chronofs meta verify"
         ));
     }
+    if let Some(needed) = &leaving.needed {
+        output::warn(format!("volume {name}: nothing of it goes yet: {needed}"));
+    }
     output::line(match leaving {
         LeavingShown { kept: true, .. } => format!("volume {name}: kept whole"),
         LeavingShown { rows_gone: true, .. } => {

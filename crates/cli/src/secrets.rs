@@ -7,6 +7,7 @@ use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tc
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use zeroize::Zeroizing;
 
@@ -44,7 +45,8 @@ pub(crate) enum Source {
     Nothing,
     KeyFile(PathBuf),
     PassphraseFile(PathBuf),
-    Text(Zeroizing<String>),
+    /// Of the environment.
+    Text(Zeroizing<Vec<u8>>),
     Terminal,
 }
 
@@ -63,11 +65,11 @@ impl Named {
     /// What is named, or else what the environment says.
     pub(crate) fn or(self, environment: &Environment) -> Source {
         let key_file = std::env::var_os(environment.key_file);
-        let passphrase = std::env::var(environment.passphrase).ok().map(Zeroizing::new);
+        let passphrase = std::env::var_os(environment.passphrase).map(|text| Zeroizing::new(text.into_vec()));
         self.or_else(key_file.map(PathBuf::from), passphrase)
     }
 
-    fn or_else(self, key_file: Option<PathBuf>, passphrase: Option<Zeroizing<String>>) -> Source {
+    fn or_else(self, key_file: Option<PathBuf>, passphrase: Option<Zeroizing<Vec<u8>>>) -> Source {
         let Named { key_file: named, passphrase_file, passphrase: ask } = self;
         match (named, passphrase_file, ask) {
             (Some(file), ..) => Source::KeyFile(file),
@@ -89,7 +91,12 @@ impl Source {
             Source::Nothing => return Ok(None),
             Source::KeyFile(file) => Found::Key(SecretKey::read(&file, made_by)?),
             Source::PassphraseFile(file) => Found::Passphrase(Passphrase::read(&file)?),
-            Source::Text(text) => Found::Passphrase(Passphrase::new(text)?),
+            Source::Text(bytes) => {
+                let text = std::str::from_utf8(&bytes).map_err(|_| {
+                    anyhow!("the passphrase in the environment is no UTF-8: set the variable anew")
+                })?;
+                Found::Passphrase(Passphrase::new(Zeroizing::new(text.to_owned()))?)
+            }
             Source::Terminal => Found::Passphrase(ask(asked)?),
         }))
     }
@@ -212,9 +219,19 @@ mod tests {
     }
 
     #[test]
+    fn a_passphrase_of_the_environment_that_is_no_text_is_an_error_unless_another_is_named() {
+        let bytes = || Some(Zeroizing::new(vec![b'x', 0xff]));
+        let read = |source: Source| source.read("made", Asked::Once);
+        let said = read(Named::default().or_else(None, bytes())).err().unwrap().to_string();
+        assert!(said.contains("no UTF-8"), "{said}");
+        let named = Named { passphrase_file: Some(PathBuf::from("file")), ..Named::default() };
+        assert!(matches!(named.or_else(None, bytes()), Source::PassphraseFile(_)));
+    }
+
+    #[test]
     fn what_is_named_counts_before_the_environment() {
         let (file, other) = (PathBuf::from("key"), PathBuf::from("other"));
-        let text = || Some(Zeroizing::new("x".to_owned()));
+        let text = || Some(Zeroizing::new(b"x".to_vec()));
         let named = Named { key_file: Some(file.clone()), ..Named::default() };
         assert!(matches!(named.or_else(Some(other.clone()), text()), Source::KeyFile(f) if f == file));
         let named = Named { passphrase_file: Some(file.clone()), ..Named::default() };

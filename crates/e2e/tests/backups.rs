@@ -516,7 +516,7 @@ fn a_backup_is_partly_and_then_hollow_when_its_blocks_really_went() {
     });
     let stored = || bytes_in(&lab.installation.path("blocks").join("objects"));
     let all = stored();
-    let made = lab.ok(&["backup", "create", text(&lab.dest), "--keep", "8s", "--json"]);
+    let made = lab.ok(&["backup", "create", text(&lab.dest), "--keep", "25s", "--json"]);
     let backup: Value = serde_json::from_str(&made).unwrap();
     for mount in &mounts {
         (0..8).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());

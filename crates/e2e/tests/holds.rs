@@ -22,8 +22,12 @@ fn hold(installation: &Installation, flags: &[&str]) -> Value {
     serde_json::from_str(&installation.ok(&[&create[..], flags].concat())).unwrap()
 }
 
-fn listed(installation: &Installation) -> Vec<Value> {
+fn list(installation: &Installation) -> Value {
     serde_json::from_str(&installation.ok(&["configure", "list", "hold", "--json"])).unwrap()
+}
+
+fn listed(installation: &Installation) -> Vec<Value> {
+    list(installation)["holds"].as_array().unwrap().clone()
 }
 
 fn id(hold: &Value) -> &str {
@@ -147,6 +151,11 @@ fn a_server_that_is_away_holds_what_was_acknowledged_and_lets_go_when_it_is_back
     installation.meta.kill();
     let away = listed(&installation);
     assert_eq!((away.len(), away[0]["state"].as_str()), (1, Some("held")));
+    assert_eq!(
+        list(&installation)["silent"].as_array().unwrap().len(),
+        1,
+        "the list says that it is not whole"
+    );
     installation.ok(&["configure", "delete", "hold", id(&made)]);
     assert_eq!(listed(&installation)[0]["state"], "ending");
     installation.admin.kill();

@@ -74,6 +74,11 @@ pub(crate) fn brake_of(note: &str) -> Option<Uuid> {
     parse_note(note).filter(|(owner, ..)| *owner == BRAKE).map(|(_, id, _)| id)
 }
 
+/// Whom a row is for, as people know it.
+pub(crate) fn who_keeps(note: &str) -> String {
+    parse_note(note).map_or_else(|| note.to_owned(), |(owner, id, _)| format!("{owner} {id}"))
+}
+
 /// A volume that instants can be kept of.
 #[derive(Clone)]
 struct Known {

@@ -102,7 +102,7 @@ pub struct Told {
     pub upto: u64,
     /// How it ended, once all news are told.
     pub ended: Option<Ended>,
-    /// The server knows no such look: it was started anew, or nobody had followed for a minute.
+    /// The server knows no such look: it stops, was started anew, or nobody had followed for a minute.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
 }

@@ -190,7 +190,15 @@ pub enum KeyOp {
 impl KeyOp {
     /// Whether it changes anything.
     pub fn writes(&self) -> bool {
-        matches!(self, KeyOp::Set { .. } | KeyOp::Clear { .. })
+        self.written().is_some()
+    }
+
+    /// The key that it changes, if it changes anything.
+    pub fn written(&self) -> Option<&Blob> {
+        match self {
+            KeyOp::Set { key, .. } | KeyOp::Clear { key } => Some(key),
+            KeyOp::Get { .. } | KeyOp::GetRange { .. } => None,
+        }
     }
 }
 

@@ -27,7 +27,10 @@ const PRUNE_EVERY: u64 = 3600;
 /// The longest path that is written down.
 const PATH_MAX: usize = 200;
 /// What is asked with a body: the first writes as well and says so itself, the other comes every 2 s from whoever follows a look.
-const READS: [&str; 2] = ["/v1/keys", "/v1/analyze/follow"];
+const READS: [&str; 2] = ["/v1/keys", FOLLOW];
+const FOLLOW: &str = "/v1/analyze/follow";
+/// Routes of servers and mounts, which wait long for news and ask again for whatever they have left.
+const SERVERS: [&str; 3] = ["/v1/meta/", "/v1/tlog/", "/v1/mount/"];
 
 /// A request, for whoever finds out who asks. It goes along in the request's extensions.
 pub(super) struct Entry {
@@ -35,6 +38,7 @@ pub(super) struct Entry {
     path: String,
     address: String,
     changes: bool,
+    goes_on: bool,
     inner: Mutex<Inner>,
 }
 
@@ -48,7 +52,7 @@ struct Inner {
     object: Option<String>,
 }
 
-/// Why a request was refused, in an answer's extensions.
+/// Why a request was refused, in an answer's extensions; also of one that says so with 200.
 #[derive(Clone, Copy)]
 pub(crate) struct Refusal(pub(crate) &'static str);
 
@@ -77,15 +81,23 @@ pub(super) fn method(request: &Request) -> &'static str {
 
 impl Entry {
     pub(super) fn new(request: &Request, route: &str, address: String) -> Arc<Entry> {
-        let changes = !matches!(*request.method(), Method::GET | Method::HEAD) && !READS.contains(&route);
+        let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let changes = writes && !READS.contains(&route);
+        let goes_on = writes && route != FOLLOW && !SERVERS.iter().any(|servers| route.starts_with(servers));
         let path = request.uri().path().chars().take(PATH_MAX).collect();
         Arc::new(Entry {
             action: format!("{} {route}", method(request)),
             path,
             address,
             changes,
+            goes_on,
             inner: Mutex::default(),
         })
+    }
+
+    /// What an operator begins is done to its end and written down, also when whoever asked has left.
+    pub(super) fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -143,8 +155,7 @@ pub(super) fn refusal(response: &Response) -> Option<&'static str> {
 /// A request is answered.
 pub(super) async fn answered(app: &App, entry: &Entry, status: StatusCode, refusal: Option<&'static str>) {
     let failed = !status.is_success();
-    let outcome =
-        if failed { refusal.unwrap_or_else(|| status.as_str()).to_owned() } else { DONE.to_owned() };
+    let outcome = refusal.unwrap_or_else(|| if failed { status.as_str() } else { DONE }).to_owned();
     let (row, actor, object, viewer) = {
         let mut inner = entry.lock();
         (inner.row.take(), inner.actor.clone(), inner.object.take(), inner.viewer)
@@ -246,6 +257,10 @@ mod tests {
         assert_eq!(entry("POST", "/v1/volumes").action, "POST /v1/volumes");
         assert!(entry("POST", "/v1/analyze").changes && entry("OTHER", "/v1/analyze").changes);
         assert!(!entry("POST", "/v1/analyze/follow").changes && !entry("GET", "/v1/volumes").changes);
+        let goes_on = |method, route| entry(method, route).goes_on();
+        assert!(goes_on("DELETE", "/v1/volumes/{name}") && goes_on("POST", "/v1/keys"));
+        assert!(!goes_on("POST", "/v1/meta/snapshot") && !goes_on("POST", "/v1/analyze/follow"));
+        assert!(!goes_on("GET", "/v1/volumes"));
     }
 
     #[test]

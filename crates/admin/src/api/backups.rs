@@ -1,12 +1,13 @@
 //! Backups: what people ask, and what the members of one ask.
 
 use super::auth::{LogServerToken, MetadataServer, Who};
-use super::{Answer, App, Body, registered};
+use super::{Answer, App, Body, begun, registered};
 use crate::AdminError;
 use crate::backups::{self, Shown, Wanted};
 use crate::model::Role;
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use chronofs_backup::record::State as Stands;
 use chronofs_backup::{Key, Plan, Unlock};
 use chronofs_core::store::Secret;
@@ -119,7 +120,7 @@ pub(super) async fn create(
     who: Who,
     State(app): State<Arc<App>>,
     Body(new): Body<NewBackup>,
-) -> Answer<Value> {
+) -> Result<Response, AdminError> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&new.uid)?;
     let keep_ns = new.keep_seconds.map(|seconds| seconds.saturating_mul(SECOND_NS));
@@ -127,10 +128,7 @@ pub(super) async fn create(
     who.did("begin", WORD, uid.as_str());
     let unlock = must_unlock(new.key.as_ref(), new.passphrase.as_ref())?;
     let wanted = Wanted { uid, dest: new.dest, unlock, keep_until_ns, schedule: None };
-    Ok(Json(match backups::begin(&app, wanted).await? {
-        Ok(backup) => json!({ "backup": backup }),
-        Err(refused) => json!({ "refused": refused }),
-    }))
+    Ok(begun("backup", backups::begin(&app, wanted).await?))
 }
 
 /// Delete a backup that is over, and what no other one needs

@@ -22,6 +22,8 @@ const STATUS_WITHIN: Duration = Duration::from_secs(3);
 const NEWEST_WITHIN: Duration = Duration::from_secs(2);
 /// A change of the key space has to be durable by then, or it is not known whether it was done.
 const KEYS_WITHIN: Duration = Duration::from_secs(15);
+/// So much of a key stands in the audit log, as it is escaped.
+const KEY_SHOWN_MAX: usize = 200;
 
 /// Which cluster this is; any token will do
 #[utoipa::path(get, path = "/v1/cluster", responses((status = 200, body = Cluster)), security(("token" = [])))]
@@ -169,9 +171,11 @@ pub(super) async fn keys(who: Who, State(app): State<Arc<App>>, Body(op): Body<K
                 .to_owned(),
         )
     })?;
-    if writes {
+    if let Some(key) = op.written() {
+        // The value is nobody's business.
+        let key: String = key.0.escape_ascii().map(char::from).take(KEY_SHOWN_MAX).collect();
         who.writes(&app).await?;
-        who.did("write", "key", "");
+        who.did("write", "key", &key);
     }
     match app.questions.ask(&store.id, Asked::Keys(op), KEYS_WITHIN).await {
         Ok(Said::Keys(reply)) => Ok(Json(reply)),

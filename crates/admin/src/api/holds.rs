@@ -7,7 +7,7 @@ use super::{Answer, App, Body, Created, Deleted, created};
 use crate::AdminError;
 use crate::db::holds::{self, Record, Stage};
 use crate::db::{backups, now_ns, shown, stores, volumes};
-use crate::model::{Hold, NewHold, Role};
+use crate::model::{Hold, Holds, NewHold, Role};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -19,6 +19,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 const WORD: &str = "hold";
+/// Whose it is what is kept for a copy that others made, as servers say it.
+const COPY: &str = "registered copy";
 /// A hold has to be durable by then: the row, and the pin in the block store, each after its instant.
 const KEEP_WITHIN: Duration = Duration::from_secs(20);
 /// Whoever says *now* may have a clock that is ahead by so much; metadata servers wait as long for the instant.
@@ -27,6 +29,8 @@ const AHEAD_NS_MAX: u64 = 5_000_000_000;
 const SAY_WITHIN: Duration = Duration::from_secs(3);
 /// How often what is to end is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Making one is over after so long, however it went.
+const ASKED_MAX_NS: u64 = 60_000_000_000;
 /// Of a record whose server is away.
 const NOT_ASKED: &str = "its metadata server has not answered just now: what else it holds is not listed";
 /// The longest reason, in bytes.
@@ -269,14 +273,16 @@ async fn all(app: &Arc<App>) -> Result<(Vec<Hold>, Told), AdminError> {
 }
 
 /// List holds, the newest first; those of servers that do not answer only as far as this one made them
-#[utoipa::path(get, path = "/v1/holds", responses((status = 200, body = [Hold])), security(("token" = [])))]
-pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Vec<Hold>> {
+#[utoipa::path(get, path = "/v1/holds", responses((status = 200, body = Holds)), security(("token" = [])))]
+pub(super) async fn list(who: Who, State(app): State<Arc<App>>) -> Answer<Holds> {
     who.must_be(Role::Viewer)?;
-    let (all, told) = all(&app).await?;
-    for why in &told.silent {
-        tracing::warn!(why, "a list of holds is not whole");
-    }
-    Ok(Json(all))
+    let (holds, Told { silent, .. }) = all(&app).await?;
+    Ok(Json(Holds { holds, silent }))
+}
+
+/// An id as it stands in records and in what servers say: people may have it in capital letters, or without hyphens.
+fn as_known(id: String) -> String {
+    Uuid::parse_str(&id).map_or(id, |uuid| uuid.to_string())
 }
 
 fn unknown(id: &str) -> AdminError {
@@ -288,6 +294,7 @@ fn unknown(id: &str) -> AdminError {
     responses((status = 200, body = Hold)), security(("token" = [])))]
 pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(id): Path<String>) -> Answer<Hold> {
     who.must_be(Role::Viewer)?;
+    let id = as_known(id);
     let (all, told) = all(&app).await?;
     match all.into_iter().find(|hold| hold.id == id) {
         Some(found) => Ok(Json(found)),
@@ -302,6 +309,7 @@ pub(super) async fn show(who: Who, State(app): State<Arc<App>>, Path(id): Path<S
     responses((status = 204)), security(("token" = [])))]
 pub(super) async fn delete(who: Who, State(app): State<Arc<App>>, Path(id): Path<String>) -> Deleted {
     who.must_be(Role::Operator)?;
+    let id = as_known(id);
     let asked = id.clone();
     match app.database.run(move |tx| holds::find(tx, &asked)).await? {
         Some(record) if record.stage == Stage::Asked => {
@@ -322,8 +330,8 @@ async fn delete_foreign(app: &Arc<App>, id: &str) -> Result<(), AdminError> {
     let of = |held: &HeldSaid| held.id.to_string() == id;
     let found = told.held.iter().find_map(|(store, held)| Some((store, held.iter().find(|held| of(held))?)));
     let Some((store, held)) = found else { return delete_unlisted(app, &told, id).await };
-    if held.owner == "registered copy" {
-        return Err(of_copy(held.id));
+    if held.owner == COPY {
+        return delete_unlisted(app, &told, id).await;
     }
     let record = Record {
         id: id.to_owned(),
@@ -341,8 +349,9 @@ async fn delete_foreign(app: &Arc<App>, id: &str) -> Result<(), AdminError> {
     end_soon(app, &record).await.map(drop)
 }
 
-/// Takes away what may be left of a hold that nobody has: a pin that came into the block store after it was given up, whose id a
-/// metadata server names when it collects nothing because of it.
+/// Has every server let go of what this one has no record of: what is kept for a copy that is not registered here, as in a clone,
+/// and what may be left of a hold that nobody has: a pin that came into the block store after it was given up, whose id a metadata
+/// server names when it collects nothing because of it.
 async fn delete_unlisted(app: &Arc<App>, told: &Told, id: &str) -> Result<(), AdminError> {
     let Ok(uuid) = Uuid::parse_str(id) else { return told.check_whole(id).and(Err(unknown(id))) };
     let copy = uuid.simple().to_string();
@@ -370,7 +379,36 @@ async fn delete_unlisted(app: &Arc<App>, told: &Told, id: &str) -> Result<(), Ad
 
 fn of_copy(id: Uuid) -> AdminError {
     let uid = id.simple();
-    AdminError::Conflict(format!("it is kept for a registered copy: chronofs backup delete {uid}"))
+    AdminError::Conflict(format!("it is kept for a registered copy: chronofs backup delete {uid} --forget"))
+}
+
+/// What is to be done about a record now.
+#[derive(PartialEq, Eq, Debug)]
+enum Due {
+    /// The server has ended it by itself; its pin goes a day later.
+    Forget,
+    /// Whoever made it did not come to the end of that, though it is over for whoever asked.
+    TakeBack,
+    End,
+    Nothing,
+}
+
+impl Due {
+    fn of(record: &Record, now_ns: u64) -> Due {
+        match record.stage {
+            _ if record.is_over(now_ns) => Due::Forget,
+            Stage::Ending => Due::End,
+            Stage::Asked if record.created_ns.saturating_add(ASKED_MAX_NS) <= now_ns => Due::TakeBack,
+            Stage::Asked | Stage::Kept => Due::Nothing,
+        }
+    }
+}
+
+/// The maker of a hold failed before it could write down how that went: nobody was told that it is in force.
+async fn take_back(app: &Arc<App>, record: &Record) -> Result<(), AdminError> {
+    let id = record.id.clone();
+    let ending = app.database.run(move |tx| holds::go(tx, &id, Stage::Asked, Stage::Ending)).await?;
+    if ending { end(app, record).await.map(drop) } else { Ok(()) }
 }
 
 /// Ends what is to end, and forgets what is over, until the server stops.
@@ -380,13 +418,12 @@ pub(crate) async fn watch(app: Arc<App>) {
             Ok(records) => {
                 let now_ns = now_ns();
                 for record in records {
-                    // The server ends it by itself; its pin goes a day later.
-                    let over = record.is_over(now_ns);
                     let id = record.id.clone();
-                    let done = match record.stage {
-                        _ if over => app.database.run(move |tx| holds::remove(tx, &id)).await.map(|()| true),
-                        Stage::Ending => end(&app, &record).await,
-                        Stage::Asked | Stage::Kept => Ok(true),
+                    let done = match Due::of(&record, now_ns) {
+                        Due::Forget => app.database.run(move |tx| holds::remove(tx, &id)).await,
+                        Due::TakeBack => take_back(&app, &record).await,
+                        Due::End => end(&app, &record).await.map(drop),
+                        Due::Nothing => Ok(()),
                     };
                     if let Err(error) = done {
                         tracing::warn!(hold = record.id, %error, "a hold that is to end stays for now");
@@ -402,6 +439,33 @@ pub(crate) async fn watch(app: Arc<App>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_that_was_asked_for_and_never_got_further_is_taken_back_after_a_minute() {
+        let of = |stage, ends_ns, now_ns| {
+            let text = || "x".to_owned();
+            let record = Record {
+                id: text(),
+                volume: text(),
+                name: text(),
+                metadata_store: text(),
+                from_ns: 1,
+                to_ns: 1,
+                owner: text(),
+                reason: text(),
+                created_ns: 1000,
+                ends_ns,
+                stage,
+            };
+            Due::of(&record, now_ns)
+        };
+        let late_ns = 1000 + ASKED_MAX_NS;
+        assert_eq!(of(Stage::Asked, None, late_ns - 1), Due::Nothing);
+        assert_eq!(of(Stage::Asked, None, late_ns), Due::TakeBack);
+        assert_eq!(of(Stage::Asked, Some(1), late_ns), Due::Forget);
+        assert_eq!((of(Stage::Kept, None, late_ns), of(Stage::Ending, None, 1)), (Due::Nothing, Due::End));
+        assert!(u128::from(ASKED_MAX_NS) > 2 * KEEP_WITHIN.as_nanos(), "asked, and asked to let go");
+    }
 
     #[test]
     fn what_makes_no_sense_is_refused_before_anybody_is_asked() {

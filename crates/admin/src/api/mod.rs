@@ -32,19 +32,21 @@ use crate::metrics::Metrics;
 use crate::model::{Account, BlockStore, LogServer, MetadataStore, Role, VolumeToken};
 use crate::snapshots::Snapshots;
 use auth::Who;
-use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Json, MatchedPath, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use chronofs_wire::admin::Problem;
 use chronofs_wire::cluster::{CLUSTER_HEADER, ClusterFile};
 use chronofs_wire::secrets::SecretBox;
 use chronofs_wire::tlog::LogServerSaid;
 use probes::Probes;
 use rusqlite::Transaction;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -87,6 +89,8 @@ pub(crate) struct App {
     locality: BTreeMap<String, String>,
     started: Instant,
     seen: Mutex<HashMap<String, Instant>>,
+    /// How many requests are under way that are done to their ends.
+    under_way: watch::Sender<usize>,
 }
 
 impl App {
@@ -118,7 +122,13 @@ impl App {
             locality,
             started: Instant::now(),
             seen: Mutex::default(),
+            under_way: watch::Sender::new(0),
         })
+    }
+
+    /// Waits until nothing is under way of which the one who asked has left.
+    pub(crate) async fn all_done(&self) {
+        let _ = self.under_way.subscribe().wait_for(|n| *n == 0).await;
     }
 
     /// The server of metadata store `id` was heard of just now.
@@ -189,6 +199,17 @@ impl<T, F: FnOnce(&Transaction<'_>) -> Result<T, AdminError> + Send + 'static> J
 type Answer<T> = Result<Json<T>, AdminError>;
 type Created<T> = Result<(StatusCode, Json<T>), AdminError>;
 type Deleted = Result<StatusCode, AdminError>;
+
+/// The answer to what was to begin, with its record under `what`, or why it does not. Both are 200; for the audit log only one is
+/// done.
+fn begun<T: Serialize, R: Serialize>(what: &'static str, begun: Result<T, R>) -> Response {
+    match begun {
+        Ok(record) => Json(json!({ (what): record })).into_response(),
+        Err(refused) => {
+            (Extension(audit::Refusal("refused")), Json(json!({ "refused": refused }))).into_response()
+        }
+    }
+}
 
 fn created<T>(thing: T) -> (StatusCode, Json<T>) {
     (StatusCode::CREATED, Json(thing))
@@ -375,6 +396,32 @@ fn means_this_cluster(cluster: &ClusterFile, headers: &HeaderMap) -> Result<(), 
 #[derive(Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
+/// A request that is done to its end, also when whoever asked has left.
+struct UnderWay(Arc<App>);
+
+impl UnderWay {
+    fn begin(app: Arc<App>) -> Self {
+        app.under_way.send_modify(|n| *n += 1);
+        UnderWay(app)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.send_modify(|n| *n -= 1);
+    }
+}
+
+/// Answers a request, and writes down how it ended.
+async fn answer(app: Arc<App>, entry: Arc<audit::Entry>, request: Request, next: Next) -> Response {
+    let response = match means_this_cluster(&app.cluster, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused.into_response(),
+    };
+    audit::answered(&app, &entry, response.status(), audit::refusal(&response)).await;
+    response
+}
+
 async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = audit::method(&request);
@@ -383,13 +430,22 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let address = peer.map_or_else(String::new, |ConnectInfo(Peer(address))| address.ip().to_string());
     let entry = audit::Entry::new(&request, &route, address);
     request.extensions_mut().insert(entry.clone());
-    let response = match means_this_cluster(&app.cluster, request.headers()) {
-        Ok(()) => next.run(request).await.into_response(),
-        Err(refused) => refused.into_response(),
+    let answer = answer(app.clone(), entry.clone(), request, next);
+    let response = match entry.goes_on() {
+        // Whoever leaves takes the handler along that is not a task of its own.
+        true => {
+            let under_way = UnderWay::begin(app.clone());
+            let task = tokio::spawn(async move {
+                let response = answer.await;
+                drop(under_way);
+                response
+            });
+            let ended = |e| AdminError::Internal(format!("the task ended: {e}")).into_response();
+            task.await.unwrap_or_else(ended)
+        }
+        false => answer.await,
     };
-    let (status, refusal) = (response.status(), audit::refusal(&response));
-    audit::answered(&app, &entry, status, refusal).await;
-    let status = status.as_u16();
+    let status = response.status().as_u16();
     tracing::debug!(%method, %route, status, took_us = started.elapsed().as_micros(), "answered");
     app.metrics.answered(method.to_owned(), route, status, started.elapsed());
     response

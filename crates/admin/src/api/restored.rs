@@ -4,9 +4,10 @@ use super::auth::Who;
 use super::{Answer, App, Body};
 use crate::AdminError;
 use crate::db::{restored, stores};
-use crate::model::Role;
+use crate::model::{MetadataStore, Role};
 use axum::Json;
 use axum::extract::State;
+use chronofs_wire::http::CALL_TIMEOUT;
 use chronofs_wire::question::{Asked, Said};
 use chronofs_wire::status::RestoredCluster;
 use futures::future::join_all;
@@ -16,7 +17,10 @@ use std::time::Duration;
 use utoipa::ToSchema;
 
 /// A metadata server looks at its objects and into its block stores meanwhile.
-const DETACH_WITHIN: Duration = Duration::from_secs(60);
+const DETACH_WITHIN: Duration = Duration::from_secs(600);
+/// Whoever asked hears by then how it went, or that it goes on.
+const SAID_WITHIN: Duration = Duration::from_secs(25);
+const _: () = assert!(SAID_WITHIN.as_secs() + 2 < CALL_TIMEOUT.as_secs(), "whoever asked has to hear it");
 
 /// Accept that the cluster was restored from a disk snapshot: what nothing needs any more may be deleted from now on
 #[utoipa::path(post, path = "/v1/restore/accept", responses((status = 200, body = RestoredCluster)), security(("token" = [])))]
@@ -77,6 +81,28 @@ pub(super) async fn detach(
                 .to_owned(),
         )
     })?;
+    let task = tokio::spawn(set_free(app.clone(), found.uid.clone(), stores, force));
+    match tokio::time::timeout(SAID_WITHIN, task).await {
+        Ok(done) => {
+            let found = done.map_err(|e| AdminError::Internal(format!("the task ended: {e}")))??;
+            who.did("detach", "restore", &found.uid);
+            Ok(Json(found))
+        }
+        Err(_) => Err(AdminError::Unavailable(format!(
+            "the metadata servers have looked at their objects and into their block stores for {} s, and go on; run chronofs \
+             restore detach again in a while: it says how it went, and chronofs restore status, whether the clone is detached",
+            SAID_WITHIN.as_secs()
+        ))),
+    }
+}
+
+/// Asks every metadata server to have the clone registered no longer.
+async fn set_free(
+    app: Arc<App>,
+    uid: String,
+    stores: Vec<MetadataStore>,
+    force: bool,
+) -> Result<RestoredCluster, AdminError> {
     // One that never had a server has nothing that could name an object.
     let asked = stores.iter().filter(|store| store.epoch > 0).map(|store| {
         let app = &app;
@@ -102,12 +128,11 @@ pub(super) async fn detach(
             "still registered as a reader of snapshot {}: {}; chronofs restore detach --copy has the clone copy what it needs \
              (chronofs restore status says how far that is); --force detaches while objects are needed, which may be gone \
              then at any time",
-            found.uid,
+            uid,
             left.join("; ")
         )));
     }
     let found = app.database.run(restored::detached).await?;
     app.wake_pollers();
-    who.did("detach", "restore", &found.uid);
-    Ok(Json(found))
+    Ok(found)
 }

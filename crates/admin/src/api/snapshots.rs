@@ -1,16 +1,17 @@
 //! Disk snapshots: what people ask, and what members of one ask.
 
 use super::auth::{LogServerToken, MetadataServer, Who};
-use super::{Answer, App, Body, log_servers};
+use super::{Answer, App, Body, begun, log_servers};
 use crate::AdminError;
 use crate::db::stores;
 use crate::model::Role;
 use crate::snapshots::Snapshots;
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use chronofs_snapshot::SnapshotUid;
 use chronofs_snapshot::protocol::{Order, Poll, Record, State as Standing};
-use chronofs_wire::http::ASSIGNMENT_WAIT;
+use chronofs_wire::http::{ASSIGNMENT_WAIT, CALL_TIMEOUT};
 use chronofs_wire::question::{Asked, Said};
 use futures::future::join_all;
 use serde::Deserialize;
@@ -24,7 +25,8 @@ use utoipa::ToSchema;
 
 const WORD: &str = "snapshot";
 /// A metadata server looks into its block stores meanwhile.
-const READERS_WITHIN: Duration = Duration::from_secs(30);
+const READERS_WITHIN: Duration = Duration::from_secs(25);
+const _: () = assert!(READERS_WITHIN.as_secs() + 2 < CALL_TIMEOUT.as_secs(), "whoever asked has to hear it");
 
 /// A snapshot that is wanted.
 #[derive(Deserialize, ToSchema)]
@@ -137,7 +139,7 @@ pub(super) async fn create(
     who: Who,
     State(app): State<Arc<App>>,
     Body(new): Body<NewSnapshot>,
-) -> Answer<Value> {
+) -> Result<Response, AdminError> {
     who.must_be(Role::Operator)?;
     let uid: SnapshotUid = new.uid.parse().map_err(|e| AdminError::Invalid(format!("{e}")))?;
     if new.program == chronofs_backup::PROGRAM {
@@ -147,14 +149,11 @@ pub(super) async fn create(
         .keep_seconds
         .map(|seconds| crate::db::now_ns().saturating_add(seconds.saturating_mul(1_000_000_000)));
     who.did("begin", WORD, uid.as_str());
-    let begun = blocking(&app, move |app| {
+    let record = blocking(&app, move |app| {
         let connected = |id: &str| app.is_connected(id) || log_servers::is_connected(app, id);
         app.snapshots.start(uid, new.program, new.arguments, keep_until_ns, &connected)
     });
-    Ok(Json(match begun.await? {
-        Ok(record) => json!({ "record": record }),
-        Err(refused) => json!({ "refused": refused }),
-    }))
+    Ok(begun("record", record.await?))
 }
 
 /// End a disk snapshot that is under way

@@ -1,11 +1,12 @@
 //! Deleted volumes. What one holds is kept for a time; then it is due, which its metadata server is told. That server gives it
 //! up, when it has known the volume to be deleted for as long, and says so. Until then it can be taken back.
 
-use super::{maybe_unsigned, now_ns, parsed, raise_revision, shown, taken, to_sql, unsigned, volumes};
+use super::{holds, maybe_unsigned, now_ns, parsed, raise_revision, shown, taken, to_sql, unsigned, volumes};
 use crate::AdminError;
 use crate::db::volumes::Found;
 use crate::model::{DeletedVolume, Undelete, check_name};
 use chronofs_core::Retention;
+use chronofs_wire::admin::VolumeReport;
 use rusqlite::{Row, Transaction, params};
 
 const WHAT: &str = "deleted-volume";
@@ -110,6 +111,11 @@ pub fn undelete(tx: &Transaction<'_>, key: &str, undelete: &Undelete) -> Result<
 pub fn give_up(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError> {
     let (volume, metadata_store) = find_with_store(tx, key)?;
     must_be_kept(&volume)?;
+    // Nothing of it would go, and nobody could look at what is held any more.
+    let users = holds::of_volume(tx, &volume.id)?;
+    if !users.is_empty() {
+        return Err(AdminError::InUse { what: WHAT, name: volume.name, users });
+    }
     let sql = "UPDATE volume SET keep_s = 0, keep_until_ns = ?2, due_ns = ?2 WHERE id = ?1";
     tx.execute(sql, params![volume.id, to_sql(now_ns())])?;
     raise_revision(tx, &metadata_store)
@@ -136,15 +142,18 @@ pub fn note_due(tx: &Transaction<'_>) -> Result<Vec<(String, String)>, AdminErro
     Ok(due.into_iter().map(|(name, id, _)| (name, id)).collect())
 }
 
-/// The server of a store says that it has given up a volume, and perhaps that nothing of it is left. What it says of one
-/// that is not deleted here is nothing but a problem.
-pub fn note_given_up(tx: &Transaction<'_>, store: &str, id: &str, gone: bool) -> Result<(), AdminError> {
-    let sql = "UPDATE volume SET given_up_ns = COALESCE(given_up_ns, ?3), gone_ns = iif(?4, ?3, NULL)
+/// The server of a store says that it has given up a volume, and perhaps that nothing of it is left, or why it stays. False: it is
+/// not deleted here, so that what is said of it is nothing but a problem.
+pub fn note_given_up(tx: &Transaction<'_>, store: &str, volume: &VolumeReport) -> Result<bool, AdminError> {
+    let sql =
+        "UPDATE volume SET given_up_ns = COALESCE(given_up_ns, ?3), gone_ns = iif(?4, ?3, NULL), problem = ?5
         WHERE id = ?2 AND metadata_store = ?1 AND deleted_ns IS NOT NULL AND gone_ns IS NULL";
-    if tx.execute(sql, params![store, id, to_sql(now_ns()), gone])? > 0 && gone {
-        tracing::info!(volume = id, "nothing is left of the deleted volume");
+    let VolumeReport { id, gone, problem, .. } = volume;
+    let noted = tx.execute(sql, params![store, id.to_string(), to_sql(now_ns()), gone, problem])? > 0;
+    if noted && *gone {
+        tracing::info!(volume = %id, "nothing is left of the deleted volume");
     }
-    Ok(())
+    Ok(noted)
 }
 
 /// What of a store is still kept, so that the store must stay: `column` is `block_store` or `metadata_store`.

@@ -207,10 +207,7 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             problem = ?8 WHERE id = ?2 AND metadata_store = ?1",
     )?;
     for volume in &report.volumes {
-        if volume.given_up {
-            deleted::note_given_up(tx, store, &volume.id.to_string(), volume.gone)?;
-        }
-        if volume.given_up && volume.problem.is_none() {
+        if volume.given_up && (deleted::note_given_up(tx, store, volume)? || volume.problem.is_none()) {
             continue;
         }
         statement.execute(params![

@@ -1,5 +1,6 @@
 //! Holds. Their records are JSON: nothing here asks for one by what is in it.
 
+use super::now_ns;
 use crate::AdminError;
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,18 @@ pub fn find(tx: &Transaction<'_>, id: &str) -> Result<Option<Record>, AdminError
     text.map(|text| read(&text)).transpose()
 }
 
+/// The holds of a volume that nobody has ended, as what uses it.
+pub(super) fn of_volume(tx: &Transaction<'_>, volume: &str) -> Result<Vec<String>, AdminError> {
+    let now_ns = now_ns();
+    let all = list(tx)?.into_iter();
+    // Of one that is to end its server lets go, also when the volume is deleted.
+    let in_force = all.filter(|record| record.stage != Stage::Ending && !record.is_over(now_ns));
+    Ok(in_force
+        .filter(|record| record.volume == volume)
+        .map(|record| format!("hold '{}'", record.id))
+        .collect())
+}
+
 /// Saves a record, in the place of an earlier one of the same hold.
 pub fn save(tx: &Transaction<'_>, record: &Record) -> Result<(), AdminError> {
     let text = serde_json::to_string(record).map_err(|e| AdminError::Internal(e.to_string()))?;
@@ -91,10 +104,72 @@ pub fn remove(tx: &Transaction<'_>, id: &str) -> Result<(), AdminError> {
     Ok(())
 }
 
+/// Forgets the holds of a metadata store that is deleted: nobody is left who could let go of them.
+pub(super) fn remove_of_store(tx: &Transaction<'_>, store: &str) -> Result<(), AdminError> {
+    list(tx)?
+        .iter()
+        .filter(|record| record.metadata_store == store)
+        .try_for_each(|record| remove(tx, &record.id))
+}
+
 /// A start: those that were asked for when the process went down are to end, since nobody was told that they are in force.
 pub fn begin(tx: &Transaction<'_>) -> Result<(), AdminError> {
     for record in list(tx)? {
         go(tx, &record.id, Stage::Asked, Stage::Ending)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, volume: &str, stage: Stage, ends_ns: Option<u64>) -> Record {
+        Record {
+            id: id.to_owned(),
+            volume: volume.to_owned(),
+            name: "v".to_owned(),
+            metadata_store: "m".to_owned(),
+            from_ns: 1,
+            to_ns: 1,
+            owner: "root".to_owned(),
+            reason: "audit".to_owned(),
+            created_ns: 1,
+            ends_ns,
+            stage,
+        }
+    }
+
+    #[test]
+    fn holds_that_never_came_to_their_end_go_with_their_metadata_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = crate::db::Database::open(folder.path()).unwrap();
+        let left = database.write(|tx| {
+            let metadata_store = crate::db::stores::create_metadata(tx, "m")?.id;
+            save(tx, &Record { metadata_store, ..record("gone", "v", Stage::Ending, None) })?;
+            save(tx, &record("another", "v", Stage::Ending, None))?;
+            crate::db::stores::delete_metadata(tx, "m")?;
+            list(tx)
+        });
+        let left: Vec<String> = left.unwrap().into_iter().map(|record| record.id).collect();
+        assert_eq!(left, ["another"]);
+    }
+
+    #[test]
+    fn a_volume_is_used_by_holds_that_nobody_has_ended_and_whose_time_is_not_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = crate::db::Database::open(folder.path()).unwrap();
+        let users = database.write(|tx| {
+            save(tx, &record("kept", "v", Stage::Kept, None))?;
+            save(tx, &record("later", "v", Stage::Kept, Some(u64::MAX)))?;
+            save(tx, &record("asked", "v", Stage::Asked, None))?;
+            save(tx, &record("ending", "v", Stage::Ending, None))?;
+            save(tx, &record("over", "v", Stage::Kept, Some(1)))?;
+            save(tx, &record("another", "w", Stage::Kept, None))?;
+            of_volume(tx, "v")
+        });
+        let mut users = users.unwrap();
+        users.sort();
+        assert_eq!(users, ["hold 'asked'", "hold 'kept'", "hold 'later'"]);
+    }
 }

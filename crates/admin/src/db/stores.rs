@@ -1,6 +1,8 @@
 //! Metadata stores.
 
-use super::{column, deleted, logs, new_id, now_ns, set_setting, setting, shown, taken, to_sql, unsigned};
+use super::{
+    column, deleted, holds, logs, new_id, now_ns, set_setting, setting, shown, taken, to_sql, unsigned,
+};
 use crate::AdminError;
 use crate::model::{MetadataStore, check_name};
 use chronofs_wire::log::LogEpoch;
@@ -89,6 +91,7 @@ pub fn delete_metadata(tx: &Transaction<'_>, key: &str) -> Result<(), AdminError
     let store = find_metadata(tx, key)?;
     refuse_used(METADATA, &store.name, &store.volumes, deleted::kept_in(tx, "metadata_store", &store.id)?)?;
     tx.execute("DELETE FROM volume WHERE metadata_store = ?1", [&store.id])?;
+    holds::remove_of_store(tx, &store.id)?;
     tx.execute("DELETE FROM metadata_store WHERE id = ?1", [&store.id])?;
     Ok(())
 }

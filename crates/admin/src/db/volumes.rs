@@ -1,8 +1,8 @@
 //! Volumes.
 
 use super::{
-    block_stores, column, deleted, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown, stores,
-    taken, to_sql, tokens, unsigned,
+    block_stores, column, deleted, holds, maybe_unsigned, new_id, now_ns, parsed, raise_revision, shown,
+    stores, taken, to_sql, tokens, unsigned,
 };
 use crate::AdminError;
 use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
@@ -219,11 +219,12 @@ pub fn apply_due(tx: &Transaction<'_>) -> Result<Vec<(String, Retention)>, Admin
     Ok(applied)
 }
 
-/// Deletes a volume that is not mounted and has no tokens that still work; its metadata server learns of it. What it holds
+/// Deletes a volume that is not mounted, of which nothing is held, and that has no tokens that still work; its metadata server learns of it. What it holds
 /// is kept for as long as is said, or as [`deleted::keep_for`] says.
 pub fn delete(tx: &Transaction<'_>, key: &str, keep: Option<Retention>) -> Result<(), AdminError> {
     let Found { volume, metadata_store } = find(tx, key)?;
     let mut users: Vec<String> = tokens::live_of_volume(tx, &volume.id)?;
+    users.extend(holds::of_volume(tx, &volume.id)?);
     if let Some(n) = volume.sessions.filter(|n| *n > 0) {
         users.push(if n == 1 { "1 mount".to_owned() } else { format!("{n} mounts") });
     }

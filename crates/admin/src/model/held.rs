@@ -49,6 +49,16 @@ pub struct Hold {
     pub detail: Option<String>,
 }
 
+/// Holds, the newest first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Holds {
+    /// What is known of.
+    pub holds: Vec<Hold>,
+    /// Metadata stores whose servers have not said what they hold, each with the reason: of those only the holds are listed that were
+    /// made here. None: the list is whole.
+    pub silent: Vec<String>,
+}
+
 /// Body of `POST /v1/holds`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

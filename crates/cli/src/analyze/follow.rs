@@ -44,6 +44,8 @@ pub(super) async fn follow(
             };
             heard = Instant::now();
             if told.gone {
+                // A server that stops takes questions for a moment still.
+                tokio::time::sleep(TRY_AGAIN).await;
                 continue 'begun;
             }
             seen = told.upto;

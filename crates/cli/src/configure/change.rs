@@ -209,13 +209,14 @@ fn what_goes(before: &Value, after: &Value, now: Timestamp) -> Vec<String> {
         )];
     }
     let parsed = |text: &str| text.parse::<Retention>().unwrap_or(Retention::None);
-    let mut lines = Vec::new();
-    if !before["next_retention"].is_null() {
-        lines.push("the shorter retention that waited is taken back; nothing went".to_owned());
-    }
     let now = Version(u64::try_from(now.as_nanosecond()).unwrap_or_default());
     let start = parsed(&new).window_start(now);
-    if start > parsed(&old).window_start(now) {
+    let goes = start > parsed(&old).window_start(now);
+    let mut lines = Vec::new();
+    if !before["next_retention"].is_null() && !goes {
+        lines.push("the shorter retention that waited is taken back; nothing went".to_owned());
+    }
+    if goes {
         lines.push(format!("what is before {start} goes now{since}"));
     } else if let Some(earliest) = earliest.filter(|_| new != old) {
         lines.push(format!("what was before {earliest} is gone already, and does not come back"));
@@ -269,5 +270,11 @@ mod tests {
         let more = said(&volume("7d"), &volume("30d"));
         assert!(more.contains("before 2026-03-08T12:00:00Z is gone already"), "{more}");
         assert_eq!(said(&volume("7d"), &volume("7d")), "");
+        let at_once = said(&waits, &volume("1d"));
+        assert!(at_once.contains("goes now") && !at_once.contains("nothing went"), "{at_once}");
+        let less = said(&waits, &volume("2d"));
+        assert!(less.contains("before 2026-03-13") && !less.contains("taken back"), "{less}");
+        let longer = said(&waits, &volume("30d"));
+        assert!(longer.contains("nothing went") && longer.contains("is gone already"), "{longer}");
     }
 }

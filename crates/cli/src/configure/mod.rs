@@ -211,6 +211,7 @@ impl Kind {
                 ("ENDS", "ends"),
                 ("STATE", "state"),
                 ("REASON", "reason"),
+                ("DETAIL", "detail"),
             ],
         }
     }
@@ -386,8 +387,13 @@ async fn delete(session: &Session, kind: Kind, name: &str, keep: Option<Retentio
 
 async fn list(session: &Session, kind: Kind) -> Result<()> {
     let items = session.call(Method::GET, kind.path(), None::<&()>).await?;
+    for silent in items["silent"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output::warn(format!("this list is not whole: {silent}"));
+    }
     if session.json {
         return output::line(serde_json::to_string_pretty(&items)?);
     }
-    output::line(output::table(kind.columns(), items.as_array().map_or(&[][..], Vec::as_slice)))
+    // A list that may lack something is a part of what is said.
+    let rows = items.get("holds").unwrap_or(&items);
+    output::line(output::table(kind.columns(), rows.as_array().map_or(&[][..], Vec::as_slice)))
 }

@@ -62,6 +62,8 @@ struct State {
     /// Number of the first of them.
     first: u64,
     ended: Option<Ended>,
+    /// The server stops, and the look with it.
+    stops: bool,
     followed: Instant,
 }
 
@@ -70,7 +72,7 @@ impl Looks {
     pub fn begin(&self, collector: Collector, volume: Option<Uuid>, wanted: Look) -> Result<u64, String> {
         let mut known = self.lock();
         known.desks.retain(|_, desk| !desk.is_left());
-        let running = known.desks.values().filter(|desk| desk.lock().ended.is_none()).count();
+        let running = known.desks.values().filter(|desk| desk.is_running()).count();
         if running >= LOOKS_MAX {
             return Err(format!(
                 "{LOOKS_MAX} looks are under way at this metadata server: wait until one has ended"
@@ -93,11 +95,12 @@ impl Looks {
                 done = look(&desk, &collector, volume, wanted) => done,
                 () = watched => Err(Stop::Left),
             };
-            desk.end(match done {
-                Ok(sum) => Ended::Whole(sum),
-                Err(Stop::Failed(why)) => Ended::Stopped(why),
-                Err(Stop::Left) => Ended::Stopped("nobody followed it any more".to_owned()),
-            });
+            match done {
+                Ok(sum) => desk.end(Ended::Whole(sum)),
+                Err(Stop::Failed(why)) => desk.end(Ended::Stopped(why)),
+                Err(Stop::Left) => desk.end(Ended::Stopped("nobody followed it any more".to_owned())),
+                Err(Stop::Stops) => desk.stops(),
+            }
         });
         Ok(number)
     }
@@ -116,7 +119,8 @@ impl Looks {
 
 impl Desk {
     fn new(home: &Arc<Mutex<Known>>) -> Desk {
-        let state = State { news: VecDeque::new(), first: 1, ended: None, followed: Instant::now() };
+        let (news, followed) = (VecDeque::new(), Instant::now());
+        let state = State { news, first: 1, ended: None, stops: false, followed };
         let (state, home) = (Mutex::new(state), Arc::downgrade(home));
         Desk { inner: Arc::new(Inner { state, home, news: Notify::new(), room: Notify::new() }) }
     }
@@ -128,6 +132,11 @@ impl Desk {
     /// Nobody follows, or the server stops.
     pub(super) fn is_left(&self) -> bool {
         self.inner.home.strong_count() == 0 || self.lock().followed.elapsed() > FOLLOWED_WITHIN
+    }
+
+    fn is_running(&self) -> bool {
+        let state = self.lock();
+        state.ended.is_none() && !state.stops
     }
 
     /// Tells something if there is room for it; else gives it back.
@@ -159,6 +168,12 @@ impl Desk {
         self.inner.news.notify_one();
     }
 
+    /// What is told is not the end: that comes from the look which is begun in place of this one.
+    fn stops(&self) {
+        self.lock().stops = true;
+        self.inner.news.notify_one();
+    }
+
     async fn follow(&self, seen: u64) -> Told {
         {
             let mut state = self.lock();
@@ -173,7 +188,7 @@ impl Desk {
                 let news = self.inner.news.notified();
                 {
                     let state = self.lock();
-                    if !state.news.is_empty() || state.ended.is_some() {
+                    if !state.news.is_empty() || state.ended.is_some() || state.stops {
                         return;
                     }
                 }
@@ -183,6 +198,9 @@ impl Desk {
         // Without news the answer says just that.
         let _ = timeout(NEWS_WITHIN, wait).await;
         let state = self.lock();
+        if state.stops {
+            return Told { gone: true, ..Told::default() };
+        }
         let mut told = Told { upto: state.first - 1, ..Told::default() };
         let mut bytes = 0;
         for news in &state.news {
@@ -224,6 +242,17 @@ mod tests {
             desk.follow(2).await,
             Told { news: vec![at(3)], upto: 3, ended: Some(ended), gone: false }
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_of_a_server_that_stops_is_gone_and_not_at_its_end() {
+        let looks = Looks::default();
+        let desk = Desk::new(&looks.inner);
+        desk.tell(at(1)).await;
+        assert!(desk.is_running());
+        desk.stops();
+        assert_eq!(desk.follow(0).await, Told { gone: true, ..Told::default() });
+        assert!(!desk.is_running());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,8 @@ use uuid::Uuid;
 pub(crate) enum Stop {
     /// Nobody follows it any more.
     Left,
+    /// The server stops. The next start knows nothing of it: whoever follows begins again where it was.
+    Stops,
     /// It cannot go on, for this reason.
     Failed(String),
 }
@@ -41,6 +43,9 @@ impl From<ReadStop> for Stop {
 
 impl From<tokio::task::JoinError> for Stop {
     fn from(error: tokio::task::JoinError) -> Stop {
+        if error.is_cancelled() {
+            return Stop::Stops;
+        }
         Stop::Failed(format!("the look was given up: {error}"))
     }
 }
@@ -48,7 +53,7 @@ impl From<tokio::task::JoinError> for Stop {
 /// The rows as they are now.
 async fn rows_now(collector: &Collector) -> Result<SharedView, Stop> {
     let view: Option<Arc<dyn View>> = collector.ask(|core, _| core.engine.view()).await;
-    Ok(SharedView(view.ok_or_else(stops)?))
+    Ok(SharedView(view.ok_or(Stop::Stops)?))
 }
 
 /// A volume that is looked at.
@@ -66,7 +71,7 @@ impl Looked {
             let mut there = core.machine.volumes().filter(|volume| volume.row.is_live());
             there.find(|volume| volume.id() == id).map(|volume| (volume.index, volume.row.clone()))
         });
-        let found = found.await.ok_or_else(stops)?;
+        let found = found.await.ok_or(Stop::Stops)?;
         let (index, row) = found.ok_or_else(|| {
             Stop::Failed(format!("this server has no volume {id}: it was deleted, or was never taken over"))
         })?;
@@ -76,10 +81,6 @@ impl Looked {
     async fn rows(&self) -> Result<SharedView, Stop> {
         rows_now(&self.collector).await
     }
-}
-
-fn stops() -> Stop {
-    Stop::Failed("the metadata server stops".to_owned())
 }
 
 /// A path in the form of [`chronofs_wire::analyze::NamedAt::path`].

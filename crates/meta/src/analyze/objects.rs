@@ -1,7 +1,7 @@
 //! The objects of a volume: how full they are, and what of the block store rows and sessions explain.
 
 use super::store::Store;
-use super::{Desk, Looked, Stop, stops};
+use super::{Desk, Looked, Stop};
 use chronofs_blocks::parse_object_name;
 use chronofs_blocks::work::off_thread;
 use chronofs_core::{SessionId, Version};
@@ -63,7 +63,7 @@ async fn listed(desk: &Desk, volume: &Looked, mut found: Objects) -> Result<Obje
             let before = core.machine.collects_before(steady_ns).filter(|_| !recovering);
             (core.engine.view(), before.unwrap_or(Version::ZERO))
         });
-        let (view, over_since) = judged.await.ok_or_else(stops)?;
+        let (view, over_since) = judged.await.ok_or(Stop::Stops)?;
         let (of, names) = (volume.clone(), page.names);
         listed += names.len() as u64;
         found = off_thread(move || -> Result<Objects, Stop> {

@@ -25,7 +25,7 @@ const HELD_MAX: usize = 4;
 pub(super) struct Falls {
     /// Each higher than all that follow; the newest of those that are alike.
     counts: VecDeque<Count>,
-    /// When they were counted last.
+    /// When they were counted last, or passed over.
     counted_ns: Option<u64>,
     /// It is not held yet, nor refused: the commit may fail, for want of room. Of several the first.
     open: Option<Fall>,
@@ -73,6 +73,11 @@ impl Falls {
         self.open
     }
 
+    /// There is no past of the volume to go back to now, so its files are not counted.
+    fn passed_over(&mut self, steady_ns: u64) {
+        self.counted_ns = Some(steady_ns);
+    }
+
     /// The fall that was told of is held, or cannot be.
     fn close(&mut self) {
         self.open = None;
@@ -80,12 +85,14 @@ impl Falls {
 }
 
 impl Machine {
-    /// Holds the instant before a sudden fall, and shows what is held so.
+    /// Holds the instant before a sudden fall, and shows what is held so: of every volume that is there, also of one that is deleted
+    /// or keeps no past any more.
     pub(super) fn watch_falls(&mut self, group: &mut Group) -> Result<(), EngineError> {
-        let due = self.volumes.values().filter(|volume| {
-            volume.row.is_live() && volume.row.history_since.is_some() && volume.falls.is_due(group.steady_ns)
-        });
-        let due: Vec<VolumeIndex> = due.map(|volume| volume.index).collect();
+        let there = self.volumes.values().filter(|volume| !volume.row.is_gone());
+        let due = there.filter(|volume| volume.falls.is_due(group.steady_ns));
+        let due: Vec<(VolumeIndex, bool)> = due
+            .map(|volume| (volume.index, volume.row.is_live() && volume.row.history_since.is_some()))
+            .collect();
         if due.is_empty() || group.full {
             return Ok(());
         }
@@ -93,14 +100,20 @@ impl Machine {
             Ok(kept) => kept,
             Err(stop) => return self.stopped(group, stop, "looking for holds").map(drop),
         };
-        for index in due {
+        for (index, counts) in due {
+            let held = held_by_brake(index, &kept);
+            if let Some(volume) = self.volumes.get_mut(&index) {
+                volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
+                if !counts {
+                    volume.falls.passed_over(group.steady_ns);
+                    continue;
+                }
+            }
             let (_, files) = self.volume_figures(group, index)?;
             let now = self.next_version(group);
             let count = Count { steady_ns: group.steady_ns, at: self.last, files };
             let least = self.config.brake_from;
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
-            let held = held_by_brake(index, &kept);
-            volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
             if let Some(fall) = volume.falls.count(count, instants(&volume.row, now).0, least) {
                 self.hold_before(group, index, fall, held.len())?;
             }
@@ -123,7 +136,8 @@ impl Machine {
         group.thens.push(Then::FallTold(index));
         if held >= HELD_MAX {
             group.effects.push(Effect::Warn(format!(
-                "{fell}; the instant before, {before}, is not held beyond the window, since {held} before earlier falls are: hold                  it (chronofs configure create hold --volume {name} --at {before}), and let those go that nobody needs"
+                "{fell}; the instant before, {before}, is not held beyond the window, since {held} before earlier falls are: hold \
+                 it (chronofs configure create hold --volume {name} --at {before}), and let those go that nobody needs"
             )));
             return Ok(());
         }

@@ -8,20 +8,23 @@ use super::Machine;
 use super::forget::{STEPS, STEPS_BESIDE};
 use super::group::{Group, Then};
 use super::volumes::VolumeState;
+use crate::holds::who_keeps;
 use bytes::Bytes;
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::{EngineError, Reads};
-use chronofs_namespace::SystemReply;
 use chronofs_namespace::rows::Tally;
+use chronofs_namespace::{SystemError, SystemReply, list_kept};
 use chronofs_wire::admin::{AssignedVolume, VolumeReport};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
 /// After so long it is tried again to begin with a volume that something still needed.
 const RETRY_NS: u64 = 1_000_000_000;
 /// For so long somebody can see that a volume is to be given up, and that a clock is wrong.
 const SEEN_NS: u64 = 3_600_000_000_000;
+/// So many of those who need a volume are named.
+const NAMED_MAX: usize = 3;
 
 /// How far the rows of a volume that is given up are gone. Not in the state: a restart begins anew, and finds those that
 /// are left.
@@ -37,6 +40,8 @@ pub(super) struct Leaving {
     pub(super) returned: bool,
     /// Until then something needs it.
     next_ns: u64,
+    /// Who needs it, in words.
+    needed: Option<String>,
     /// A row cannot be taken away; the rest stays until the next start.
     damaged: bool,
     /// Rows that went since the server started.
@@ -58,6 +63,9 @@ pub struct LeavingShown {
     pub rows_gone: bool,
     /// The metadata cannot be read where it has to be: nothing more of it goes until the next start.
     pub stopped: bool,
+    /// Of one that is given up, who still needs it, if somebody does: nothing of it goes until they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed: Option<String>,
 }
 
 impl Leaving {
@@ -81,6 +89,7 @@ impl Leaving {
 
     /// A step was taken.
     fn stepped(&mut self, next: Option<Bytes>, rows: u32) {
+        self.needed = None;
         self.swept = next.is_none();
         self.at = next.unwrap_or_default();
         self.rows += u64::from(rows);
@@ -96,6 +105,7 @@ impl VolumeState {
             rows_dropped: leaving.rows,
             rows_gone: leaving.swept,
             stopped: leaving.damaged,
+            needed: leaving.needed.clone(),
         })
     }
 }
@@ -111,6 +121,25 @@ pub(super) fn assigned(volume: &VolumeState, assigned: &AssignedVolume) -> Optio
         (false, false) => Some(SystemRequest::UndeleteVolume { id }),
         _ => None,
     }
+}
+
+/// Who needs a volume that is given up, in words: holds by the ids that people know.
+fn needed_by<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Option<String> {
+    let kept = list_kept(reads).ok()?.into_iter().filter(|(of, ..)| *of == index);
+    let who: BTreeSet<String> = kept.map(|(.., row)| who_keeps(&row.note)).collect();
+    let more = match who.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let who: Vec<String> = who.into_iter().take(NAMED_MAX).collect();
+    Some(match who.is_empty() {
+        true => "it is still mounted".to_owned(),
+        false => format!(
+            "instants of it are kept for {}{more}: let go of what nobody needs (chronofs configure list hold, chronofs snapshot \
+             list)",
+            who.join(", ")
+        ),
+    })
 }
 
 impl Machine {
@@ -176,9 +205,14 @@ impl Machine {
                         None => return Ok(()),
                     }
                 }
-                Ok(_) => {
+                Ok(refused) => {
+                    let needed = match refused {
+                        Err(SystemError::StillNeeded(_)) => needed_by(&group.reads, index),
+                        _ => None,
+                    };
                     if let Some(volume) = self.volumes.get_mut(&index) {
                         volume.leaving.next_ns = group.steady_ns + RETRY_NS;
+                        volume.leaving.needed = needed;
                     }
                     return Ok(());
                 }
@@ -239,9 +273,13 @@ impl Machine {
             used_bytes: 0,
             used_inodes: 0,
             sessions: 0,
-            problem: wanted.then(|| {
-                "it was deleted for good, so what it held goes or is gone; delete it here, too".to_owned()
-            }),
+            problem: match wanted {
+                true => Some(
+                    "it was deleted for good, so what it held goes or is gone; delete it here, too"
+                        .to_owned(),
+                ),
+                false => volume.leaving.needed.clone(),
+            },
             given_up: true,
             gone,
         })

@@ -90,6 +90,40 @@ fn of_many_falls_a_few_are_held_and_all_are_told() {
 }
 
 #[test]
+fn what_is_held_is_shown_until_it_is_let_go_also_without_retention_and_when_the_volume_is_deleted() {
+    for deleted in [false, true] {
+        let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+        server.open(1, hello(1)).unwrap();
+        server.call(1, 1, create(Ino::ROOT, "f", false)).1.unwrap();
+        server.frame(1, ToServer::Goodbye);
+        let (at, id) = (server.core.machine.last(), uuid::Uuid::from_u128(1));
+        let note = format!("brake: {} of 9 files 8 were removed within an hour", uuid::Uuid::from_u128(9));
+        let kept = server.core.decide(server.now_ns, |machine, group| {
+            machine.keep_instants(group, (common::VOLUME, id), (at, at), None, &note)?.unwrap();
+            Ok(())
+        });
+        kept.unwrap();
+        let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+        match deleted {
+            true => assignment.volumes[0].deleted = true,
+            false => assignment.volumes[0].spec.retention = Retention::None,
+        }
+        server.run(Event::Assignment(Box::new(assignment)));
+        pass(&mut server, 3);
+        assert_eq!(server.core.machine.volume(INDEX).unwrap().row.is_live(), !deleted);
+        assert_eq!(server.collection().held, Some(at.to_string()));
+        let released = server.core.decide(server.now_ns, |machine, group| {
+            machine.release_instants(group, common::VOLUME, id)?.unwrap();
+            Ok(())
+        });
+        released.unwrap();
+        pass(&mut server, 3);
+        assert_eq!(server.collection().held, None);
+        server.verify();
+    }
+}
+
+#[test]
 fn a_fall_on_a_full_disk_is_held_when_there_is_room() {
     let engine = Arc::new(Full(Memory::default(), false.into(), 0.into()));
     let mut server = Server::start(engine.clone(), START_NS, false);

@@ -188,6 +188,35 @@ fn a_volume_that_is_given_up_goes_in_steps_its_objects_ten_minutes_later_and_the
 }
 
 #[test]
+fn a_volume_that_is_given_up_and_still_held_says_by_whom_here_and_to_the_admin_server() {
+    let (mut server, _) = with_files();
+    let (at, id) = (server.core.machine.last(), Uuid::from_u128(1));
+    let hold = format!("brake: {} of 9 files 8 were removed within an hour", Uuid::from_u128(9));
+    let pinned = server.core.decide(server.now_ns, |machine, group| {
+        machine.keep_instants(group, (common::VOLUME, id), (at, at), None, &hold)?.unwrap();
+        Ok(())
+    });
+    pinned.unwrap();
+    server.deleted(false);
+    assert_eq!(server.leaving().unwrap().needed, None, "it is kept as it is");
+    server.deleted(true);
+    server.deleted(true);
+    server.minutes(1);
+    let needed = server.leaving().unwrap().needed.unwrap();
+    assert!(needed.contains(&format!("brake {}", Uuid::from_u128(9))), "{needed}");
+    let volume = server.core.machine.volume(INDEX).unwrap();
+    let report = server.core.machine.report_of_deleted(volume).unwrap();
+    assert!(report.given_up && report.problem == Some(needed), "{report:?}");
+    let released = server.core.decide(server.now_ns, |machine, group| {
+        machine.release_instants(group, common::VOLUME, id)?.unwrap();
+        Ok(())
+    });
+    released.unwrap();
+    server.minutes(1);
+    assert_eq!(server.leaving().unwrap().needed, None);
+}
+
+#[test]
 fn nothing_goes_before_it_is_durable_that_the_volume_is_given_up_and_while_a_pin_needs_it() {
     let (mut server, _) = with_files();
     let (at, id) = (server.core.machine.last(), Uuid::from_u128(1));
