@@ -20,42 +20,77 @@ pub(crate) fn attempt() -> Attempt {
     Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 17 }
 }
 
-/// A store in a folder, in which a clone registers just when pins are being taken away.
-pub(crate) struct Racing(BlockStore, Mutex<Option<Reader>>);
+/// A store in a folder, in which others do something just when pins are being put or taken away.
+pub(crate) struct Racing {
+    store: BlockStore,
+    /// A clone registers when one is taken away.
+    reader: Mutex<Option<Reader>>,
+    /// It is put again when it was taken away.
+    again: Mutex<Option<Pin>>,
+    /// Nothing is put before there is a permit.
+    late: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
+}
+
+impl Racing {
+    fn new(store: BlockStore) -> Racing {
+        Racing { store, reader: Mutex::default(), again: Mutex::default(), late: Mutex::default() }
+    }
+
+    pub(crate) fn put_again(&self, pin: Pin) {
+        *self.again.lock().unwrap() = Some(pin);
+    }
+
+    pub(crate) fn put_late(&self) -> Arc<tokio::sync::Semaphore> {
+        let permits = Arc::new(tokio::sync::Semaphore::new(0));
+        *self.late.lock().unwrap() = Some(permits.clone());
+        permits
+    }
+}
 
 impl ObjectPort for Racing {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.put(name, bytes)
+        self.store.put(name, bytes)
     }
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.0.get(name, offset, len)
+        self.store.get(name, offset, len)
     }
 }
 
 impl StorePort for Racing {
     fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.0.whole(name)
+        self.store.whole(name)
     }
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.delete(name)
+        self.store.delete(name)
     }
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
-        self.0.list(from)
+        self.store.list(from)
     }
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.put_note(name, bytes)
+        Box::pin(async move {
+            let late = self.late.lock().unwrap().clone();
+            if let Some(late) = late {
+                late.acquire().await.unwrap().forget();
+            }
+            self.store.put_note(name, bytes).await
+        })
     }
     fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            let reader = self.1.lock().unwrap().take();
+            let reader = self.reader.lock().unwrap().take();
             if let Some(reader) = reader {
-                self.0.put_note(&reader.name_in_store(), reader.encode().unwrap()).await?;
+                self.store.put_note(&reader.name_in_store(), reader.encode().unwrap()).await?;
             }
-            self.0.remove_note(name).await
+            self.store.remove_note(name).await?;
+            let again = self.again.lock().unwrap().take();
+            match again {
+                Some(pin) => self.store.put_pin(&pin).await,
+                None => Ok(()),
+            }
         })
     }
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.0.notes(folder)
+        self.store.notes(folder)
     }
 }
 
@@ -110,7 +145,7 @@ impl Bench {
             vec![Event::Assignment(Box::new(assignment)), Event::Owner(true), Event::Tick, Event::Tick];
         queue.blocking_send(Input::Events(told)).unwrap_or_else(|_| panic!("the channel has room"));
         let opened = BlockStore::create(&folder.path().join("blocks"), Uuid::from_u128(9)).unwrap();
-        let store = Arc::new(Racing(opened, Mutex::default()));
+        let store = Arc::new(Racing::new(opened));
         let stores = crate::server::objects::Stores::default();
         stores.set([(VOLUME, store.clone() as Arc<dyn StorePort>)].into());
         let collector = Collector::new(queue.clone(), stores, Rhythm::default());
@@ -244,7 +279,7 @@ fn a_clone_that_registers_while_its_set_is_let_go_finds_the_pins_again() {
     let bench = Bench::new(Retention::Seconds(60));
     bench.keep_a_set();
     let before = bench.pins();
-    *bench.store.1.lock().unwrap() = Some(bench.reader());
+    *bench.store.reader.lock().unwrap() = Some(bench.reader());
     bench.keeper.release(&attempt());
     assert_eq!(bench.runtime.block_on(bench.store.notes(READERS)).unwrap().len(), 1, "it has registered");
     assert_eq!((bench.pins(), bench.rows()), (before.clone(), 1));
