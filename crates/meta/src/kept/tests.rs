@@ -94,6 +94,23 @@ impl StorePort for Racing {
     }
 }
 
+fn assigned(id: Uuid, retention: Retention) -> AssignedVolume {
+    let spec = VolumeSpec {
+        id,
+        name: format!("v{}", id.as_u128()),
+        block_size: BLOCK_SIZE_DEFAULT,
+        compression: Compression::None,
+        retention,
+        max_bytes: None,
+        max_inodes: None,
+        hash_key: [0; 16],
+    };
+    let kind = StoreKind::Local { path: "/nowhere".to_owned() };
+    let store =
+        AssignedStore { id: Uuid::from_u128(9), kind, credentials: Default::default(), create_only: false };
+    AssignedVolume { spec, deleted: false, give_up_after_s: None, store }
+}
+
 pub(crate) struct Bench {
     pub(crate) runtime: tokio::runtime::Runtime,
     pub(crate) keeper: Keeper,
@@ -122,24 +139,7 @@ impl Bench {
                 }
             }
         });
-        let spec = VolumeSpec {
-            id: VOLUME,
-            name: "v".to_owned(),
-            block_size: BLOCK_SIZE_DEFAULT,
-            compression: Compression::None,
-            retention,
-            max_bytes: None,
-            max_inodes: None,
-            hash_key: [0; 16],
-        };
-        let kind = StoreKind::Local { path: "/nowhere".to_owned() };
-        let assigned = AssignedStore {
-            id: Uuid::from_u128(9),
-            kind,
-            credentials: Default::default(),
-            create_only: false,
-        };
-        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store: assigned }];
+        let volumes = vec![assigned(VOLUME, retention)];
         let assignment = Assignment { revision: 1, volumes, ..Default::default() };
         let told =
             vec![Event::Assignment(Box::new(assignment)), Event::Owner(true), Event::Tick, Event::Tick];
@@ -230,6 +230,31 @@ fn a_store_that_is_away_keeps_a_set_from_being_one_and_what_was_kept_is_let_go_w
     bench.keeper.release(&attempt());
     assert_eq!((bench.pins().len(), bench.rows()), (0, 0));
     assert!(!bench.keeper.rests(&attempt()));
+}
+
+#[test]
+fn a_store_that_is_away_keeps_what_lies_in_others_from_being_let_go_no_longer() {
+    let bench = Bench::new(Retention::Forever);
+    let other = Uuid::from_u128(2);
+    let volumes = [VOLUME, other].map(|id| assigned(id, Retention::Forever)).to_vec();
+    let assignment = Assignment { revision: 2, volumes, ..Default::default() };
+    let told = vec![Event::Assignment(Box::new(assignment)), Event::Tick, Event::Tick];
+    bench.keeper.queue.blocking_send(Input::Events(told)).unwrap_or_else(|_| panic!("there is room"));
+    let (there, away) = (bench.folder.path().join("others"), bench.folder.path().join("away"));
+    let others = Arc::new(BlockStore::create(&there, Uuid::from_u128(10)).unwrap());
+    let stores = [(VOLUME, bench.store.clone() as Arc<dyn StorePort>), (other, others.clone())];
+    bench.keeper.collector.stores.set(stores.into());
+    bench.keep_a_set();
+    let others_pins = || bench.runtime.block_on(others.pins()).unwrap().len();
+    assert_eq!((bench.pins().len(), others_pins(), bench.rows()), (1, 1, 2));
+    std::fs::rename(&there, &away).unwrap();
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.rows()), (0, 1));
+    assert!(bench.keeper.rests(&attempt()), "the other one is tried again");
+    std::fs::rename(&away, &there).unwrap();
+    assert_eq!(others_pins(), 1);
+    bench.keeper.release(&attempt());
+    assert_eq!((others_pins(), bench.rows(), bench.keeper.rests(&attempt())), (0, 0, false));
 }
 
 #[test]
