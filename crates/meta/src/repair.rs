@@ -148,6 +148,10 @@ mod tests {
         ]);
         engine.apply(vec![Commit { version, tag: tag::encode(&tag::Tag::System), batch }]).unwrap();
         engine.sync().unwrap();
+        // What a process that is killed leaves: one that ends by itself says up to where it has handed out versions.
+        let killed = folder.path().join("killed");
+        fs::create_dir_all(killed.join("engine")).unwrap();
+        copy_tree(&folder.path().join("meta/engine"), &killed.join("engine")).unwrap();
         drop((runtime, keeper, engine, reads));
         (folder, version)
     }
@@ -155,7 +159,7 @@ mod tests {
     #[test]
     fn a_repair_notes_the_last_commit_as_what_survived_and_not_what_may_have_been_handed_out_above_it() {
         let (folder, last) = damaged();
-        let path = folder.path().join("meta");
+        let path = folder.path().join("killed");
         let engine = open_engine(&Folder(path.clone()), None).unwrap();
         assert_eq!(engine.opening().last_commit, last);
         assert!(engine.applied() > last, "it was not stopped");
@@ -169,7 +173,7 @@ mod tests {
     #[test]
     fn a_folder_that_was_prepared_and_never_started_is_left_as_it_is() {
         let (folder, last) = damaged();
-        let path = folder.path().join("meta");
+        let path = folder.path().join("killed");
         let mut mark: Mark = serde_json::from_value(serde_json::json!({
             "format": 1, "uid": "c50263df28be44ebb596f5c2a849adbb", "number": 17, "source": "s", "cluster": "c",
             "node": "n", "name": "n", "old": "h:1", "new": "h:2", "prepared": "2026-11-22T00:00:00Z",
