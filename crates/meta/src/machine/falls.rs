@@ -94,7 +94,9 @@ impl Machine {
             Err(stop) => return self.stopped(group, stop, "looking for holds").map(drop),
         };
         for index in due {
-            let (_, files) = self.volume_figures(group, index)?;
+            // What cannot be read is no fall; it is told to whoever needs it.
+            let Ok(Some(used)) = chronofs_namespace::usage(&group.reads, index) else { continue };
+            let files = used.used_inodes;
             let now = self.next_version(group);
             let count = Count { steady_ns: group.steady_ns, at: self.last, files };
             let least = self.config.brake_from;

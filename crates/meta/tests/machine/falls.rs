@@ -2,6 +2,7 @@
 
 use super::collect::INDEX;
 use super::*;
+use bytes::Bytes;
 use chronofs_core::Retention;
 
 fn held(server: &Server) -> Vec<(Version, String)> {
@@ -86,6 +87,30 @@ fn of_many_falls_a_few_are_held_and_all_are_told() {
         assert_eq!((is_held, held(&server).len()), (round <= 4, round.min(4)), "{round}: {told:?}");
         assert!(is_held || told[0].contains("configure create hold --volume"), "{told:?}");
     }
+    server.verify();
+}
+
+#[test]
+fn counters_that_cannot_be_read_are_no_fall() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    server.start_again(Config { brake_from: 4, ..Config::default() });
+    server.open(1, hello(1)).unwrap();
+    for n in 0..10 {
+        server.call(1, 1 + n, create(Ino::ROOT, &format!("f{n}"), false)).1.unwrap();
+    }
+    assert!(pass(&mut server, 3).is_empty());
+    let key = chronofs_namespace::rows::COUNTERS.live_key(INDEX, &[]);
+    let sound = engine.view().get(&key).unwrap().unwrap();
+    let put = |value: Bytes| {
+        let version = Version(engine.applied().0 + 1);
+        let batch = Batch(vec![Change::Put(key.clone(), value)]);
+        engine.apply(vec![Commit { version, tag: Vec::new().into(), batch }]).unwrap();
+    };
+    put(Bytes::from_static(&[1, 0xff]));
+    assert_eq!((pass(&mut server, 10), held(&server)), (Vec::new(), Vec::new()));
+    put(sound);
+    assert_eq!((pass(&mut server, 10), held(&server)), (Vec::new(), Vec::new()));
     server.verify();
 }
 
