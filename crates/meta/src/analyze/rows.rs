@@ -30,7 +30,8 @@ fn check_room(counted: u64, free_bytes: u64) -> Result<(), Stop> {
         return Ok(());
     }
     Err(Stop::Failed(format!(
-        "a volume has {counted} objects and small slices, whose counts would take about {} MiB of the server's memory, more than          a quarter of the {} MiB that are free: stop the server and run chronofs meta verify --db-folder",
+        "a volume has {counted} objects and small slices, whose counts would take about {} MiB of the server's memory, more than \
+         a quarter of the {} MiB that are free: stop the server and run chronofs meta verify --db-folder",
         needed >> 20,
         free_bytes >> 20
     )))

@@ -125,7 +125,8 @@ impl Machine {
         group.thens.push(Then::FallTold(index));
         if held >= HELD_MAX {
             group.effects.push(Effect::Warn(format!(
-                "{fell}; the instant before, {before}, is not held beyond the window, since {held} before earlier falls are: hold                  it (chronofs configure create hold --volume {name} --at {before}), and let those go that nobody needs"
+                "{fell}; the instant before, {before}, is not held beyond the window, since {held} before earlier falls are: hold \
+                 it (chronofs configure create hold --volume {name} --at {before}), and let those go that nobody needs"
             )));
             return Ok(());
         }
