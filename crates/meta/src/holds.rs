@@ -435,8 +435,15 @@ mod tests {
                 let volume = known(core, Some(VOLUME)).remove(0);
                 let (volume_id, at_ns) = (Some(VOLUME), Some(at.0));
                 let note = "root: why".to_owned();
-                let wanted =
-                    KeepInstant { id, at_ns, ends_ns: None, note, volume: volume_id, to_ns: at_ns, hold: true };
+                let wanted = KeepInstant {
+                    id,
+                    at_ns,
+                    ends_ns: None,
+                    note,
+                    volume: volume_id,
+                    to_ns: at_ns,
+                    hold: true,
+                };
                 let pin = keep_row(core, now, &volume, (at, at), &wanted).unwrap();
                 if durable {
                     core.engine.sync().unwrap();

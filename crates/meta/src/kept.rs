@@ -342,7 +342,8 @@ impl Keeper {
         let named = volumes.iter().filter(|volume| !volume.given_up);
         let named: BTreeMap<Uuid, Uuid> =
             named.map(|volume| (volume.id, id_of(attempt, Kind::Cut, volume.incarnation))).collect();
-        let wanted: BTreeSet<Uuid> = named.keys().copied().chain(known.iter().map(|pin| pin.volume)).collect();
+        let wanted: BTreeSet<Uuid> =
+            named.keys().copied().chain(known.iter().map(|pin| pin.volume)).collect();
         let stores = self.one_each(wanted.iter().copied());
         let (mut strays, mut unread) = (Vec::new(), BTreeMap::new());
         for ((one, ()), found) in self.each(stores, |store, _| async move { store.pins().await }) {
@@ -430,7 +431,8 @@ impl Keeper {
         });
         let removed = self
             .each(named.collect(), |store, (volume, id)| async move { store.remove_pin(volume, id).await });
-        failed.extend(removed.into_iter().filter_map(|((volume, _), removed)| Some((volume, removed.err()?))));
+        failed
+            .extend(removed.into_iter().filter_map(|((volume, _), removed)| Some((volume, removed.err()?))));
         Ok(failed)
     }
 

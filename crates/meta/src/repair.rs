@@ -143,7 +143,10 @@ mod tests {
         counters.used_bytes += 7;
         let version = engine.applied().next(0);
         let batch = Batch(vec![
-            Change::Put(COUNTERS.live_key(INDEX, &[]), encode_plain(&postcard::to_stdvec(&counters).unwrap())),
+            Change::Put(
+                COUNTERS.live_key(INDEX, &[]),
+                encode_plain(&postcard::to_stdvec(&counters).unwrap()),
+            ),
             Change::Delete(UNPROVEN.live_key(STORE_WIDE, &INDEX.0.to_be_bytes())),
         ]);
         engine.apply(vec![Commit { version, tag: tag::encode(&tag::Tag::System), batch }]).unwrap();

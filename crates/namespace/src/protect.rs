@@ -69,10 +69,8 @@ pub fn check_kept_instant<R: Reads + ?Sized>(
 ) -> Result<Result<(), SystemError>, ReadStop> {
     let checked = check_instant(volume, at, now);
     let out_of_window = matches!(checked, Err(SystemError::Instant { .. }));
-    let had = out_of_window
-        && volume.born <= at
-        && at <= now
-        && whole(index, &list_kept(reads)?).covers(at, at);
+    let had =
+        out_of_window && volume.born <= at && at <= now && whole(index, &list_kept(reads)?).covers(at, at);
     Ok(if had { check_gaps(volume, at) } else { checked })
 }
 

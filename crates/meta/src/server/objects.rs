@@ -374,12 +374,8 @@ mod tests {
         watches.keep([(id, "a bucket".to_owned())].into_iter());
         let watched: Arc<dyn StorePort> = crate::watched::Watched::new(store, watches.of(id));
         let session = SessionId(1);
-        let object = |n| PoorObject {
-            id: ObjectId { incarnation, session, n },
-            size: 100,
-            named: 100,
-            rows: 1,
-        };
+        let object =
+            |n| PoorObject { id: ObjectId { incarnation, session, n }, size: 100, named: 100, rows: 1 };
         let sources: Vec<PoorObject> = (0..3).map(object).collect();
         let object = ObjectId { incarnation: 1, session: SessionId::SERVER, n: 0 };
         let source = Source::Objects(sources.clone());

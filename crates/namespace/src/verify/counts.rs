@@ -15,8 +15,10 @@ use std::fmt;
 
 /// Why a count that is too high stays. Such a one keeps bytes for too long; one that is too low has them deleted, and no copy of
 /// the metadata brings them back.
-const NONE_IS_LEFT: &str = "not corrected, since what no row names is deleted, and rows that named it may have been lost";
-const DOUBTFUL: &str = "not corrected, since other faults of this volume say that rows of it may have been lost";
+const NONE_IS_LEFT: &str =
+    "not corrected, since what no row names is deleted, and rows that named it may have been lost";
+const DOUBTFUL: &str =
+    "not corrected, since other faults of this volume say that rows of it may have been lost";
 
 /// What the rows come to.
 #[derive(Default)]
