@@ -109,11 +109,14 @@ pub(crate) async fn keep(collector: &Collector, wanted: KeepInstant) -> Option<R
     tokio::time::sleep(to_come(&wanted, clock_ns)).await;
     let rows = collector.ask_at(move |core, now| {
         let pins = keep_rows(core, now, &wanted)?;
-        core.engine.sync().map_err(|error| error.to_string())?;
-        Ok::<_, String>(pins)
+        Ok::<_, String>((pins, core.engine.applied()))
     });
     Some(match rows.await? {
-        Ok(pins) => put(collector, pins).await,
+        // Not waited for where everybody's calls are decided: copies of the log may be away.
+        Ok((pins, as_of)) => match collector.until_durable(as_of).await {
+            Ok(()) => put(collector, pins).await,
+            Err(why) => Err(why),
+        },
         Err(why) => Err(why),
     })
 }
@@ -237,7 +240,11 @@ async fn release(collector: &Collector, id: Uuid, only: Option<Uuid>) -> Option<
     };
     let (going, mut left) = unpin(collector, id, going).await;
     let rows = going.iter().map(|going| (going.volume.id, going.rows.clone())).collect();
-    let released = collector.ask_at(move |core, now| release_rows(core, now, rows)).await?;
+    let mut released = Ok(());
+    match collector.ask_at(move |core, now| release_rows(core, now, rows)).await? {
+        Ok(as_of) => released = collector.until_durable(as_of).await,
+        Err(why) => released = Err(why),
+    }
     if released.is_ok() {
         left = left.and(unpin(collector, id, going).await.1);
     }
@@ -270,7 +277,7 @@ async fn unpin(collector: &Collector, id: Uuid, going: Vec<Going>) -> (Vec<Going
     (gone, left)
 }
 
-fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> Result<(), String> {
+fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> Result<Version, String> {
     for (volume, row) in
         rows.into_iter().flat_map(|(volume, rows)| rows.into_iter().map(move |row| (volume, row)))
     {
@@ -285,7 +292,7 @@ fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> R
             return Err(full.to_string());
         }
     }
-    core.engine.sync().map(drop).map_err(|error| error.to_string())
+    Ok(core.engine.applied())
 }
 
 /// The pins that a store lacks, of what is held by its volumes: of a brake, which is a row first, and what the store lost.
@@ -426,31 +433,18 @@ mod tests {
         assert!(early.contains("cannot be had: choose one from"), "{early}");
     }
 
-    /// Has a row kept, durable or not yet, and gives the pin that belongs to it.
-    fn row_of(bench: &Bench, id: Uuid, durable: bool) -> Pin {
-        bench
-            .keeper
-            .ask(move |core, now| {
-                let at = core.machine.last();
-                let volume = known(core, Some(VOLUME)).remove(0);
-                let (volume_id, at_ns) = (Some(VOLUME), Some(at.0));
-                let note = "root: why".to_owned();
-                let wanted = KeepInstant {
-                    id,
-                    at_ns,
-                    ends_ns: None,
-                    note,
-                    volume: volume_id,
-                    to_ns: at_ns,
-                    hold: true,
-                };
-                let pin = keep_row(core, now, &volume, (at, at), &wanted).unwrap();
-                if durable {
-                    core.engine.sync().unwrap();
-                }
-                pin
-            })
-            .unwrap()
+    /// Keeps a row that is not durable yet; gives the pin that belongs to it.
+    fn undurable(core: &mut Core, now: Now, id: Uuid) -> Pin {
+        let at = core.machine.last();
+        let volume = known(core, Some(VOLUME)).remove(0);
+        let (at_ns, note) = (Some(at.0), "root: why".to_owned());
+        let (volume_id, to_ns) = (Some(VOLUME), at_ns);
+        let wanted = KeepInstant { id, at_ns, ends_ns: None, note, volume: volume_id, to_ns, hold: true };
+        keep_row(core, now, &volume, (at, at), &wanted).unwrap()
+    }
+
+    fn row_of(bench: &Bench, id: Uuid) -> Pin {
+        bench.keeper.ask(move |core, now| undurable(core, now, id)).unwrap()
     }
 
     fn let_go(bench: &Bench, id: Uuid) {
@@ -464,7 +458,7 @@ mod tests {
     fn a_pin_that_is_put_again_while_its_hold_is_let_go_does_not_outlive_it() {
         let bench = Bench::new(Retention::Seconds(3600));
         let id = Uuid::from_u128(7);
-        let pin = row_of(&bench, id, true);
+        let pin = row_of(&bench, id);
         bench.runtime.block_on(bench.store.put_pin(&pin)).unwrap();
         bench.store.put_again(pin);
         let_go(&bench, id);
@@ -475,7 +469,7 @@ mod tests {
     fn a_pin_that_comes_when_its_hold_was_let_go_is_taken_away_again() {
         let bench = Bench::new(Retention::Seconds(3600));
         let id = Uuid::from_u128(7);
-        let pin = row_of(&bench, id, true);
+        let pin = row_of(&bench, id);
         let late = bench.store.put_late();
         let (collector, store) = (bench.keeper.collector.clone(), bench.store.clone());
         let putting =
@@ -489,14 +483,14 @@ mod tests {
     #[test]
     fn what_a_power_cut_may_still_take_is_not_pinned_again() {
         let bench = Bench::new(Retention::Seconds(3600));
-        row_of(&bench, Uuid::from_u128(7), false);
-        let lacking = |core: &mut Core, now| missing(core, now, &[VOLUME], &BTreeSet::new()).len();
-        assert_eq!(bench.keeper.ask(lacking).unwrap(), 0);
-        let synced = move |core: &mut Core, now| {
+        let lacking = |core: &Core, now| missing(core, now, &[VOLUME], &BTreeSet::new()).len();
+        let before_and_after = bench.keeper.ask(move |core, now| {
+            undurable(core, now, Uuid::from_u128(7));
+            let before = lacking(core, now);
             core.engine.sync().unwrap();
-            lacking(core, now)
-        };
-        assert_eq!(bench.keeper.ask(synced).unwrap(), 1);
+            (before, lacking(core, now))
+        });
+        assert_eq!(before_and_after.unwrap(), (0, 1));
     }
 
     #[test]

@@ -134,7 +134,10 @@ impl Bench {
             while let Some(input) = inputs.recv().await {
                 match input {
                     Input::Events(events) => core.run(now, events, &mut |_| ()).unwrap(),
-                    Input::Ask(ask) => ask(&mut core, now),
+                    Input::Ask(ask) => {
+                        ask(&mut core, now);
+                        core.engine.sync().unwrap();
+                    }
                     _ => unreachable!("nobody is connected"),
                 }
             }
