@@ -240,11 +240,10 @@ async fn release(collector: &Collector, id: Uuid, only: Option<Uuid>) -> Option<
     };
     let (going, mut left) = unpin(collector, id, going).await;
     let rows = going.iter().map(|going| (going.volume.id, going.rows.clone())).collect();
-    let mut released = Ok(());
-    match collector.ask_at(move |core, now| release_rows(core, now, rows)).await? {
-        Ok(as_of) => released = collector.until_durable(as_of).await,
-        Err(why) => released = Err(why),
-    }
+    let released = match collector.ask_at(move |core, now| release_rows(core, now, rows)).await? {
+        Ok(as_of) => collector.until_durable(as_of).await,
+        Err(why) => Err(why),
+    };
     if released.is_ok() {
         left = left.and(unpin(collector, id, going).await.1);
     }

@@ -79,7 +79,7 @@ fn verify_at<R: Reads + ?Sized>(
     verify_store(reads, &volumes, found)?;
     for (index, volume) in &volumes {
         let tables = Snapshot::new(reads, *index, None);
-        let mut check = Check::new(tables, volume, *index, version, found);
+        let mut check = Check::new(tables, volume, *index, version, &mut *found);
         check.lossy = lossy.contains(index);
         if !volume.is_live() && check_leaving(reads, &mut check)? {
             continue;
