@@ -159,7 +159,10 @@ impl World {
     /// What is kept can be had, and what can be had is protected.
     fn check_kept(&self, row: &Volume, protected: &Protected, pick: u64) -> Check {
         let (now, view) = (self.now().version, self.engine.view());
-        let had = |at| check_kept_instant(&*view, self.index, row, at, now).map_err(failed);
+        let had = |at| {
+            let had = check_kept_instant(&*view, self.index, row, at, now);
+            had.map_err(|stop| format!("{stop}"))
+        };
         for at in [pick, pick / 7, u64::MAX].map(|pick| self.of_sets(pick)).concat() {
             let had = had(at)?;
             ensure!(had.is_ok(), "{at} is kept: {had:?}");
