@@ -37,6 +37,8 @@ pub const ENTRY_LEN: usize = 64;
 pub const FOOTER_LEN: usize = 32;
 /// The most sealed bytes that are put together into one object.
 pub const OBJECT_BYTES_MAX: usize = 16 << 20;
+/// No object is longer than this, with its index and all else: whoever reads one whole takes no more into memory.
+pub const OBJECT_LEN_MAX: u64 = 4 * OBJECT_BYTES_MAX as u64;
 
 /// A slice as the index of its object describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

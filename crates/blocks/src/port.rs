@@ -60,8 +60,8 @@ pub trait ObjectPort: Send + Sync + 'static {
 
 /// A store that its owner can also look through and delete from. Clients never have one.
 pub trait StorePort: ObjectPort {
-    /// All bytes of the object `name`, however many these are.
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>>;
+    /// All bytes of the object `name`. One of more than `max` bytes is damaged, and is not read.
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>>;
 
     /// Has the object `name` gone. One that is not there is no error; a place that is not the store's is.
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;

@@ -184,12 +184,18 @@ impl BlockStore {
         }
     }
 
-    async fn get_whole(&self, name: &str) -> Result<Bytes, StoreError> {
+    async fn get_whole(&self, name: &str, max: u64) -> Result<Bytes, StoreError> {
         let location = location(name)?;
         let _permit = self.permits.acquire().await;
-        let read = async { self.files.get(&location).await?.bytes().await };
+        let read = async {
+            let found = self.files.get(&location).await?;
+            match found.meta.size {
+                size if size > max => Ok(Err(too_long(name, size, max))),
+                _ => found.bytes().await.map(Ok),
+            }
+        };
         match read.await {
-            Ok(bytes) => Ok(bytes),
+            Ok(read) => read,
             Err(object_store::Error::NotFound { .. }) => {
                 self.check_marker(name).await?;
                 Err(StoreError::missing(name, format!("there is no such file in {}", self.folder.display())))
@@ -276,8 +282,8 @@ impl ObjectPort for BlockStore {
 }
 
 impl StorePort for BlockStore {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.get_whole(name).boxed()
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get_whole(name, max).boxed()
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -304,6 +310,11 @@ impl StorePort for BlockStore {
 fn location(name: &str) -> Result<Location, StoreError> {
     check_name(name)?;
     Ok(Location::from(name))
+}
+
+/// An object that is read whole is no longer than those that are stored; this one is not what was stored.
+fn too_long(name: &str, size: u64, max: u64) -> StoreError {
+    StoreError::damaged(name, format!("it has {size} bytes, and no object has more than {max}"))
 }
 
 /// Nothing but objects is put or got.

@@ -192,6 +192,22 @@ async fn however_much_is_asked_for_the_store_has_no_more_requests_at_once_than_i
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_longer_than_any_can_be_is_not_read_whole() {
+    let bucket = Counting::default();
+    let place =
+        Bucket { bucket: "counted".to_owned(), region: Some("nowhere".to_owned()), ..Bucket::default() };
+    let store =
+        RemoteStore::new(StoreKind::S3(place), ID, Credentials::Anonymous, true, Patience::Serving).unwrap();
+    let store = store.through(Arc::new(bucket.clone()), Arc::new(bucket.clone()));
+    store.claim().await.unwrap();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    assert_eq!(store.whole(&name(1), 10).await.unwrap(), "0123456789");
+    let error = store.whole(&name(1), 9).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Damaged);
+    assert!(error.reason.contains("10 bytes") && error.reason.contains("more than 9"), "{error}");
+}
+
 #[tokio::test]
 async fn requests_are_for_the_region_and_go_to_the_host_of_the_bucket() {
     let text = |text: &str| Some(text.to_owned());

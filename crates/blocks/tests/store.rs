@@ -71,6 +71,17 @@ async fn missing_and_cut_objects_are_told_apart() {
     }
 }
 
+#[tokio::test]
+async fn an_object_that_is_longer_than_any_can_be_is_not_read_whole() {
+    let (_temp, _, store) = made();
+    store.put(&name(1), Bytes::from_static(b"0123456789")).await.unwrap();
+    assert_eq!(store.whole(&name(1), 10).await.unwrap(), "0123456789");
+    let error = store.whole(&name(1), 9).await.unwrap_err();
+    assert_eq!(error.trouble, Trouble::Damaged);
+    assert!(error.reason.contains("10 bytes") && error.reason.contains("more than 9"), "{error}");
+    assert_eq!(store.whole(&name(2), 9).await.unwrap_err().trouble, Trouble::Missing);
+}
+
 async fn listed(store: &BlockStore) -> Result<BTreeMap<String, u64>, StoreError> {
     let (mut found, mut from) = (BTreeMap::new(), None);
     loop {

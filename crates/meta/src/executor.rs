@@ -208,7 +208,11 @@ impl Worker {
                     }
                     Input::Ask(ask) => {
                         self.decide(now, std::mem::take(&mut events))?;
+                        let before = self.core.engine.applied();
                         ask(&mut self.core, now);
+                        if self.core.engine.applied() > before {
+                            self.sync.change(|inner| inner.dirty());
+                        }
                     }
                     Input::Stop(done) => {
                         self.decide(now, std::mem::take(&mut events))?;

@@ -114,11 +114,14 @@ pub(crate) async fn keep(collector: &Collector, wanted: KeepInstant) -> Option<R
     tokio::time::sleep(to_come(&wanted, clock_ns)).await;
     let rows = collector.ask_at(move |core, now| {
         let pins = keep_rows(core, now, &wanted)?;
-        core.engine.sync().map_err(|error| error.to_string())?;
-        Ok::<_, String>(pins)
+        Ok::<_, String>((pins, core.engine.applied()))
     });
     Some(match rows.await? {
-        Ok(pins) => put(collector, pins).await,
+        // Not waited for where everybody's calls are decided: copies of the log may be away.
+        Ok((pins, as_of)) => match collector.until_durable(as_of).await {
+            Ok(()) => put(collector, pins).await,
+            Err(why) => Err(why),
+        },
         Err(why) => Err(why),
     })
 }
@@ -177,12 +180,36 @@ fn keep_row(
 async fn put(collector: &Collector, pins: Vec<Pin>) -> Result<(), String> {
     let each = pins.into_iter().map(|pin| async move {
         let store = collector.stores.of(pin.volume).ok_or("it is not in reach".to_owned())?;
-        let put = tokio::time::timeout(PIN_WITHIN, store.put_pin(&pin)).await;
-        put.map_err(|_| late())?.map_err(|error| error.to_string())
+        let collector = collector.clone();
+        // It goes on when nobody waits for it any more: what comes late is looked after, too.
+        let putting = tokio::spawn(async move { put_and_recheck(&collector, &*store, &pin).await });
+        let put = tokio::time::timeout(PIN_WITHIN, putting).await.map_err(|_| late())?;
+        put.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     });
     let put: Vec<Result<(), String>> = stream::iter(each).buffer_unordered(AT_ONCE).collect().await;
     let put: Result<(), String> = put.into_iter().collect();
     put.map_err(|why| format!("it cannot be pinned in the block store: {why}"))
+}
+
+/// Puts a pin, and takes it away again if its row is gone by then: who let go of it meanwhile found no pin to take away. So does
+/// one that is said not to have got there.
+async fn put_and_recheck(
+    collector: &Collector,
+    store: &dyn StorePort,
+    pin: &Pin,
+) -> Result<(), chronofs_blocks::StoreError> {
+    let put = store.put_pin(pin).await;
+    let (volume, id) = (pin.volume, pin.id);
+    let gone = collector.ask_at(move |core, _| {
+        let kept = list_kept(&SharedView(core.engine.view()));
+        kept.is_ok_and(|kept| kept.iter().all(|(_, row, _)| *row != id))
+    });
+    if gone.await == Some(true)
+        && let Err(error) = store.remove_pin(volume, id).await
+    {
+        tracing::warn!(%error, "a pin that nobody needs stays in a block store, and is obeyed");
+    }
+    put
 }
 
 fn late() -> String {
@@ -209,12 +236,27 @@ fn going(core: &Core, id: Uuid, only: Option<Uuid>) -> Result<Vec<Going>, String
     Ok(going.collect())
 }
 
-/// Takes pins away, also where there is no row: what was put late. Then the rows go, but for those whose pin stays.
+/// Takes pins away, also where there is no row: what was put late. Then the rows go, but for those whose pin stays; and then pins
+/// once more, since while there was a row the pin that it lacked may have been put again.
 async fn release(collector: &Collector, id: Uuid, only: Option<Uuid>) -> Option<Result<(), String>> {
     let going = match collector.ask_at(move |core, _| going(core, id, only)).await? {
         Ok(going) => going,
         Err(why) => return Some(Err(why)),
     };
+    let (going, mut left) = unpin(collector, id, going).await;
+    let rows = going.iter().map(|going| (going.volume.id, going.rows.clone())).collect();
+    let released = match collector.ask_at(move |core, now| release_rows(core, now, rows)).await? {
+        Ok(as_of) => collector.until_durable(as_of).await,
+        Err(why) => Err(why),
+    };
+    if released.is_ok() {
+        left = left.and(unpin(collector, id, going).await.1);
+    }
+    Some(released.and(left))
+}
+
+/// Takes the pins of these volumes away. Gives those of which there is none any more, and why one stays.
+async fn unpin(collector: &Collector, id: Uuid, going: Vec<Going>) -> (Vec<Going>, Result<(), String>) {
     let each = going.into_iter().map(|going| async move {
         let own = kept_id(id, going.volume.incarnation);
         let removed = match collector.stores.of(going.volume.id) {
@@ -229,18 +271,17 @@ async fn release(collector: &Collector, id: Uuid, only: Option<Uuid>) -> Option<
     });
     let removed: Vec<(Going, Result<(), String>)> =
         stream::iter(each).buffer_unordered(AT_ONCE).collect().await;
-    let (mut left, mut rows) = (Ok(()), BTreeMap::new());
+    let (mut gone, mut left) = (Vec::new(), Ok(()));
     for (going, removed) in removed {
         match removed {
-            Ok(()) => drop(rows.insert(going.volume.id, going.rows)),
+            Ok(()) => gone.push(going),
             Err(why) => left = Err(format!("volume {}: {why}", going.volume.name)),
         }
     }
-    let released = collector.ask_at(move |core, now| release_rows(core, now, rows));
-    Some(released.await?.and(left))
+    (gone, left)
 }
 
-fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> Result<(), String> {
+fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> Result<Version, String> {
     for (volume, row) in
         rows.into_iter().flat_map(|(volume, rows)| rows.into_iter().map(move |row| (volume, row)))
     {
@@ -255,7 +296,7 @@ fn release_rows(core: &mut Core, now: Now, rows: BTreeMap<Uuid, Vec<Uuid>>) -> R
             return Err(full.to_string());
         }
     }
-    core.engine.sync().map(drop).map_err(|error| error.to_string())
+    Ok(core.engine.applied())
 }
 
 /// The pins that a store lacks, of what is held by its volumes: of a brake, which is a row first, and what the store lost.
@@ -264,6 +305,9 @@ fn missing(core: &Core, now: Now, volumes: &[Uuid], found: &BTreeSet<Uuid>) -> V
     if !core.machine.owns_store(now.steady_ns) || core.machine.figures().recovering {
         return Vec::new();
     }
+    // The row is durable first: a pin whose row a power cut took would be obeyed, and nobody would know what for.
+    let durable = core.engine.durable();
+    let kept: Vec<_> = kept.into_iter().filter(|(.., row)| row.made <= durable).collect();
     let mut pins = Vec::new();
     for volume in known(core, None).into_iter().filter(|volume| volumes.contains(&volume.id)) {
         for (_, row_id, row) in kept.iter().filter(|(index, ..)| *index == volume.index) {
@@ -293,20 +337,8 @@ impl Collector {
         let asked = volumes.to_vec();
         let lacking = self.ask_at(move |core, now| missing(core, now, &asked, &there)).await;
         for pin in lacking.unwrap_or_default() {
-            if let Err(error) = store.put_pin(&pin).await {
+            if let Err(error) = put_and_recheck(self, store, &pin).await {
                 tracing::debug!(%error, "the next reading tries again");
-                continue;
-            }
-            // Who let go of it meanwhile found no pin to take away.
-            let (volume, id) = (pin.volume, pin.id);
-            let gone = self.ask_at(move |core, _| {
-                let kept = list_kept(&SharedView(core.engine.view()));
-                kept.is_ok_and(|kept| kept.iter().all(|(_, row, _)| *row != id))
-            });
-            if gone.await == Some(true)
-                && let Err(error) = store.remove_pin(volume, id).await
-            {
-                tracing::warn!(%error, "a pin that nobody needs stays in a block store, and is obeyed");
             }
         }
     }
@@ -403,6 +435,66 @@ mod tests {
         assert_eq!(bench.rows(), 0, "a registered copy of an earlier build is let go");
         let early = ask(KeepInstant { at_ns: Some(1), to_ns: Some(1), ..wanted }).unwrap_err();
         assert!(early.contains("cannot be had: choose one from"), "{early}");
+    }
+
+    /// Keeps a row that is not durable yet; gives the pin that belongs to it.
+    fn undurable(core: &mut Core, now: Now, id: Uuid) -> Pin {
+        let at = core.machine.last();
+        let volume = known(core, Some(VOLUME)).remove(0);
+        let (at_ns, note) = (Some(at.0), "root: why".to_owned());
+        let (volume_id, to_ns) = (Some(VOLUME), at_ns);
+        let wanted = KeepInstant { id, at_ns, ends_ns: None, note, volume: volume_id, to_ns, hold: true };
+        keep_row(core, now, &volume, (at, at), &wanted).unwrap()
+    }
+
+    fn row_of(bench: &Bench, id: Uuid) -> Pin {
+        bench.keeper.ask(move |core, now| undurable(core, now, id)).unwrap()
+    }
+
+    fn let_go(bench: &Bench, id: Uuid) {
+        let note = String::new();
+        let (at_ns, ends_ns, to_ns) = (None, None, None);
+        let wanted = KeepInstant { id, at_ns, ends_ns, note, volume: Some(VOLUME), to_ns, hold: true };
+        bench.runtime.block_on(keep(&bench.keeper.collector, wanted)).unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_pin_that_is_put_again_while_its_hold_is_let_go_does_not_outlive_it() {
+        let bench = Bench::new(Retention::Seconds(3600));
+        let id = Uuid::from_u128(7);
+        let pin = row_of(&bench, id);
+        bench.runtime.block_on(bench.store.put_pin(&pin)).unwrap();
+        bench.store.put_again(pin);
+        let_go(&bench, id);
+        assert_eq!((bench.rows(), bench.pins()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_pin_that_comes_when_its_hold_was_let_go_is_taken_away_again() {
+        let bench = Bench::new(Retention::Seconds(3600));
+        let id = Uuid::from_u128(7);
+        let pin = row_of(&bench, id);
+        let late = bench.store.put_late();
+        let (collector, store) = (bench.keeper.collector.clone(), bench.store.clone());
+        let putting =
+            bench.runtime.spawn(async move { put_and_recheck(&collector, &*store, &pin).await.unwrap() });
+        let_go(&bench, id);
+        late.add_permits(1);
+        bench.runtime.block_on(putting).unwrap();
+        assert_eq!((bench.rows(), bench.pins()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn what_a_power_cut_may_still_take_is_not_pinned_again() {
+        let bench = Bench::new(Retention::Seconds(3600));
+        let lacking = |core: &Core, now| missing(core, now, &[VOLUME], &BTreeSet::new()).len();
+        let before_and_after = bench.keeper.ask(move |core, now| {
+            undurable(core, now, Uuid::from_u128(7));
+            let before = lacking(core, now);
+            core.engine.sync().unwrap();
+            (before, lacking(core, now))
+        });
+        assert_eq!(before_and_after.unwrap(), (0, 1));
     }
 
     #[test]

@@ -271,11 +271,13 @@ impl Keeper {
 
     fn try_release(&self, attempt: &Attempt) -> Result<(), String> {
         let mut pins = self.own_pins(attempt)?;
-        pins.extend(self.stray_pins(attempt, &pins)?);
+        let (strays, mut failed) = self.stray_pins(attempt, &pins)?;
+        pins.extend(strays);
+        // Where nobody knows who reads it, it stays; other stores do not wait for that one.
+        pins.retain(|pin| !failed.contains_key(&pin.volume));
         let mut free = self.free_of_readers(attempt, &pins);
-        let mut failed = BTreeMap::new();
         if free.is_ok() {
-            failed = self.remove_pins(attempt, &ALL)?;
+            failed = self.remove_pins(attempt, &ALL, failed)?;
             // A clone registers first and looks for the pins then. So one of both sees the other.
             free = self.free_of_readers(attempt, &pins);
         }
@@ -328,23 +330,44 @@ impl Keeper {
     }
 
     /// The same of pins that have no row: put late, or made after the time to which the metadata was put back. A clone may read
-    /// what they keep. Looked for now: what was read before may be from before they came.
-    fn stray_pins(&self, attempt: &Attempt, known: &[Pin]) -> Result<Vec<Pin>, String> {
+    /// what they keep. Looked for now: what was read before may be from before they came. Beside them the volumes in whose store nobody
+    /// can look, with the reason.
+    fn stray_pins(
+        &self,
+        attempt: &Attempt,
+        known: &[Pin],
+    ) -> Result<(Vec<Pin>, BTreeMap<Uuid, String>), String> {
         let volumes = self.ask(|core, _| volumes(core)).map_err(|fault| fault.why)?;
         // Of what is given up nobody reads anything, and its store may be away for good.
         let named = volumes.iter().filter(|volume| !volume.given_up);
         let named: BTreeMap<Uuid, Uuid> =
             named.map(|volume| (volume.id, id_of(attempt, Kind::Cut, volume.incarnation))).collect();
-        let stores = self.one_each(named.keys().copied());
-        let mut strays = Vec::new();
-        for (_, found) in self.each(stores, |store, _| async move { store.pins().await }) {
-            let found = found.map_err(|why| format!("pins in a block store cannot be read: {why}"))?;
+        let wanted: BTreeSet<Uuid> =
+            named.keys().copied().chain(known.iter().map(|pin| pin.volume)).collect();
+        let stores = self.one_each(wanted.iter().copied());
+        let (mut strays, mut unread) = (Vec::new(), BTreeMap::new());
+        for ((one, ()), found) in self.each(stores, |store, _| async move { store.pins().await }) {
+            let found = match found {
+                Ok(found) => found,
+                Err(why) => {
+                    let why = format!("the pins in its block store cannot be read: {why}");
+                    let with_it = self.with_it(one).into_iter().filter(|volume| wanted.contains(volume));
+                    unread.extend(with_it.map(|volume| (volume, why.clone())));
+                    continue;
+                }
+            };
             let pins = found.iter().filter_map(|(name, bytes)| Pin::decode(name, bytes).ok());
             let is_known =
                 |pin: &Pin| known.iter().any(|known| (known.volume, known.id) == (pin.volume, pin.id));
             strays.extend(pins.filter(|pin| named.get(&pin.volume) == Some(&pin.id) && !is_known(pin)));
         }
-        Ok(strays)
+        Ok((strays, unread))
+    }
+
+    /// The volumes in the block store of this one, and this one.
+    fn with_it(&self, volume: Uuid) -> Vec<Uuid> {
+        let mut stores = self.collector.stores.each().into_iter().map(|(_, volumes)| volumes);
+        stores.find(|volumes| volumes.contains(&volume)).unwrap_or_else(|| vec![volume])
     }
 
     /// One of these volumes for each block store.
@@ -389,20 +412,28 @@ impl Keeper {
     }
 
     fn let_go(&self, attempt: &Attempt, kinds: &[Kind]) -> Result<(), String> {
-        let failed = self.remove_pins(attempt, kinds)?;
+        let failed = self.remove_pins(attempt, kinds, BTreeMap::new())?;
         self.release_rows(attempt, kinds, failed)
     }
 
-    /// Takes pins of an attempt away, also where there is no row: what was put late. Gives the volumes where that failed.
-    fn remove_pins(&self, attempt: &Attempt, kinds: &[Kind]) -> Result<BTreeMap<Uuid, String>, String> {
+    /// Takes pins of an attempt away, also where there is no row: what was put late. Gives the volumes where that failed, and
+    /// those that `failed` before, of which none is taken.
+    fn remove_pins(
+        &self,
+        attempt: &Attempt,
+        kinds: &[Kind],
+        mut failed: BTreeMap<Uuid, String>,
+    ) -> Result<BTreeMap<Uuid, String>, String> {
         let volumes = self.ask(|core, _| volumes(core)).map_err(|fault| fault.why)?;
-        let named = volumes.iter().flat_map(|volume| {
+        let named = volumes.iter().filter(|volume| !failed.contains_key(&volume.id)).flat_map(|volume| {
             let pinned = kinds.iter().filter(|kind| **kind != Kind::Coming);
             pinned.map(|kind| (volume.id, id_of(attempt, *kind, volume.incarnation)))
         });
         let removed = self
             .each(named.collect(), |store, (volume, id)| async move { store.remove_pin(volume, id).await });
-        Ok(removed.into_iter().filter_map(|((volume, _), removed)| Some((volume, removed.err()?))).collect())
+        failed
+            .extend(removed.into_iter().filter_map(|((volume, _), removed)| Some((volume, removed.err()?))));
+        Ok(failed)
     }
 
     /// Lets rows of an attempt go, but for those of volumes whose pin could not be taken away. Of a clone all of them: they

@@ -268,7 +268,7 @@ mod tests {
     }
 
     impl StorePort for Slow {
-        fn whole<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        fn whole<'a>(&'a self, _: &'a str, _: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
             unreachable!("nothing is read")
         }
         fn delete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

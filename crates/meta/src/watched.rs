@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use chronofs_blocks::hedge::Hedges;
-use chronofs_blocks::outage::Heard;
+use chronofs_blocks::outage::{Heard, is_outage};
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::{ListPage, ObjectPort, Outage, StoreError, StoreOutage, StorePort, object_name};
 use chronofs_core::{ObjectId, SessionId, SignedRequest};
@@ -102,13 +102,21 @@ impl Watched {
     }
 }
 
-/// Asks for an object that nobody has until the outage is over: that it is missing is an answer.
-async fn look_again(watched: Weak<Watched>) {
+/// Whether a store can be used: asks for an object that nobody has, and that it is missing is an answer. Why not, if not.
+pub(crate) async fn answers(store: &dyn StorePort) -> Result<(), StoreError> {
     let nothing = object_name(Uuid::nil(), ObjectId { incarnation: 0, session: SessionId(0), n: 0 });
+    match store.get(&nothing, 0, 1).await {
+        Err(error) if is_outage(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Asks until the outage is over.
+async fn look_again(watched: Weak<Watched>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(watched) = watched.upgrade().filter(|watched| watched.is_away()) else { return };
-        drop(watched.get(&nothing, 0, 1).await);
+        drop(answers(&*watched).await);
     }
 }
 
@@ -136,8 +144,15 @@ impl ObjectPort for Watched {
 }
 
 impl StorePort for Watched {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        Box::pin(async move { self.hear(self.store.whole(name).await) })
+    /// That one is not given out whole says nothing of the store: it may be archived. Who asked asks whether the store
+    /// [`answers`].
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        Box::pin(async move {
+            match self.store.whole(name, max).await {
+                Err(error) if is_outage(&error) => Err(error),
+                answer => self.hear(answer),
+            }
+        })
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

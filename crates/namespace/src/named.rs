@@ -38,6 +38,18 @@ pub struct Named {
     pub more: bool,
 }
 
+impl Named {
+    /// What of these names held at any time from `since` on, up to but without `until`, and when in that time.
+    pub fn within(&self, since: Version, until: Option<Version>) -> Named {
+        let wanted = (since, until.unwrap_or(NOW));
+        let names = self.names.iter().filter_map(|name| {
+            let (since, until) = meet((name.since, name.until.unwrap_or(NOW)), wanted)?;
+            Some(NamedFor { path: name.path.clone(), since, until: (until != NOW).then_some(until) })
+        });
+        Named { names: names.collect(), more: self.more }
+    }
+}
+
 /// From the first version up to, but without, the second.
 type Span = (Version, Version);
 

@@ -58,24 +58,25 @@ pub fn unproven<R: Reads>(reads: &R, survived: Version) -> Result<Batch, ReadSto
     Ok(store.into_batch())
 }
 
-/// Whether an instant of a volume can be had at `now`: it lies in the window, or what is kept covers it.
-pub fn check_kept_instant(
+/// Whether an instant of a volume can be had at `now`: it lies in the window, or what is kept covers it. What is kept is only
+/// read if it comes to that: a row of it that cannot be read is in the way of no other instant.
+pub fn check_kept_instant<R: Reads + ?Sized>(
+    reads: &R,
     index: VolumeIndex,
     volume: &Volume,
     at: Version,
     now: Version,
-    kept: &[KeptInstant],
-) -> Result<(), SystemError> {
-    let had = volume.born <= at && at <= now && whole(index, kept).covers(at, at);
-    match check_instant(volume, at, now) {
-        Err(SystemError::Instant { .. }) if had => check_gaps(volume, at),
-        checked => checked,
-    }
+) -> Result<Result<(), SystemError>, ReadStop> {
+    let checked = check_instant(volume, at, now);
+    let out_of_window = matches!(checked, Err(SystemError::Instant { .. }));
+    let had =
+        out_of_window && volume.born <= at && at <= now && whole(index, &list_kept(reads)?).covers(at, at);
+    Ok(if had { check_gaps(volume, at) } else { checked })
 }
 
 /// The instants that are kept without a break since they were in the window.
 fn whole(index: VolumeIndex, kept: &[KeptInstant]) -> Protected {
-    let ours = kept.iter().filter(|(of, _, row)| *of == index && row.flags & Kept::UNSURE == 0);
+    let ours = kept.iter().filter(|(of, _, row)| *of == index && row.flags & Kept::WHOLE != 0);
     ours.map(|(_, _, row)| (row.at, row.to)).collect()
 }
 
@@ -112,8 +113,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let checked = check_instant(&row, kept.at, now).and(check_instant(&row, kept.to, now));
         match checked {
             Err(error) if !found && !is_kept => return Err(error.into()),
-            Err(_) if !is_kept => kept.flags |= Kept::UNSURE,
-            _ => {}
+            Err(_) if !is_kept => {}
+            _ => kept.flags |= Kept::WHOLE,
         }
         row.leases = row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;
@@ -146,7 +147,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         row.leases = row.leases.checked_add(2).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
         self.put_volume(index, &row)?;
         for (id, (at, to)) in ids.into_iter().zip([(at, now), (now, Version::MAX)]) {
-            let kept = Kept { flags: 0, at, to, made: now, ends: Some(ends), note: note.to_owned() };
+            let flags = Kept::WHOLE;
+            let kept = Kept { flags, at, to, made: now, ends: Some(ends), note: note.to_owned() };
             self.put_kept(index, id, &kept)?;
         }
         Ok(SystemReply::Kept(at, now))

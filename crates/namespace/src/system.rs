@@ -362,7 +362,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             return Ok(SystemReply::Session { id, session: Box::new(session) });
         }
         if let Some(at) = at {
-            check_kept_instant(index, &row, at, self.ctx.version, &list_kept(self.reads)?)?;
+            check_kept_instant(self.reads, index, &row, at, self.ctx.version)??;
             row.leases =
                 row.leases.checked_add(1).ok_or_else(|| SystemError::Exhausted("lease".to_owned()))?;
             self.put_volume(index, &row)?;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::{Change, ReadStop, Reads};
 use chronofs_history::{Row, Snapshot, Table};
+use std::collections::BTreeSet;
 use std::fmt;
 
 const PAGE: usize = 512;
@@ -63,20 +64,23 @@ pub fn verify<R: Reads + ?Sized>(reads: &R) -> Result<Vec<Fault>, ReadStop> {
 
 /// As [`fn@verify`], and calls `found` with each fault at once.
 pub fn verify_each<R: Reads + ?Sized>(reads: &R, found: &mut dyn FnMut(Fault)) -> Result<(), ReadStop> {
-    verify_at(reads, Version::ZERO, found)
+    verify_at(reads, Version::ZERO, &mut BTreeSet::new(), found)
 }
 
-/// The same; mends are made for a commit at `version`.
+/// The same; mends are made for a commit at `version`. Volumes that seem to have lost rows, of which counts still tell, are added
+/// to `lossy`; of those that are there already nothing is mended that says so.
 fn verify_at<R: Reads + ?Sized>(
     reads: &R,
     version: Version,
+    lossy: &mut BTreeSet<VolumeIndex>,
     found: &mut dyn FnMut(Fault),
 ) -> Result<(), ReadStop> {
     let volumes = list_volumes(reads)?;
     verify_store(reads, &volumes, found)?;
     for (index, volume) in &volumes {
         let tables = Snapshot::new(reads, *index, None);
-        let mut check = Check { tables, volume, index: *index, version, unreadable: 0, found: &mut *found };
+        let mut check = Check::new(tables, volume, *index, version, &mut *found);
+        check.lossy = lossy.contains(index);
         if !volume.is_live() && check_leaving(reads, &mut check)? {
             continue;
         }
@@ -84,6 +88,9 @@ fn verify_at<R: Reads + ?Sized>(
         content::check(&mut check)?;
         history::check(&mut check)?;
         counts::check(&mut check)?;
+        if check.doubtful && check.lowers {
+            lossy.insert(*index);
+        }
         check_counters(&mut check, sums)?;
     }
     Ok(())
@@ -118,10 +125,39 @@ struct Check<'a, R> {
     version: Version,
     /// Rows that could not be read so far.
     unreadable: u64,
+    /// There was a fault that no row decides.
+    undecided: bool,
+    /// What was found before counts says that rows may have been lost.
+    doubtful: bool,
+    /// Rows name something less often than its count says.
+    lowers: bool,
+    /// It is known to be both.
+    lossy: bool,
     found: &'a mut dyn FnMut(Fault),
 }
 
-impl<R: Reads + Copy> Check<'_, R> {
+impl<'a, R: Reads + Copy> Check<'a, R> {
+    fn new(
+        tables: Snapshot<R>,
+        volume: &'a Volume,
+        index: VolumeIndex,
+        version: Version,
+        found: &'a mut dyn FnMut(Fault),
+    ) -> Check<'a, R> {
+        Check {
+            tables,
+            volume,
+            index,
+            version,
+            unreadable: 0,
+            undecided: false,
+            doubtful: false,
+            lowers: false,
+            lossy: false,
+            found,
+        }
+    }
+
     fn fault(&mut self, table: Table, key: &[u8], found: impl Into<String>, expected: impl Into<String>) {
         self.fault_with(table, key, found, expected, None);
     }
@@ -134,6 +170,8 @@ impl<R: Reads + Copy> Check<'_, R> {
         expected: impl Into<String>,
         mend: Option<Change>,
     ) {
+        // What other rows do not decide is wrong for a reason that they do not know.
+        self.undecided |= mend.is_none();
         (self.found)(Fault {
             volume: self.index,
             table: table.name,
@@ -275,7 +313,7 @@ fn verify_store<R: Reads + ?Sized>(
     let Some((_, first)) = volumes.first() else { return Ok(()) };
     let tables = Snapshot::new(reads, STORE_WIDE, None);
     let version = Version::ZERO;
-    let mut check = Check { tables, volume: first, index: STORE_WIDE, version, unreadable: 0, found };
+    let mut check = Check::new(tables, first, STORE_WIDE, version, found);
     let row = tables.get_plain(STORE, &[])?;
     let Some(store) = row.and_then(|row| check.decode::<Store>(STORE, &[], &row)) else {
         check.fault(STORE, &[], "no row", "one");

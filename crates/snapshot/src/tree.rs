@@ -259,7 +259,7 @@ impl Sum {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         while count > 0 {
             let part = count.min(ZEROS.len() as u64);
-            #[allow(clippy::cast_possible_truncation)] // not longer than ZEROS
+            #[allow(clippy::cast_possible_truncation, reason = "not longer than ZEROS")]
             self.hasher.update(&ZEROS[..part as usize]);
             count -= part;
         }
@@ -267,7 +267,7 @@ impl Sum {
 
     /// What is at `at`, up to `end` or the buffer's size; nothing at the end of the file.
     fn read(&mut self, file: &File, at: u64, end: u64) -> io::Result<&[u8]> {
-        #[allow(clippy::cast_possible_truncation)] // not longer than the buffer
+        #[allow(clippy::cast_possible_truncation, reason = "not longer than the buffer")]
         let most = (end - at).min(BUFFER as u64) as usize;
         let read = loop {
             match file.read_at(&mut self.buffer[..most], at) {

@@ -3,8 +3,7 @@
 //! A connection opens with one [`Hello`] and one [`Welcome`] (or [`Refusal`]); then [`ToServer`] and [`ToClient`]
 //! frames flow both ways with any number of calls in flight.
 
-// The fields of a frame are named after what they are.
-#![allow(missing_docs)]
+#![allow(missing_docs, reason = "the fields of a frame are named after what they are")]
 
 use bytes::Bytes;
 use chronofs_core::ops::{Replayed, Reply, Request};

@@ -3,8 +3,7 @@
 //! A connection is of one metadata store: [`LogHello`] and [`LogWelcome`], then [`LogRequest`]s, each answered with one
 //! [`LogReply`] in their order, any number of them on their way. What each asks for is the trait `Link` of the engine.
 
-// The fields of a frame are named after what they are.
-#![allow(missing_docs)]
+#![allow(missing_docs, reason = "the fields of a frame are named after what they are")]
 
 use crate::identity::{Secret, Sha256};
 use crate::status::ProcessStatus;

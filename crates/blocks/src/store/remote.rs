@@ -221,12 +221,18 @@ impl RemoteStore {
         }
     }
 
-    async fn get_whole(&self, name: &str) -> Result<Bytes, StoreError> {
+    async fn get_whole(&self, name: &str, max: u64) -> Result<Bytes, StoreError> {
         super::check_name(name)?;
         let _permit = self.permits.acquire().await;
-        let read = async { self.client.objects.get(&self.at(name)).await?.bytes().await };
+        let read = async {
+            let found = self.client.objects.get(&self.at(name)).await?;
+            match found.meta.size {
+                size if size > max => Ok(Err(super::too_long(name, size, max))),
+                _ => found.bytes().await.map(Ok),
+            }
+        };
         match read.await {
-            Ok(bytes) => Ok(bytes),
+            Ok(read) => read,
             Err(Error::NotFound { .. }) => Err(self.not_there(name).await),
             Err(error) => Err(self.unavailable(name, "it cannot be read", &error)),
         }
@@ -339,8 +345,8 @@ impl ObjectPort for RemoteStore {
 }
 
 impl StorePort for RemoteStore {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.get_whole(name).boxed()
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.get_whole(name, max).boxed()
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

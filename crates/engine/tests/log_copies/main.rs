@@ -224,6 +224,8 @@ fn a_copy_with_a_hole_that_the_log_cannot_fill_does_not_count() {
     assert_eq!(held(&lab.recover("new").unwrap()), 602);
 }
 
+/// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
+/// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
 #[test]
 fn after_every_power_cut_the_log_and_each_whole_copy_hold_what_was_durable() {
     for seed in 0..cases(40) {

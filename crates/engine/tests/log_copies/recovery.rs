@@ -128,9 +128,6 @@ fn what_one_copy_lacks_is_recovered_from_the_other() {
     assert_eq!(segments(&folder), Vec::<PathBuf>::new());
 }
 
-/// Power cuts of the owner's machine at any operation of its disk, and copies that come and go, by a seed. The copies' own
-/// threads take their time, so a seed does not run the same way twice; what is asserted holds whichever way.
-
 #[test]
 fn a_start_that_reaches_no_copy_leaves_none_out_until_somebody_says_so() {
     let mut lab = Lab::new(&["a", "b"], 0);

@@ -4,13 +4,14 @@
 //! looked at, what is superseded meanwhile is met again among the past. Before anything is called lost its row is read
 //! again: it may be gone by then, or its bytes may have been moved.
 
+use super::rows::Counted;
 use super::store::Store;
 use super::{Desk, Looked, Stop, shown_path};
 use bytes::Bytes;
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{Trouble, object_name, seal};
-use chronofs_core::ObjectId;
 use chronofs_core::slice::{Place, Seal};
+use chronofs_core::{Ino, ObjectId, Version};
 use chronofs_namespace::{HeldFrom, HeldSlice, Named, held_again, held_slices, names_of};
 use chronofs_wire::analyze::{Fate, NamedAt, News, Progress, SliceFault};
 use chronofs_wire::question::Blob;
@@ -48,7 +49,7 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
     let sizes = if asked.deep { HashMap::new() } else { store.listed(desk, &volume).await? };
     let mut progress = Progress { listed: sizes.len() as u64, ..Progress::default() };
     let looking = Looking { volume, store, sizes, deep: asked.deep };
-    let mut next = Some(from);
+    let (mut next, mut named) = (Some(from), None);
     let mut pace = Pace { per_second: asked.bytes_per_second, begun: Instant::now(), read: 0 };
     while let Some(from) = next {
         let (page, behind) = looking.page(from).await?;
@@ -61,7 +62,7 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
         for held in &page {
             let lost = checked.next().await.transpose()?.flatten();
             if lost.is_some()
-                && let Some(fault) = looking.confirm(held).await?
+                && let Some(fault) = looking.confirm(desk, held, &mut named).await?
             {
                 progress.faults += 1;
                 desk.tell(News::Slice(Box::new(fault))).await;
@@ -98,6 +99,9 @@ impl Pace {
         }
     }
 }
+
+/// What the last inode that lost something was ever named: a file loses many slices at once.
+type LastNamed = Option<(Ino, Named)>;
 
 struct Looking {
     volume: Looked,
@@ -155,13 +159,45 @@ impl Looking {
     }
 
     /// Looks again at a slice that seems to be lost, by rows as they are now.
-    async fn confirm(&self, held: &HeldSlice) -> Result<Option<SliceFault>, Stop> {
+    async fn confirm(
+        &self,
+        desk: &Desk,
+        held: &HeldSlice,
+        named: &mut LastNamed,
+    ) -> Result<Option<SliceFault>, Stop> {
         let (reads, index, held) = (self.volume.rows().await?, self.volume.index, held.clone());
         let Some(now) = off_thread(move || held_again(&reads, index, &held)).await?? else { return Ok(None) };
         let Some(lost) = self.check(&now).await? else { return Ok(None) };
-        let (reads, ino, since, until) = (self.volume.rows().await?, now.ino, now.since, now.until);
-        let names = off_thread(move || names_of(&reads, index, ino, since, until)).await??;
+        let names = self.names(desk, &now, named).await?;
         Ok(Some(self.fault(&now, lost, names)))
+    }
+
+    /// What the file of a slice was named while it had the slice.
+    async fn names(&self, desk: &Desk, held: &HeldSlice, last: &mut LastNamed) -> Result<Named, Stop> {
+        let (ino, since, until) = (held.ino, held.since, held.until);
+        let ever = match last.take().filter(|(known, _)| *known == ino) {
+            Some((_, ever)) => ever,
+            None => self.names_of(desk, ino, Version::ZERO, None).await?,
+        };
+        let names = match ever.more {
+            true => self.names_of(desk, ino, since, until).await?,
+            false => ever.within(since, until),
+        };
+        *last = Some((ino, ever));
+        Ok(names)
+    }
+
+    /// Reads on a thread of its own, for long if folders above it changed often; no longer than somebody follows.
+    async fn names_of(
+        &self,
+        desk: &Desk,
+        ino: Ino,
+        since: Version,
+        until: Option<Version>,
+    ) -> Result<Named, Stop> {
+        let (view, desk, index) = (self.volume.rows().await?, desk.clone(), self.volume.index);
+        let reading = move || names_of(&Counted::quiet(view, desk), index, ino, since, until);
+        Ok(off_thread(reading).await??)
     }
 
     fn fault(&self, held: &HeldSlice, lost: Lost, names: Named) -> SliceFault {

@@ -67,11 +67,17 @@ pub(super) struct Counted {
     desk: Desk,
     rows: Cell<u64>,
     told: Cell<Instant>,
+    /// Nobody is told how many.
+    quiet: bool,
 }
 
 impl Counted {
     pub(super) fn new(view: SharedView, desk: Desk) -> Counted {
-        Counted { view, desk, rows: Cell::new(0), told: Cell::new(Instant::now()) }
+        Counted { view, desk, rows: Cell::new(0), told: Cell::new(Instant::now()), quiet: false }
+    }
+
+    pub(super) fn quiet(view: SharedView, desk: Desk) -> Counted {
+        Counted { quiet: true, ..Counted::new(view, desk) }
     }
 
     pub(super) fn version(&self) -> Version {
@@ -97,7 +103,9 @@ impl Counted {
                 return Err(ReadStop::Failed(EngineError::Store("nobody follows any more".to_owned())));
             }
             self.told.set(Instant::now());
-            self.tell(News::Rows(self.rows.get()));
+            if !self.quiet {
+                self.tell(News::Rows(self.rows.get()));
+            }
         }
         Ok(())
     }

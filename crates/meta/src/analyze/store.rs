@@ -5,17 +5,27 @@ use super::{Desk, Looked, Stop};
 use chronofs_blocks::{ListPage, StoreError, StorePort, Trouble, parse_object_name};
 use chronofs_core::ObjectId;
 use chronofs_wire::analyze::{News, Progress};
+use chronofs_wire::status::memory_free_bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Sizes of so many objects are held in memory, about 200 MB; each of the rest costs a request.
-const HELD_MAX: usize = 4 << 20;
+/// Sizes of so many objects are held in memory, about 200 MB, if a quarter of what is free is so much; each of the rest costs a
+/// request.
+const HELD_MAX: u64 = 4 << 20;
+/// What one of them takes, about.
+const HELD_BYTES: u64 = 50;
 /// A page of a listing, or a part of an object, comes within this time.
 const WITHIN: Duration = Duration::from_secs(120);
 /// What a store cannot do now is tried again after these.
 const TRY_AGAIN: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(10)];
+
+/// Of how many objects the size is held: the server needs its memory for who uses it.
+fn held_max(free_bytes: u64) -> u64 {
+    // 0: the machine does not say.
+    if free_bytes == 0 { HELD_MAX } else { HELD_MAX.min(free_bytes / 4 / HELD_BYTES) }
+}
 
 /// The block store of a volume that is looked at.
 #[derive(Clone)]
@@ -34,6 +44,7 @@ impl Store {
 
     /// The sizes of a volume's objects.
     pub(super) async fn listed(&self, desk: &Desk, volume: &Looked) -> Result<HashMap<ObjectId, u64>, Stop> {
+        let held_max = held_max(memory_free_bytes());
         let (mut sizes, mut from, mut listed) = (HashMap::new(), None, 0);
         loop {
             let page = self.page(from).await?;
@@ -42,7 +53,7 @@ impl Store {
                     continue;
                 };
                 listed += 1;
-                if sizes.len() < HELD_MAX {
+                if (sizes.len() as u64) < held_max {
                     sizes.insert(object, bytes);
                 }
             }
@@ -90,5 +101,17 @@ impl Store {
                 None => return Err(Stop::Failed(why)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_so_many_objects_sizes_are_held_as_the_memory_of_a_server_allows() {
+        assert_eq!((held_max(0), held_max(64 << 30)), (HELD_MAX, HELD_MAX));
+        assert_eq!(held_max(400), 2);
+        assert!(held_max(100 << 20) * HELD_BYTES <= 25 << 20);
     }
 }

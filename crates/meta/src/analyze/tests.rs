@@ -39,8 +39,8 @@ impl ObjectPort for Shy {
 }
 
 impl StorePort for Shy {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.store.whole(name)
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.store.whole(name, max)
     }
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.delete(name)

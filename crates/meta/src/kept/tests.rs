@@ -20,43 +20,95 @@ pub(crate) fn attempt() -> Attempt {
     Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 17 }
 }
 
-/// A store in a folder, in which a clone registers just when pins are being taken away.
-pub(crate) struct Racing(BlockStore, Mutex<Option<Reader>>);
+/// A store in a folder, in which others do something just when pins are being put or taken away.
+pub(crate) struct Racing {
+    store: BlockStore,
+    /// A clone registers when one is taken away.
+    reader: Mutex<Option<Reader>>,
+    /// It is put again when it was taken away.
+    again: Mutex<Option<Pin>>,
+    /// Nothing is put before there is a permit.
+    late: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
+}
+
+impl Racing {
+    fn new(store: BlockStore) -> Racing {
+        Racing { store, reader: Mutex::default(), again: Mutex::default(), late: Mutex::default() }
+    }
+
+    pub(crate) fn put_again(&self, pin: Pin) {
+        *self.again.lock().unwrap() = Some(pin);
+    }
+
+    pub(crate) fn put_late(&self) -> Arc<tokio::sync::Semaphore> {
+        let permits = Arc::new(tokio::sync::Semaphore::new(0));
+        *self.late.lock().unwrap() = Some(permits.clone());
+        permits
+    }
+}
 
 impl ObjectPort for Racing {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.put(name, bytes)
+        self.store.put(name, bytes)
     }
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.0.get(name, offset, len)
+        self.store.get(name, offset, len)
     }
 }
 
 impl StorePort for Racing {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.0.whole(name)
+    fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.store.whole(name, max)
     }
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.delete(name)
+        self.store.delete(name)
     }
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
-        self.0.list(from)
+        self.store.list(from)
     }
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.put_note(name, bytes)
+        Box::pin(async move {
+            let late = self.late.lock().unwrap().clone();
+            if let Some(late) = late {
+                late.acquire().await.unwrap().forget();
+            }
+            self.store.put_note(name, bytes).await
+        })
     }
     fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            let reader = self.1.lock().unwrap().take();
+            let reader = self.reader.lock().unwrap().take();
             if let Some(reader) = reader {
-                self.0.put_note(&reader.name_in_store(), reader.encode().unwrap()).await?;
+                self.store.put_note(&reader.name_in_store(), reader.encode().unwrap()).await?;
             }
-            self.0.remove_note(name).await
+            self.store.remove_note(name).await?;
+            let again = self.again.lock().unwrap().take();
+            match again {
+                Some(pin) => self.store.put_pin(&pin).await,
+                None => Ok(()),
+            }
         })
     }
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
-        self.0.notes(folder)
+        self.store.notes(folder)
     }
+}
+
+fn assigned(id: Uuid, retention: Retention) -> AssignedVolume {
+    let spec = VolumeSpec {
+        id,
+        name: format!("v{}", id.as_u128()),
+        block_size: BLOCK_SIZE_DEFAULT,
+        compression: Compression::None,
+        retention,
+        max_bytes: None,
+        max_inodes: None,
+        hash_key: [0; 16],
+    };
+    let kind = StoreKind::Local { path: "/nowhere".to_owned() };
+    let store =
+        AssignedStore { id: Uuid::from_u128(9), kind, credentials: Default::default(), create_only: false };
+    AssignedVolume { spec, deleted: false, give_up_after_s: None, store }
 }
 
 pub(crate) struct Bench {
@@ -82,35 +134,21 @@ impl Bench {
             while let Some(input) = inputs.recv().await {
                 match input {
                     Input::Events(events) => core.run(now, events, &mut |_| ()).unwrap(),
-                    Input::Ask(ask) => ask(&mut core, now),
+                    Input::Ask(ask) => {
+                        ask(&mut core, now);
+                        core.engine.sync().unwrap();
+                    }
                     _ => unreachable!("nobody is connected"),
                 }
             }
         });
-        let spec = VolumeSpec {
-            id: VOLUME,
-            name: "v".to_owned(),
-            block_size: BLOCK_SIZE_DEFAULT,
-            compression: Compression::None,
-            retention,
-            max_bytes: None,
-            max_inodes: None,
-            hash_key: [0; 16],
-        };
-        let kind = StoreKind::Local { path: "/nowhere".to_owned() };
-        let assigned = AssignedStore {
-            id: Uuid::from_u128(9),
-            kind,
-            credentials: Default::default(),
-            create_only: false,
-        };
-        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store: assigned }];
+        let volumes = vec![assigned(VOLUME, retention)];
         let assignment = Assignment { revision: 1, volumes, ..Default::default() };
         let told =
             vec![Event::Assignment(Box::new(assignment)), Event::Owner(true), Event::Tick, Event::Tick];
         queue.blocking_send(Input::Events(told)).unwrap_or_else(|_| panic!("the channel has room"));
         let opened = BlockStore::create(&folder.path().join("blocks"), Uuid::from_u128(9)).unwrap();
-        let store = Arc::new(Racing(opened, Mutex::default()));
+        let store = Arc::new(Racing::new(opened));
         let stores = crate::server::objects::Stores::default();
         stores.set([(VOLUME, store.clone() as Arc<dyn StorePort>)].into());
         let collector = Collector::new(queue.clone(), stores, Rhythm::default());
@@ -198,6 +236,31 @@ fn a_store_that_is_away_keeps_a_set_from_being_one_and_what_was_kept_is_let_go_w
 }
 
 #[test]
+fn a_store_that_is_away_keeps_what_lies_in_others_from_being_let_go_no_longer() {
+    let bench = Bench::new(Retention::Forever);
+    let other = Uuid::from_u128(2);
+    let volumes = [VOLUME, other].map(|id| assigned(id, Retention::Forever)).to_vec();
+    let assignment = Assignment { revision: 2, volumes, ..Default::default() };
+    let told = vec![Event::Assignment(Box::new(assignment)), Event::Tick, Event::Tick];
+    bench.keeper.queue.blocking_send(Input::Events(told)).unwrap_or_else(|_| panic!("there is room"));
+    let (there, away) = (bench.folder.path().join("others"), bench.folder.path().join("away"));
+    let others = Arc::new(BlockStore::create(&there, Uuid::from_u128(10)).unwrap());
+    let stores = [(VOLUME, bench.store.clone() as Arc<dyn StorePort>), (other, others.clone())];
+    bench.keeper.collector.stores.set(stores.into());
+    bench.keep_a_set();
+    let others_pins = || bench.runtime.block_on(others.pins()).unwrap().len();
+    assert_eq!((bench.pins().len(), others_pins(), bench.rows()), (1, 1, 2));
+    std::fs::rename(&there, &away).unwrap();
+    bench.keeper.release(&attempt());
+    assert_eq!((bench.pins().len(), bench.rows()), (0, 1));
+    assert!(bench.keeper.rests(&attempt()), "the other one is tried again");
+    std::fs::rename(&away, &there).unwrap();
+    assert_eq!(others_pins(), 1);
+    bench.keeper.release(&attempt());
+    assert_eq!((others_pins(), bench.rows(), bench.keeper.rests(&attempt())), (0, 0, false));
+}
+
+#[test]
 fn what_a_straggler_pinned_without_a_row_goes_too() {
     let bench = Bench::new(Retention::Forever);
     bench.keep_a_set();
@@ -244,7 +307,7 @@ fn a_clone_that_registers_while_its_set_is_let_go_finds_the_pins_again() {
     let bench = Bench::new(Retention::Seconds(60));
     bench.keep_a_set();
     let before = bench.pins();
-    *bench.store.1.lock().unwrap() = Some(bench.reader());
+    *bench.store.reader.lock().unwrap() = Some(bench.reader());
     bench.keeper.release(&attempt());
     assert_eq!(bench.runtime.block_on(bench.store.notes(READERS)).unwrap().len(), 1, "it has registered");
     assert_eq!((bench.pins(), bench.rows()), (before.clone(), 1));

@@ -304,7 +304,10 @@ impl Machine {
 
     /// What a mutation comes to: the answer and, if anything changes, what to commit. `made` is the inode that a create
     /// gave before a power cut.
-    #[allow(clippy::type_complexity)]
+    #[allow(
+        clippy::type_complexity,
+        reason = "an answer with what belongs to it, taken apart by its two callers at once"
+    )]
     pub(super) fn decide(
         &self,
         group: &mut Group,

@@ -73,7 +73,7 @@ impl Falls {
         self.open
     }
 
-    /// There is no past of the volume to go back to now, so its files are not counted.
+    /// There is no past of the volume to go back to now, or its files cannot be counted.
     fn passed_over(&mut self, steady_ns: u64) {
         self.counted_ns = Some(steady_ns);
     }
@@ -102,14 +102,15 @@ impl Machine {
         };
         for (index, counts) in due {
             let held = held_by_brake(index, &kept);
-            if let Some(volume) = self.volumes.get_mut(&index) {
-                volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
-                if !counts {
-                    volume.falls.passed_over(group.steady_ns);
-                    continue;
-                }
-            }
-            let (_, files) = self.volume_figures(group, index)?;
+            // What cannot be read is no fall; it is told to whoever needs it.
+            let used = counts.then(|| chronofs_namespace::usage(&group.reads, index).ok().flatten()).flatten();
+            let Some(volume) = self.volumes.get_mut(&index) else { continue };
+            volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
+            let Some(used) = used else {
+                volume.falls.passed_over(group.steady_ns);
+                continue;
+            };
+            let files = used.used_inodes;
             let now = self.next_version(group);
             let count = Count { steady_ns: group.steady_ns, at: self.last, files };
             let least = self.config.brake_from;

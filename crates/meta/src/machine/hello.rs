@@ -223,8 +223,12 @@ impl Machine {
     ) -> Result<(), EngineError> {
         // Of an instant that cannot be had, nothing can be said of the token's directory either.
         let past = hello.at.zip(self.volumes.get(&checked.index));
-        let kept = match past.map_or(Ok(Vec::new()), |_| chronofs_namespace::list_kept(&group.reads)) {
-            Ok(kept) => kept,
+        let had = past.map_or(Ok(Ok(())), |(at, volume)| {
+            let now = self.next_version(group);
+            chronofs_namespace::check_kept_instant(&group.reads, checked.index, &volume.row, at, now)
+        });
+        let had = match had {
+            Ok(had) => had,
             Err(stop) => {
                 self.stopped(group, stop, "looking for holds")?;
                 let refusal = not_now(500, "what is kept of the past cannot be read");
@@ -232,10 +236,6 @@ impl Machine {
                 return Ok(());
             }
         };
-        let had = past.map_or(Ok(()), |(at, volume)| {
-            let now = self.next_version(group);
-            chronofs_namespace::check_kept_instant(checked.index, &volume.row, at, now, &kept)
-        });
         let root = match had {
             Ok(()) => self.scope(group, hello, checked)?,
             Err(error) => Err(refuse_session(error)),

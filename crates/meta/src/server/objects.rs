@@ -9,8 +9,9 @@ use crate::machine::{
 };
 use crate::metrics::Metrics;
 use crate::pack::{Repacker, build_pack};
-use crate::watched::Watches;
+use crate::watched::{Watches, answers};
 use bytes::Bytes;
+use chronofs_blocks::object::OBJECT_LEN_MAX;
 use chronofs_blocks::outage::is_outage;
 use chronofs_blocks::signed::Action;
 use chronofs_blocks::work::off_thread;
@@ -198,8 +199,8 @@ async fn pack(
     Ok(packed)
 }
 
-/// Puts what is needed of objects together. One that cannot be read, or not be taken, stays as it is. Where the store gives none,
-/// it is away; where it refuses single ones of a source, as archived ones, the others are copied.
+/// Puts what is needed of objects together. One that cannot be read, or not be taken, stays as it is; so does one of a source that
+/// the store refuses, as one that is archived, while it answers otherwise.
 async fn repack(
     store: &dyn StorePort,
     job: &PackJob,
@@ -207,23 +208,21 @@ async fn repack(
     view: Arc<dyn View>,
 ) -> Result<(Bytes, Packed), String> {
     let mut repacker = Repacker::new(job, view);
-    let (mut answered, mut refused) = (false, Vec::new());
     for source in sources {
         let name = object_name(job.volume, source.id);
         // What a clone copies is no trouble of its own objects; the machine says what it could not copy.
         let is_own = source.id.incarnation == job.object.incarnation;
-        let bytes = match store.whole(&name).await {
-            Ok(bytes) => {
-                answered = true;
-                bytes
-            }
-            Err(error) if error.trouble == Trouble::Unavailable && is_own => return Err(error.to_string()),
+        let bytes = match store.whole(&name, OBJECT_LEN_MAX).await {
+            Ok(bytes) => bytes,
             Err(error) if error.trouble == Trouble::Unavailable => {
-                refused.push((source.id, error.to_string()));
+                answers(store).await.map_err(|error| error.to_string())?;
+                if is_own {
+                    return Err(error.to_string());
+                }
+                repacker.leave(source.id, &error.to_string());
                 continue;
             }
             Err(error) => {
-                answered = true;
                 repacker.leave(source.id, &error.to_string());
                 if is_own {
                     tracing::error!(%error, "an object cannot be repacked");
@@ -241,12 +240,6 @@ async fn repack(
         if let (Err(reason), true) = (added, is_own) {
             tracing::info!(object = name, "not repacked: {reason}");
         }
-    }
-    for (object, why) in refused {
-        if !answered {
-            return Err(why);
-        }
-        repacker.leave(object, &why);
     }
     Ok(repacker.finish())
 }
@@ -321,4 +314,86 @@ async fn delete_all(store: Option<Arc<dyn StorePort>>, job: DeleteJob) -> Delete
         }
     }
     DeletedObjects { volume, asked, deleted, failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_blocks::ListPage;
+    use chronofs_core::{SessionId, VolumeIndex};
+    use chronofs_engine::Engine;
+    use chronofs_engine::memory::Memory;
+    use futures::future::BoxFuture;
+
+    /// A store that gives no object out, as if all were archived; or that is away.
+    struct Refuses {
+        away: bool,
+    }
+
+    fn refused<T>(name: &str) -> Result<T, StoreError> {
+        Err(StoreError::unavailable(name, Errno::EIO, "it answers 403"))
+    }
+
+    impl ObjectPort for Refuses {
+        fn put<'a>(&'a self, name: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+        fn get<'a>(&'a self, name: &'a str, _: u64, _: u32) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+            Box::pin(async move {
+                if self.away { refused(name) } else { Err(StoreError::missing(name, "there is none")) }
+            })
+        }
+    }
+
+    impl StorePort for Refuses {
+        fn whole<'a>(&'a self, name: &'a str, _: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+        fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+        fn list(&self, _: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
+            Box::pin(async move { refused("objects") })
+        }
+        fn put_note<'a>(&'a self, name: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+        fn remove_note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+        fn notes<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
+            Box::pin(async move { refused(name) })
+        }
+    }
+
+    /// Has objects of this incarnation put together for a clone of incarnation 1.
+    async fn repacked(away: bool, incarnation: u16) -> Result<(Vec<u64>, bool), String> {
+        let (id, volume) = (Uuid::from_u128(9), Uuid::from_u128(1));
+        let store: Arc<dyn StorePort> = Arc::new(Refuses { away });
+        let watches = Watches::default();
+        watches.keep([(id, "a bucket".to_owned())].into_iter());
+        let watched: Arc<dyn StorePort> = crate::watched::Watched::new(store, watches.of(id));
+        let session = SessionId(1);
+        let object =
+            |n| PoorObject { id: ObjectId { incarnation, session, n }, size: 100, named: 100, rows: 1 };
+        let sources: Vec<PoorObject> = (0..3).map(object).collect();
+        let object = ObjectId { incarnation: 1, session: SessionId::SERVER, n: 0 };
+        let source = Source::Objects(sources.clone());
+        let job = PackJob { volume, index: VolumeIndex(1), object, source, bytes_max: 1 << 20 };
+        let done = repack(&*watched, &job, &sources, Memory::default().view()).await;
+        let is_away = watches.status()[0].outage.is_some();
+        done.map(|(_, packed)| (packed.left.iter().map(|(id, _)| id.n).collect(), is_away))
+    }
+
+    #[tokio::test]
+    async fn objects_of_the_source_that_are_refused_one_by_one_are_left_and_the_store_is_not_away() {
+        assert_eq!(repacked(false, 0).await, Ok((vec![0, 1, 2], false)));
+        // What is its own is tried again as a whole.
+        repacked(false, 1).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_leaves_nothing_to_be_named() {
+        assert!(repacked(true, 0).await.unwrap_err().contains("it answers 403"));
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::collect::INDEX;
 use super::*;
+use bytes::Bytes;
 use chronofs_core::Retention;
 
 fn held(server: &Server) -> Vec<(Version, String)> {
@@ -121,6 +122,30 @@ fn what_is_held_is_shown_until_it_is_let_go_also_without_retention_and_when_the_
         assert_eq!(server.collection().held, None);
         server.verify();
     }
+}
+
+#[test]
+fn counters_that_cannot_be_read_are_no_fall() {
+    let engine = Arc::new(Memory::default());
+    let mut server = Server::start(engine.clone(), START_NS, false);
+    server.start_again(Config { brake_from: 4, ..Config::default() });
+    server.open(1, hello(1)).unwrap();
+    for n in 0..10 {
+        server.call(1, 1 + n, create(Ino::ROOT, &format!("f{n}"), false)).1.unwrap();
+    }
+    assert!(pass(&mut server, 3).is_empty());
+    let key = chronofs_namespace::rows::COUNTERS.live_key(INDEX, &[]);
+    let sound = engine.view().get(&key).unwrap().unwrap();
+    let put = |value: Bytes| {
+        let version = Version(engine.applied().0 + 1);
+        let batch = Batch(vec![Change::Put(key.clone(), value)]);
+        engine.apply(vec![Commit { version, tag: Vec::new().into(), batch }]).unwrap();
+    };
+    put(Bytes::from_static(&[1, 0xff]));
+    assert_eq!((pass(&mut server, 10), held(&server)), (Vec::new(), Vec::new()));
+    put(sound);
+    assert_eq!((pass(&mut server, 10), held(&server)), (Vec::new(), Vec::new()));
+    server.verify();
 }
 
 #[test]

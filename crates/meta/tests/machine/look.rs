@@ -31,7 +31,7 @@ impl ObjectPort for Pages {
 }
 
 impl StorePort for Pages {
-    fn whole<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+    fn whole<'a>(&'a self, name: &'a str, _: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         async move { Err(away(name)) }.boxed()
     }
 

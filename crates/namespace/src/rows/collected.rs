@@ -122,7 +122,7 @@ impl Tally {
 /// Instants that are kept.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Kept {
-    /// [`Kept::UNSURE`].
+    /// [`Kept::WHOLE`] and [`Kept::UNSURE`].
     pub flags: u16,
     /// The first instant.
     pub at: Version,
@@ -137,8 +137,11 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// It was found in the block store when some of its instants had left the window: it protects what is there, but rows of
-    /// them may be forgotten already, so they cannot be mounted by it.
+    /// It has been kept without a break since all of its instants were in the window: they can be mounted wherever the
+    /// horizon is. Without this it was found in the block store when some of them had left the window, or a build made it that did
+    /// not tell the two apart: it protects what is there, but rows of them may be forgotten already.
+    pub const WHOLE: u16 = 2;
+    /// What a build wrote of one that was found so late, before there was [`Kept::WHOLE`]. It says no more than the lack of that.
     pub const UNSURE: u16 = 1;
 }
 
@@ -157,5 +160,5 @@ row_format!(Condemned, 0);
 row_format!(Moved, 0);
 row_format!(Packs, 0);
 row_format!(Tally, Tally::REPACKED);
-row_format!(Kept, Kept::UNSURE);
+row_format!(Kept, Kept::WHOLE | Kept::UNSURE);
 row_format!(Unproven, 0);

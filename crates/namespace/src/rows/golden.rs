@@ -149,6 +149,8 @@ fn rows_of_what_is_counted_and_kept() {
     };
     golden(&kept(None), "00ac02ad020400016e");
     golden(&kept(Some(Version(5))), "00ac02ad02040105016e");
+    golden(&Kept { flags: Kept::WHOLE, ..kept(None) }, "02ac02ad020400016e");
+    golden(&Kept { flags: Kept::UNSURE, ..kept(None) }, "01ac02ad020400016e");
     golden(&Unproven { flags: 0, survived: Version(300) }, "00ac02");
 }
 

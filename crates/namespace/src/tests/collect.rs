@@ -1,8 +1,8 @@
 use super::*;
-use crate::rows::{STAGED, staged_key};
+use crate::rows::{Format, Kept, PIN, STAGED, STORE_WIDE, staged_key};
 use crate::{Judged, judge, list_condemned, list_kept, list_objects, live_stored_bytes};
 use crate::{retired_since, tally, volume};
-use chronofs_engine::Reads;
+use chronofs_engine::{Batch, Change, Reads};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -208,6 +208,65 @@ fn a_pin_keeps_history_where_there_is_no_retention() {
     past_forgotten(&mut fs);
     assert_eq!(condemn(&mut fs, u64::MAX), (0, 0, false));
     assert_eq!(fs.bytes(Some(at), f, 100), b"as it was before");
+}
+
+/// A volume that keeps an hour, with a pin of an instant in it, when the hour is over. Gives the instant.
+fn pinned_and_out_of_the_window(fs: &mut Fs) -> Version {
+    let f = fs.file(Ino::ROOT, "f");
+    fs.write(f, 0, b"as it was");
+    let (at, volume) = (fs.now(), spec().id);
+    let (id, note) = (Uuid::from_u128(1), String::new());
+    fs.system(SystemRequest::Keep { volume, id, at, to: at, ends: None, note, found: false }).unwrap();
+    let far = Version(fs.now().0 + 7_200_000_000_000);
+    fs.version = far.0;
+    fs.system(SystemRequest::AdvanceHorizon { volume, to: far }).unwrap();
+    at
+}
+
+fn past_session(client: u128, at: Version) -> SystemRequest {
+    let (volume, at, scope) = (spec().id, Some(at), WHOLE);
+    SystemRequest::OpenSession { volume, client, at, read_only: true, ttl_ms: 1, scope }
+}
+
+#[test]
+fn what_a_build_kept_that_did_not_say_whether_it_is_whole_protects_and_is_not_mounted() {
+    for (flags, had) in [(Kept::WHOLE, true), (0, false), (Kept::UNSURE, false)] {
+        let mut fs = Fs::with(VolumeSpec { retention: Retention::Seconds(3600), ..spec() });
+        let at = pinned_and_out_of_the_window(&mut fs);
+        let (_, id, row) = list_kept(&fs.state).unwrap().remove(0);
+        assert_eq!(row.flags, Kept::WHOLE);
+        let key = [&VOLUME.0.to_be_bytes()[..], id.as_bytes()].concat();
+        let value = chronofs_history::encode_plain(&Kept { flags, ..row }.encode().unwrap());
+        fs.version += 10;
+        fs.commit(Batch(vec![Change::Put(PIN.live_key(STORE_WIDE, &key), value)]));
+        assert_eq!(fs.system(past_session(2, at)).is_ok(), had, "{flags}");
+        let kept = list_kept(&fs.state).unwrap();
+        let volume = crate::volume(&fs.state, VOLUME).unwrap().unwrap();
+        assert!(crate::protected_instants(VOLUME, &volume, &[], &kept).covers(at, at), "{flags}");
+    }
+}
+
+#[test]
+fn a_hold_that_cannot_be_read_is_in_the_way_of_no_instant_of_the_window() {
+    let mut fs = Fs::with(VolumeSpec { retention: Retention::Seconds(3600), ..spec() });
+    let before = pinned_and_out_of_the_window(&mut fs);
+    let key = [&VOLUME.0.to_be_bytes()[..], Uuid::from_u128(1).as_bytes()].concat();
+    fs.version += 10;
+    let batch = Batch(vec![Change::Put(PIN.live_key(STORE_WIDE, &key), Bytes::from_static(&[1, 0xff]))]);
+    fs.state.apply(&Commit { version: fs.now(), tag: Bytes::new(), batch });
+    let at = fs.now();
+    let ctx = SystemCtx {
+        version: Version(fs.version + 10),
+        is_open: &|_| false,
+        freed_max: FREED_MAX,
+        place: &|_| None,
+    };
+    system(&fs.state, &ctx, &past_session(2, at)).unwrap().reply.unwrap();
+    assert!(system(&fs.state, &ctx, &past_session(2, before)).is_err());
+    let volume = crate::volume(&fs.state, VOLUME).unwrap().unwrap();
+    let checked = |at| crate::check_kept_instant(&fs.state, VOLUME, &volume, at, fs.now());
+    assert_eq!(checked(at).unwrap(), Ok(()));
+    assert!(checked(before).is_err(), "whether it is kept cannot be known");
 }
 
 /// What a disk snapshot does: all of the past and all that comes, then only up to its cut.

@@ -82,6 +82,7 @@ fn the_paths_of_every_inode_at_every_instant_are_those_that_lead_to_it() {
                 assert_eq!(at_that_time(&whole.names, at), expected, "seed {seed}: {ino:?} at {at}");
                 let only = names_of(&fs.state, VOLUME, ino, at, Some(Version(at.0 + 1))).unwrap();
                 assert_eq!(at_that_time(&only.names, at), expected, "seed {seed}: {ino:?} only at {at}");
+                assert_eq!(whole.within(at, Some(Version(at.0 + 1))), only, "seed {seed}: {ino:?} at {at}");
             }
         }
     }

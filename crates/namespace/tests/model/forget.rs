@@ -8,7 +8,7 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_history::{Protected, Snapshot};
 use chronofs_namespace::rows::{VERSIONED, Volume};
 use chronofs_namespace::{
-    KeptInstant, SystemReply, check_kept_instant, list_kept, list_sessions, protected_instants, volume,
+    SystemReply, check_kept_instant, list_kept, list_sessions, protected_instants, volume,
 };
 
 impl World {
@@ -148,7 +148,7 @@ impl World {
             let left = rows.iter().find(|past| !protected.intersects(past.row.since, past.until()));
             ensure!(left.is_none(), "{} still has {left:?}", table.name);
         }
-        self.check_kept(&row, &kept, &protected, pick)?;
+        self.check_kept(&row, &protected, pick)?;
         self.check_tree(None)?;
         let picked = [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0);
         let leased: Vec<Version> = self.leases.iter().map(|(_, at)| *at).collect();
@@ -157,14 +157,18 @@ impl World {
     }
 
     /// What is kept can be had, and what can be had is protected.
-    fn check_kept(&self, row: &Volume, kept: &[KeptInstant], protected: &Protected, pick: u64) -> Check {
-        let now = self.now().version;
-        let had = |at| check_kept_instant(self.index, row, at, now, kept);
+    fn check_kept(&self, row: &Volume, protected: &Protected, pick: u64) -> Check {
+        let (now, view) = (self.now().version, self.engine.view());
+        let had = |at| {
+            let had = check_kept_instant(&*view, self.index, row, at, now);
+            had.map_err(|stop| format!("{stop}"))
+        };
         for at in [pick, pick / 7, u64::MAX].map(|pick| self.of_sets(pick)).concat() {
-            ensure!(had(at).is_ok(), "{at} is kept: {:?}", had(at));
+            let had = had(at)?;
+            ensure!(had.is_ok(), "{at} is kept: {had:?}");
         }
         for at in [pick, pick / 3, pick / 5].map(|pick| self.instant(pick).0) {
-            ensure!(had(at).is_err() || protected.covers(at, at), "{at} can be had and is not protected");
+            ensure!(had(at)?.is_err() || protected.covers(at, at), "{at} can be had and is not protected");
         }
         Ok(())
     }
