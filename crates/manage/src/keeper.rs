@@ -3,7 +3,7 @@
 //! The keeper holds a lock on `RUN/NAME.pid` for as long as it lives, so nobody takes the number of another process for it.
 //! The file holds its number and that of the server; the server's is checked against what runs under it.
 
-use crate::{Service, State, last_lines, make_folder};
+use crate::{LAST_WORDS, Service, State, last_lines, make_folder};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -48,7 +48,7 @@ pub(crate) fn state(service: &Service) -> Result<State> {
 }
 
 pub(crate) fn start(service: &Service) -> Result<()> {
-    let Service { name, places } = service;
+    let Service { name, places, own } = service;
     // What cannot be run is said here and not in a log.
     service.command()?;
     make_folder(&places.run)?;
@@ -56,8 +56,7 @@ pub(crate) fn start(service: &Service) -> Result<()> {
     let log = service.log();
     let said = OpenOptions::new().create(true).append(true).open(&log);
     let said = said.with_context(|| format!("cannot write {}", log.display()))?;
-    let program = std::env::current_exe().context("cannot find the own executable")?;
-    let mut keeper = Command::new(program);
+    let mut keeper = Command::new(own);
     keeper.args(["manage", "keep", name, "--unit-dir"]).arg(&places.units);
     keeper.arg("--run-dir").arg(&places.run).arg("--log-dir").arg(&places.logs);
     keeper.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).process_group(0);
@@ -67,7 +66,7 @@ pub(crate) fn start(service: &Service) -> Result<()> {
         sleep(LOOK_EVERY);
         let server = look(service)?.server;
         if let Some(status) = keeper.try_wait().context("cannot wait for the keeper")? {
-            bail!("{name} was not started, {status}:\n{}", last_lines(&log, 10)?);
+            bail!("{name} was not started, {status}:\n{}", last_lines(&log, LAST_WORDS)?);
         }
         match (server, running) {
             (Some(pid), Some((first, since))) if pid == first => {
@@ -79,7 +78,7 @@ pub(crate) fn start(service: &Service) -> Result<()> {
             (None, None) if begun.elapsed() < STOPS_WITHIN => {}
             // It has ended, or is another one.
             _ => {
-                let said = last_lines(&log, 10)?;
+                let said = last_lines(&log, LAST_WORDS)?;
                 stop(service)?;
                 bail!("{name} ended as soon as it was started:\n{said}");
             }
@@ -97,7 +96,7 @@ pub(crate) fn stop(service: &Service) -> Result<()> {
     }
     while state(service)? != State::Stopped {
         if begun.elapsed() > STOPS_WITHIN + Duration::from_secs(10) {
-            bail!("{} does not end; its last words:\n{}", service.name, last_lines(&service.log(), 10)?);
+            bail!("{} does not end; its last words:\n{}", service.name, last_lines(&service.log(), LAST_WORDS)?);
         }
         sleep(LOOK_EVERY);
     }

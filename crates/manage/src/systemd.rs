@@ -37,6 +37,13 @@ pub(crate) fn show_log(name: &str, lines: u32, follow: bool) -> Result<Infallibl
     Err(command.exec()).context("cannot run journalctl")
 }
 
+pub(crate) fn last_words(name: &str, lines: usize) -> Result<String> {
+    let mut command = Command::new("journalctl");
+    command.args(["--no-pager", "--output=cat", "--unit", &unit::file(name), "--lines", &lines.to_string()]);
+    let said = command.output().context("cannot run journalctl")?;
+    Ok(String::from_utf8_lossy(&said.stdout).trim_end().to_owned())
+}
+
 fn systemctl(arguments: &[&str]) -> Result<String> {
     let output = Command::new("systemctl").args(arguments).output().context("cannot run systemctl")?;
     if !output.status.success() {

@@ -10,6 +10,7 @@ use chronofs_wire::analyze::{
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, NamedAt, News, Objects, Part,
     Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
 };
+use chronofs_wire::deploy::Release;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::question::{
     Answer, Answers, Asked, Blob, HeldSaid, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question,
@@ -160,6 +161,16 @@ fn looks() -> [Look; 7] {
     let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
     let blocks = Look::Blocks { deep: true, bytes_per_second: 30, from };
     [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects]
+}
+
+#[test]
+fn what_is_said_of_an_executable_and_what_is_signed_of_it_is_as_the_golden_files_have_it() {
+    // Of the key of RFC 8032, section 7.1, test 2.
+    let public_key = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c".parse().unwrap();
+    let hash = chronofs_wire::identity::Sha256([7; 32]);
+    let release = Release::new("chronofs", "1.2.3-rc1", "x86_64-unknown-linux-gnu", 8, hash).unwrap();
+    assert_golden("release.txt", &release.statement());
+    assert_body("release.json", &release.signed(public_key, &[9; 64]));
 }
 
 #[test]
