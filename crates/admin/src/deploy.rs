@@ -78,7 +78,9 @@ impl Deploy {
             match self.find_now(name) {
                 Ok(release) => all.push(release),
                 Err(AdminError::Missing(_)) => {}
-                Err(error) => tracing::warn!(%error, name, "an executable in the deploy folder is not offered"),
+                Err(error) => {
+                    tracing::warn!(%error, name, "an executable in the deploy folder is not offered")
+                }
             }
         }
         all.sort_by_key(SignedRelease::name);
@@ -241,7 +243,10 @@ impl Incoming {
     }
 
     fn not_as_said(&self, why: String) -> AdminError {
-        AdminError::Invalid(format!("{} did not come as it was signed: {why}; add it again", self.release.name()))
+        AdminError::Invalid(format!(
+            "{} did not come as it was signed: {why}; add it again",
+            self.release.name()
+        ))
     }
 }
 

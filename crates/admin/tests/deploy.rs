@@ -20,8 +20,7 @@ fn key() -> (SecretKey, PublicKey) {
 }
 
 fn signed(version: &str, bytes: &[u8]) -> (Release, SignedRelease) {
-    let release =
-        Release::new("chronofs", version, TARGET, bytes.len() as u64, Sha256::of(bytes)).unwrap();
+    let release = Release::new("chronofs", version, TARGET, bytes.len() as u64, Sha256::of(bytes)).unwrap();
     let (key, public) = key();
     let signature = key.sign(release.statement().as_bytes()).unwrap();
     let signed = release.signed(public, &signature);
@@ -125,9 +124,11 @@ async fn what_was_changed_in_the_folder_is_refused_by_whoever_fetches_it() {
     let (release, said) = signed("1.0.0", b"executable");
     server.client.deploy(&said, (&b"executable"[..]).into()).await.unwrap();
     let file = server.folder.path().join("deploy").join(release.name());
-    for (bytes, why) in
-        [(&b"Executable"[..], "SHA-256"), (b"exec", "has 4 bytes and not 10"), (b"executable++", "longer than")]
-    {
+    for (bytes, why) in [
+        (&b"Executable"[..], "SHA-256"),
+        (b"exec", "has 4 bytes and not 10"),
+        (b"executable++", "longer than"),
+    ] {
         std::fs::write(&file, bytes).unwrap();
         let refused = fetched(&server.client, &release).await.unwrap_err();
         assert!(matches!(refused, ClientError::NotAsSigned { .. }), "{refused}");

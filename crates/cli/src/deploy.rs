@@ -34,7 +34,9 @@ enum Command {
         file: PathBuf,
     },
     /// Sign an executable, and put it into the deploy folder
-    #[command(after_help = "Example:\n  chronofs admin deploy add target/release/chronofs --signing-key deploy.key")]
+    #[command(
+        after_help = "Example:\n  chronofs admin deploy add target/release/chronofs --signing-key deploy.key"
+    )]
     Add {
         /// The executable
         executable: PathBuf,

@@ -81,9 +81,11 @@ mod tests {
 
     #[test]
     fn an_option_is_found_however_it_is_spelled() {
-        for line in
-            ["c meta start --http-addr A", "c meta start --httpAddr=A", "c --http-addr=B --db-folder x --httpAddr A"]
-        {
+        for line in [
+            "c meta start --http-addr A",
+            "c meta start --httpAddr=A",
+            "c --http-addr=B --db-folder x --httpAddr A",
+        ] {
             assert_eq!(option(&words(line), "http-addr"), Some("A"), "{line}");
         }
         assert_eq!(option(&words("c meta start --http-address A"), "http-addr"), None);

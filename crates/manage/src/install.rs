@@ -56,7 +56,9 @@ impl Installing {
         let shown = folder.display();
         let alone = File::open(folder).with_context(|| format!("cannot open folder {shown}"))?;
         match flock(&alone, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => bail!("another installs into {shown} at this moment; try again when it is done"),
+            Err(Errno::WOULDBLOCK) => {
+                bail!("another installs into {shown} at this moment; try again when it is done")
+            }
             locked => locked.with_context(|| format!("cannot lock folder {shown}"))?,
         }
         let new = folder.join(format!(".{name}.new"));
@@ -101,7 +103,8 @@ impl Installing {
                 .map_err(|error| full(&self.new, error))?;
             // No file is run that somebody can write.
         }
-        let says = version_of(&self.new).context("the new executable does not run on this machine; nothing was changed")?;
+        let says = version_of(&self.new)
+            .context("the new executable does not run on this machine; nothing was changed")?;
         if says != version {
             bail!("the new executable says that it is version {says} and not {version}; nothing was changed");
         }
@@ -153,7 +156,9 @@ impl Installed {
     /// There was none, or it cannot be put there.
     pub fn go_back(&self) -> Result<()> {
         let shown = self.target.display();
-        let Some(old) = &self.old else { bail!("there was nothing at {shown} before, so there is nothing to go back to") };
+        let Some(old) = &self.old else {
+            bail!("there was nothing at {shown} before, so there is nothing to go back to")
+        };
         fs::rename(old, &self.target)
             .with_context(|| format!("cannot put {} back as {shown}", old.display()))?;
         sync_folder(&self.target)

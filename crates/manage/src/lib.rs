@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use install::{Installed, Installing, version_of};
 pub use keeper::keep;
@@ -23,6 +24,8 @@ pub use keeper::keep;
 /// Servers that others need come first: they are started in this order and stopped in the other.
 const ORDER: [&str; 3] = ["admin", "tlog", "meta"];
 
+/// A server that runs for so long has started.
+const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// So many of the last lines of what a server said go into a message.
 const LAST_WORDS: usize = 10;
 

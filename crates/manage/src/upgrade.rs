@@ -60,8 +60,9 @@ impl Service {
         let stopped = self.stop();
         // Also if that does not end: the next start is to be by the one before.
         if let Err(error) = installed.go_back().and(stopped.map(drop)) {
-            return Err(why)
-                .with_context(|| format!("the new executable does not come up, and going back failed ({error:#})"));
+            return Err(why).with_context(|| {
+                format!("the new executable does not come up, and going back failed ({error:#})")
+            });
         }
         if !ran {
             return Err(why.context(format!(

@@ -83,7 +83,9 @@ pub enum ClientError {
         reason: String,
     },
     /// What came is not what was said of it.
-    #[error("{name} from {admin} is not what was signed ({reason}): refused; put it there anew with chronofs admin deploy")]
+    #[error(
+        "{name} from {admin} is not what was signed ({reason}): refused; put it there anew with chronofs admin deploy"
+    )]
     NotAsSigned {
         /// The executable.
         name: String,
@@ -253,9 +255,8 @@ impl AdminClient {
     /// Puts an executable into the deploy folder.
     pub async fn deploy(&self, release: &SignedRelease, bytes: Bytes) -> Result<SignedRelease, ClientError> {
         let path = format!("/v1/deploy?{}", release.query());
-        let response = self.ask(Method::POST, &path, |request| {
-            request.body(bytes.clone()).timeout(EXECUTABLE_TIMEOUT)
-        });
+        let response =
+            self.ask(Method::POST, &path, |request| request.body(bytes.clone()).timeout(EXECUTABLE_TIMEOUT));
         let (admin, response) = response.await?;
         let bytes = response.bytes().await.map_err(|error| failed(&admin, &error))?;
         serde_json::from_slice(&bytes).map_err(|e| ClientError::Unexpected { admin, reason: e.to_string() })
@@ -277,11 +278,8 @@ impl AdminClient {
         let path = format!("/v1/deploy/{}", name.replace('+', "%2B"));
         let (admin, mut response) =
             self.ask(Method::GET, &path, |request| request.timeout(EXECUTABLE_TIMEOUT)).await?;
-        let wrong = |reason: String| ClientError::NotAsSigned {
-            name: name.clone(),
-            admin: admin.clone(),
-            reason,
-        };
+        let wrong =
+            |reason: String| ClientError::NotAsSigned { name: name.clone(), admin: admin.clone(), reason };
         let (mut sum, mut length) = (Sha256Sum::default(), 0u64);
         loop {
             let part = tokio::time::timeout(STALLED_AFTER, response.chunk()).await;
