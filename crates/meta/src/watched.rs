@@ -140,6 +140,10 @@ impl StorePort for Watched {
         Box::pin(async move { self.hear(self.store.whole(name).await) })
     }
 
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move { self.hear(self.store.replace(name, bytes).await) })
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.delete(name)
     }

@@ -32,40 +32,22 @@ pub(super) struct Asked {
 }
 
 /// What was seen of a slice that is lost.
-struct Lost {
-    fate: Fate,
-    reason: String,
+pub(super) struct Lost {
+    pub(super) fate: Fate,
+    pub(super) reason: String,
 }
 
 /// Looks at every slice.
 pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Progress, Stop> {
-    let from = match &asked.from {
-        Some(from) => HeldFrom::from_bytes(from)
-            .ok_or_else(|| Stop::Failed("what is to be gone on from is no place in the rows".to_owned()))?,
-        None => HeldFrom::default(),
-    };
-    let store = Store::of(&volume)?;
-    let sizes = if asked.deep { HashMap::new() } else { store.listed(desk, &volume).await? };
-    let mut progress = Progress { listed: sizes.len() as u64, ..Progress::default() };
-    let looking = Looking { volume, store, sizes, deep: asked.deep };
-    let mut next = Some(from);
-    let mut pace = Pace { per_second: asked.bytes_per_second, begun: Instant::now(), read: 0 };
+    let mut next = Some(asked.place()?);
+    let (looking, mut progress, mut pace) = Looking::begin(desk, volume, &asked).await?;
     while let Some(from) = next {
         let (page, behind) = looking.page(from).await?;
-        progress.slices += page.len() as u64;
-        let bytes: u64 = page.iter().filter_map(|held| held.slice.place.seal()).map(stored).sum();
-        progress.bytes += bytes;
-        // In the order of the rows, so that ranges of a file come one after the other.
-        let checks: Vec<_> = page.iter().map(|held| looking.check(held)).collect();
-        let mut checked = futures::stream::iter(checks).buffered(AT_ONCE);
-        for held in &page {
-            let lost = checked.next().await.transpose()?.flatten();
-            if lost.is_some()
-                && let Some(fault) = looking.confirm(held).await?
-            {
-                progress.faults += 1;
-                desk.tell(News::Slice(Box::new(fault))).await;
-            }
+        let bytes = add(&mut progress, &page);
+        for (held, lost) in looking.lost_in(&page).await? {
+            progress.faults += 1;
+            let fault = looking.fault(&held, lost).await?;
+            desk.tell(News::Slice(Box::new(fault))).await;
         }
         progress.next = behind.as_ref().map(|behind| Blob(behind.to_bytes().into()));
         desk.tell(News::At(progress.clone())).await;
@@ -77,19 +59,45 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
     Ok(progress)
 }
 
+impl Asked {
+    /// Where it begins.
+    pub(super) fn place(&self) -> Result<HeldFrom, Stop> {
+        let Some(from) = &self.from else { return Ok(HeldFrom::default()) };
+        let place = HeldFrom::from_bytes(from);
+        place.ok_or_else(|| Stop::Failed("what is to be gone on from is no place in the rows".to_owned()))
+    }
+}
+
+/// A page is looked at; gives the bytes that it has in stored form.
+pub(super) fn add(progress: &mut Progress, page: &[HeldSlice]) -> u64 {
+    let bytes = page.iter().filter_map(|held| held.slice.place.seal()).map(stored).sum();
+    progress.slices += page.len() as u64;
+    progress.bytes += bytes;
+    bytes
+}
+
+/// The object in which the bytes of a slice lie, and where; none of one whose bytes are in the metadata.
+pub(super) fn place_of(place: &Place) -> Option<(ObjectId, Seal, u64)> {
+    match place {
+        Place::Object(seal, at) => Some((seal.id.object, *seal, *at)),
+        Place::Moved(seal, object, at) => Some((*object, *seal, *at)),
+        Place::Hole | Place::Inline(..) | Place::Staged(_) => None,
+    }
+}
+
 fn stored(seal: &Seal) -> u64 {
     u64::from(seal.stored_len)
 }
 
 /// Keeps reading as slow as was asked for.
-struct Pace {
+pub(super) struct Pace {
     per_second: u64,
     begun: Instant,
     read: u64,
 }
 
 impl Pace {
-    async fn keep(&mut self, bytes: u64) {
+    pub(super) async fn keep(&mut self, bytes: u64) {
         self.read += bytes;
         if self.per_second > 0 {
             let due = self.read as u128 * 1_000_000_000 / u128::from(self.per_second);
@@ -99,15 +107,41 @@ impl Pace {
     }
 }
 
-struct Looking {
-    volume: Looked,
-    store: Store,
+pub(super) struct Looking {
+    pub(super) volume: Looked,
+    pub(super) store: Store,
     sizes: HashMap<ObjectId, u64>,
     deep: bool,
 }
 
 impl Looking {
-    async fn page(&self, from: HeldFrom) -> Result<(Vec<HeldSlice>, Option<HeldFrom>), Stop> {
+    /// With nothing looked at yet.
+    pub(super) async fn begin(
+        desk: &Desk,
+        volume: Looked,
+        asked: &Asked,
+    ) -> Result<(Looking, Progress, Pace), Stop> {
+        let (store, deep) = (Store::of(&volume)?, asked.deep);
+        let sizes = if deep { HashMap::new() } else { store.listed(desk, &volume).await? };
+        let progress = Progress { listed: sizes.len() as u64, ..Progress::default() };
+        let pace = Pace { per_second: asked.bytes_per_second, begun: Instant::now(), read: 0 };
+        Ok((Looking { volume, store, sizes, deep }, progress, pace))
+    }
+
+    /// What of a page is lost, in the order of the rows, so that ranges of a file come one after the other.
+    pub(super) async fn lost_in(&self, page: &[HeldSlice]) -> Result<Vec<(HeldSlice, Lost)>, Stop> {
+        let checks: Vec<_> = page.iter().map(|held| self.check(held)).collect();
+        let mut checked = futures::stream::iter(checks).buffered(AT_ONCE);
+        let mut found = Vec::new();
+        for held in page {
+            if checked.next().await.transpose()?.flatten().is_some() {
+                found.extend(self.again(held).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn page(&self, from: HeldFrom) -> Result<(Vec<HeldSlice>, Option<HeldFrom>), Stop> {
         let (reads, index) = (self.volume.rows().await?, self.volume.index);
         Ok(off_thread(move || held_slices(&reads, index, &from, PAGE)).await??)
     }
@@ -155,29 +189,32 @@ impl Looking {
     }
 
     /// Looks again at a slice that seems to be lost, by rows as they are now.
-    async fn confirm(&self, held: &HeldSlice) -> Result<Option<SliceFault>, Stop> {
+    async fn again(&self, held: &HeldSlice) -> Result<Option<(HeldSlice, Lost)>, Stop> {
         let (reads, index, held) = (self.volume.rows().await?, self.volume.index, held.clone());
         let Some(now) = off_thread(move || held_again(&reads, index, &held)).await?? else { return Ok(None) };
-        let Some(lost) = self.check(&now).await? else { return Ok(None) };
-        let (reads, ino, since, until) = (self.volume.rows().await?, now.ino, now.since, now.until);
-        let names = off_thread(move || names_of(&reads, index, ino, since, until)).await??;
-        Ok(Some(self.fault(&now, lost, names)))
+        Ok(self.check(&now).await?.map(|lost| (now, lost)))
     }
 
-    fn fault(&self, held: &HeldSlice, lost: Lost, names: Named) -> SliceFault {
+    /// The names of its file while it had the slice.
+    pub(super) async fn names(&self, held: &HeldSlice) -> Result<Named, Stop> {
+        let (reads, index) = (self.volume.rows().await?, self.volume.index);
+        let (ino, since, until) = (held.ino, held.since, held.until);
+        Ok(off_thread(move || names_of(&reads, index, ino, since, until)).await??)
+    }
+
+    /// What is told of it.
+    pub(super) async fn fault(&self, held: &HeldSlice, lost: Lost) -> Result<SliceFault, Stop> {
+        let names = self.names(held).await?;
         let spec = &self.volume.row.spec;
-        let (object, at) = match &held.slice.place {
-            Place::Object(seal, at) => (Some(seal.id.object), *at),
-            Place::Moved(_, object, at) => (Some(*object), *at),
-            _ => (None, 0),
-        };
+        let (object, at) =
+            place_of(&held.slice.place).map_or((None, 0), |(object, _, at)| (Some(object), at));
         let from = u64::from(held.key.block) * u64::from(spec.block_size) + u64::from(held.slice.offset);
         let named = |name: chronofs_namespace::NamedFor| NamedAt {
             path: shown_path(&name.path),
             since_ns: name.since.0,
             until_ns: name.until.map(|until| until.0),
         };
-        SliceFault {
+        Ok(SliceFault {
             volume: spec.name.clone(),
             fate: lost.fate,
             reason: lost.reason,
@@ -192,7 +229,7 @@ impl Looking {
             until_ns: held.until.map(|until| until.0),
             paths: names.names.into_iter().map(named).collect(),
             more_paths: names.more,
-        }
+        })
     }
 }
 

@@ -17,13 +17,17 @@ const WITHIN: Duration = Duration::from_secs(120);
 const TRY_AGAIN: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(10)];
 
-/// The block store of a volume that is looked at.
+/// The block store of a volume that is looked at, or a copy of it.
 #[derive(Clone)]
 pub(super) struct Store {
     port: Arc<dyn StorePort>,
 }
 
 impl Store {
+    pub(super) fn new(port: Arc<dyn StorePort>) -> Store {
+        Store { port }
+    }
+
     pub(super) fn of(volume: &Looked) -> Result<Store, Stop> {
         let port = volume.collector.stores.of(volume.id).ok_or_else(|| {
             let name = &volume.row.spec.name;
@@ -68,6 +72,25 @@ impl Store {
         len: u32,
     ) -> Result<Result<bytes::Bytes, StoreError>, Stop> {
         self.patiently(|| self.port.get(name, at, len)).await
+    }
+
+    /// A whole object. The inner error says what is wrong with it.
+    pub(super) async fn whole(&self, name: &str) -> Result<Result<bytes::Bytes, StoreError>, Stop> {
+        self.patiently(|| self.port.whole(name)).await
+    }
+
+    /// Puts an object that is not there. The inner error says that it is, with other bytes.
+    pub(super) async fn put(&self, name: &str, bytes: &bytes::Bytes) -> Result<Result<(), StoreError>, Stop> {
+        self.patiently(|| self.port.put(name, bytes.clone())).await
+    }
+
+    /// Puts an object in the place of one that is damaged.
+    pub(super) async fn replace(
+        &self,
+        name: &str,
+        bytes: &bytes::Bytes,
+    ) -> Result<Result<(), StoreError>, Stop> {
+        self.patiently(|| self.port.replace(name, bytes.clone())).await
     }
 
     /// Tries again what the store cannot do now; a store that is away ends the look, since it says nothing of an object.
