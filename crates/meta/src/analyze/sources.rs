@@ -204,3 +204,73 @@ fn beneath(folder: &File, path: &[u8], flags: OFlags) -> std::io::Result<File> {
     let opened = openat2(folder, path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty(), resolve)?;
     Ok(File::from(opened))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::slice::Place;
+    use chronofs_core::{SessionId, SliceId};
+    use std::fs;
+
+    const BLOCK: u32 = 1 << 16;
+
+    fn sealed(compression: Compression, bytes: &[u8]) -> (Seal, Bytes) {
+        let object = ObjectId { incarnation: 0, session: SessionId(5), n: 1 };
+        seal::seal(SliceId { object, index: 0 }, compression, &Bytes::copy_from_slice(bytes))
+    }
+
+    fn shown(seal: Seal, block: u32, offset: u32, skip: u32, paths: &[&str]) -> Shown {
+        let slice = Slice { offset, len: seal.full_len - skip, skip, place: Place::Object(seal, 0) };
+        Shown { block, slice, paths: paths.iter().map(|path| path.as_bytes().to_vec()).collect() }
+    }
+
+    #[test]
+    fn a_slice_is_made_again_from_the_file_that_has_its_bytes_however_it_was_compressed() {
+        let temp = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..5000u32).map(|n| (n / 50) as u8).collect();
+        let mut file = vec![1; BLOCK as usize + 100];
+        file.extend_from_slice(&bytes);
+        fs::create_dir(temp.path().join("d")).unwrap();
+        fs::write(temp.path().join("d/right"), &file).unwrap();
+        file[BLOCK as usize + 4000] ^= 1;
+        fs::write(temp.path().join("wrong"), &file).unwrap();
+        fs::write(temp.path().join("short"), &file[..BLOCK as usize + 2000]).unwrap();
+        let folder = File::open(temp.path()).unwrap();
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let (seal, stored) = sealed(compression, &bytes);
+            let paths = ["/nothing", "/short", "/wrong", "/d", "/d/right"];
+            let found = |shown: &Shown| of_files(&folder, &seal, shown, BLOCK);
+            assert_eq!(found(&shown(seal, 1, 100, 0, &paths)), Some(stored.clone()), "{compression:?}");
+            // Shown without its first bytes it is still the same slice.
+            assert_eq!(found(&shown(seal, 1, 600, 500, &paths)), Some(stored));
+            assert_eq!(found(&shown(seal, 1, 101, 0, &paths)), None, "at another place");
+            assert_eq!(found(&shown(seal, 0, 100, 500, &paths)), None, "before the file");
+            assert_eq!(found(&shown(seal, 1, 100, 0, &paths[..4])), None);
+        }
+    }
+
+    #[test]
+    fn nothing_outside_of_the_folder_and_nothing_but_plain_files_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let bytes = vec![3; 100];
+        let inside = temp.path().join("copy");
+        fs::create_dir(&inside).unwrap();
+        fs::write(temp.path().join("outside"), &bytes).unwrap();
+        std::os::unix::fs::symlink("../outside", inside.join("link")).unwrap();
+        std::os::unix::fs::symlink("..", inside.join("up")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            inside.join("pipe"),
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let (seal, _) = sealed(Compression::None, &bytes);
+        let folder = File::open(&inside).unwrap();
+        let paths = ["/link", "/up/outside", "/../outside", "/pipe", "/"];
+        assert_eq!(of_files(&folder, &seal, &shown(seal, 0, 0, 0, &paths), BLOCK), None);
+        fs::write(inside.join("file"), &bytes).unwrap();
+        assert!(of_files(&folder, &seal, &shown(seal, 0, 0, 0, &["/file"]), BLOCK).is_some());
+    }
+}
