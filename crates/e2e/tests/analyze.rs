@@ -389,6 +389,9 @@ fn what_is_lost_is_put_back_from_a_copy_of_the_store_a_cache_or_a_copy_of_the_fi
     is_as_it_was();
     mount.unmount();
     let audited = installation.ok(&["audit", "list"]);
-    assert!(audited.contains("repair") || audited.contains("POST /v1/analyze"), "{audited}");
+    assert!(
+        audited.contains("repair of volume v (dry run)") && audited.contains("POST /v1/analyze"),
+        "{audited}"
+    );
     installation.stop_meta_and_verify();
 }

@@ -32,8 +32,10 @@ pub(super) async fn begin(
             let id = Uuid::parse_str(&found.volume.id)
                 .map_err(|error| AdminError::Internal(format!("volume id '{}': {error}", found.volume.id)))?;
             match &look {
-                Look::Repair { dry_run: false, .. } => who.did("repair", "volume", &found.volume.name),
-                Look::Repair { .. } => who.tried("volume", &found.volume.name),
+                Look::Repair { dry_run: false, .. } => {
+                    who.did("repair", "repair of volume", &found.volume.name)
+                }
+                Look::Repair { .. } => who.tried("repair of volume", &found.volume.name),
                 _ => who.did("analyze", "volume", &found.volume.name),
             }
             (found.metadata_store, Some(id))
