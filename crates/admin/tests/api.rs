@@ -345,6 +345,7 @@ async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
         "block_stores",
         "cluster",
         "deleted",
+        "deploy",
         "holds",
         "log_servers",
         "questions",
