@@ -23,7 +23,7 @@ state=STATE
 echo "$*" >> $state/calls
 for unit; do :; done
 pid() { cat $state/$unit.server 2>/dev/null; }
-runs() { [ -n "$1" ] && [ -n "$(tr -d '\0' < /proc/$1/cmdline 2>/dev/null)" ]; }
+runs() { [ -n "$1" ] && [ -r /proc/$1/cmdline ] && [ -n "$(tr -d '\0' < /proc/$1/cmdline 2>/dev/null)" ]; }
 case $1 in
 daemon-reload)
     rm -rf $state/read && cp -r /etc/systemd/system $state/read ;;
