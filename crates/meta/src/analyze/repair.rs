@@ -84,6 +84,8 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
                 }
             }
             place = behind;
+            // How far it is; where to go on is still where this batch began.
+            desk.tell(News::At(progress.clone())).await;
             if of.deep && place.is_some() {
                 pace.keep(bytes).await;
             }
