@@ -86,9 +86,16 @@ pub(crate) fn run(deploy: Deploy) -> Result<()> {
     match command {
         Command::Key { .. } => Ok(()),
         Command::Add { executable, signing_key, component, version, target } => {
-            let version = match version {
-                Some(version) => version,
-                None => version_of(&executable).context("name its version with --version")?,
+            let version = match (version, version_of(&executable)) {
+                (None, says) => says.context("name its version with --version")?,
+                (Some(version), Ok(says)) if says != version => {
+                    bail!(
+                        "{} says that it is version {says}, not {version}: no machine would take it",
+                        executable.display()
+                    )
+                }
+                // One for other machines cannot be asked here.
+                (Some(version), _) => version,
             };
             let bytes = read(&executable)?;
             let target = target.unwrap_or_else(own_target);
