@@ -6,20 +6,23 @@ use super::{Answer, App, Created, Deleted, created};
 use crate::AdminError;
 use crate::model::Role;
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use chronofs_wire::deploy::SignedRelease;
+use chronofs_wire::deploy::{RELEASE_BYTES_MAX, SignedRelease};
 use futures::{StreamExt, stream};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 const BINARY: &str = "application/octet-stream";
 /// So much is read at once.
 const PART_BYTES: usize = 256 << 10;
+/// The rest of what is refused is taken for so long.
+const DRAINS_WITHIN: Duration = Duration::from_secs(30);
 
 /// List the executables that there are; who fetches one checks its signature
 #[utoipa::path(get, path = "/v1/deploy", responses((status = 200, body = [SignedRelease])), security(("token" = [])))]
@@ -37,12 +40,25 @@ pub(super) async fn add(
     said: Result<Query<SignedRelease>, QueryRejection>,
     body: Body,
 ) -> Created<SignedRelease> {
+    let mut parts = body.into_data_stream();
+    let added = take(&who, &app, said, &mut parts).await;
+    if added.is_err() {
+        drain(&mut parts).await;
+    }
+    added.map(created)
+}
+
+async fn take(
+    who: &Who,
+    app: &App,
+    said: Result<Query<SignedRelease>, QueryRejection>,
+    parts: &mut BodyDataStream,
+) -> Result<SignedRelease, AdminError> {
     who.must_be(Role::Admin)?;
     let Query(said) = said.map_err(|error| AdminError::Invalid(error.body_text()))?;
     let release = said.checked().map_err(|error| AdminError::Invalid(error.to_string()))?;
     let name = release.name();
     let mut incoming = app.deploy.begin(said, release)?;
-    let mut parts = body.into_data_stream();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|error| {
             AdminError::Invalid(format!("{name} did not come to its end ({error}); add it again"))
@@ -51,7 +67,22 @@ pub(super) async fn add(
     }
     let said = crate::backups::blocking(move || incoming.end()).await?;
     who.did("add", "executable", &name);
-    Ok(created(said))
+    Ok(said)
+}
+
+/// Takes what somebody goes on sending who was refused: else he hears of a broken connection, and not why.
+async fn drain(parts: &mut BodyDataStream) {
+    let all = async {
+        let mut left = RELEASE_BYTES_MAX;
+        while let Some(Ok(part)) = parts.next().await {
+            left = left.saturating_sub(part.len() as u64);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever is slower than this has to do without.
+    let _ = tokio::time::timeout(DRAINS_WITHIN, all).await;
 }
 
 /// The bytes of an executable
