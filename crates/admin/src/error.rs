@@ -42,6 +42,12 @@ pub enum AdminError {
         /// What uses it, each as `kind 'name'`.
         users: Vec<String>,
     },
+    /// There is no such thing, which is none of `chronofs configure`.
+    #[error("{0}")]
+    Missing(String),
+    /// There is one already, of what is none of `chronofs configure`.
+    #[error("{0}")]
+    Taken(String),
     /// The API has no such route.
     #[error("{0} is not a part of this API; see /openapi.json")]
     NoRoute(String),
@@ -134,7 +140,8 @@ impl AdminError {
         match self {
             AdminError::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
             AdminError::NoRoute(_) | AdminError::NotOpened(_) => (StatusCode::NOT_FOUND, "not_found"),
-            AdminError::Exists { .. } => (StatusCode::CONFLICT, "exists"),
+            AdminError::Missing(_) => (StatusCode::NOT_FOUND, "not_found"),
+            AdminError::Exists { .. } | AdminError::Taken(_) => (StatusCode::CONFLICT, "exists"),
             AdminError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
             AdminError::Changed { .. } => (StatusCode::CONFLICT, "changed"),
             AdminError::WrongCluster(_) => (StatusCode::MISDIRECTED_REQUEST, WRONG_CLUSTER),

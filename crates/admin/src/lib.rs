@@ -9,6 +9,7 @@ pub mod api;
 mod backups;
 mod cluster;
 pub mod db;
+mod deploy;
 mod error;
 mod lock;
 mod metrics;
@@ -21,6 +22,7 @@ mod setup;
 mod snapshots;
 mod state;
 
+pub use deploy::DEPLOY_FOLDER;
 pub use error::AdminError;
 pub use lock::FolderLock;
 pub use restored::{NewCluster, prepare_clone};

@@ -3,6 +3,7 @@
 use crate::api::{self, App, Peer};
 use crate::backups::Backups;
 use crate::db::{Database, block_stores, holds, set_setting, setting, tokens};
+use crate::deploy::{DEPLOY_FOLDER, Deploy};
 use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
 use crate::{AdminError, FolderLock, cluster, schedules};
 use axum::extract::connect_info::Connected;
@@ -44,6 +45,8 @@ pub struct StartConfig {
     pub cluster_file: Option<PathBuf>,
     /// Where it stands: machine, zone and so on, for status and for programs of disk snapshots.
     pub locality: BTreeMap<String, String>,
+    /// The folder of executables for the machines of the cluster; `None`: [`DEPLOY_FOLDER`] in the folder.
+    pub deploy_folder: Option<PathBuf>,
 }
 
 /// Runs an admin server until SIGTERM or SIGINT.
@@ -76,6 +79,7 @@ pub struct Server {
     secrets: Arc<SecretBox>,
     snapshots: Arc<Snapshots>,
     backups: Arc<Backups>,
+    deploy: Arc<Deploy>,
     whitelist: Whitelist,
     cluster: ClusterFile,
     whereabouts: Whereabouts,
@@ -102,6 +106,8 @@ impl Server {
         let secrets = Arc::new(open_secrets(folder, &database)?);
         let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
         let backups = Backups::new(&database, folder)?;
+        let deploy = config.deploy_folder.clone().unwrap_or_else(|| folder.join(DEPLOY_FOLDER));
+        let deploy = Deploy::open(&deploy)?;
         let identity = load_identity(folder, config.tls.as_ref())?;
         note_pin(&database, identity.pin())?;
         let address = database.write(|tx| setting(tx, tokens::ADDRESS))?.unwrap_or_default();
@@ -126,6 +132,7 @@ impl Server {
             secrets,
             snapshots,
             backups,
+            deploy,
             whitelist,
             cluster,
             whereabouts,
@@ -155,7 +162,8 @@ impl Server {
         let snapshots = self.snapshots.clone();
         let here = (self.folder.clone(), self.whereabouts.locality.clone());
         let (database, backups) = (self.database.clone(), self.backups.clone());
-        let app = App::new(database, self.secrets, snapshots, backups, self.cluster, here, stopped.clone());
+        let kept = (backups, self.deploy);
+        let app = App::new(database, self.secrets, snapshots, kept, self.cluster, here, stopped.clone());
         let member = tokio::spawn(async move {
             let (list, stands) = (self.whitelist, self.whereabouts);
             if let Err(error) = take_part(self.snapshots, self.backups, self.folder, list, stands).await {

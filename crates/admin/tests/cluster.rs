@@ -59,7 +59,10 @@ fn play_with(
                     }
                     Asked::Readers { .. } => Said::Readers(Vec::new()),
                     Asked::Detach { .. } => Said::Detached { needed: 0, unnamed: 0 },
-                    Asked::Look { .. } => Said::Looking(5),
+                    Asked::Look { replica: None, .. } => Said::Looking(5),
+                    Asked::Look { replica: Some(store), .. } => {
+                        Said::Trouble(format!("{} with {:?}", store.kind, store.credentials))
+                    }
                     Asked::Follow { look: 5, seen } => Said::Looked(Told { upto: seen, ..Told::default() }),
                     Asked::Follow { .. } => Said::Looked(Told { gone: true, ..Told::default() }),
                 };
@@ -251,4 +254,41 @@ async fn a_look_into_a_volume_needs_an_operator_and_goes_to_the_server_that_has_
     assert_eq!(begin(eve.clone(), wanted).await.unwrap_err().code(), Some("forbidden"));
     let refused = eve.call::<Told>(Method::POST, "/v1/analyze/follow", Some(&follow)).await.unwrap_err();
     assert_eq!(refused.code(), Some("forbidden"));
+}
+
+#[tokio::test]
+async fn what_opens_a_copy_of_a_block_store_goes_to_the_metadata_server_and_a_folder_is_its_own_business() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    play(meta, 1, well(1));
+    let secret = json!({"name": "copy", "unchecked": true, "credentials":
+        {"type": "access-key", "id": "AKIA", "secret": "hunter2-hunter2"},
+        "definition": {"kind": "s3", "bucket": "copies", "region": "eu"}});
+    server.post("/v1/block-stores", secret).await;
+    let repair = async |from_store: Option<&str>, dry_run: bool| {
+        let from_store = from_store.map(str::to_owned);
+        let look = Look::Repair {
+            dry_run,
+            deep: false,
+            bytes_per_second: 0,
+            from_store,
+            from_cache: None,
+            from_copy: Some("/copy".to_owned()),
+            from: None,
+        };
+        let wanted = Analyze { subject: Subject::Volume("v".to_owned()), look };
+        server.client.call::<Begun>(Method::POST, "/v1/analyze", Some(&wanted)).await
+    };
+    for own in [None, Some("/srv/copy")] {
+        assert_eq!(repair(own, false).await.unwrap().look, 5);
+    }
+    // The one that is played says what it was told: the store, and credentials, which show nothing of themselves.
+    let told = repair(Some("copy"), true).await.unwrap_err().to_string();
+    assert!(told.contains("copies") && told.contains("AKIA") && !told.contains("hunter2"), "{told}");
+    assert_eq!(repair(Some("other"), false).await.unwrap_err().code(), Some("not_found"));
+    let rows = server.get("/v1/audit").await;
+    let objects: Vec<_> =
+        rows.as_array().unwrap().iter().map(|row| row["object"].as_str().unwrap()).collect();
+    assert!(objects.contains(&"repair of volume v") && objects.contains(&"repair of volume v (dry run)"));
 }

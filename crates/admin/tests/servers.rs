@@ -360,6 +360,7 @@ async fn a_second_process_and_a_taken_port_are_refused_by_name() {
         snapshots: Default::default(),
         cluster_file: None,
         locality: Default::default(),
+        deploy_folder: None,
     };
     let locked = Server::bind(config.clone()).await.err().unwrap();
     assert!(matches!(locked, AdminError::Locked { .. }), "{locked}");

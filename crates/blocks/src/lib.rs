@@ -8,7 +8,8 @@
 //! A client with a disk to spare keeps sealed slices in a [`cache`].
 //!
 //! The crate depends on `core` alone. Everything but [`store`], [`probe`], [`signed`] and [`cache`] is pure: no I/O, no
-//! clock, no random numbers. Nothing in here overwrites or deletes an object; [`probe`] does so with its own.
+//! clock, no random numbers. Nothing in here overwrites or deletes an object by itself: a store's owner says it ([`StorePort`]), and
+//! [`probe`] does so with its own.
 
 pub mod cache;
 pub mod grant;
@@ -30,7 +31,7 @@ pub mod store;
 mod testing;
 pub mod work;
 
-pub use cache::{CacheFigures, DiskCache};
+pub use cache::{CacheFigures, CacheSalvage, DiskCache};
 pub use name::{object_name, parse_object_name};
 pub use outage::{Outage, StoreOutage};
 pub use pin::Pin;

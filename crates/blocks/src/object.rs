@@ -142,6 +142,14 @@ impl ObjectWriter {
         ObjectWriter { label: Label { volume, id }, bytes, entries: Vec::new() }
     }
 
+    /// An object whose slices lie in `slices` already, each where its entry says: one that is put together again. Between
+    /// them may lie what nobody knows any more.
+    pub fn around(volume: Uuid, id: ObjectId, slices: Bytes, entries: Vec<Entry>) -> Self {
+        let end = |entry: &Entry| entry.at.saturating_add(u64::from(entry.seal.stored_len));
+        assert!(entries.iter().all(|entry| end(entry) <= slices.len() as u64), "a slice lies in its object");
+        ObjectWriter { label: Label { volume, id }, bytes: BytesMut::from(slices), entries }
+    }
+
     /// Adds a slice; gives where in the object it lies (as `entry.at` will say, whatever it says now).
     pub fn push(&mut self, entry: Entry, stored: &[u8]) -> u64 {
         assert_eq!(entry.seal.stored_len as usize, stored.len(), "a seal fits the bytes it seals");

@@ -63,6 +63,13 @@ pub trait StorePort: ObjectPort {
     /// All bytes of the object `name`. One of more than `max` bytes is damaged, and is not read.
     fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>>;
 
+    /// Puts `bytes` in the place of the object `name`, whatever is there: at once, so that a reader gets the old or the new. When it
+    /// returns, they survive a power cut. Only for who puts together again what is damaged.
+    fn replace<'a>(&'a self, name: &'a str, _bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        let refused = StoreError::unavailable(name, Errno::EROFS, "nothing is replaced in this store");
+        Box::pin(async { Err(refused) })
+    }
+
     /// Has the object `name` gone. One that is not there is no error; a place that is not the store's is.
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
 

@@ -122,6 +122,17 @@ impl BlockStore {
         self.put_named(name, location(name)?, bytes).await
     }
 
+    /// Written beside it, synced, and renamed over it.
+    async fn replace_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        self.check_marker(name).await?;
+        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+        let put = self.files.put_opts(&location, PutPayload::from(bytes), options).await;
+        put.map_err(|error| self.unavailable(name, "it cannot be replaced", &error))?;
+        self.check_put(name).await
+    }
+
     async fn put_named(&self, name: &str, location: Location, bytes: Bytes) -> Result<(), StoreError> {
         let _permit = self.permits.acquire().await;
         self.check_marker(name).await?;
@@ -284,6 +295,10 @@ impl ObjectPort for BlockStore {
 impl StorePort for BlockStore {
     fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.get_whole(name, max).boxed()
+    }
+
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.replace_object(name, bytes).boxed()
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -57,6 +57,26 @@ async fn a_name_is_never_overwritten_but_the_same_put_may_come_again() {
 }
 
 #[tokio::test]
+async fn an_object_is_replaced_at_once_and_only_where_the_store_is() {
+    let (_folder, path, store) = made();
+    store.put(&name(1), Bytes::from_static(b"damaged")).await.unwrap();
+    let reader = fs::File::open(path.join(name(1))).unwrap();
+    store.replace(&name(1), Bytes::from_static(b"as it was")).await.unwrap();
+    assert_eq!(store.whole(&name(1), 100).await.unwrap(), "as it was");
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "damaged", "who reads it reads on");
+    assert_eq!(
+        fs::read_dir(path.join(name(1)).parent().unwrap()).unwrap().count(),
+        1,
+        "nothing is left beside it"
+    );
+    assert_eq!(store.replace("../x", Bytes::new()).await.unwrap_err().trouble, Trouble::Missing);
+    fs::remove_file(path.join(MARKER)).unwrap();
+    let away = store.replace(&name(1), Bytes::from_static(b"elsewhere")).await.unwrap_err();
+    assert_eq!(away.trouble, Trouble::Unavailable);
+    assert_eq!(fs::read(path.join(name(1))).unwrap(), b"as it was");
+}
+
+#[tokio::test]
 async fn missing_and_cut_objects_are_told_apart() {
     let (_folder, path, store) = made();
     let missing = store.get(&name(1), 0, 1).await.unwrap_err();

@@ -3,7 +3,7 @@
 use crate::cluster::LocalityArgs;
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
-use crate::{output, serve};
+use crate::{deploy, output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_admin::{InitConfig, SnapshotConfig, StartConfig, Status};
 use chronofs_wire::http::{AdminClient, parse_address};
@@ -80,12 +80,17 @@ pub(crate) enum Command {
         whitelist: Whitelist,
         #[command(flatten)]
         locality: LocalityArgs,
+        /// Folder of executables for the machines of the cluster [default: deploy in the folder]
+        #[arg(long, value_name = "DIR")]
+        deploy_folder: Option<PathBuf>,
         /// Kill programs of disk snapshots that run longer
         #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
         snap_create_max_timeout: u64,
         #[command(flatten)]
         log: LogArgs,
     },
+    /// Sign executables and offer them to the machines of the cluster
+    Deploy(deploy::Deploy),
     /// Say whether the server runs and is ready
     Status {
         #[command(flatten)]
@@ -139,6 +144,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             tls,
             whitelist,
             locality,
+            deploy_folder,
             snap_create_max_timeout,
             log,
         } => {
@@ -147,9 +153,11 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let run_limit = Duration::from_secs(snap_create_max_timeout);
             let snapshots = SnapshotConfig { whitelist: whitelist.whitelist_binpath, run_limit };
             let (db_folder, cluster_file, tls) = (folder.db_folder, cluster.path(), tls.files());
-            let config = StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots, locality };
+            let config =
+                StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots, locality, deploy_folder };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
+        Command::Deploy(asked) => deploy::run(asked).context("admin deploy"),
         Command::Status { folder } => status(&folder.db_folder).context("admin status"),
     }
 }

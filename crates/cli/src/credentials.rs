@@ -92,6 +92,18 @@ pub(crate) fn configure() -> Result<Token> {
     Ok(Token::parse_as(&text, TokenKind::Account)?)
 }
 
+/// The token of somebody, of whatever kind: of the given file, or the one `configure` works with.
+pub(crate) fn any(file: Option<&Path>) -> Result<Token> {
+    let text = match (file, from_environment()?) {
+        (Some(file), _) => {
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?
+        }
+        (None, Some(token)) => token,
+        (None, None) => return configure(),
+    };
+    text.trim().parse().context("that is no token")
+}
+
 /// Keeps a volume token for mounts of `volume`, or of any volume without one of its own; gives the file it is in.
 pub(crate) fn save_mount(token: &str, volume: Option<&str>) -> Result<PathBuf> {
     let token = Token::parse_as(token, TokenKind::Volume)?.to_string();

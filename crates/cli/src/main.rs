@@ -12,6 +12,7 @@ mod clone;
 mod cluster;
 mod configure;
 mod credentials;
+mod deploy;
 mod logs;
 mod manage;
 mod meta;

@@ -30,6 +30,7 @@ pub(crate) fn server_unit(
          Description=chronofs {what}\n\
          Wants=network-online.target\n\
          After=network-online.target{after}\n\
+         StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
          ExecStart={program} {role} start --db-folder {folder} --log-format json{flags}\n\
@@ -94,4 +95,76 @@ pub(crate) fn put(unit: &str, name: &str, args: &SystemdArgs) -> Result<()> {
         "wrote {}; next: systemctl daemon-reload && systemctl enable --now {name}{own}",
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(folder: &str, flags: &[&str]) -> String {
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let args = SystemdArgs { output: None, flags };
+        server_unit("meta", "metadata server", Path::new(folder), " chronofs-admin.service", &args).unwrap()
+    }
+
+    fn value<'a>(unit: &'a str, section: &str, key: &str) -> Vec<&'a str> {
+        let (_, rest) = unit.split_once(&format!("[{section}]\n")).unwrap();
+        let rest = rest.split("\n[").next().unwrap();
+        rest.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+    }
+
+    #[test]
+    fn a_unit_starts_the_server_after_the_network_and_again_when_it_ends() {
+        let unit = unit("/var/lib/chronofs/meta", &["--bind-addr", "0.0.0.0:8444"]);
+        let program = std::env::current_exe().unwrap();
+        let start = format!(
+            "{} meta start --db-folder /var/lib/chronofs/meta --log-format json --bind-addr 0.0.0.0:8444",
+            program.display()
+        );
+        assert_eq!(value(&unit, "Service", "ExecStart"), [start]);
+        assert_eq!(value(&unit, "Unit", "After"), ["network-online.target chronofs-admin.service"]);
+        assert_eq!(value(&unit, "Unit", "Wants"), ["network-online.target"]);
+        assert_eq!(value(&unit, "Service", "Restart"), ["always"]);
+        // Without this systemd gives up after five ends in ten seconds.
+        assert_eq!(value(&unit, "Unit", "StartLimitIntervalSec"), ["0"]);
+        assert_eq!(value(&unit, "Service", "KillSignal"), ["SIGTERM"]);
+        assert_eq!(value(&unit, "Install", "WantedBy"), ["multi-user.target"]);
+        assert!(unit.lines().all(|line| line.is_empty() || line.starts_with('[') || line.contains('=')));
+    }
+
+    #[test]
+    fn words_that_mean_something_to_systemd_are_only_words() {
+        let unit = unit("/srv/a b", &["--locality", "zone=50%", "$HOME", "", "it's \"so\" \\"]);
+        let [start] = value(&unit, "Service", "ExecStart")[..] else { panic!("{unit}") };
+        assert!(
+            start.ends_with(
+                r#"--db-folder "/srv/a b" --log-format json --locality zone=50%% $$HOME "" "it's \"so\" \\""#
+            ),
+            "{start}"
+        );
+    }
+
+    #[test]
+    fn the_example_of_a_mount_is_one_of_the_file_system_and_waits_for_the_network() {
+        let unit = mount_unit();
+        assert_eq!(value(&unit, "Mount", "Type"), ["chronofs"]);
+        assert_eq!(value(&unit, "Mount", "Options"), ["_netdev"]);
+        assert_eq!(value(&unit, "Mount", "Where"), ["/mnt/data"]);
+        assert_eq!(value(&unit, "Unit", "After"), ["network-online.target"]);
+    }
+
+    #[test]
+    fn a_unit_is_written_where_it_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = SystemdArgs { output: Some(folder.path().to_owned()), flags: Vec::new() };
+        put("text", "chronofs-meta.service", &args).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join("chronofs-meta.service")).unwrap(), "text");
+        let args = SystemdArgs { output: Some(folder.path().join("none")), flags: Vec::new() };
+        assert!(
+            put("text", "chronofs-meta.service", &args)
+                .unwrap_err()
+                .to_string()
+                .contains("folder that exists")
+        );
+    }
 }

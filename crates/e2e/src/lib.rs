@@ -27,6 +27,7 @@ pub mod object_server;
 pub mod place;
 pub mod process;
 pub mod rng;
+pub mod services;
 pub mod snapshot;
 pub mod tls_front;
 pub mod tree;

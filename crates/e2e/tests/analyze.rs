@@ -268,3 +268,119 @@ fn what_the_present_and_the_past_take_is_summed_up() {
     let none = installation.fails(&["meta", "verify", "--online", "--metadata-store", "other"]);
     assert!(none.contains("'other' does not exist"), "{none}");
 }
+
+/// Runs `analyze repair v --json` with further words: its exit code, what was put back, what stays lost, and the sums.
+fn repair(installation: &Installation, more: &[&str]) -> (Option<i32>, Vec<Value>, Vec<Value>, Value) {
+    let output = run(&mut installation.command(&[&["analyze", "repair", "v", "--json"], more].concat()));
+    let lines = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let (mut mended, mut lost, mut sum) = (Vec::new(), Vec::new(), Value::Null);
+    for line in lines {
+        match (line.get("mended"), line.get("lost"), line.get("sum")) {
+            (Some(one), ..) => mended.push(one.clone()),
+            (_, Some(one), _) => lost.push(one.clone()),
+            (.., said) => sum = said.unwrap_or_else(|| panic!("{line}")).clone(),
+        }
+    }
+    assert_eq!(sum["faults"], lost.len(), "{}", text_of(&output));
+    (output.status.code(), mended, lost, sum)
+}
+
+#[test]
+fn what_is_lost_is_put_back_from_a_copy_of_the_store_a_cache_or_a_copy_of_the_files() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &["--block-size", "1MiB", "--compression", "lz4", "--retention", "1h"]);
+    let cache = installation.path("cache");
+    let mut mount = installation.mount("v", &["--cache-dir", text(&cache), "--cache-size", "64MiB"]);
+    let mut rng = Rng::new(24);
+    fs::create_dir(mount.path("d")).unwrap();
+    // Half of it can be compressed.
+    let content = [rng.bytes(BLOCK), [rng.bytes(BLOCK / 4), vec![7; BLOCK * 3 / 4]].concat()].concat();
+    let path = mount.path("d/file");
+    let mut objects = Vec::from(
+        [0, 1]
+            .map(|n| object_of_write(&installation, &path, &content[n * BLOCK..(n + 1) * BLOCK], n * BLOCK)),
+    );
+    objects.push(object_of_write(&installation, &mount.path("past"), &content[..BLOCK], 0));
+    let then = mount.instant();
+    let newer = rng.bytes(BLOCK);
+    object_of_write(&installation, &mount.path("past"), &newer, 0);
+    let (copy, store_copy) = (installation.path("copy"), installation.path("store-copy"));
+    for (from, to) in [(&mount.dir, &copy), (&installation.path("blocks"), &store_copy)] {
+        let copied = std::process::Command::new("cp").args(["-a", text(from), text(to)]).status().unwrap();
+        assert!(copied.success());
+    }
+    let healthy: Vec<Vec<u8>> = objects.iter().map(|object| fs::read(object).unwrap()).collect();
+    // Gone, cut, and changed, of the past.
+    let damage = || {
+        fs::remove_file(&objects[0]).unwrap();
+        fs::write(&objects[1], &healthy[1][..100]).unwrap();
+        let mut changed = healthy[2].clone();
+        changed[BLOCK / 3] ^= 1;
+        fs::write(&objects[2], changed).unwrap();
+    };
+    let is_as_it_was = || {
+        let mut now = installation.mount("v", &[]);
+        assert!(
+            fs::read(now.path("d/file")).unwrap() == content && fs::read(now.path("past")).unwrap() == newer
+        );
+        let mut past = installation.mount_past(&now, &then);
+        assert!(fs::read(past.path("past")).unwrap() == content[..BLOCK]);
+        past.unmount();
+        now.unmount();
+        installation.ok(&["analyze", "blocks", "v", "--deep"]);
+    };
+    damage();
+    let missing = installation.fails(&["analyze", "repair", "v"]);
+    assert!(missing.contains("--from-store"), "{missing}");
+
+    // A copy of the store has all, and a dry run only says so.
+    let from_store = ["--deep", "--from-store", text(&store_copy)];
+    let (code, mended, lost, _) = repair(&installation, &[&from_store[..], &["--dry-run"]].concat());
+    assert_eq!((code, mended.len(), lost.len(), objects[0].exists()), (Some(0), 3, 0, false), "{mended:?}");
+    let (code, again, ..) = repair(&installation, &from_store);
+    assert_eq!((code, &again), (Some(0), &mended));
+    for (object, healthy) in objects.iter().zip(&healthy) {
+        assert!(fs::read(object).unwrap() == *healthy, "byte for byte");
+    }
+    is_as_it_was();
+    let (code, mended, _, sum) = repair(&installation, &from_store);
+    assert_eq!(
+        (code, mended.len(), &sum["mended_bytes"]),
+        (Some(0), 0, &0.into()),
+        "nothing is lost any more"
+    );
+
+    // The files have what is of the present, also compressed; a block store of another name has the rest.
+    damage();
+    let (code, mended, lost, _) = repair(&installation, &["--deep", "--from-copy", text(&copy)]);
+    assert_eq!((code, mended.len(), lost.len()), (Some(1), 2, 1), "{mended:?} {lost:?}");
+    assert_eq!(lost[0]["paths"][0]["path"], "/past", "{lost:?}");
+    assert!(lost[0]["until"].is_string(), "{lost:?}");
+    let said = installation.fails(&["analyze", "repair", "v", "--deep", "--from-copy", text(&copy)]);
+    assert!(said.contains("past: /past") && said.contains("chronofs backup restore"), "{said}");
+    let folder = text(&store_copy);
+    installation.ok(&["configure", "create", "block-store", "spare", "--kind", "local", "--path", folder]);
+    let (code, mended, lost, _) = repair(&installation, &["--deep", "--from-store", "spare"]);
+    assert_eq!((code, mended.len(), lost.len()), (Some(0), 1, 0), "{mended:?} {lost:?}");
+    is_as_it_was();
+
+    // The cache of a mount that goes on meanwhile has what it wrote.
+    damage();
+    let from_cache = ["--deep", "--from-cache", text(&cache)];
+    wait_for("the cache to be written", || {
+        let (.., lost, _) = repair(&installation, &[&from_cache[..], &["--dry-run"]].concat());
+        lost.is_empty().then_some(())
+    });
+    let (code, mended, ..) = repair(&installation, &from_cache);
+    assert_eq!((code, mended.len()), (Some(0), 3), "{mended:?}");
+    fs::write(mount.path("new"), &newer).unwrap();
+    is_as_it_was();
+    mount.unmount();
+    let audited = installation.ok(&["audit", "list"]);
+    assert!(
+        audited.contains("repair of volume v (dry run)") && audited.contains("POST /v1/analyze"),
+        "{audited}"
+    );
+    installation.stop_meta_and_verify();
+}

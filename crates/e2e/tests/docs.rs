@@ -1,6 +1,6 @@
 //! Every command of the user guide runs, in the order of the book, on a machine that has nothing yet: namespaces of
-//! its own for mounts, processes and network, with empty folders laid over /etc, /var/lib, /var/log, /var/cache, /srv,
-//! /mnt and /tmp.
+//! its own for mounts, processes and network, with empty folders laid over /etc, /var/lib, /var/log, /var/cache, /usr/local,
+//! /srv, /mnt and /tmp.
 //!
 //! Blocks fenced as `console` hold commands after `$ `; all must succeed, those in `console,fails` must fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
@@ -107,6 +107,7 @@ over /var/lib
 over /var/log
 over /var/cache
 over /usr/sbin
+over /usr/local
 mount -t tmpfs srv /srv
 mount -t tmpfs mnt /mnt
 mkdir -p "$SCRATCH/bin" "$SCRATCH/home" "$SCRATCH/tmp"

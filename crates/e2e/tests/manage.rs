@@ -1,92 +1,12 @@
 //! The servers of a machine as services, where no systemd runs; and the oldest backup: stop, copy the folder, start.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use chronofs_e2e::process::{http_get, run, text, text_of, wait_for};
+use chronofs_e2e::process::{text, wait_for};
+use chronofs_e2e::services::Services;
 use chronofs_e2e::{Installation, Manifest, Rng};
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use rustix::process::{Signal, kill_process};
 use std::fs;
 use std::process::Command;
-
-/// Both servers of an installation as services: they are stopped, and unit files are there.
-struct Services {
-    installation: Installation,
-    places: Vec<String>,
-}
-
-impl Services {
-    fn of(mut installation: Installation) -> Services {
-        installation.meta.stop();
-        installation.admin.stop();
-        let [units, run, logs] =
-            ["units", "run", "said"].map(|name| text(&installation.path(name)).to_owned());
-        fs::create_dir(&units).unwrap();
-        let folder = |name: &str| text(&installation.path(name)).to_owned();
-        let (admin, meta) = (folder("admin"), folder("meta"));
-        let (a, m, h) = (
-            installation.admin_address.to_string(),
-            installation.meta_address.to_string(),
-            installation.http_address.to_string(),
-        );
-        installation.ok(&[
-            "admin",
-            "init",
-            "systemd",
-            "--db-folder",
-            &admin,
-            "--output",
-            &units,
-            "--",
-            "--bind-addr",
-            &a,
-        ]);
-        let meta = ["meta", "init", "systemd", "--db-folder", &meta, "--output", &units, "--"];
-        let flags = ["--bind-addr", &m, "--advertise", &m, "--http-addr", &h];
-        installation.ok(&[&meta[..], &flags].concat());
-        let places = ["--unit-dir", &units, "--run-dir", &run, "--log-dir", &logs];
-        let places = places.iter().map(|&word| word.to_owned()).collect();
-        Services { installation, places }
-    }
-
-    fn arguments<'a>(&'a self, command: &[&'a str]) -> Vec<&'a str> {
-        [&["manage"], command].concat().into_iter().chain(self.places.iter().map(String::as_str)).collect()
-    }
-
-    fn ok(&self, command: &[&str]) -> String {
-        self.installation.ok(&self.arguments(command))
-    }
-
-    fn fails(&self, command: &[&str]) -> String {
-        self.installation.fails(&self.arguments(command))
-    }
-
-    /// The process of a server, if it runs.
-    fn server(&self, name: &str) -> Option<Pid> {
-        let arguments = self.arguments(&["status", "--json"]);
-        let said = run(&mut self.installation.command(&arguments));
-        let services: Vec<Value> =
-            serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{}", text_of(&said)));
-        let found = services.iter().find(|service| service["component"] == name).unwrap();
-        found["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32))
-    }
-
-    fn until_ready(&self) {
-        wait_for("the metadata server to be ready", || {
-            http_get(self.installation.http_address, "/readyz").ok().filter(|(status, _)| *status == 200)
-        });
-    }
-
-    fn keeper(&self, name: &str) -> Pid {
-        let said = fs::read_to_string(self.installation.path("run").join(format!("{name}.pid"))).unwrap();
-        Pid::from_raw(said.lines().next().unwrap().trim().parse().unwrap()).unwrap()
-    }
-}
-
-impl Drop for Services {
-    fn drop(&mut self) {
-        run(&mut self.installation.command(&self.arguments(&["stop"])));
-    }
-}
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     assert!(Command::new("cp").args(["-r", text(from), text(to)]).status().unwrap().success());

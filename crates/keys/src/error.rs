@@ -10,6 +10,8 @@ pub enum Error {
     NoKey,
     #[error("the system gives no random numbers")]
     NoRandom,
+    #[error("the key cannot be used to sign; make another")]
+    NoSignature,
     #[error("{}: {why}", path.display())]
     File { path: PathBuf, why: String },
     #[error("a passphrase needs at least {0} characters; some words that nobody puts together are good")]

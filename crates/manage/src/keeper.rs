@@ -1,9 +1,9 @@
 //! Services where no systemd runs: a keeper for each, which starts the server again when it ends by itself.
 //!
 //! The keeper holds a lock on `RUN/NAME.pid` for as long as it lives, so nobody takes the number of another process for it.
-//! The file holds its number and that of the server; the server's is checked against what runs under it.
+//! The file holds its number and that of the server, which is checked against what runs under it, and how often a server has ended.
 
-use crate::{Service, State, last_lines, make_folder};
+use crate::{LAST_WORDS, STARTED_AFTER, Service, State, last_lines, make_folder};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -20,8 +20,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A server that did not end within this time after SIGTERM is killed, as by the unit's TimeoutStopSec.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
-/// A server that runs for so long has started.
-const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// The pauses before a server is started again: doubled each time, and the first again when it ran for longer than the last.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -36,6 +34,8 @@ struct Kept {
     locked: bool,
     keeper: Option<Pid>,
     server: Option<Pid>,
+    /// How often a server has ended by itself under this keeper.
+    ended: u32,
 }
 
 pub(crate) fn state(service: &Service) -> Result<State> {
@@ -48,7 +48,7 @@ pub(crate) fn state(service: &Service) -> Result<State> {
 }
 
 pub(crate) fn start(service: &Service) -> Result<()> {
-    let Service { name, places } = service;
+    let Service { name, places, own } = service;
     // What cannot be run is said here and not in a log.
     service.command()?;
     make_folder(&places.run)?;
@@ -56,8 +56,7 @@ pub(crate) fn start(service: &Service) -> Result<()> {
     let log = service.log();
     let said = OpenOptions::new().create(true).append(true).open(&log);
     let said = said.with_context(|| format!("cannot write {}", log.display()))?;
-    let program = std::env::current_exe().context("cannot find the own executable")?;
-    let mut keeper = Command::new(program);
+    let mut keeper = Command::new(own);
     keeper.args(["manage", "keep", name, "--unit-dir"]).arg(&places.units);
     keeper.arg("--run-dir").arg(&places.run).arg("--log-dir").arg(&places.logs);
     keeper.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).process_group(0);
@@ -65,9 +64,12 @@ pub(crate) fn start(service: &Service) -> Result<()> {
     let (begun, mut running) = (Instant::now(), None);
     loop {
         sleep(LOOK_EVERY);
-        let server = look(service)?.server;
+        let kept = look(service)?;
+        let server = kept.server;
+        // It may have ended before anybody looked. What a keeper before has left does not count.
+        let ended = kept.ended > 0 && kept.keeper == pid_of(keeper.id());
         if let Some(status) = keeper.try_wait().context("cannot wait for the keeper")? {
-            bail!("{name} was not started, {status}:\n{}", last_lines(&log, 10)?);
+            bail!("{name} was not started, {status}:\n{}", last_lines(&log, LAST_WORDS)?);
         }
         match (server, running) {
             (Some(pid), Some((first, since))) if pid == first => {
@@ -76,10 +78,10 @@ pub(crate) fn start(service: &Service) -> Result<()> {
                 }
             }
             (Some(pid), None) => running = Some((pid, Instant::now())),
-            (None, None) if begun.elapsed() < STOPS_WITHIN => {}
+            (None, None) if begun.elapsed() < STOPS_WITHIN && !ended => {}
             // It has ended, or is another one.
             _ => {
-                let said = last_lines(&log, 10)?;
+                let said = last_lines(&log, LAST_WORDS)?;
                 stop(service)?;
                 bail!("{name} ended as soon as it was started:\n{said}");
             }
@@ -97,7 +99,11 @@ pub(crate) fn stop(service: &Service) -> Result<()> {
     }
     while state(service)? != State::Stopped {
         if begun.elapsed() > STOPS_WITHIN + Duration::from_secs(10) {
-            bail!("{} does not end; its last words:\n{}", service.name, last_lines(&service.log(), 10)?);
+            bail!(
+                "{} does not end; its last words:\n{}",
+                service.name,
+                last_lines(&service.log(), LAST_WORDS)?
+            );
         }
         sleep(LOOK_EVERY);
     }
@@ -148,16 +154,16 @@ async fn keep_running(service: &Service) -> Result<()> {
         );
     }
     // What stands there may be the number of one that was.
-    write(&file, None)?;
+    write(&file, None, 0)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut pause = PAUSE_FIRST;
+    let (mut pause, mut times) = (PAUSE_FIRST, 0u32);
     loop {
         let command = service.command()?;
         let server = Command::new(&command[0]).args(&command[1..]).stdin(Stdio::null()).spawn();
         let mut server = server.with_context(|| format!("cannot run {}", command[0]))?;
         let began = Instant::now();
-        write(&file, Some(server.id()))?;
+        write(&file, Some(server.id()), times)?;
         let ended = tokio::select! {
             ended = ended(&mut server) => Some(ended?),
             _ = terminate.recv() => None,
@@ -165,10 +171,11 @@ async fn keep_running(service: &Service) -> Result<()> {
         };
         let Some(ended) = ended else {
             let ended = finish(&mut server).await;
-            write(&file, None)?;
+            write(&file, None, times)?;
             return ended;
         };
-        write(&file, None)?;
+        times = times.saturating_add(1);
+        write(&file, None, times)?;
         if began.elapsed() > pause {
             pause = PAUSE_FIRST;
         }
@@ -224,9 +231,13 @@ fn look(service: &Service) -> Result<Kept> {
 fn read(service: &Service, file: &mut File, locked: bool) -> Result<Kept> {
     let mut text = String::new();
     file.read_to_string(&mut text).context("cannot read which processes run")?;
-    let mut pids = text.lines().map(|line| line.trim().parse().ok().and_then(pid_of));
-    let keeper = pids.next().flatten().filter(|pid| runs(*pid, &["manage", "keep", &service.name]));
-    let server = match (pids.next().flatten(), service.command()) {
+    let mut numbers = text.lines().map(|line| line.trim().parse::<u32>().ok());
+    let keeper = numbers
+        .next()
+        .flatten()
+        .and_then(pid_of)
+        .filter(|pid| runs(*pid, &["manage", "keep", &service.name]));
+    let server = match (numbers.next().flatten().and_then(pid_of), service.command()) {
         (None, _) => None,
         // The unit file may have been changed since, but not what it is a unit of.
         (Some(pid), Ok(command)) => {
@@ -238,7 +249,8 @@ fn read(service: &Service, file: &mut File, locked: bool) -> Result<Kept> {
         // Without keeper and unit nobody can tell: it is not said that nothing runs.
         (Some(_), Err(error)) => return Err(error),
     };
-    Ok(Kept { locked, keeper, server })
+    let ended = numbers.next().flatten().unwrap_or(0);
+    Ok(Kept { locked, keeper, server, ended })
 }
 
 /// Whether the process is what was started with these arguments first, and not one that has got its number since. Also as a
@@ -249,10 +261,10 @@ fn runs(pid: Pid, arguments: &[&str]) -> bool {
     arguments.iter().all(|argument| runs.next() == Some(argument.as_bytes()))
 }
 
-fn write(file: &File, server: Option<u32>) -> Result<()> {
+fn write(file: &File, server: Option<u32>, ended: u32) -> Result<()> {
     // Always as long, and put at once: whoever looks meanwhile sees the old or the new.
     let server = server.map(|pid| pid.to_string()).unwrap_or_default();
-    let text = format!("{:>10}\n{server:>10}\n", std::process::id());
+    let text = format!("{:>10}\n{server:>10}\n{ended:>10}\n", std::process::id());
     file.write_all_at(text.as_bytes(), 0).context("cannot write which processes run")
 }
 

@@ -3,20 +3,31 @@
 //! A service is a unit file `chronofs-NAME.service`; it says what runs. Where systemd runs, systemd does the work
 //! ([`systemd`]); elsewhere, as in a container, a keeper does what systemd would ([`keeper`]): one process for each service,
 //! which starts the server again when it ends by itself. So a machine has one description of its services in both cases.
+//! Executables of services are replaced by [`Installing`]; where they come from is not this crate's business.
 
+mod health;
+mod install;
 mod keeper;
 mod systemd;
 mod unit;
+mod upgrade;
 
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+pub use install::{Installed, Installing, version_of};
 pub use keeper::keep;
 
 /// Servers that others need come first: they are started in this order and stopped in the other.
 const ORDER: [&str; 3] = ["admin", "tlog", "meta"];
+
+/// A server that runs for so long has started.
+const STARTED_AFTER: Duration = Duration::from_secs(1);
+/// So many of the last lines of what a server said go into a message.
+const LAST_WORDS: usize = 10;
 
 /// Where things are on this machine.
 #[derive(Clone, Debug)]
@@ -41,6 +52,8 @@ pub fn systemd_runs() -> bool {
 pub struct Service {
     name: String,
     places: Places,
+    /// The executable of this process, for keepers. Asked for once, and early: after it was replaced by another it has no name.
+    own: PathBuf,
 }
 
 /// How a service is.
@@ -77,7 +90,9 @@ impl Service {
             );
         }
         known.retain(|name| named.is_empty() || named.contains(name));
-        Ok(known.into_iter().map(|name| Service { name, places: places.clone() }).collect())
+        let own = std::env::current_exe().context("cannot find the own executable")?;
+        let service = |name| Service { name, places: places.clone(), own: own.clone() };
+        Ok(known.into_iter().map(service).collect())
     }
 
     /// Its name: `admin`, `meta`, ….
@@ -134,8 +149,34 @@ impl Service {
         }
     }
 
+    /// The executable that its unit file runs.
+    ///
+    /// # Errors
+    /// The unit file does not say that in a way that is understood here.
+    pub fn program(&self) -> Result<PathBuf> {
+        Ok(self.words()?.into_iter().next().map(PathBuf::from).unwrap_or_default())
+    }
+
+    /// What its unit file runs, as what ever user.
+    fn words(&self) -> Result<Vec<String>> {
+        unit::program(&self.unit())
+    }
+
+    /// What a keeper runs.
     fn command(&self) -> Result<Vec<String>> {
-        unit::command(&self.places.units.join(unit::file(&self.name)))
+        unit::command(&self.unit())
+    }
+
+    fn unit(&self) -> PathBuf {
+        self.places.units.join(unit::file(&self.name))
+    }
+
+    fn last_words(&self) -> String {
+        let said = match self.places.systemd {
+            true => systemd::last_words(&self.name, LAST_WORDS),
+            false => last_lines(&self.log(), LAST_WORDS).map_err(anyhow::Error::from),
+        };
+        said.unwrap_or_else(|error| format!("(not known: {error:#})"))
     }
 
     fn log(&self) -> PathBuf {

@@ -38,7 +38,7 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What the unit in a file runs: a program and its arguments.
+/// What the unit in a file runs, where a keeper runs it: a program and its arguments.
 pub(crate) fn command(path: &Path) -> Result<Vec<String>> {
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
@@ -46,6 +46,13 @@ pub(crate) fn command(path: &Path) -> Result<Vec<String>> {
     if let Some(line) = text.lines().find(not_kept) {
         bail!("{shown}: {} is understood by systemd only; take it out, or run systemd", line.trim());
     }
+    program(path)
+}
+
+/// What the unit in a file runs, by whoever: a program and its arguments.
+pub(crate) fn program(path: &Path) -> Result<Vec<String>> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
     let starts: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("ExecStart=")).collect();
     let [start] = starts[..] else { bail!("{shown} has {} lines ExecStart=, not one", starts.len()) };
     let words = words(start).with_context(|| format!("{shown}: ExecStart={start}"))?;
@@ -120,6 +127,7 @@ mod tests {
                 .to_string()
                 .contains("User=names is understood by systemd")
         );
+        assert_eq!(program(&path).unwrap(), ["/a"], "systemd runs it as another user");
         assert!(with("ExecStart=chronofs\n").unwrap_err().to_string().contains("absolute path"));
         assert_eq!(names(folder.path()).unwrap(), ["meta"]);
         assert_eq!(names(&folder.path().join("none")).unwrap(), [""; 0]);

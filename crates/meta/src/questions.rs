@@ -76,8 +76,9 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             let folder = pages.engine.parent().unwrap_or(&pages.engine);
             answer_detach(folder, &pages.collector, force).await
         }
-        Asked::Look { volume, look } => {
-            pages.looks.begin(pages.collector, volume, look).map_or_else(Said::Trouble, Said::Looking)
+        Asked::Look { volume, look, replica } => {
+            let begun = pages.looks.begin(pages.collector, volume, look, replica.map(|replica| *replica));
+            begun.map_or_else(Said::Trouble, Said::Looking)
         }
         Asked::Follow { look, seen } => Said::Looked(pages.looks.follow(look, seen).await),
     };

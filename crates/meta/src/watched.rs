@@ -155,6 +155,10 @@ impl StorePort for Watched {
         })
     }
 
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move { self.hear(self.store.replace(name, bytes).await) })
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.delete(name)
     }

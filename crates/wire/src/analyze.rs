@@ -53,6 +53,24 @@ pub enum Look {
     },
     /// The objects of a volume. -> [`News::At`]; [`Sum::Objects`]
     Objects,
+    /// As [`Look::Blocks`], and what is lost is put back from where its bytes still are. -> [`News::Mended`], [`News::Slice`] for
+    /// what stays lost, [`News::At`]; [`Sum::Blocks`]
+    Repair {
+        /// Only say what would be put back.
+        dry_run: bool,
+        /// As of [`Look::Blocks`].
+        deep: bool,
+        /// As of [`Look::Blocks`].
+        bytes_per_second: u64,
+        /// A copy of the block store: the name of a block store, or a folder of the metadata server's machine.
+        from_store: Option<String>,
+        /// The folder of a mount's disk cache, or a copy of one, on the metadata server's machine.
+        from_cache: Option<String>,
+        /// A folder of the metadata server's machine with a copy of the volume's files.
+        from_copy: Option<String>,
+        /// As of [`Look::Blocks`].
+        from: Option<Blob>,
+    },
 }
 
 /// Parts of a volume.
@@ -292,6 +310,26 @@ pub enum News {
     Row(String),
     /// So many rows were read.
     Rows(u64),
+    /// An object of which something was put back.
+    Mended(Box<MendedObject>),
+}
+
+/// An object of which something was lost and was put back, or could be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MendedObject {
+    /// By its name in the block store.
+    pub object: String,
+    /// What had become of it.
+    pub fate: Fate,
+    /// Slices of it that were put back.
+    pub slices: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+    /// Slices of it that stay lost; each is told.
+    pub left: u64,
+    /// Where the bytes came from.
+    pub from: Vec<String>,
 }
 
 /// How far a look has come.

@@ -5,6 +5,8 @@ use crate::admin::{
     Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
+use crate::deploy::{Release, SignedRelease};
+use crate::identity::Sha256Sum;
 use crate::log::{LogEpoch, OpenLog};
 use crate::question::{Answers, Questions, Starting};
 use crate::tlog::{LogAssignment, LogServerSaid};
@@ -12,8 +14,8 @@ use crate::tls::{self, TlsError};
 use crate::token::Token;
 use bytes::Bytes;
 pub use reqwest::Method;
-use reqwest::StatusCode;
 use reqwest::header::AUTHORIZATION;
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::Ipv6Addr;
@@ -28,6 +30,10 @@ pub const ASSIGNMENT_WAIT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A call takes no longer for who makes it; what takes the server longer says so before, and goes on.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Sending or fetching an executable takes no longer.
+const EXECUTABLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Nothing came for so long: the rest will not come either.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -77,6 +83,21 @@ pub enum ClientError {
         /// What it was.
         reason: String,
     },
+    /// What came is not what was said of it.
+    #[error(
+        "{name} from {admin} is not what was signed ({reason}): refused; put it there anew with chronofs admin deploy"
+    )]
+    NotAsSigned {
+        /// The executable.
+        name: String,
+        /// Where it came from.
+        admin: String,
+        /// What is different.
+        reason: String,
+    },
+    /// What came cannot be kept.
+    #[error("{0}")]
+    NotKept(std::io::Error),
     /// No TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -227,6 +248,64 @@ impl AdminClient {
         self.call(Method::POST, "/v1/mount/store", Some(&Resolve { volume: volume.to_owned() })).await
     }
 
+    /// Asks which executables there are. Nothing of the answer counts before it is [believed](SignedRelease::believed).
+    pub async fn deployed(&self) -> Result<Vec<SignedRelease>, ClientError> {
+        self.call(Method::GET, "/v1/deploy", None::<&()>).await
+    }
+
+    /// Puts an executable into the deploy folder.
+    pub async fn deploy(&self, release: &SignedRelease, bytes: Bytes) -> Result<SignedRelease, ClientError> {
+        let path = format!("/v1/deploy?{}", release.query());
+        let response =
+            self.ask(Method::POST, &path, |request| request.body(bytes.clone()).timeout(EXECUTABLE_TIMEOUT));
+        let (admin, response) = response.await?;
+        let bytes = response.bytes().await.map_err(|error| failed(&admin, &error))?;
+        serde_json::from_slice(&bytes).map_err(|e| ClientError::Unexpected { admin, reason: e.to_string() })
+    }
+
+    /// Takes an executable out of the deploy folder.
+    pub async fn undeploy(&self, name: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/deploy/{name}"), None::<&()>).await
+    }
+
+    /// Fetches an executable, a part after the other for `take`. Only when this returns `Ok` is all that was taken what
+    /// `release` says, which somebody must have been [believed](SignedRelease::believed) to say.
+    pub async fn fetch(
+        &self,
+        release: &Release,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let name = release.name();
+        let path = format!("/v1/deploy/{}", name.replace('+', "%2B"));
+        let (admin, mut response) =
+            self.ask(Method::GET, &path, |request| request.timeout(EXECUTABLE_TIMEOUT)).await?;
+        let wrong =
+            |reason: String| ClientError::NotAsSigned { name: name.clone(), admin: admin.clone(), reason };
+        let (mut sum, mut length) = (Sha256Sum::default(), 0u64);
+        loop {
+            let part = tokio::time::timeout(STALLED_AFTER, response.chunk()).await;
+            let part = part.map_err(|_| ClientError::Unreachable {
+                admin: admin.clone(),
+                reason: format!("{name} did not come to its end: nothing for {} s", STALLED_AFTER.as_secs()),
+            })?;
+            let Some(part) = part.map_err(|error| failed(&admin, &error))? else { break };
+            length = length.saturating_add(part.len() as u64);
+            if length > release.size() {
+                return Err(wrong(format!("it is longer than {} bytes", release.size())));
+            }
+            sum.add(&part);
+            take(&part).map_err(ClientError::NotKept)?;
+        }
+        let found = sum.end();
+        if length != release.size() {
+            return Err(wrong(format!("it has {length} bytes and not {}", release.size())));
+        }
+        if found != release.sha256() {
+            return Err(wrong(format!("its SHA-256 is {found} and not {}", release.sha256())));
+        }
+        Ok(())
+    }
+
     /// A call with a JSON body (or none) that is answered with JSON; an empty answer reads as `null`.
     pub async fn call<T: DeserializeOwned>(
         &self,
@@ -247,14 +326,28 @@ impl AdminClient {
         self.send(Method::GET, "/readyz", None::<&()>).await.map(drop)
     }
 
-    /// Sends to the first address that can be reached. What could not be connected to has seen nothing, so a call is
-    /// never done twice.
     async fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<Bytes, ClientError> {
+        let with_body = |request: RequestBuilder| match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        let (admin, response) = self.ask(method, path, with_body).await?;
+        response.bytes().await.map_err(|error| failed(&admin, &error))
+    }
+
+    /// Sends to the first address that can be reached, and gives that and the answer, which is no refusal. What could not be
+    /// connected to has seen nothing, so a call is never done twice.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        more: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<(String, Response), ClientError> {
         let mut addresses = self.addresses.iter().peekable();
         while let Some(admin) = addresses.next() {
             let mut request = self.http.request(method.clone(), format!("https://{admin}{path}"));
@@ -262,19 +355,16 @@ impl AdminClient {
             if let Some(cluster) = &self.cluster {
                 request = request.header(CLUSTER_HEADER, cluster.as_str());
             }
-            if let Some(body) = body {
-                request = request.json(body);
-            }
-            let response = match request.send().await {
+            let response = match more(request).send().await {
                 Err(error) if error.is_connect() && addresses.peek().is_some() => continue,
                 sent => sent.map_err(|error| failed(admin, &error))?,
             };
             let status = response.status();
-            let bytes = response.bytes().await.map_err(|error| failed(admin, &error))?;
             if !status.is_success() {
+                let bytes = response.bytes().await.map_err(|error| failed(admin, &error))?;
                 return Err(refused(admin, status, &bytes));
             }
-            return Ok(bytes);
+            return Ok((admin.clone(), response));
         }
         let reason = "no address is named".to_owned();
         Err(ClientError::Address { admin: String::new(), reason })

@@ -24,6 +24,30 @@ impl Sha256 {
     }
 }
 
+/// The hash of bytes that come one after the other.
+#[derive(Clone)]
+pub struct Sha256Sum(digest::Context);
+
+impl Default for Sha256Sum {
+    fn default() -> Self {
+        Sha256Sum(digest::Context::new(&digest::SHA256))
+    }
+}
+
+impl Sha256Sum {
+    /// These come next.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all of them.
+    pub fn end(self) -> Sha256 {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(self.0.finish().as_ref());
+        Sha256(hash)
+    }
+}
+
 impl fmt::Display for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&HEXLOWER.encode(&self.0))
@@ -120,6 +144,10 @@ mod tests {
         let hash = Sha256::of(b"abc");
         assert_eq!(hash.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(hash.to_string().parse(), Ok(hash));
+        let mut sum = Sha256Sum::default();
+        sum.add(b"a");
+        sum.add(b"bc");
+        assert_eq!(sum.end(), hash);
         for bad in ["", "ab", "zz", &"A".repeat(64), &"a".repeat(66)] {
             assert!(bad.parse::<Sha256>().is_err(), "{bad}");
         }

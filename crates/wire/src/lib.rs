@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod analyze;
 pub mod cluster;
+pub mod deploy;
 pub mod frame;
 pub mod http;
 pub mod identity;

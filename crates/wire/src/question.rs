@@ -3,6 +3,7 @@
 //! The server takes questions from the admin server (`GET /v1/meta/questions`) and answers them (`POST /v1/meta/answers`), as
 //! JSON over HTTPS. So it needs no way in for operators, and an account of the admin server is all that they need.
 
+use crate::admin::AssignedStore;
 use crate::analyze::{Look, Told};
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -97,6 +98,9 @@ pub enum Asked {
         volume: Option<Uuid>,
         /// What at.
         look: Look,
+        /// Of [`Look::Repair`]: the block store that is named there, and what opens it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replica: Option<Box<AssignedStore>>,
     },
     /// News of a look. -> [`Said::Looked`]
     Follow {

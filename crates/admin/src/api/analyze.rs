@@ -1,14 +1,14 @@
-//! Looks into volumes, which their metadata servers do: begun and followed through here.
+//! Looks into volumes, and repairs of their block stores, which their metadata servers do: begun and followed through here.
 
 use super::auth::Who;
 use super::questions::Silent;
 use super::{Answer, App, Body};
 use crate::AdminError;
-use crate::db::{stores, volumes};
+use crate::db::{block_stores, stores, volumes};
 use crate::model::Role;
 use axum::Json;
 use axum::extract::State;
-use chronofs_wire::analyze::{Analyze, Begun, Follow, Subject, Told};
+use chronofs_wire::analyze::{Analyze, Begun, Follow, Look, Subject, Told};
 use chronofs_wire::question::{Asked, Said};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,13 @@ pub(super) async fn begin(
             let found = app.database.run(move |tx| volumes::find(tx, &volume)).await?;
             let id = Uuid::parse_str(&found.volume.id)
                 .map_err(|error| AdminError::Internal(format!("volume id '{}': {error}", found.volume.id)))?;
-            who.did("analyze", "volume", &found.volume.name);
+            match &look {
+                Look::Repair { dry_run: false, .. } => {
+                    who.did("repair", "repair of volume", &found.volume.name)
+                }
+                Look::Repair { .. } => who.tried("repair of volume", &found.volume.name),
+                _ => who.did("analyze", "volume", &found.volume.name),
+            }
             (found.metadata_store, Some(id))
         }
         Subject::MetadataStore(store) => {
@@ -40,7 +46,16 @@ pub(super) async fn begin(
             (found.id, None)
         }
     };
-    match ask(&app, &store, Asked::Look { volume, look }).await? {
+    // A folder is one of the metadata server's machine; of a block store only this server knows what opens it.
+    let replica = match &look {
+        Look::Repair { from_store: Some(named), .. } if !named.starts_with('/') => {
+            let (named, secrets) = (named.clone(), app.secrets.clone());
+            let found = app.database.run(move |tx| block_stores::find_assigned(tx, &secrets, &named));
+            Some(Box::new(found.await?))
+        }
+        _ => None,
+    };
+    match ask(&app, &store, Asked::Look { volume, look, replica }).await? {
         Said::Looking(look) => Ok(Json(Begun { store, look })),
         Said::Trouble(why) => Err(AdminError::Unavailable(why)),
         _ => Err(another()),

@@ -11,6 +11,7 @@ mod backups;
 mod block_stores;
 mod cluster;
 pub(crate) mod deleted;
+mod deploy;
 pub(crate) mod holds;
 pub(crate) mod log_servers;
 mod probes;
@@ -28,6 +29,7 @@ use crate::AdminError;
 use crate::backups::Backups;
 use crate::db::Database;
 use crate::db::volumes::Found;
+use crate::deploy::Deploy;
 use crate::metrics::Metrics;
 use crate::model::{Account, BlockStore, LogServer, MetadataStore, Role, VolumeToken};
 use crate::snapshots::Snapshots;
@@ -78,6 +80,7 @@ pub(crate) struct App {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) backups: Arc<Backups>,
+    deploy: Arc<Deploy>,
     refused: audit::Refused,
     probes: Probes,
     questions: questions::Open,
@@ -98,7 +101,7 @@ impl App {
         database: Database,
         secrets: Arc<SecretBox>,
         snapshots: Arc<Snapshots>,
-        backups: Arc<Backups>,
+        (backups, deploy): (Arc<Backups>, Arc<Deploy>),
         cluster: ClusterFile,
         (folder, locality): (PathBuf, BTreeMap<String, String>),
         stopping: watch::Receiver<bool>,
@@ -114,6 +117,7 @@ impl App {
             stopping,
             snapshots,
             backups,
+            deploy,
             refused: audit::Refused::default(),
             probes: Probes::default(),
             questions: questions::Open::default(),
@@ -316,6 +320,8 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(restored::accept))
         .routes(routes!(restored::copy))
         .routes(routes!(restored::detach))
+        .routes(routes!(deploy::list, deploy::add))
+        .routes(routes!(deploy::fetch, deploy::remove))
         .routes(routes!(audit::list))
         .routes(routes!(cluster::cluster))
         .routes(routes!(cluster::status))

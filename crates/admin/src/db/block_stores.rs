@@ -172,6 +172,19 @@ pub(super) fn assigned(
     Ok(Some(AssignedStore { id, kind: place.definition, credentials: place.credentials, create_only }))
 }
 
+/// The block store with this name or id, with what a metadata server needs to open it.
+pub fn find_assigned(
+    tx: &Transaction<'_>,
+    secrets: &SecretBox,
+    key: &str,
+) -> Result<AssignedStore, AdminError> {
+    let store = find(tx, key)?;
+    let id = Uuid::parse_str(&store.id)
+        .map_err(|error| AdminError::Internal(format!("block store id '{}': {error}", store.id)))?;
+    let none = || AdminError::NotFound { what: BLOCK, name: key.to_owned() };
+    assigned(tx, secrets, id)?.ok_or_else(none)
+}
+
 /// Opens sealed credentials.
 pub(super) fn unseal(
     secrets: &SecretBox,

@@ -44,6 +44,7 @@ pub async fn serving(folder: TempDir, root: Token, address: String) -> Running {
         snapshots: Default::default(),
         cluster_file: None,
         locality: Default::default(),
+        deploy_folder: None,
     };
     let server = Server::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();

@@ -126,6 +126,13 @@ impl Folder {
         Ok(Some((rows, ended.unwrap_or_default())))
     }
 
+    /// The records of a segment as far as it is written, whoever writes it, for who only reads. Nothing is locked or changed.
+    pub(super) fn written(&self, id: SegmentId) -> io::Result<Vec<Row>> {
+        let file = File::open(self.path(id))?;
+        let len = file.metadata()?.len();
+        Ok(table(&file, len).unwrap_or_else(|| headers(&file, len)))
+    }
+
     /// `len` bytes of a segment from `at`.
     pub(super) fn read(&self, id: SegmentId, at: u32, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];

@@ -13,8 +13,11 @@ mod folder;
 mod index;
 mod keeper;
 mod record;
+mod salvage;
 #[cfg(test)]
 mod tests;
+
+pub use salvage::CacheSalvage;
 
 use crate::seal;
 use bytes::Bytes;

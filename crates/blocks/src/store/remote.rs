@@ -160,6 +160,18 @@ impl RemoteStore {
         self.client.objects.put_opts(&self.at(name), PutPayload::from(bytes), options).await.map(drop)
     }
 
+    /// A put in a bucket is whole or nothing, also over another.
+    async fn replace_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        super::check_name(name)?;
+        let _permit = self.permits.acquire().await;
+        if !self.seen.load(Ordering::Relaxed) {
+            self.marked(name, "nothing is replaced").await?;
+        }
+        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+        let put = self.client.objects.put_opts(&self.at(name), PutPayload::from(bytes), options).await;
+        put.map(drop).map_err(|error| self.unavailable(name, "it cannot be replaced", &error))
+    }
+
     async fn put_object(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
         super::check_name(name)?;
         self.put_named(name, bytes).await
@@ -347,6 +359,10 @@ impl ObjectPort for RemoteStore {
 impl StorePort for RemoteStore {
     fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.get_whole(name, max).boxed()
+    }
+
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.replace_object(name, bytes).boxed()
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -152,7 +152,7 @@ pub(super) async fn run(client: &AdminClient, asked: Blocks) -> Result<ExitCode>
     Ok(if sum.faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn said(sum: &Progress) -> String {
+pub(super) fn said(sum: &Progress) -> String {
     format!("slices: {} with {} as stored", sum.slices, output::show_size(sum.bytes))
 }
 
@@ -173,7 +173,7 @@ fn hear(heard: &mut Heard, news: News, asked: &Blocks) -> Result<()> {
             asked.resume.as_ref().map_or(Ok(()), |path| kept.save(path))
         }
         // Not of this look.
-        News::Row(_) | News::Rows(_) => Ok(()),
+        News::Row(_) | News::Rows(_) | News::Mended(_) => Ok(()),
     }
 }
 
@@ -184,7 +184,7 @@ fn span(since_ns: u64, until_ns: Option<u64>) -> String {
     }
 }
 
-fn print(fault: &SliceFault) -> Result<()> {
+pub(super) fn print(fault: &SliceFault) -> Result<()> {
     let fate = match fault.fate {
         Fate::Missing => "missing",
         Fate::Damaged => "damaged",
@@ -218,7 +218,7 @@ fn print(fault: &SliceFault) -> Result<()> {
 }
 
 /// As JSON, with instants as people write them.
-fn shown(fault: &SliceFault) -> serde_json::Value {
+pub(super) fn shown(fault: &SliceFault) -> serde_json::Value {
     let instant = |ns: u64| Version(ns).to_string();
     let named = |name: &chronofs_wire::analyze::NamedAt| {
         json!({

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod follow;
+mod repair;
 mod rows;
 mod usage;
 
@@ -29,6 +30,13 @@ enum Command {
     /// Find every file, now and in the past, of which bytes are missing or damaged in the block store
     #[command(after_help = "Ends with 1 if anything is lost, or not all could be looked at")]
     Blocks(blocks::Blocks),
+    /// Put back what is lost from where its bytes still are: a copy of the block store, a mount's cache, a copy of the files
+    #[command(
+        after_help = "Examples:\n  chronofs analyze repair home --from-store home-copy --dry-run\n  chronofs analyze repair home --deep \
+                      --from-cache /var/cache/chronofs --from-copy /backup/home\n\nFolders are those of the metadata server's machine. \
+                      Ends with 1 if anything stays lost"
+    )]
+    Repair(repair::Repair),
     /// Show what the present and the past of a volume take, and what another retention would cost
     Usage(usage::Usage),
     /// Show how full the objects of a volume are, and what of its block store nothing explains
@@ -52,6 +60,10 @@ pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
             Command::Blocks(blocks) => {
                 let name = blocks.volume.volume.clone();
                 blocks::run(&client, blocks).await.with_context(|| format!("analyze blocks {name}"))
+            }
+            Command::Repair(repair) => {
+                let name = repair.volume.volume.clone();
+                repair::run(&client, repair).await.with_context(|| format!("analyze repair {name}"))
             }
             Command::Usage(usage) => {
                 let name = usage.of.volume.volume.clone();

@@ -33,40 +33,22 @@ pub(super) struct Asked {
 }
 
 /// What was seen of a slice that is lost.
-struct Lost {
-    fate: Fate,
-    reason: String,
+pub(super) struct Lost {
+    pub(super) fate: Fate,
+    pub(super) reason: String,
 }
 
 /// Looks at every slice.
 pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Progress, Stop> {
-    let from = match &asked.from {
-        Some(from) => HeldFrom::from_bytes(from)
-            .ok_or_else(|| Stop::Failed("what is to be gone on from is no place in the rows".to_owned()))?,
-        None => HeldFrom::default(),
-    };
-    let store = Store::of(&volume)?;
-    let sizes = if asked.deep { HashMap::new() } else { store.listed(desk, &volume).await? };
-    let mut progress = Progress { listed: sizes.len() as u64, ..Progress::default() };
-    let looking = Looking { volume, store, sizes, deep: asked.deep };
-    let (mut next, mut named) = (Some(from), None);
-    let mut pace = Pace { per_second: asked.bytes_per_second, begun: Instant::now(), read: 0 };
+    let (mut next, mut named) = (Some(asked.place()?), None);
+    let (looking, mut progress, mut pace) = Looking::begin(desk, volume, &asked).await?;
     while let Some(from) = next {
         let (page, behind) = looking.page(from).await?;
-        progress.slices += page.len() as u64;
-        let bytes: u64 = page.iter().filter_map(|held| held.slice.place.seal()).map(stored).sum();
-        progress.bytes += bytes;
-        // In the order of the rows, so that ranges of a file come one after the other.
-        let checks: Vec<_> = page.iter().map(|held| looking.check(held)).collect();
-        let mut checked = futures::stream::iter(checks).buffered(AT_ONCE);
-        for held in &page {
-            let lost = checked.next().await.transpose()?.flatten();
-            if lost.is_some()
-                && let Some(fault) = looking.confirm(desk, held, &mut named).await?
-            {
-                progress.faults += 1;
-                desk.tell(News::Slice(Box::new(fault))).await;
-            }
+        let bytes = add(&mut progress, &page);
+        for (held, lost) in looking.lost_in(&page).await? {
+            progress.faults += 1;
+            let fault = looking.fault(desk, &held, lost, &mut named).await?;
+            desk.tell(News::Slice(Box::new(fault))).await;
         }
         progress.next = behind.as_ref().map(|behind| Blob(behind.to_bytes().into()));
         desk.tell(News::At(progress.clone())).await;
@@ -78,19 +60,45 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
     Ok(progress)
 }
 
+impl Asked {
+    /// Where it begins.
+    pub(super) fn place(&self) -> Result<HeldFrom, Stop> {
+        let Some(from) = &self.from else { return Ok(HeldFrom::default()) };
+        let place = HeldFrom::from_bytes(from);
+        place.ok_or_else(|| Stop::Failed("what is to be gone on from is no place in the rows".to_owned()))
+    }
+}
+
+/// A page is looked at; gives the bytes that it has in stored form.
+pub(super) fn add(progress: &mut Progress, page: &[HeldSlice]) -> u64 {
+    let bytes = page.iter().filter_map(|held| held.slice.place.seal()).map(stored).sum();
+    progress.slices += page.len() as u64;
+    progress.bytes += bytes;
+    bytes
+}
+
+/// The object in which the bytes of a slice lie, and where; none of one whose bytes are in the metadata.
+pub(super) fn place_of(place: &Place) -> Option<(ObjectId, Seal, u64)> {
+    match place {
+        Place::Object(seal, at) => Some((seal.id.object, *seal, *at)),
+        Place::Moved(seal, object, at) => Some((*object, *seal, *at)),
+        Place::Hole | Place::Inline(..) | Place::Staged(_) => None,
+    }
+}
+
 fn stored(seal: &Seal) -> u64 {
     u64::from(seal.stored_len)
 }
 
 /// Keeps reading as slow as was asked for.
-struct Pace {
+pub(super) struct Pace {
     per_second: u64,
     begun: Instant,
     read: u64,
 }
 
 impl Pace {
-    async fn keep(&mut self, bytes: u64) {
+    pub(super) async fn keep(&mut self, bytes: u64) {
         self.read += bytes;
         if self.per_second > 0 {
             let due = self.read as u128 * 1_000_000_000 / u128::from(self.per_second);
@@ -101,17 +109,43 @@ impl Pace {
 }
 
 /// What the last inode that lost something was ever named: a file loses many slices at once.
-type LastNamed = Option<(Ino, Named)>;
+pub(super) type LastNamed = Option<(Ino, Named)>;
 
-struct Looking {
-    volume: Looked,
-    store: Store,
+pub(super) struct Looking {
+    pub(super) volume: Looked,
+    pub(super) store: Store,
     sizes: HashMap<ObjectId, u64>,
     deep: bool,
 }
 
 impl Looking {
-    async fn page(&self, from: HeldFrom) -> Result<(Vec<HeldSlice>, Option<HeldFrom>), Stop> {
+    /// With nothing looked at yet.
+    pub(super) async fn begin(
+        desk: &Desk,
+        volume: Looked,
+        asked: &Asked,
+    ) -> Result<(Looking, Progress, Pace), Stop> {
+        let (store, deep) = (Store::of(&volume)?, asked.deep);
+        let sizes = if deep { HashMap::new() } else { store.listed(desk, &volume).await? };
+        let progress = Progress { listed: sizes.len() as u64, ..Progress::default() };
+        let pace = Pace { per_second: asked.bytes_per_second, begun: Instant::now(), read: 0 };
+        Ok((Looking { volume, store, sizes, deep }, progress, pace))
+    }
+
+    /// What of a page is lost, in the order of the rows, so that ranges of a file come one after the other.
+    pub(super) async fn lost_in(&self, page: &[HeldSlice]) -> Result<Vec<(HeldSlice, Lost)>, Stop> {
+        let checks: Vec<_> = page.iter().map(|held| self.check(held)).collect();
+        let mut checked = futures::stream::iter(checks).buffered(AT_ONCE);
+        let mut found = Vec::new();
+        for held in page {
+            if checked.next().await.transpose()?.flatten().is_some() {
+                found.extend(self.again(held).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn page(&self, from: HeldFrom) -> Result<(Vec<HeldSlice>, Option<HeldFrom>), Stop> {
         let (reads, index) = (self.volume.rows().await?, self.volume.index);
         Ok(off_thread(move || held_slices(&reads, index, &from, PAGE)).await??)
     }
@@ -159,21 +193,19 @@ impl Looking {
     }
 
     /// Looks again at a slice that seems to be lost, by rows as they are now.
-    async fn confirm(
-        &self,
-        desk: &Desk,
-        held: &HeldSlice,
-        named: &mut LastNamed,
-    ) -> Result<Option<SliceFault>, Stop> {
+    async fn again(&self, held: &HeldSlice) -> Result<Option<(HeldSlice, Lost)>, Stop> {
         let (reads, index, held) = (self.volume.rows().await?, self.volume.index, held.clone());
         let Some(now) = off_thread(move || held_again(&reads, index, &held)).await?? else { return Ok(None) };
-        let Some(lost) = self.check(&now).await? else { return Ok(None) };
-        let names = self.names(desk, &now, named).await?;
-        Ok(Some(self.fault(&now, lost, names)))
+        Ok(self.check(&now).await?.map(|lost| (now, lost)))
     }
 
     /// What the file of a slice was named while it had the slice.
-    async fn names(&self, desk: &Desk, held: &HeldSlice, last: &mut LastNamed) -> Result<Named, Stop> {
+    pub(super) async fn names(
+        &self,
+        desk: &Desk,
+        held: &HeldSlice,
+        last: &mut LastNamed,
+    ) -> Result<Named, Stop> {
         let (ino, since, until) = (held.ino, held.since, held.until);
         let ever = match last.take().filter(|(known, _)| *known == ino) {
             Some((_, ever)) => ever,
@@ -200,20 +232,25 @@ impl Looking {
         Ok(off_thread(reading).await??)
     }
 
-    fn fault(&self, held: &HeldSlice, lost: Lost, names: Named) -> SliceFault {
+    /// What is told of it.
+    pub(super) async fn fault(
+        &self,
+        desk: &Desk,
+        held: &HeldSlice,
+        lost: Lost,
+        named: &mut LastNamed,
+    ) -> Result<SliceFault, Stop> {
+        let names = self.names(desk, held, named).await?;
         let spec = &self.volume.row.spec;
-        let (object, at) = match &held.slice.place {
-            Place::Object(seal, at) => (Some(seal.id.object), *at),
-            Place::Moved(_, object, at) => (Some(*object), *at),
-            _ => (None, 0),
-        };
+        let (object, at) =
+            place_of(&held.slice.place).map_or((None, 0), |(object, _, at)| (Some(object), at));
         let from = u64::from(held.key.block) * u64::from(spec.block_size) + u64::from(held.slice.offset);
         let named = |name: chronofs_namespace::NamedFor| NamedAt {
             path: shown_path(&name.path),
             since_ns: name.since.0,
             until_ns: name.until.map(|until| until.0),
         };
-        SliceFault {
+        Ok(SliceFault {
             volume: spec.name.clone(),
             fate: lost.fate,
             reason: lost.reason,
@@ -228,7 +265,7 @@ impl Looking {
             until_ns: held.until.map(|until| until.0),
             paths: names.names.into_iter().map(named).collect(),
             more_paths: names.more,
-        }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::{Stop, look};
 use crate::collect::Collector;
+use chronofs_wire::admin::AssignedStore;
 use chronofs_wire::analyze::{Ended, Look, News, Told};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -69,7 +70,14 @@ struct State {
 
 impl Looks {
     /// Begins a look, and gives its number.
-    pub fn begin(&self, collector: Collector, volume: Option<Uuid>, wanted: Look) -> Result<u64, String> {
+    /// `replica`: what opens the store that [`Look::Repair`] names.
+    pub fn begin(
+        &self,
+        collector: Collector,
+        volume: Option<Uuid>,
+        wanted: Look,
+        replica: Option<AssignedStore>,
+    ) -> Result<u64, String> {
         let mut known = self.lock();
         known.desks.retain(|_, desk| !desk.is_left());
         let running = known.desks.values().filter(|desk| desk.is_running()).count();
@@ -92,7 +100,7 @@ impl Looks {
                 }
             };
             let done = tokio::select! {
-                done = look(&desk, &collector, volume, wanted) => done,
+                done = look(&desk, &collector, volume, wanted, replica) => done,
                 () = watched => Err(Stop::Left),
             };
             match done {

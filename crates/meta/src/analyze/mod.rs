@@ -1,12 +1,15 @@
 //! What operators have this server look at: rows and objects of a volume. A look runs beside everything else, on views of
 //! its own, and is followed through the admin server's questions ([`chronofs_wire::analyze`]).
 //!
-//! `desk` keeps looks and their news; each other module is one kind of look. None of them changes anything.
+//! `desk` keeps looks and their news; each other module is one kind of look. None of them changes anything but `repair`, which puts
+//! back bytes that are lost; no row is ever changed.
 
 mod blocks;
 mod desk;
 mod objects;
+mod repair;
 mod rows;
+mod sources;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -19,6 +22,7 @@ use crate::machine::SharedView;
 use chronofs_core::VolumeIndex;
 use chronofs_engine::{ReadStop, View};
 use chronofs_namespace::rows::Volume;
+use chronofs_wire::admin::AssignedStore;
 use chronofs_wire::analyze::{Look, Sum};
 use desk::Desk;
 use std::sync::Arc;
@@ -102,7 +106,13 @@ fn shown_path(path: &[u8]) -> String {
 }
 
 /// Looks, and gives what it comes to.
-async fn look(desk: &Desk, collector: &Collector, volume: Option<Uuid>, look: Look) -> Result<Sum, Stop> {
+async fn look(
+    desk: &Desk,
+    collector: &Collector,
+    volume: Option<Uuid>,
+    look: Look,
+    replica: Option<AssignedStore>,
+) -> Result<Sum, Stop> {
     let volume = match volume {
         Some(id) => Some(Looked::of(collector, id).await?),
         None => None,
@@ -115,6 +125,14 @@ async fn look(desk: &Desk, collector: &Collector, volume: Option<Uuid>, look: Lo
         }
         (Look::Usage { by, retention_s }, Some(volume)) => {
             usage::look(desk, volume, usage::Asked { by, retention_s }).await.map(Sum::Usage)
+        }
+        (
+            Look::Repair { dry_run, deep, bytes_per_second, from_store, from_cache, from_copy, from },
+            Some(volume),
+        ) => {
+            let of = blocks::Asked { deep, bytes_per_second, from: from.map(|from| from.0) };
+            let wanted = sources::Wanted { from_store, replica, from_cache, from_copy };
+            repair::look(desk, volume, repair::Asked { dry_run, of, wanted }).await.map(Sum::Blocks)
         }
         (Look::Objects, Some(volume)) => objects::look(desk, volume).await.map(Sum::Objects),
         (Look::Rows, Some(_)) => Err(Stop::Failed("rows are looked at of a whole metadata store".to_owned())),

@@ -2,6 +2,7 @@
 //! is asked for before anything is concluded.
 
 use super::{Desk, Looked, Stop};
+use chronofs_blocks::object::OBJECT_LEN_MAX;
 use chronofs_blocks::{ListPage, StoreError, StorePort, Trouble, parse_object_name};
 use chronofs_core::ObjectId;
 use chronofs_wire::analyze::{News, Progress};
@@ -27,13 +28,17 @@ fn held_max(free_bytes: u64) -> u64 {
     if free_bytes == 0 { HELD_MAX } else { HELD_MAX.min(free_bytes / 4 / HELD_BYTES) }
 }
 
-/// The block store of a volume that is looked at.
+/// The block store of a volume that is looked at, or a copy of it.
 #[derive(Clone)]
 pub(super) struct Store {
     port: Arc<dyn StorePort>,
 }
 
 impl Store {
+    pub(super) fn new(port: Arc<dyn StorePort>) -> Store {
+        Store { port }
+    }
+
     pub(super) fn of(volume: &Looked) -> Result<Store, Stop> {
         let port = volume.collector.stores.of(volume.id).ok_or_else(|| {
             let name = &volume.row.spec.name;
@@ -79,6 +84,25 @@ impl Store {
         len: u32,
     ) -> Result<Result<bytes::Bytes, StoreError>, Stop> {
         self.patiently(|| self.port.get(name, at, len)).await
+    }
+
+    /// A whole object. The inner error says what is wrong with it.
+    pub(super) async fn whole(&self, name: &str) -> Result<Result<bytes::Bytes, StoreError>, Stop> {
+        self.patiently(|| self.port.whole(name, OBJECT_LEN_MAX)).await
+    }
+
+    /// Puts an object that is not there. The inner error says that it is, with other bytes.
+    pub(super) async fn put(&self, name: &str, bytes: &bytes::Bytes) -> Result<Result<(), StoreError>, Stop> {
+        self.patiently(|| self.port.put(name, bytes.clone())).await
+    }
+
+    /// Puts an object in the place of one that is damaged.
+    pub(super) async fn replace(
+        &self,
+        name: &str,
+        bytes: &bytes::Bytes,
+    ) -> Result<Result<(), StoreError>, Stop> {
+        self.patiently(|| self.port.replace(name, bytes.clone())).await
     }
 
     /// Tries again what the store cannot do now; a store that is away ends the look, since it says nothing of an object.

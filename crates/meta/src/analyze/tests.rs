@@ -18,6 +18,8 @@ use chronofs_wire::analyze::{Ended, Fate, News, Progress, RowsSeen};
 use futures::future::BoxFuture;
 use std::sync::Mutex;
 
+mod repair;
+
 const INDEX: VolumeIndex = VolumeIndex(1);
 
 /// A store whose listing leaves out what it likes, and in which something happens at the next read.
@@ -39,6 +41,9 @@ impl ObjectPort for Shy {
 }
 
 impl StorePort for Shy {
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.replace(name, bytes)
+    }
     fn whole<'a>(&'a self, name: &'a str, max: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.store.whole(name, max)
     }
@@ -99,7 +104,7 @@ fn store(bench: &Bench, lists: bool) -> Arc<Shy> {
 fn followed(bench: &Bench, volume: Option<Uuid>, look: Look) -> (Vec<News>, Ended) {
     bench.runtime.block_on(async {
         let looks = Looks::default();
-        let number = looks.begin(bench.keeper.collector.clone(), volume, look).unwrap();
+        let number = looks.begin(bench.keeper.collector.clone(), volume, look, None).unwrap();
         let (mut seen, mut news) = (0, Vec::new());
         loop {
             let told = looks.follow(number, seen).await;

@@ -103,7 +103,8 @@ impl Machine {
         for (index, counts) in due {
             let held = held_by_brake(index, &kept);
             // What cannot be read is no fall; it is told to whoever needs it.
-            let used = counts.then(|| chronofs_namespace::usage(&group.reads, index).ok().flatten()).flatten();
+            let used =
+                counts.then(|| chronofs_namespace::usage(&group.reads, index).ok().flatten()).flatten();
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
             volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
             let Some(used) = used else {

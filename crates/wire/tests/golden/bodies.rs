@@ -7,9 +7,10 @@ use chronofs_wire::admin::{
     Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
 use chronofs_wire::analyze::{
-    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, NamedAt, News, Objects, Part,
-    Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
+    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
+    Objects, Part, Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
 };
+use chronofs_wire::deploy::Release;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::question::{
     Answer, Answers, Asked, Blob, HeldSaid, KeepInstant, KeyOp, KeyRefused, KeyReply, KeyValue, Question,
@@ -154,12 +155,31 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("problem.json", &problem);
 }
 
-fn looks() -> [Look; 7] {
+fn looks() -> [Look; 8] {
     let from = Some(Blob::from(&[1, 255][..]));
     let by = every!(By { Nothing = By::Nothing, Folder = By::Folder, Owner = By::Owner, Age = By::Age });
     let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
     let blocks = Look::Blocks { deep: true, bytes_per_second: 30, from };
-    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects]
+    let repair = Look::Repair {
+        dry_run: true,
+        deep: true,
+        bytes_per_second: 51,
+        from_store: Some("copy".to_owned()),
+        from_cache: Some("/cache".to_owned()),
+        from_copy: Some("/copy".to_owned()),
+        from: None,
+    };
+    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects, repair]
+}
+
+#[test]
+fn what_is_said_of_an_executable_and_what_is_signed_of_it_is_as_the_golden_files_have_it() {
+    // Of the key of RFC 8032, section 7.1, test 2.
+    let public_key = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c".parse().unwrap();
+    let hash = chronofs_wire::identity::Sha256([7; 32]);
+    let release = Release::new("chronofs", "1.2.3-rc1", "x86_64-unknown-linux-gnu", 8, hash).unwrap();
+    assert_golden("release.txt", &release.statement());
+    assert_body("release.json", &release.signed(public_key, &[9; 64]));
 }
 
 #[test]
@@ -188,8 +208,16 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
         more_paths: true,
     };
     let seen = RowsSeen { at_ns: 44, volumes: 45, rows: 46, faults: 47 };
+    let mended = News::Mended(Box::new(MendedObject {
+        object: "objects/00".to_owned(),
+        fate: Fate::Missing,
+        slices: 81,
+        bytes: 82,
+        left: 83,
+        from: vec!["the copy /srv/copy".to_owned()],
+    }));
     let mut news: Vec<News> = fates.into_iter().map(|(_, fate)| News::Slice(Box::new(fault(fate)))).collect();
-    news.extend([News::At(at.clone()), News::Row("row".to_owned()), News::Rows(48)]);
+    news.extend([News::At(at.clone()), News::Row("row".to_owned()), News::Rows(48), mended]);
     let sums = [Sum::Blocks(at), Sum::Rows(seen), Sum::Usage(usage()), Sum::Objects(objects())];
     let ends = sums.map(Ended::Whole).into_iter().chain([Ended::Stopped("why".to_owned())]);
     let told = ends.map(|ended| Told { news: news.clone(), upto: 49, ended: Some(ended), gone: false });
@@ -237,8 +265,19 @@ fn questions() -> Questions {
     let (volume, to_ns) = (Some(uuid(26)), Some(27));
     let hold = KeepInstant { volume, to_ns, hold: true, ..keep.clone() };
     let last = [Asked::Keep(keep), Asked::Keep(hold), Asked::Holds];
-    let looks = looks().map(|look| Asked::Look { volume: Some(uuid(28)), look });
-    let looks = looks.into_iter().chain([Asked::Follow { look: 29, seen: 30 }]);
+    let replica = |look: &Look| match look {
+        Look::Repair { .. } => Some(Box::new(AssignedStore {
+            id: uuid(52),
+            kind: StoreKind::Local { path: "/srv/copy".to_owned() },
+            credentials: Credentials::Ambient,
+            create_only: false,
+        })),
+        _ => None,
+    };
+    let looks = looks().map(|look| Asked::Look { volume: Some(uuid(28)), replica: replica(&look), look });
+    let mut looks = Vec::from(looks);
+    // What came later stands behind what was there.
+    looks.insert(looks.len() - 1, Asked::Follow { look: 29, seen: 30 });
     let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain(last).chain(looks);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }

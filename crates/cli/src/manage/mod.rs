@@ -1,5 +1,7 @@
 //! `chronofs manage`.
 
+mod download;
+
 use crate::output;
 use anyhow::{Context, Result, bail};
 use chronofs_manage::{Places, Service, State, systemd_runs};
@@ -65,6 +67,14 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Fetch an executable from the admin server's deploy folder; only one that is signed rightly is taken
+    #[command(
+        after_help = "Examples:\n  chronofs manage download meta\n  chronofs manage download meta --install"
+    )]
+    Download(Box<download::Download>),
+    /// Fetch and install the executable of a service, restart it, wait until it serves, and go back if it does not
+    #[command(after_help = "Example:\n  chronofs manage upgrade meta")]
+    Upgrade(Box<download::Upgrade>),
     /// Keep a server running, in the place of systemd
     #[command(hide = true)]
     Keep {
@@ -87,6 +97,15 @@ impl PlacesArgs {
     fn here(self) -> Result<Places> {
         let systemd = systemd_runs() && self.unit_dir.starts_with("/etc/systemd");
         self.places(systemd)
+    }
+
+    /// The service, if it has a unit file on this machine.
+    fn known(self, component: &str) -> Result<Option<Service>> {
+        let file = self.unit_dir.join(format!("chronofs-{component}.service"));
+        match file.try_exists().with_context(|| format!("cannot look at {}", file.display()))? {
+            true => self.one(component.to_owned()).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn one(self, component: String) -> Result<Service> {
@@ -113,6 +132,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Logs { component, places, lines, follow } => {
             places.one(component)?.show_log(lines, follow).map(|never| match never {})
         }
+        Command::Download(asked) => download::download(*asked).context("manage download"),
+        Command::Upgrade(asked) => download::upgrade(*asked).context("manage upgrade"),
         Command::Keep { component, places } => {
             let found = Service::find(&places.places(false)?, &[component])?;
             found.first().map_or(Ok(()), chronofs_manage::keep)

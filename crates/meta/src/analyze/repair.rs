@@ -1,0 +1,343 @@
+//! Puts back what is lost and is still somewhere else. Only bytes that the seal in the rows finds right are put back, rows are
+//! never changed, and what is intact in an object stays as it is, byte for byte.
+//!
+//! Lost slices are found as [`super::blocks`] finds them, up to [`OBJECTS_AT_ONCE`] objects with some; then all rows are read
+//! once for what names these, live and past, and each object is put together: what it still has, and what was found. One that was
+//! gone is put anew, one that is damaged is replaced at once. What could not be found is told as lost.
+//!
+//! Objects that nothing explains (*quarantined*) stay in the block store under their own names, so there is nothing to take out of there.
+
+use super::blocks::{self, LastNamed, Looking, Lost, place_of};
+use super::sources::{Shown, Sources, Wanted};
+use super::{Desk, Looked, Stop};
+use bytes::{Bytes, BytesMut};
+use chronofs_blocks::object::{Entry, FOOTER_LEN, OBJECT_LEN_MAX, ObjectWriter};
+use chronofs_blocks::{Trouble, object_name, seal};
+use chronofs_core::slice::Seal;
+use chronofs_core::{ObjectId, SliceId};
+use chronofs_namespace::{HeldFrom, HeldSlice};
+use chronofs_wire::analyze::{Fate, MendedObject, News, Progress};
+use chronofs_wire::question::Blob;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use tokio::sync::Mutex;
+
+/// So many objects are put together after one reading of all rows.
+const OBJECTS_AT_ONCE: usize = 1024;
+
+/// Two that mend the same object at once, each from what it has found, would take it from each other.
+static MENDING: Mutex<()> = Mutex::const_new(());
+
+/// What is wanted.
+pub(super) struct Asked {
+    pub(super) dry_run: bool,
+    pub(super) of: blocks::Asked,
+    pub(super) wanted: Wanted,
+}
+
+/// A slice that lies in an object, with all rows that name it there.
+struct Needed {
+    seal: Seal,
+    at: u64,
+    rows: Vec<HeldSlice>,
+}
+
+/// What is left of an object.
+enum Left {
+    Nothing,
+    /// These bytes, as far as they are right.
+    Bytes(Bytes),
+    /// It is there and cannot be read as a whole.
+    Unreadable,
+}
+
+struct Mender<'a> {
+    desk: &'a Desk,
+    looking: Looking,
+    named: Mutex<LastNamed>,
+    sources: Sources,
+    dry_run: bool,
+}
+
+/// Looks at every slice, and puts back what can be.
+pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Progress, Stop> {
+    let Asked { dry_run, of, wanted } = asked;
+    let mut next = Some(of.place()?);
+    let sources = Sources::open(&volume, wanted).await?;
+    let (looking, mut progress, mut pace) = Looking::begin(desk, volume, &of).await?;
+    let mender = Mender { desk, looking, named: Mutex::default(), sources, dry_run };
+    let mut done = HashSet::new();
+    while let Some(begin) = next {
+        let (mut bad, mut place) = (BTreeMap::new(), Some(begin));
+        while let Some(from) = place.take_if(|_| bad.len() < OBJECTS_AT_ONCE) {
+            let (page, behind) = mender.looking.page(from).await?;
+            let bytes = blocks::add(&mut progress, &page);
+            for (held, lost) in mender.looking.lost_in(&page).await? {
+                match place_of(&held.slice.place) {
+                    Some((object, ..)) if done.contains(&object) => {}
+                    Some((object, ..)) => drop(bad.entry(object).or_insert(lost.fate)),
+                    // Nobody but the metadata has had its bytes.
+                    None => {
+                        progress.faults += 1;
+                        mender.tell_lost(&held, lost).await?;
+                    }
+                }
+            }
+            place = behind;
+            // How far it is; where to go on is still where this batch began.
+            desk.tell(News::At(progress.clone())).await;
+            if of.deep && place.is_some() {
+                pace.keep(bytes).await;
+            }
+        }
+        for (object, rows) in mender.naming(bad.keys().copied().collect()).await? {
+            let fate = bad.get(&object).copied().unwrap_or(Fate::Damaged);
+            progress.faults += mender.mend(object, fate, rows).await?;
+        }
+        done.extend(bad.into_keys());
+        next = place;
+        // Where to go on only now: what is behind was mended.
+        progress.next = next.as_ref().map(|next| Blob(next.to_bytes().into()));
+        desk.tell(News::At(progress.clone())).await;
+    }
+    Ok(progress)
+}
+
+impl Mender<'_> {
+    async fn tell_lost(&self, held: &HeldSlice, lost: Lost) -> Result<(), Stop> {
+        let fault = self.looking.fault(self.desk, held, lost, &mut *self.named.lock().await).await?;
+        self.desk.tell(News::Slice(Box::new(fault))).await;
+        Ok(())
+    }
+
+    /// All rows, live and past, that name something in these objects.
+    async fn naming(&self, objects: BTreeSet<ObjectId>) -> Result<BTreeMap<ObjectId, Vec<HeldSlice>>, Stop> {
+        let mut found = BTreeMap::<ObjectId, Vec<HeldSlice>>::new();
+        let mut next = (!objects.is_empty()).then(HeldFrom::default);
+        while let Some(from) = next {
+            let (page, behind) = self.looking.page(from).await?;
+            for held in page {
+                match place_of(&held.slice.place) {
+                    Some((object, ..)) if objects.contains(&object) => {
+                        found.entry(object).or_default().push(held)
+                    }
+                    _ => {}
+                }
+            }
+            next = behind;
+        }
+        Ok(found)
+    }
+
+    /// Mends an object as far as that can be. How many rows name what stays lost.
+    async fn mend(&self, object: ObjectId, fate: Fate, rows: Vec<HeldSlice>) -> Result<u64, Stop> {
+        let name = object_name(self.looking.volume.id, object);
+        let _alone = MENDING.lock().await;
+        let left = match self.looking.store.whole(&name).await? {
+            Ok(bytes) => Left::Bytes(bytes),
+            Err(error) if error.trouble == Trouble::Missing => Left::Nothing,
+            Err(_) => Left::Unreadable,
+        };
+        let (mut intact, mut lost) = (Vec::new(), Vec::new());
+        for needed in needed(rows) {
+            match self.still_there(&name, &left, &needed).await? {
+                Some(stored) => intact.push((needed, stored)),
+                None => lost.push(needed),
+            }
+        }
+        if lost.is_empty() {
+            return Ok(0);
+        }
+        let replica = self.sources.replica_of(object).await?;
+        let (mut found, mut from, mut stays) = (Vec::new(), BTreeSet::new(), Vec::new());
+        for needed in lost {
+            match self.find(&needed, replica.as_ref()).await? {
+                Some((source, stored)) => {
+                    from.insert(source);
+                    found.push((needed, stored));
+                }
+                None => stays.push(needed),
+            }
+        }
+        let mut why = "and none of the sources has its bytes".to_owned();
+        if !found.is_empty() {
+            let count = found.len();
+            let bytes: u64 = found.iter().map(|(needed, _)| u64::from(needed.seal.stored_len)).sum();
+            let whole =
+                replica.filter(|(_, bytes)| stays.is_empty() && self.is_same(object, bytes, &intact, &found));
+            let put = match self.dry_run {
+                true => Ok(()),
+                false => {
+                    let built = match whole {
+                        Some((_, bytes)) => bytes,
+                        None => build(self.looking.volume.id, object, &left, &intact, &found),
+                    };
+                    self.put(&name, matches!(left, Left::Nothing), built, &found).await?
+                }
+            };
+            match put {
+                Ok(()) => {
+                    let (slices, left) = (count as u64, stays.len() as u64);
+                    let from = from.into_iter().collect();
+                    let mended = MendedObject { object: name, fate, slices, bytes, left, from };
+                    self.desk.tell(News::Mended(Box::new(mended))).await;
+                }
+                Err(refused) => {
+                    why = refused;
+                    stays.extend(found.into_iter().map(|(needed, _)| needed));
+                }
+            }
+        }
+        let mut rows = 0;
+        for held in stays.into_iter().flat_map(|needed| needed.rows) {
+            rows += 1;
+            let said = match fate {
+                Fate::Missing => "the object was missing",
+                Fate::Damaged => "the object was damaged",
+            };
+            self.tell_lost(&held, Lost { fate, reason: format!("{said}, {why}") }).await?;
+        }
+        Ok(rows)
+    }
+
+    /// The stored bytes of a slice that is intact where it is.
+    async fn still_there(&self, name: &str, left: &Left, needed: &Needed) -> Result<Option<Bytes>, Stop> {
+        let found = match left {
+            Left::Nothing => None,
+            Left::Bytes(bytes) => cut(bytes, needed),
+            Left::Unreadable => {
+                let Needed { seal, at, .. } = needed;
+                self.looking.store.get(name, *at, seal.stored_len).await?.ok()
+            }
+        };
+        Ok(found.filter(|stored| seal::verify(&needed.seal, stored).is_ok()))
+    }
+
+    /// The stored bytes of a slice from elsewhere, with where.
+    async fn find(
+        &self,
+        needed: &Needed,
+        replica: Option<&(String, Bytes)>,
+    ) -> Result<Option<(String, Bytes)>, Stop> {
+        // A row that says so is damaged itself.
+        if end(needed) > OBJECT_LEN_MAX {
+            return Ok(None);
+        }
+        if let Some((named, bytes)) = replica
+            && let Some(stored) =
+                cut(bytes, needed).filter(|stored| seal::verify(&needed.seal, stored).is_ok())
+        {
+            return Ok(Some((named.clone(), stored)));
+        }
+        let mut shown = Vec::new();
+        for held in &needed.rows {
+            let paths = match self.sources.wants_paths() {
+                true => {
+                    let names = self.looking.names(self.desk, held, &mut *self.named.lock().await).await?;
+                    names.names.into_iter().map(|name| name.path).collect()
+                }
+                false => Vec::new(),
+            };
+            shown.push(Shown { block: held.key.block, slice: held.slice.clone(), paths });
+        }
+        self.sources.stored(needed.seal, shown).await
+    }
+
+    /// Whether these bytes are the object as it was put once, with all that rows need of it.
+    fn is_same(
+        &self,
+        object: ObjectId,
+        bytes: &Bytes,
+        intact: &[(Needed, Bytes)],
+        found: &[(Needed, Bytes)],
+    ) -> bool {
+        let has = |(needed, stored): &(Needed, Bytes)| cut(bytes, needed).as_ref() == Some(stored);
+        self.sources.is_object(object, bytes) && intact.iter().chain(found).all(has)
+    }
+
+    /// Puts an object back and reads what was lost of it. The inner error: it was not to be.
+    async fn put(
+        &self,
+        name: &str,
+        is_gone: bool,
+        bytes: Bytes,
+        found: &[(Needed, Bytes)],
+    ) -> Result<Result<(), String>, Stop> {
+        let store = &self.looking.store;
+        // One that is gone is only put if it is gone still.
+        let put = match is_gone {
+            true => store.put(name, &bytes).await?,
+            false => store.replace(name, &bytes).await?,
+        };
+        if let Err(error) = put {
+            return Ok(Err(format!("and it could not be put back: {}", error.reason)));
+        }
+        for (needed, stored) in found {
+            let read = store.get(name, needed.at, needed.seal.stored_len).await?;
+            if read.ok().as_ref() != Some(stored) {
+                return Ok(Err(
+                    "and what was put back reads otherwise: the block store is not in order".to_owned()
+                ));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// The slices that rows name in an object, each once.
+fn needed(rows: Vec<HeldSlice>) -> Vec<Needed> {
+    let mut all = BTreeMap::<(u64, SliceId), Needed>::new();
+    for held in rows {
+        let Some((_, seal, at)) = place_of(&held.slice.place) else { continue };
+        let needed = all.entry((at, seal.id)).or_insert_with(|| Needed { seal, at, rows: Vec::new() });
+        needed.rows.push(held);
+    }
+    all.into_values().collect()
+}
+
+fn end(needed: &Needed) -> u64 {
+    needed.at.saturating_add(u64::from(needed.seal.stored_len))
+}
+
+/// Where a slice lies in the bytes of its object.
+fn cut(bytes: &Bytes, needed: &Needed) -> Option<Bytes> {
+    let (begin, end) = (usize::try_from(needed.at).ok()?, usize::try_from(end(needed)).ok()?);
+    (begin <= end && end <= bytes.len()).then(|| bytes.slice(begin..end))
+}
+
+/// The object of what is left of it and what was found. What no row names any more stays as it is, if it is there: a clone may
+/// need it.
+fn build(
+    volume: uuid::Uuid,
+    object: ObjectId,
+    left: &Left,
+    intact: &[(Needed, Bytes)],
+    found: &[(Needed, Bytes)],
+) -> Bytes {
+    let known = || intact.iter().chain(found);
+    let length = known().map(|(needed, _)| end(needed)).max().unwrap_or(0) as usize;
+    let mut bytes = match left {
+        Left::Bytes(bytes) => BytesMut::from(&bytes[..]),
+        Left::Nothing | Left::Unreadable => BytesMut::new(),
+    };
+    // Behind the slices of an object that is as long as it was come its label and its index.
+    let is_whole = bytes.len() >= length + FOOTER_LEN;
+    if bytes.len() < length {
+        bytes.resize(length, 0);
+    }
+    for (needed, stored) in known() {
+        let begin = needed.at as usize;
+        bytes[begin..begin + stored.len()].copy_from_slice(stored);
+    }
+    if is_whole {
+        return bytes.freeze();
+    }
+    let entry = |(needed, _): &(Needed, Bytes)| {
+        let held = needed.rows.first()?;
+        let (ino, block) = (held.ino, held.key.block);
+        let (offset, len) = (held.slice.offset, held.slice.len);
+        Some(Entry { ino, at: needed.at, block, offset, len, seal: needed.seal })
+    };
+    let mut entries: Vec<Entry> = known().filter_map(entry).collect();
+    entries.sort_by_key(|entry| entry.at);
+    ObjectWriter::around(volume, object, bytes.freeze(), entries).finish()
+}
