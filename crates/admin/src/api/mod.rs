@@ -308,6 +308,8 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::open_log))
         .routes(routes!(servers::report))
+        .routes(routes!(servers::known))
+        .routes(routes!(servers::parked))
         .routes(routes!(servers::resolve))
         .routes(routes!(servers::store_place))
         .routes(routes!(system::healthz))
