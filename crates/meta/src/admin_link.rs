@@ -8,10 +8,11 @@ use crate::machine::Event;
 use crate::reader;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
+use chronofs_core::Version;
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
-    AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
+    AssignedStore, Assignment, Known, Probe, Probed, Register, Registered, Report, VolumeReport,
 };
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::log::LogEpoch;
@@ -28,6 +29,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// The server cannot go on: see [`copies::check`].
 const LOG_NOT_OPENED: &str = "log_not_opened";
+/// The admin server is one of before a restore of it.
+const OLD_ADMIN: &str = "old_admin";
 /// How long the admin server may take to answer at once.
 const ASK_WITHIN: Duration = Duration::from_millis(2500);
 
@@ -86,7 +89,7 @@ pub struct AdminLink {
 
 impl AdminLink {
     /// Runs until it is dropped, or until the admin server says that another cluster is meant, or that the log has copies
-    /// that this start has not opened.
+    /// that this start has not opened, or that the folder was followed by a restore in place.
     pub async fn run(mut self, kept: Option<Assignment>) {
         let (mut known, mut problems) = (None, BTreeMap::new());
         if let Some(mut assignment) = kept {
@@ -98,7 +101,11 @@ impl AdminLink {
         loop {
             match self.serve(&mut known, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
-                Err(error) if error.is_wrong_cluster() || error.code() == Some(LOG_NOT_OPENED) => {
+                Err(error)
+                    if error.is_wrong_cluster()
+                        || error.is_fenced()
+                        || error.code() == Some(LOG_NOT_OPENED) =>
+                {
                     if let Some(mislead) = self.mislead.take() {
                         drop(mislead.send(error));
                     }
@@ -132,6 +139,14 @@ impl AdminLink {
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
+        self.must_be_the_newest(&registered)?;
+        if registered.review
+            && let Some(before) = known
+        {
+            // Before the first assignment: from then on nothing is known of what was said before.
+            self.client.known(&Known::of(before)).await?;
+        }
+        self.register.restore.clone_from(&registered.restore);
         self.register.epoch = self.register.epoch.max(registered.epoch);
         tracing::info!(store = registered.name, epoch = registered.epoch, "registered with the admin server");
         *told_failure = false;
@@ -168,6 +183,21 @@ impl AdminLink {
                 self.client.report(&report).await?;
             }
         }
+    }
+
+    /// An admin server that was restored is followed, and not the one of before that, which may come back: it does not know what
+    /// was revoked.
+    fn must_be_the_newest(&self, registered: &Registered) -> Result<(), ClientError> {
+        let kept = self.folder.registered().ok().flatten().map_or(0, |kept| kept.admin_epoch);
+        if registered.admin_epoch >= kept {
+            return Ok(());
+        }
+        let message = format!(
+            "the admin server at {} is of before its restore at {}, which this server has heard of: stop it",
+            self.client.address(),
+            Version(kept)
+        );
+        Err(ClientError::Refused { status: 0, code: OLD_ADMIN.to_owned(), message })
     }
 
     /// Follows an answer of the admin server, whose probes are looked at by others. Whether it says anything new: not by

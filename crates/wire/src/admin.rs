@@ -105,6 +105,14 @@ pub struct Registered {
     /// The admin server was restored and wants to hear what it said before ([`Known`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub review: bool,
+    /// When the admin server was last restored in place, nanoseconds since the epoch; 0: never. One of before that, which comes
+    /// back, is not followed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The answer to `GET /v1/cluster`, with any token: which cluster this is.

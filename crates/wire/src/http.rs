@@ -174,6 +174,11 @@ impl AdminClient {
         self.call(Method::POST, "/v1/meta/register", Some(register)).await
     }
 
+    /// Asks whether the folder of this server may serve still.
+    pub async fn check_fence(&self, register: &Register) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/fence", Some(register)).await
+    }
+
     /// Says what the admin server said before it was restored.
     pub async fn known(&self, known: &Known) -> Result<(), ClientError> {
         self.call(Method::POST, "/v1/meta/known", Some(known)).await

@@ -308,6 +308,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(servers::assignment))
         .routes(routes!(servers::open_log))
         .routes(routes!(servers::report))
+        .routes(routes!(servers::fence))
         .routes(routes!(servers::known))
         .routes(routes!(servers::parked))
         .routes(routes!(servers::resolve))

@@ -130,6 +130,18 @@ pub(super) async fn report(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Whether the folder of a metadata server may serve still, before its server opens it
+#[utoipa::path(post, path = "/v1/meta/fence", request_body = Register,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn fence(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(register): Body<Register>,
+) -> Result<StatusCode, AdminError> {
+    app.database.run(move |tx| epochs::check(tx, &server.id, &register)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// What this admin server had said before it was restored
 #[utoipa::path(post, path = "/v1/meta/known", request_body = Known,
     responses((status = 204)), security(("token" = [])))]

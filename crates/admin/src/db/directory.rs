@@ -66,7 +66,8 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
     )?;
     let review = epochs::wants_review(tx, &found.name)?;
-    Ok(Registered { store: id, name: found.name, epoch, cluster: None, restore, review })
+    let admin_epoch = epochs::admin_epoch(tx)?;
+    Ok(Registered { store: id, name: found.name, epoch, cluster: None, restore, review, admin_epoch })
 }
 
 fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {

@@ -46,6 +46,54 @@ pub fn list(tx: &Transaction<'_>) -> Result<Vec<RestoredServer>, AdminError> {
     Ok(found)
 }
 
+/// What a server goes on from that registers.
+enum Verdict {
+    /// The newest restore, or none ever was.
+    As(Option<RestoreEpoch>),
+    /// The same, and it says more of it.
+    Changed(RestoreEpoch),
+    /// One that was not heard of.
+    New(RestoreEpoch),
+}
+
+/// Refuses a server whose folder is of before the newest restore.
+fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Result<Verdict, AdminError> {
+    let current = newest(tx, store)?;
+    let Some(said) = &register.restore else {
+        return match current {
+            Some(current) if !register.recovers => Err(fenced(store, &current, "was not restored")),
+            current => Ok(Verdict::As(current.map(|current| current.restore))),
+        };
+    };
+    let Some(current) = current else {
+        return Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(1), ..said.clone() }));
+    };
+    if current.restore.id == said.id {
+        let restore = RestoreEpoch { epoch: current.restore.epoch, ..said.clone() };
+        return Ok(match restore == current.restore {
+            true => Verdict::As(Some(restore)),
+            false => Verdict::Changed(restore),
+        });
+    }
+    let sql = "SELECT id FROM restore_epoch WHERE metadata_store = ?1";
+    let known: Vec<String> = column(tx, sql, &store.id)?;
+    // A folder that has an epoch already, and is not known, shows that this database is an old copy; or it is one of before that.
+    let newest_began = current.restore.began_ns;
+    let began_later = said.began_ns.is_some_and(|began| newest_began.is_some_and(|newest| began > newest));
+    if known.contains(&said.id) || (said.epoch > 0 && !began_later) {
+        return match register.recovers {
+            true => Ok(Verdict::As(Some(current.restore))),
+            false => Err(fenced(store, &current, &format!("is of restore epoch {}", said.epoch))),
+        };
+    }
+    Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(current.restore.epoch + 1), ..said.clone() }))
+}
+
+/// Refuses a server whose folder is of before the newest restore; nothing is written down.
+pub fn check(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<(), AdminError> {
+    judge(tx, &stores::find_metadata(tx, store)?, register).map(drop)
+}
+
 /// The restore that a server goes on from which registers, and whether it is a new one; refused if its folder is of before the
 /// newest one.
 pub fn admit(
@@ -53,51 +101,28 @@ pub fn admit(
     store: &MetadataStore,
     register: &Register,
 ) -> Result<(Option<RestoreEpoch>, bool), AdminError> {
-    let current = newest(tx, store)?;
-    let Some(said) = &register.restore else {
-        return match current {
-            Some(current) if !register.recovers => Err(fenced(store, &current, "was never restored")),
-            current => Ok((current.map(|current| current.restore), false)),
-        };
-    };
-    if let Some(current) = &current
-        && current.restore.id == said.id
-    {
-        let restore = RestoreEpoch { epoch: current.restore.epoch, ..said.clone() };
-        if restore != current.restore {
+    match judge(tx, store, register)? {
+        Verdict::As(restore) => Ok((restore, false)),
+        Verdict::Changed(restore) => {
             let sql = "UPDATE restore_epoch SET record = ?3 WHERE metadata_store = ?1 AND epoch = ?2";
             tx.execute(sql, params![store.id, to_sql(restore.epoch), json(&restore)?])?;
+            Ok((Some(restore), false))
         }
-        return Ok((Some(restore), false));
-    }
-    let known: Vec<String> =
-        column(tx, "SELECT id FROM restore_epoch WHERE metadata_store = ?1", &store.id)?;
-    // A folder that has an epoch already, and is not known, shows that this database is an old copy; or it is one of before that.
-    let began_later = |current: &RestoredServer| {
-        said.began_ns.is_some_and(|began_ns| current.restore.began_ns.is_some_and(|newest| began_ns > newest))
-    };
-    if let Some(current) = &current
-        && (known.contains(&said.id) || said.epoch > 0 && !began_later(current))
-    {
-        if register.recovers {
-            return Ok((Some(current.restore.clone()), false));
+        Verdict::New(restore) => {
+            let sql = "INSERT INTO restore_epoch (metadata_store, epoch, id, record, learned_ns)
+                VALUES (?1, ?2, ?3, ?4, ?5)";
+            let row = params![store.id, to_sql(restore.epoch), restore.id, json(&restore)?, to_sql(now_ns())];
+            tx.execute(sql, row)?;
+            let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
+            let said = format!("from {uid}, restore epoch {}", restore.epoch);
+            audit::note(tx, &actor, "restored in place", &said)?;
+            tracing::warn!(
+                store = %store.name, epoch = restore.epoch, uid,
+                "this metadata server was restored in place: folders of before are refused from now on"
+            );
+            Ok((Some(restore), true))
         }
-        return Err(fenced(store, current, &format!("is of restore epoch {}", said.epoch)));
     }
-    // One that has an epoch already got it from a database that knew more than this copy.
-    let above = current.map_or(0, |current| current.restore.epoch);
-    let restore = RestoreEpoch { epoch: said.epoch.max(above + 1), ..said.clone() };
-    tx.execute(
-        "INSERT INTO restore_epoch (metadata_store, epoch, id, record, learned_ns) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![store.id, to_sql(restore.epoch), restore.id, json(&restore)?, to_sql(now_ns())],
-    )?;
-    let actor = format!("metadata-store {}", store.name);
-    audit::note(tx, &actor, "restored in place", &format!("from {}, epoch {}", restore.uid, restore.epoch))?;
-    tracing::warn!(
-        store = %store.name, epoch = restore.epoch, uid = restore.uid,
-        "this metadata server was restored in place: folders of before are refused from now on"
-    );
-    Ok((Some(restore), true))
 }
 
 fn fenced(store: &MetadataStore, current: &RestoredServer, what: &str) -> AdminError {
@@ -150,6 +175,11 @@ pub fn restored_admin(tx: &Transaction<'_>) -> Result<Option<RestoredAdmin>, Adm
 /// Keeps it.
 pub fn save_admin(tx: &Transaction<'_>, restored: &RestoredAdmin) -> Result<(), AdminError> {
     set_setting(tx, RESTORED_ADMIN, &json(restored)?)
+}
+
+/// When this server was last restored in place; 0: never.
+pub fn admin_epoch(tx: &Transaction<'_>) -> Result<u64, AdminError> {
+    Ok(restored_admin(tx)?.map_or(0, |restored| restored.prepared_ns))
 }
 
 /// Whether the server of a store is to say what it was told before this database was restored.
