@@ -12,6 +12,7 @@ mod clone;
 mod cluster;
 mod configure;
 mod credentials;
+mod in_place;
 mod logs;
 mod manage;
 mod meta;
