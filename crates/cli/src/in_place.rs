@@ -24,7 +24,9 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, dry_run: bool, json: bool
     // Without it a restored admin server would take the set for one that came to nothing, and have what it needs deleted.
     let record = wanted.committed.record()?;
     let record = record.ok_or_else(|| {
-        anyhow!("in place a set needs its record: --record FILE, which backup restore writes beside the images")
+        anyhow!(
+            "in place a set needs its record: --record FILE, which backup restore writes beside the images"
+        )
     })?;
     let draw = [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)];
     let now = crate::snap_create::now();

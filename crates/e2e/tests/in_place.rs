@@ -58,7 +58,8 @@ impl Lab {
         let to = ["backup", "restore", text(&self.dest), "--to", text(&images), "--key-file", key];
         self.installation.ok(&to);
         let (set, record) = (images.join(&backup.uid), self.record(backup));
-        let mut arguments = vec!["restore", "prepare", text(&set), "--in-place", "--json", "--out", text(&out)];
+        let mut arguments =
+            vec!["restore", "prepare", text(&set), "--in-place", "--json", "--out", text(&out)];
         arguments.extend(["--record", text(&record)]);
         arguments.extend(more.iter().map(String::as_str));
         (self.installation.ok(&arguments), out)
@@ -190,7 +191,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     assert_eq!((bytes.len(), &bytes[100..]), (110, &b"not stored"[..]));
     assert!(holding("offsets 100 and 110").is_some(), "a report lies beside it: {parked:?}");
     wait_for("the audit log to say so", || {
-        lab.installation.ok(&["audit"]).contains("bytes of lost file").then_some(())
+        lab.installation.ok(&["audit", "list"]).contains("bytes of lost file").then_some(())
     });
 
     // What the backup held is there, and what came after it is refused with both ends.
@@ -207,7 +208,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     for part in ["restored in place", &backup.uid, "restore accept", "lost+found"] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    assert!(lab.installation.ok(&["audit"]).contains("restore epoch 1"));
+    assert!(lab.installation.ok(&["audit", "list"]).contains("restore epoch 1"));
 
     // The old server comes back.
     let (address, old) = (free_address().to_string(), lab.installation.path("old"));

@@ -381,8 +381,13 @@ mod tests {
 
     fn link(folder: &Path) -> (AdminLink, mpsc::Receiver<Input>) {
         let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256::of(b"nobody")).unwrap();
-        let register =
-            Register { address: "m:1".to_owned(), certificate_sha256: String::new(), boot: 1, epoch: 0, ..Register::default() };
+        let register = Register {
+            address: "m:1".to_owned(),
+            certificate_sha256: String::new(),
+            boot: 1,
+            epoch: 0,
+            ..Register::default()
+        };
         let (queue, told) = mpsc::channel(64);
         let kept = Folder::make(&folder.join("meta")).unwrap();
         let link = AdminLink {

@@ -167,9 +167,7 @@ pub(crate) async fn open(
         match ask_epoch(client, register, kept.epoch, folder, servers).await {
             Ok(log) => break Some(log),
             Err(error)
-                if error.is_wrong_cluster()
-                    || error.is_fenced()
-                    || error.code() == Some("superseded") =>
+                if error.is_wrong_cluster() || error.is_fenced() || error.code() == Some("superseded") =>
             {
                 return Err(error.into());
             }

@@ -2,8 +2,8 @@
 //! calls for `configure`.
 
 use crate::admin::{
-    Assignment, Cluster, FENCED, Known, ParkedBytes, Problem, Register, Registered, Report, Resolve, Resolved,
-    StorePlace,
+    Assignment, Cluster, FENCED, Known, ParkedBytes, Problem, Register, Registered, Report, Resolve,
+    Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
 use crate::log::{LogEpoch, OpenLog};

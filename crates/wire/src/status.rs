@@ -498,7 +498,10 @@ impl RestoredAdmin {
                 &review.made,
                 "volume tokens that were made after the copy and open nothing any more; make others for who holds them",
             );
-            say(&review.volumes_made, "volumes that were made after the copy, and that nobody reaches any more");
+            say(
+                &review.volumes_made,
+                "volumes that were made after the copy, and that nobody reaches any more",
+            );
             say(&review.volumes_deleted, "volumes that were deleted after the copy, and are back");
         }
         lines

@@ -151,7 +151,8 @@ pub(super) async fn known(
     Body(known): Body<Known>,
 ) -> Result<StatusCode, AdminError> {
     app.heard_of(&server.id);
-    let told = app.database.run(move |tx| epochs::review(tx, &stores::find_metadata(tx, &server.id)?, &known));
+    let told =
+        app.database.run(move |tx| epochs::review(tx, &stores::find_metadata(tx, &server.id)?, &known));
     told.await?;
     app.wake_pollers();
     Ok(StatusCode::NO_CONTENT)
@@ -167,9 +168,7 @@ pub(super) async fn parked(
 ) -> Result<StatusCode, AdminError> {
     let path: String = path.chars().take(PATH_MAX).collect();
     let object = format!("{bytes} bytes of lost file {ino} in {path}");
-    app.database
-        .run(move |tx| audit::note(tx, &format!("volume {}", mount.name), "parked", &object))
-        .await?;
+    app.database.run(move |tx| audit::note(tx, &format!("volume {}", mount.name), "parked", &object)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

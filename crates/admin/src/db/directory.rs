@@ -1,8 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
 use super::{
-    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql,
-    unsigned, volumes,
+    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores,
+    to_sql, unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;

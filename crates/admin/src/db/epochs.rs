@@ -198,13 +198,10 @@ pub fn review(tx: &Transaction<'_>, store: &MetadataStore, known: &Known) -> Res
         WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id";
     let here: BTreeSet<String> = column(tx, sql, &store.id)?.into_iter().collect();
     let there: BTreeSet<String> = known.tokens.iter().map(Uuid::to_string).collect();
-    let live: BTreeSet<String> = column(
-        tx,
-        "SELECT id FROM volume WHERE metadata_store = ?1 AND deleted_ns IS NULL",
-        &store.id,
-    )?
-    .into_iter()
-    .collect();
+    let live: BTreeSet<String> =
+        column(tx, "SELECT id FROM volume WHERE metadata_store = ?1 AND deleted_ns IS NULL", &store.id)?
+            .into_iter()
+            .collect();
     let all: BTreeSet<String> =
         column(tx, "SELECT id FROM volume WHERE metadata_store = ?1", &store.id)?.into_iter().collect();
     let names = |of: &BTreeMap<Uuid, String>, keep: &dyn Fn(&str) -> bool| -> Vec<String> {

@@ -252,7 +252,10 @@ impl Connection {
         let admin = admin.clone();
         tokio::spawn(async move {
             if let Err(error) = admin.parked(&parked).await {
-                tracing::warn!(path = parked.path, "the audit log does not say what lies in lost+found: {error}");
+                tracing::warn!(
+                    path = parked.path,
+                    "the audit log does not say what lies in lost+found: {error}"
+                );
             }
         });
     }

@@ -297,15 +297,7 @@ fn restore() -> RestoreEpoch {
 
 fn registered() -> Registered {
     let (store, name, cluster) = (uuid(18), "main".to_owned(), Some("lab:23".to_owned()));
-    Registered {
-        store,
-        name,
-        epoch: 19,
-        cluster,
-        restore: Some(restore()),
-        review: true,
-        admin_epoch: 89,
-    }
+    Registered { store, name, epoch: 19, cluster, restore: Some(restore()), review: true, admin_epoch: 89 }
 }
 
 #[test]

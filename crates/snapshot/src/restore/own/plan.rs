@@ -98,7 +98,8 @@ impl OwnPlan {
         file: Option<&Path>,
     ) -> Result<OwnPlan, Error> {
         let servers = || set.nodes.iter().filter(|node| !node.keeps_copies());
-        let called = |node: &Node, text: &str| [&node.name, &node.id, &node.address].iter().any(|of| *of == text);
+        let called =
+            |node: &Node, text: &str| [&node.name, &node.id, &node.address].iter().any(|of| *of == text);
         let named = |text: &str| -> Result<Option<Address>, Error> {
             servers().find(|node| called(node, text)).map(|node| address(&node.address)).transpose()
         };
