@@ -58,6 +58,11 @@ async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_a
     assert_eq!(meta.register(&restored(2, "a")).await.unwrap(), first);
     let again = meta.register(&goes_on(4, "a", 1, 20)).await.unwrap();
     assert_eq!((again.epoch, again.restore.unwrap().began_ns), (first.epoch + 1, Some(20)));
+    // Another copy of the prepared folder would give again what the first has given.
+    for copy in [restored(9, "a"), goes_on(9, "a", 0, 21)] {
+        let said = refused(&meta, &copy).await;
+        assert!(said.contains("prepare it anew"), "{said}");
+    }
     let status = server.get("/v1/status").await;
     let shown = &status["restored_servers"][0];
     assert_eq!((shown["store"].as_str(), shown["restore"]["epoch"].as_u64()), (Some("m"), Some(1)));
@@ -106,7 +111,8 @@ async fn an_old_database_learns_of_a_later_restore_and_still_refuses_the_ones_be
 
 fn record() -> Record {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../snapshot/tests/golden/record-1.txt");
-    let record = chronofs_snapshot::record::open(&std::fs::read(golden).unwrap()).unwrap();
+    let mut record = chronofs_snapshot::record::open(&std::fs::read(golden).unwrap()).unwrap();
+    record.intent.keep_until_ns = None;
     Record { state: State::Complete, ..record }
 }
 

@@ -6,9 +6,9 @@ use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::reader;
+use crate::restored;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
-use chronofs_core::Version;
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
@@ -29,8 +29,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// The server cannot go on: see [`copies::check`].
 const LOG_NOT_OPENED: &str = "log_not_opened";
-/// The admin server is one of before a restore of it.
-const OLD_ADMIN: &str = "old_admin";
 /// How long the admin server may take to answer at once.
 const ASK_WITHIN: Duration = Duration::from_millis(2500);
 
@@ -139,7 +137,7 @@ impl AdminLink {
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
-        self.must_be_the_newest(&registered)?;
+        restored::must_be_the_newest(&self.folder, &self.client, &registered)?;
         if registered.review
             && let Some(before) = known
         {
@@ -183,21 +181,6 @@ impl AdminLink {
                 self.client.report(&report).await?;
             }
         }
-    }
-
-    /// An admin server that was restored is followed, and not the one of before that, which may come back: it does not know what
-    /// was revoked.
-    fn must_be_the_newest(&self, registered: &Registered) -> Result<(), ClientError> {
-        let kept = self.folder.registered().ok().flatten().map_or(0, |kept| kept.admin_epoch);
-        if registered.admin_epoch >= kept {
-            return Ok(());
-        }
-        let message = format!(
-            "the admin server at {} is of before its restore at {}, which this server has heard of: stop it",
-            self.client.address(),
-            Version(kept)
-        );
-        Err(ClientError::Refused { status: 0, code: OLD_ADMIN.to_owned(), message })
     }
 
     /// Follows an answer of the admin server, whose probes are looked at by others. Whether it says anything new: not by
@@ -260,7 +243,7 @@ impl AdminLink {
 
     /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
     async fn take(&self, assignment: Assignment) -> BTreeMap<Uuid, String> {
-        crate::restored::follow(&self.folder, &assignment, &self.queue).await;
+        restored::follow(&self.folder, &assignment, &self.queue).await;
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()

@@ -17,8 +17,8 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_namespace::rows::Volume;
 use chronofs_namespace::{list_volumes, restored};
 use chronofs_snapshot::restore::own::Mark;
-use chronofs_wire::admin::{Assignment, Register, RestoreEpoch};
-use chronofs_wire::http::AdminClient;
+use chronofs_wire::admin::{Assignment, Register, Registered, RestoreEpoch};
+use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::status::RestoredSaid;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +26,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
+/// The admin server is one of before a restore of it.
+const OLD_ADMIN: &str = "old_admin";
 /// How long a start waits for the admin server to say whether its folder may serve.
 const FENCE_WITHIN: Duration = Duration::from_millis(2500);
 
@@ -111,6 +113,25 @@ pub(crate) fn epoch_of(folder: &Folder) -> Result<Option<RestoreEpoch>> {
             began_ns: mark.began,
         }),
     })
+}
+
+/// An admin server that was restored is followed, and not the one of before that, which may come back: it does not know what was
+/// revoked.
+pub(crate) fn must_be_the_newest(
+    folder: &Folder,
+    client: &AdminClient,
+    registered: &Registered,
+) -> Result<(), ClientError> {
+    let kept = folder.registered().ok().flatten().map_or(0, |kept| kept.admin_epoch);
+    if registered.admin_epoch >= kept {
+        return Ok(());
+    }
+    let message = format!(
+        "the admin server at {} is of before its restore at {}, which this server has heard of: stop it",
+        client.address(),
+        Version(kept)
+    );
+    Err(ClientError::Refused { status: 0, code: OLD_ADMIN.to_owned(), message })
 }
 
 /// Ends the start of a server whose folder is of before a restore in place. An admin server that does not say is not waited for:
