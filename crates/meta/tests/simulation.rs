@@ -52,7 +52,8 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
             }
         }
     }
-    let [late, deleted, unfinished, packs, repacked, changes, reads, refused, strays, copied, in_place] = sums;
+    let [late, deleted, unfinished, packs, repacked, changes, reads, refused, strays, copied, in_place] =
+        sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {unfinished} \
          starts found replays applied in part; {packs} objects of packed slices and {repacked} repacked slices in the end; \

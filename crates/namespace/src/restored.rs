@@ -10,7 +10,10 @@
 //! are gone when its hold ends.
 
 use crate::pack::packs;
-use crate::rows::{CLOSED, COUNTERS, Closed, Counters, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};
+use crate::rows::{
+    CLOSED, COUNTERS, Closed, Counters, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME,
+    Volume,
+};
 use crate::system::{list_sessions, list_volumes};
 use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};

@@ -71,7 +71,8 @@ fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Re
     if current.restore.id == said.id {
         // It begins once; a second copy of what was prepared would give the same numbers again.
         if current.restore.began_ns.is_some() && said.began_ns != current.restore.began_ns {
-            let what = "is another copy of what was prepared for that, and another one was started: prepare it anew";
+            let what =
+                "is another copy of what was prepared for that, and another one was started: prepare it anew";
             return Err(fenced(store, &current, what));
         }
         let restore = RestoreEpoch { epoch: current.restore.epoch, ..said.clone() };

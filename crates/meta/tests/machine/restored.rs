@@ -180,8 +180,7 @@ fn numbers(server: &mut Server, n: u128) -> (SessionId, Vec<Ino>) {
     }
     let welcome = server.open(conn, hello(n)).unwrap();
     let made = |name: u64| create(Ino::ROOT, &format!("{n}-{name}"), false);
-    let inos: Vec<Ino> =
-        (1..6).map(|id| attr(server.call(conn, id, made(id)).1.unwrap()).ino).collect();
+    let inos: Vec<Ino> = (1..6).map(|id| attr(server.call(conn, id, made(id)).1.unwrap()).ino).collect();
     (welcome.session, inos)
 }
 

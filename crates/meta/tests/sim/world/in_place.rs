@@ -12,13 +12,11 @@ use chronofs_engine::{Batch, Change, Commit, Engine, Reads};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::run_read;
 use chronofs_meta::machine::tag::{self, Tag};
-use chronofs_meta::machine::{
-    Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView,
-};
+use chronofs_meta::machine::{Call, Config, ConnId, Effect, Event, Found, Machine, PinsRead, SharedView};
 use chronofs_namespace::{HeldFrom, held_slices, restored, rows};
 use chronofs_wire::message::{ToClient, ToServer};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const INDEX: VolumeIndex = VolumeIndex(1);
 /// So often a server is lost again.
@@ -78,8 +76,9 @@ impl InPlace {
                 Effect::Delete(job) => panic!("nobody has accepted the restore: {job:?}"),
                 _ => continue,
             };
-            let client = self.clients.iter_mut().find(|client| client.conn == Some(conn));
-            client.into_iter().for_each(|client| client.inbox.push_back(told));
+            if let Some(client) = self.clients.iter_mut().find(|client| client.conn == Some(conn)) {
+                client.inbox.push_back(told);
+            }
         }
     }
 
@@ -164,7 +163,8 @@ impl World {
             self.now_ns += 1000 * MS;
             // Often the same incarnation is drawn as by the one before.
             let draw = [self.place_random.below(2), self.place_random.number()];
-            let new = |c| SimClient::new(u128::from(1000 + 10 * n + c), false, false, false, self.store.clone());
+            let store = Arc::new(Mutex::new(self.store.lock().unwrap().copy()));
+            let new = |c| SimClient::new(u128::from(1000 + 10 * n + c), false, false, false, store.clone());
             let mut server = InPlace::start(&backup, draw, self.now_ns, (0..2).map(new).collect());
             server.run(vec![Event::Assignment(Box::new(assignment.clone()))]);
             let there: BTreeSet<Ino> = given.iter().copied().filter(|ino| server.is_there(*ino)).collect();
