@@ -173,13 +173,12 @@ impl MetaHost {
         plan.map_err(|error| fault(SnapshotCode::StorageFailed, error))
     }
 
-    /// What an engine needs beside the store to open it, and everything synced.
+    /// What an engine needs beside the store to open it. The store has synced its own files; each sync of one that has got another
+    /// name would hold up the log's, and the folder is synced with the label.
     fn finish_store_image(&self, place: &Path) -> std::io::Result<()> {
-        std::fs::copy(self.folder.join("format"), place.join("format"))?;
-        for entry in std::fs::read_dir(place)? {
-            std::fs::File::open(entry?.path())?.sync_all()?;
-        }
-        std::fs::File::open(place)?.sync_all()
+        let format = place.join("format");
+        std::fs::copy(self.folder.join("format"), &format)?;
+        std::fs::File::open(format)?.sync_all()
     }
 }
 
