@@ -29,7 +29,11 @@ fn signed(version: &str, bytes: &[u8]) -> (Release, SignedRelease) {
 
 async fn fetched(client: &AdminClient, release: &Release) -> Result<Vec<u8>, ClientError> {
     let mut bytes = Vec::new();
-    client.fetch(release, |part| Ok(bytes.extend_from_slice(part))).await?;
+    let keep = |part: &[u8]| {
+        bytes.extend_from_slice(part);
+        Ok(())
+    };
+    client.fetch(release, keep).await?;
     Ok(bytes)
 }
 
@@ -49,7 +53,7 @@ async fn what_an_admin_puts_there_every_token_can_fetch_also_after_a_restart() {
     let server = server.restarted().await;
     for client in [&server.client, &meta, &viewer] {
         let offered = client.deployed().await.unwrap();
-        assert_eq!(offered, [said.clone()]);
+        assert_eq!(offered, std::slice::from_ref(&said));
         assert_eq!(offered[0].believed(&key().1).unwrap(), release);
         assert!(fetched(client, &release).await.unwrap() == bytes);
     }

@@ -131,7 +131,7 @@ async fn a_restored_admin_server_names_what_was_revoked_since_and_holds_it_back_
     let (folder, root, address) = server.stop().await;
     let wanted = InPlace { record: record(), moved: None, with_servers: false };
     let file = prepare_in_place(folder.path(), &wanted).unwrap();
-    assert_eq!(file.coordinators, [address.clone()]);
+    assert_eq!(file.coordinators, std::slice::from_ref(&address));
     let server = serving(folder, root, address).await;
     let registered = meta.register(&register(1)).await.unwrap();
     assert!(registered.review && registered.admin_epoch > 0, "{registered:?}");

@@ -62,8 +62,8 @@ fn the_paths_of_every_inode_at_every_instant_are_those_that_lead_to_it() {
                 _ => {
                     let dir = dirs[next(dirs.len() as u64) as usize];
                     let named = fs.list(None, from, 1000).unwrap_or_default();
-                    let named = named.iter().filter(|name| !name.starts_with('.'));
-                    let moved = named.cloned().find(|name| fs.lookup(from, name) == Ok(dir));
+                    let mut named = named.iter().filter(|name| !name.starts_with('.'));
+                    let moved = named.find(|&name| fs.lookup(from, name) == Ok(dir)).cloned();
                     if let Some(name) = moved {
                         drop(fs.rename((from, &name), (to, &name)));
                     }
