@@ -8,7 +8,6 @@ pub(crate) mod cache;
 mod callers;
 mod directories;
 mod files;
-mod lost_found;
 mod meta_link;
 mod namespace;
 mod reply;
@@ -93,8 +92,7 @@ impl Vfs {
         patience: Arc<Patience>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
-        let link =
-            MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache), root: welcome.root };
+        let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
         let port = objects::port(welcome, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,
