@@ -12,10 +12,12 @@ use super::sources::{Shown, Sources, Wanted};
 use super::{Desk, Looked, Stop};
 use bytes::{Bytes, BytesMut};
 use chronofs_blocks::object::{Entry, FOOTER_LEN, OBJECT_LEN_MAX, ObjectWriter};
+use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{Trouble, object_name, seal};
 use chronofs_core::slice::Seal;
 use chronofs_core::{ObjectId, SliceId};
-use chronofs_namespace::{HeldFrom, HeldSlice};
+use chronofs_engine::ReadStop;
+use chronofs_namespace::{HeldFrom, HeldSlice, held_again};
 use chronofs_wire::analyze::{Fate, MendedObject, News, Progress};
 use chronofs_wire::question::Blob;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -135,7 +137,8 @@ impl Mender<'_> {
         let name = object_name(self.looking.volume.id, object);
         let _alone = MENDING.lock().await;
         let all = needed(rows);
-        let left = self.left(&name, &all).await?;
+        let places: Vec<_> = all.iter().map(|needed| needed.at..end(needed)).collect();
+        let left = self.left(&name, &places).await?;
         let (mut intact, mut lost) = (Vec::new(), Vec::new());
         for needed in all {
             match self.still_there(&name, &left, &needed).await? {
@@ -158,6 +161,10 @@ impl Mender<'_> {
             }
         }
         let mut why = "and none of the sources has its bytes".to_owned();
+        // The collector may have let all of it go meanwhile: then it is not to come back.
+        if !found.is_empty() && !self.are_named(object, &found).await? {
+            found.clear();
+        }
         if !found.is_empty() {
             let count = found.len();
             let bytes: u64 = found.iter().map(|(needed, _)| u64::from(needed.seal.stored_len)).sum();
@@ -166,6 +173,10 @@ impl Mender<'_> {
             let put = match self.built(object, &left, replica, is_all, &intact, &found) {
                 Err(refused) => Err(refused),
                 Ok(_) if self.dry_run => Ok(()),
+                // Long may have gone by since both were read.
+                Ok(_) if self.left(&name, &places).await? != left => {
+                    Err("and it changed meanwhile, so nothing was put; repair again".to_owned())
+                }
                 Ok(built) => self.put(&name, matches!(left, Left::Nothing), built, &found).await?,
             };
             match put {
@@ -195,7 +206,7 @@ impl Mender<'_> {
 
     /// What is left of an object in which these slices are named. One that cannot be read as a whole is read part by part: what
     /// cannot be read of a named slice is lost anyway.
-    async fn left(&self, name: &str, named: &[Needed]) -> Result<Left, Stop> {
+    async fn left(&self, name: &str, named: &[Range<u64>]) -> Result<Left, Stop> {
         let store = &self.looking.store;
         let why = match store.whole(name).await? {
             Ok(bytes) => return Ok(Left::Bytes(bytes)),
@@ -257,6 +268,22 @@ impl Mender<'_> {
             shown.push(Shown { block: held.key.block, slice: held.slice.clone(), paths });
         }
         self.sources.stored(needed.seal, shown).await
+    }
+
+    /// Whether rows as they are now still name any of these in the object.
+    async fn are_named(&self, object: ObjectId, found: &[(Needed, Bytes)]) -> Result<bool, Stop> {
+        let rows: Vec<_> = found.iter().flat_map(|(needed, _)| needed.rows.clone()).collect();
+        let (reads, index) = (self.looking.volume.rows().await?, self.looking.volume.index);
+        let look = move || {
+            for held in &rows {
+                let now = held_again(&reads, index, held)?;
+                if now.and_then(|now| place_of(&now.slice.place)).is_some_and(|(now, ..)| now == object) {
+                    return Ok(true);
+                }
+            }
+            Ok::<_, ReadStop>(false)
+        };
+        Ok(off_thread(look).await??)
     }
 
     /// The object as it is to be. The inner error: it would cost bytes that may be intact, and that no row here names.
@@ -336,8 +363,8 @@ fn end(needed: &Needed) -> u64 {
 }
 
 /// An object of `size` bytes in parts: the slices that are named, and what lies between them.
-fn parts(size: u64, named: &[Needed]) -> Vec<(Range<u64>, bool)> {
-    let mut named: Vec<_> = named.iter().map(|needed| needed.at.min(size)..end(needed).min(size)).collect();
+fn parts(size: u64, named: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
+    let mut named: Vec<_> = named.iter().map(|slice| slice.start.min(size)..slice.end.min(size)).collect();
     named.sort_by_key(|slice| slice.start);
     let (mut parts, mut at) = (Vec::new(), 0);
     for slice in named {
