@@ -12,13 +12,16 @@ use super::sources::{Shown, Sources, Wanted};
 use super::{Desk, Looked, Stop};
 use bytes::{Bytes, BytesMut};
 use chronofs_blocks::object::{Entry, FOOTER_LEN, OBJECT_LEN_MAX, ObjectWriter};
+use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{Trouble, object_name, seal};
 use chronofs_core::slice::Seal;
 use chronofs_core::{ObjectId, SliceId};
-use chronofs_namespace::{HeldFrom, HeldSlice};
+use chronofs_engine::ReadStop;
+use chronofs_namespace::{HeldFrom, HeldSlice, held_again};
 use chronofs_wire::analyze::{Fate, MendedObject, News, Progress};
 use chronofs_wire::question::Blob;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 use tokio::sync::Mutex;
 
 /// So many objects are put together after one reading of all rows.
@@ -42,12 +45,13 @@ struct Needed {
 }
 
 /// What is left of an object.
+#[derive(PartialEq)]
 enum Left {
     Nothing,
-    /// These bytes, as far as they are right.
+    /// These bytes, as far as they are right: all that are not of a slice that rows name.
     Bytes(Bytes),
-    /// It is there and cannot be read as a whole.
-    Unreadable,
+    /// It is there, and some of its bytes that no row here names cannot be read, for this reason.
+    Unreadable(String),
 }
 
 struct Mender<'a> {
@@ -132,13 +136,11 @@ impl Mender<'_> {
     async fn mend(&self, object: ObjectId, fate: Fate, rows: Vec<HeldSlice>) -> Result<u64, Stop> {
         let name = object_name(self.looking.volume.id, object);
         let _alone = MENDING.lock().await;
-        let left = match self.looking.store.whole(&name).await? {
-            Ok(bytes) => Left::Bytes(bytes),
-            Err(error) if error.trouble == Trouble::Missing => Left::Nothing,
-            Err(_) => Left::Unreadable,
-        };
+        let all = needed(rows);
+        let places: Vec<_> = all.iter().map(|needed| needed.at..end(needed)).collect();
+        let left = self.left(&name, &places).await?;
         let (mut intact, mut lost) = (Vec::new(), Vec::new());
-        for needed in needed(rows) {
+        for needed in all {
             match self.still_there(&name, &left, &needed).await? {
                 Some(stored) => intact.push((needed, stored)),
                 None => lost.push(needed),
@@ -159,20 +161,23 @@ impl Mender<'_> {
             }
         }
         let mut why = "and none of the sources has its bytes".to_owned();
+        // The collector may have let all of it go meanwhile: then it is not to come back.
+        if !found.is_empty() && !self.are_named(object, &found).await? {
+            found.clear();
+        }
         if !found.is_empty() {
             let count = found.len();
             let bytes: u64 = found.iter().map(|(needed, _)| u64::from(needed.seal.stored_len)).sum();
-            let whole =
-                replica.filter(|(_, bytes)| stays.is_empty() && self.is_same(object, bytes, &intact, &found));
-            let put = match self.dry_run {
-                true => Ok(()),
-                false => {
-                    let built = match whole {
-                        Some((_, bytes)) => bytes,
-                        None => build(self.looking.volume.id, object, &left, &intact, &found),
-                    };
-                    self.put(&name, matches!(left, Left::Nothing), built, &found).await?
+            let replica = replica.map(|(_, bytes)| bytes);
+            let is_all = stays.is_empty();
+            let put = match self.built(object, &left, replica, is_all, &intact, &found) {
+                Err(refused) => Err(refused),
+                Ok(_) if self.dry_run => Ok(()),
+                // Long may have gone by since both were read.
+                Ok(_) if self.left(&name, &places).await? != left => {
+                    Err("and it changed meanwhile, so nothing was put; repair again".to_owned())
                 }
+                Ok(built) => self.put(&name, matches!(left, Left::Nothing), built, &found).await?,
             };
             match put {
                 Ok(()) => {
@@ -199,12 +204,35 @@ impl Mender<'_> {
         Ok(rows)
     }
 
+    /// What is left of an object in which these slices are named. One that cannot be read as a whole is read part by part: what
+    /// cannot be read of a named slice is lost anyway.
+    async fn left(&self, name: &str, named: &[Range<u64>]) -> Result<Left, Stop> {
+        let store = &self.looking.store;
+        let why = match store.whole(name).await? {
+            Ok(bytes) => return Ok(Left::Bytes(bytes)),
+            Err(error) if error.trouble == Trouble::Missing => return Ok(Left::Nothing),
+            Err(error) => error.reason,
+        };
+        let Some(size) = store.size(name).await?.filter(|size| *size <= OBJECT_LEN_MAX) else {
+            return Ok(Left::Unreadable(why));
+        };
+        let mut bytes = BytesMut::zeroed(size as usize);
+        for (part, is_named) in parts(size, named) {
+            match store.get(name, part.start, (part.end - part.start) as u32).await? {
+                Ok(read) => bytes[part.start as usize..part.end as usize].copy_from_slice(&read),
+                Err(_) if is_named => {}
+                Err(error) => return Ok(Left::Unreadable(error.reason)),
+            }
+        }
+        Ok(Left::Bytes(bytes.freeze()))
+    }
+
     /// The stored bytes of a slice that is intact where it is.
     async fn still_there(&self, name: &str, left: &Left, needed: &Needed) -> Result<Option<Bytes>, Stop> {
         let found = match left {
             Left::Nothing => None,
             Left::Bytes(bytes) => cut(bytes, needed),
-            Left::Unreadable => {
+            Left::Unreadable(_) => {
                 let Needed { seal, at, .. } = needed;
                 self.looking.store.get(name, *at, seal.stored_len).await?.ok()
             }
@@ -242,16 +270,52 @@ impl Mender<'_> {
         self.sources.stored(needed.seal, shown).await
     }
 
-    /// Whether these bytes are the object as it was put once, with all that rows need of it.
-    fn is_same(
+    /// Whether rows as they are now still name any of these in the object.
+    async fn are_named(&self, object: ObjectId, found: &[(Needed, Bytes)]) -> Result<bool, Stop> {
+        let rows: Vec<_> = found.iter().flat_map(|(needed, _)| needed.rows.clone()).collect();
+        let (reads, index) = (self.looking.volume.rows().await?, self.looking.volume.index);
+        let look = move || {
+            for held in &rows {
+                let now = held_again(&reads, index, held)?;
+                if now.and_then(|now| place_of(&now.slice.place)).is_some_and(|(now, ..)| now == object) {
+                    return Ok(true);
+                }
+            }
+            Ok::<_, ReadStop>(false)
+        };
+        Ok(off_thread(look).await??)
+    }
+
+    /// The object as it is to be. The inner error: it would cost bytes that may be intact, and that no row here names.
+    fn built(
         &self,
         object: ObjectId,
-        bytes: &Bytes,
+        left: &Left,
+        replica: Option<Bytes>,
+        is_all: bool,
         intact: &[(Needed, Bytes)],
         found: &[(Needed, Bytes)],
-    ) -> bool {
-        let has = |(needed, stored): &(Needed, Bytes)| cut(bytes, needed).as_ref() == Some(stored);
-        self.sources.is_object(object, bytes) && intact.iter().chain(found).all(has)
+    ) -> Result<Bytes, String> {
+        let volume = self.looking.volume.id;
+        let replica = replica.filter(|bytes| self.sources.is_object(object, bytes));
+        let has = |bytes: &Bytes, (needed, stored): &(Needed, Bytes)| cut(bytes, needed).as_ref() == Some(stored);
+        // In the place of what is left only a copy that is right to its last slice, named or not.
+        let whole = |bytes: &Bytes| {
+            is_all && self.sources.is_complete(bytes) && intact.iter().chain(found).all(|slice| has(bytes, slice))
+        };
+        match left {
+            Left::Nothing => Ok(build(volume, object, &replica.unwrap_or_default(), intact, found)),
+            Left::Bytes(left) => match replica.filter(|bytes| bytes.len() >= left.len() && whole(bytes)) {
+                Some(replica) => Ok(replica),
+                None => Ok(build(volume, object, left, intact, found)),
+            },
+            Left::Unreadable(why) => replica.filter(whole).ok_or_else(|| {
+                format!(
+                    "and it is not replaced, since bytes of it that clones and older backups may need cannot be read ({why}): name a \
+                     copy of the block store that has the whole object with --from-store"
+                )
+            }),
+        }
     }
 
     /// Puts an object back and reads what was lost of it. The inner error: it was not to be.
@@ -298,6 +362,22 @@ fn end(needed: &Needed) -> u64 {
     needed.at.saturating_add(u64::from(needed.seal.stored_len))
 }
 
+/// An object of `size` bytes in parts: the slices that are named, and what lies between them.
+fn parts(size: u64, named: &[Range<u64>]) -> Vec<(Range<u64>, bool)> {
+    let mut named: Vec<_> = named.iter().map(|slice| slice.start.min(size)..slice.end.min(size)).collect();
+    named.sort_by_key(|slice| slice.start);
+    let (mut parts, mut at) = (Vec::new(), 0);
+    for slice in named {
+        parts.push((at..slice.start, false));
+        // What two rows say of the same bytes cannot both be.
+        parts.push((at.max(slice.start)..slice.end, true));
+        at = at.max(slice.end);
+    }
+    parts.push((at..size, false));
+    parts.retain(|(part, _)| !part.is_empty());
+    parts
+}
+
 /// Where a slice lies in the bytes of its object.
 fn cut(bytes: &Bytes, needed: &Needed) -> Option<Bytes> {
     let (begin, end) = (usize::try_from(needed.at).ok()?, usize::try_from(end(needed)).ok()?);
@@ -309,16 +389,13 @@ fn cut(bytes: &Bytes, needed: &Needed) -> Option<Bytes> {
 fn build(
     volume: uuid::Uuid,
     object: ObjectId,
-    left: &Left,
+    left: &Bytes,
     intact: &[(Needed, Bytes)],
     found: &[(Needed, Bytes)],
 ) -> Bytes {
     let known = || intact.iter().chain(found);
     let length = known().map(|(needed, _)| end(needed)).max().unwrap_or(0) as usize;
-    let mut bytes = match left {
-        Left::Bytes(bytes) => BytesMut::from(&bytes[..]),
-        Left::Nothing | Left::Unreadable => BytesMut::new(),
-    };
+    let mut bytes = BytesMut::from(&left[..]);
     // Behind the slices of an object that is as long as it was come its label and its index.
     let is_whole = bytes.len() >= length + FOOTER_LEN;
     if bytes.len() < length {

@@ -7,7 +7,7 @@ use super::store::Store;
 use super::{Looked, Stop};
 use crate::stores::open_marked;
 use bytes::Bytes;
-use chronofs_blocks::object::Object;
+use chronofs_blocks::object::{ENTRY_LEN, FOOTER_LEN, LABEL_LEN, Object};
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{CacheSalvage, object_name, seal};
 use chronofs_core::ObjectId;
@@ -100,6 +100,22 @@ impl Sources {
     pub(super) fn is_object(&self, object: ObjectId, bytes: &Bytes) -> bool {
         let read = Object::read(bytes.clone());
         read.is_ok_and(|read| read.label.volume == self.volume && read.label.id == object)
+    }
+
+    /// Whether these bytes are an object of which every byte is of a slice that its own index names, and every slice is right.
+    pub(super) fn is_complete(&self, bytes: &Bytes) -> bool {
+        let Ok(read) = Object::read(bytes.clone()) else { return false };
+        let mut entries = read.entries.clone();
+        entries.sort_by_key(|entry| entry.at);
+        let mut upto = 0;
+        for entry in &entries {
+            let right = |stored: Bytes| seal::verify(&entry.seal, &stored).is_ok();
+            if entry.at > upto || !read.stored(entry).is_some_and(right) {
+                return false;
+            }
+            upto = upto.max(entry.at.saturating_add(u64::from(entry.seal.stored_len)));
+        }
+        upto + (LABEL_LEN + entries.len() * ENTRY_LEN + FOOTER_LEN) as u64 == bytes.len() as u64
     }
 
     /// The stored bytes of a slice from a cache or a copy of the files, if they are there, with where.

@@ -70,6 +70,21 @@ impl Store {
         }
     }
 
+    /// The size of an object, as far as the listing says it.
+    pub(super) async fn size(&self, name: &str) -> Result<Option<u64>, Stop> {
+        let mut from = None;
+        loop {
+            let page = self.page(from).await?;
+            if let Some((_, size)) = page.names.into_iter().find(|(found, _)| found == name) {
+                return Ok(Some(size));
+            }
+            from = match page.next {
+                Some(next) => Some(next),
+                None => return Ok(None),
+            };
+        }
+    }
+
     /// A page of the listing of the whole store.
     pub(super) async fn page(&self, from: Option<String>) -> Result<ListPage, Stop> {
         let page = self.patiently(|| self.port.list(from.clone())).await?;

@@ -202,3 +202,15 @@ fn what_no_row_names_stays_as_it_is() {
     assert_eq!((found.len(), found[unnamed]), (damaged.len(), 77));
     assert!(scene.is_whole());
 }
+
+#[test]
+fn a_copy_that_is_damaged_where_no_row_says_so_takes_nothing_from_an_intact_object() {
+    let scene = Scene::new();
+    let Change::Put(key, _) = &scene.three.changes[1] else { panic!("a row is put") };
+    apply(&scene.bench, vec![Change::Delete(key.clone())]);
+    fs::write(&scene.file, flipped(&scene.three, 0)).unwrap();
+    fs::write(&scene.copied, flipped(&scene.three, 1)).unwrap();
+    let (mended, left) = scene.repaired(&["replica"], false);
+    assert_eq!((mended[0].slices, left.len()), (1, 0));
+    assert!(fs::read(&scene.file).unwrap() == scene.three.object[..], "the unnamed slice is as it was");
+}
