@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -168,10 +169,11 @@ impl Installed {
 /// The version that an executable says it is, when it is asked as every chronofs can be asked.
 ///
 /// # Errors
-/// It cannot be run, or is something else.
+/// It cannot be run, somebody else could have put it there, or it is something else.
 pub fn version_of(path: &Path) -> Result<String> {
     let shown = path.display();
     let path = std::path::absolute(path).with_context(|| format!("cannot find {shown}"))?;
+    must_be_safe_to_run(&path)?;
     let mut command = Command::new(&path);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().with_context(|| format!("cannot run {shown} --version"))?;
@@ -197,6 +199,27 @@ pub fn version_of(path: &Path) -> Result<String> {
         Some(version) if !version.contains(char::is_whitespace) => Ok(version.to_owned()),
         _ => bail!("{shown} --version does not say which chronofs it is ({ended})"),
     }
+}
+
+/// Root runs what is there: nobody but root and who asks may have written it, or be able to put another in its place.
+fn must_be_safe_to_run(path: &Path) -> Result<()> {
+    const STICKY: u32 = 0o1000;
+    let real = fs::canonicalize(path).with_context(|| format!("cannot find {}", path.display()))?;
+    let own = geteuid().as_raw();
+    for (at, is_file) in [(real.as_path(), true), (real.parent().unwrap_or(&real), false)] {
+        let meta = fs::metadata(at).with_context(|| format!("cannot look at {}", at.display()))?;
+        // Of a folder like /tmp nobody takes away what is another's.
+        let writable = meta.mode() & 0o022 != 0 && (is_file || meta.mode() & STICKY == 0);
+        if writable || ![0, own].contains(&meta.uid()) {
+            bail!(
+                "{} is not run to see what it is: {} can be written by others than root and you; name another place, or take \
+                 their right away (chown, chmod go-w)",
+                path.display(),
+                at.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The file that `target` names, wherever links lead.
@@ -264,6 +287,26 @@ mod tests {
         let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_others_can_write_is_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, ran) = (folder.path().join("chronofs"), folder.path().join("ran"));
+        put(&target, &format!("#!/bin/sh\ntouch {}\necho chronofs 1.0\n", ran.display()));
+        let may = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        for (of_file, of_folder) in
+            [(0o757, 0o755), (0o775, 0o755), (0o777, 0o1777), (0o755, 0o777), (0o755, 0o775)]
+        {
+            may(&target, of_file);
+            may(folder.path(), of_folder);
+            let refused = format!("{:#}", Installing::begin(&target).err().unwrap());
+            assert!(refused.contains("is not run") && refused.contains("chmod go-w"), "{refused}");
+        }
+        assert!(!ran.exists());
+        may(&target, 0o755);
+        may(folder.path(), 0o1777);
+        assert_eq!(version_of(&target).unwrap(), "1.0");
     }
 
     #[test]

@@ -298,10 +298,13 @@ impl Mender<'_> {
     ) -> Result<Bytes, String> {
         let volume = self.looking.volume.id;
         let replica = replica.filter(|bytes| self.sources.is_object(object, bytes));
-        let has = |bytes: &Bytes, (needed, stored): &(Needed, Bytes)| cut(bytes, needed).as_ref() == Some(stored);
+        let has =
+            |bytes: &Bytes, (needed, stored): &(Needed, Bytes)| cut(bytes, needed).as_ref() == Some(stored);
         // In the place of what is left only a copy that is right to its last slice, named or not.
         let whole = |bytes: &Bytes| {
-            is_all && self.sources.is_complete(bytes) && intact.iter().chain(found).all(|slice| has(bytes, slice))
+            is_all
+                && self.sources.is_complete(bytes)
+                && intact.iter().chain(found).all(|slice| has(bytes, slice))
         };
         match left {
             Left::Nothing => Ok(build(volume, object, &replica.unwrap_or_default(), intact, found)),
