@@ -89,8 +89,7 @@ impl Deploy {
 
     fn find_now(&self, name: &str) -> Result<SignedRelease, AdminError> {
         let none = || missing(name);
-        // A name that is none could be a path.
-        if name.contains('/') || name.starts_with('.') {
+        if !is_name(name) {
             return Err(none());
         }
         let path = self.path(&format!("{name}{SAID}"));
@@ -117,7 +116,7 @@ impl Deploy {
     fn remove_now(&self, name: &str) -> Result<(), AdminError> {
         let _alone = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let none = || missing(name);
-        if name.contains('/') || name.starts_with('.') {
+        if !is_name(name) {
             return Err(none());
         }
         for path in [self.path(&format!("{name}{SAID}")), self.path(name)] {
@@ -190,6 +189,11 @@ impl Deploy {
         let file = file.map_err(failed(format!("write {}", path.display())))?;
         Ok(Incoming { deploy: self.clone(), said, release, path, file, length: 0, sum: Sha256Sum::default() })
     }
+}
+
+/// What is no name could be a path.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/') && !name.starts_with('.')
 }
 
 /// An executable that comes in. One that does not come to its end leaves nothing.
