@@ -212,7 +212,8 @@ fn a_block_folder_that_is_away_or_read_only_acknowledges_nothing() {
     fs::rename(&away, &blocks).unwrap();
     assert_eq!(refused.expect_err("fsync returned without a folder").raw_os_error(), Some(5));
 
-    write("after").unwrap();
+    // The mount looks again in a moment.
+    wait_for("the folder to be used again", || write("after").ok());
     for name in ["before", "after"] {
         assert!(fs::read(mount.path(name)).unwrap() == big, "{name}");
     }
