@@ -321,6 +321,22 @@ impl AdminClient {
         })
     }
 
+    /// Asks the coordinator with `question` and waits for its answer. Whoever stops waiting, to ask with something newer, does
+    /// not break the connection with that, which would cost both sides a handshake: the older question ends when the newer
+    /// one arrives, and its answer is lost.
+    pub async fn ask_coordinator<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &'static str,
+        question: &(impl Serialize + Clone + Send + Sync + 'static),
+    ) -> Result<T, ClientError> {
+        let (client, question) = (self.clone(), question.clone());
+        let asking = tokio::spawn(async move { client.call(Method::POST, path, Some(&question)).await });
+        asking.await.map_err(|error| ClientError::Unexpected {
+            admin: self.address().to_owned(),
+            reason: format!("{path}: {error}"),
+        })?
+    }
+
     /// Asks whether the server is ready for requests; needs no token that it knows.
     pub async fn ready(&self) -> Result<(), ClientError> {
         self.send(Method::GET, "/readyz", None::<&()>).await.map(drop)
