@@ -5,6 +5,7 @@
 mod remote;
 
 use crate::files::{Folder, LockedFolder};
+use crate::restored;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::copies::{
     self, Change, Connect, Coordinator, CopyError, DEADLINE, FolderCopy, Health, Link, NotRecorded, Quorum,
@@ -166,7 +167,9 @@ pub(crate) async fn open(
         }
         match ask_epoch(client, register, kept.epoch, folder, servers).await {
             Ok(log) => break Some(log),
-            Err(error) if error.is_wrong_cluster() || error.code() == Some("superseded") => {
+            Err(error)
+                if error.is_wrong_cluster() || error.is_fenced() || error.code() == Some("superseded") =>
+            {
                 return Err(error.into());
             }
             Err(error) if must_ask => {
@@ -216,6 +219,7 @@ async fn ask_epoch(
     servers: &Servers,
 ) -> Result<LogEpoch, ClientError> {
     let registered = client.register(register).await?;
+    restored::must_be_the_newest(folder, client, &registered)?;
     register.epoch = register.epoch.max(registered.epoch);
     if let Err(error) = folder.save_registered(&registered) {
         tracing::error!("{error:#}");

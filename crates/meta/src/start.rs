@@ -11,6 +11,7 @@ use crate::http::{self, Pages};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
 use crate::questions;
+use crate::restored;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
@@ -177,9 +178,16 @@ impl Server {
             certificate_sha256: identity.pin().to_string(),
             boot,
             epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
+            restore: restored::epoch_of(&folder)?,
+            recovers: config.recover_log,
         };
+        if let Some(client) = &client {
+            restored::must_not_be_fenced(client, &register).await?;
+        }
         let log_servers = copies::Servers::default();
         let (core, engine) = open_told(&locked, client.as_ref(), &mut register, &log_servers, config).await?;
+        // From now on it is of the restore that it has begun with, and a later one ends it.
+        (register.restore, register.recovers) = (restored::epoch_of(&folder)?, false);
         let copies = engine.copies().cloned();
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
@@ -335,7 +343,7 @@ async fn open_core(
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
         let engine = open_engine(&folder, log)?;
-        let restored = crate::restored::begin(&folder, &engine, now().wall_ns)?;
+        let restored = restored::begin(&folder, &engine, now().wall_ns)?;
         let opening = engine.opening();
         if opening.torn {
             tracing::warn!(

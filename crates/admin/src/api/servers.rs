@@ -3,16 +3,21 @@
 use super::auth::{MetadataServer, Mount};
 use super::{App, Body};
 use crate::AdminError;
-use crate::db::{directory, logs};
+use crate::db::{audit, directory, epochs, logs, stores};
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved, StorePlace};
+use chronofs_wire::admin::{
+    Assignment, Known, ParkedBytes, Register, Registered, Report, Resolve, Resolved, StorePlace,
+};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
 use chronofs_wire::log::{LogEpoch, OpenLog};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
+
+/// The longest path that is written down.
+const PATH_MAX: usize = 200;
 
 /// A metadata server serves its store from now on
 #[utoipa::path(post, path = "/v1/meta/register", request_body = Register,
@@ -122,6 +127,48 @@ pub(super) async fn report(
     }
     app.probes.answer(&server.id, &report.probed);
     app.database.run(move |tx| directory::report(tx, &server.id, &report)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether the folder of a metadata server may serve still, before its server opens it
+#[utoipa::path(post, path = "/v1/meta/fence", request_body = Register,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn fence(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(register): Body<Register>,
+) -> Result<StatusCode, AdminError> {
+    app.database.run(move |tx| epochs::check(tx, &server.id, &register)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What this admin server had said before it was restored
+#[utoipa::path(post, path = "/v1/meta/known", request_body = Known,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn known(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(known): Body<Known>,
+) -> Result<StatusCode, AdminError> {
+    app.heard_of(&server.id);
+    let told =
+        app.database.run(move |tx| epochs::review(tx, &stores::find_metadata(tx, &server.id)?, &known));
+    told.await?;
+    app.wake_pollers();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Written bytes of a file that was lost with a restore lie in the lost+found of their volume
+#[utoipa::path(post, path = "/v1/mount/parked", request_body = ParkedBytes,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn parked(
+    mount: Mount,
+    State(app): State<Arc<App>>,
+    Body(ParkedBytes { ino, path, bytes }): Body<ParkedBytes>,
+) -> Result<StatusCode, AdminError> {
+    let path: String = path.chars().take(PATH_MAX).collect();
+    let object = format!("{bytes} bytes of lost file {ino} in {path}");
+    app.database.run(move |tx| audit::note(tx, &format!("volume {}", mount.name), "parked", &object)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

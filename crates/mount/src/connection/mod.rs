@@ -23,9 +23,10 @@ use bytes::Bytes;
 use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
+use chronofs_wire::admin::ParkedBytes;
 use chronofs_wire::message::{ToServer, Welcome, Window};
 use state::{Delivery, Phase, State, Transfer};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
@@ -84,6 +85,10 @@ pub struct Connection {
     /// The run of the server that was heard last.
     boot: AtomicU64,
     window: Mutex<Option<Window>>,
+    /// The volume's incarnation as the server said last, and one more; 0 before the first welcome.
+    incarnation: AtomicU32,
+    /// It rose since: the server was put back from a copy.
+    restored: AtomicBool,
 }
 
 /// How long what the server said may be believed without asking again.
@@ -121,6 +126,8 @@ impl Connection {
             requests: Requests::new(),
             boot: AtomicU64::new(0),
             window: Mutex::new(None),
+            incarnation: AtomicU32::new(0),
+            restored: AtomicBool::new(false),
         });
         connection.heard_welcome(&welcome, first.asked);
         connection.caches_emptied();
@@ -228,6 +235,31 @@ impl Connection {
         self.state().lost(ino)
     }
 
+    /// Whether the server was put back from a copy since the volume was mounted: what it was told after that is lost. The past
+    /// of before the copy is as it was.
+    pub fn restored(&self) -> bool {
+        self.restored.load(Ordering::SeqCst) && self.wanted.at.is_none()
+    }
+
+    /// What this mount calls itself, for people.
+    pub(crate) fn client_name(&self) -> &str {
+        &self.wanted.client_name
+    }
+
+    /// Tells the admin server where bytes of a lost file are, for its audit log. Once: the log of this mount says it, too.
+    pub(crate) fn tell_parked(&self, parked: ParkedBytes) {
+        let Source::Admin { admin, .. } = &self.wanted.source else { return };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            if let Err(error) = admin.parked(&parked).await {
+                tracing::warn!(
+                    path = parked.path,
+                    "the audit log does not say what lies in lost+found: {error}"
+                );
+            }
+        });
+    }
+
     /// How the connection is.
     pub fn status(&self) -> ConnectionStatus {
         let address = self.target().address.clone();
@@ -289,6 +321,14 @@ impl Connection {
     /// until [`Connection::caches_emptied`].
     fn heard_welcome(&self, welcome: &Welcome, asked: Duration) {
         self.clock.set(welcome.now_ns);
+        let before = self.incarnation.swap(u32::from(welcome.incarnation) + 1, Ordering::SeqCst);
+        if before != 0 && before <= u32::from(welcome.incarnation) {
+            tracing::error!(
+                "the metadata server was restored from a copy: what was changed after that is lost; bytes of files that are not \
+                 there any more go to lost+found"
+            );
+            self.restored.store(true, Ordering::SeqCst);
+        }
         self.boot.store(welcome.boot, Ordering::SeqCst);
         // Another server may know better whether the bucket is still the store's.
         self.requests.forget_puts();

@@ -8,6 +8,7 @@ use super::dirty::Dirty;
 use super::lock;
 use super::lost::ErrorMark;
 use super::meta::Meta;
+use super::parked::Parked;
 use super::read::ReadAhead;
 use super::slice_map::SliceMap;
 use super::volume::Data;
@@ -18,6 +19,7 @@ use chronofs_core::{Attr, Errno, Ino, SetAttr, Version};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -41,6 +43,10 @@ pub struct FileData<M: Meta> {
     pub(super) asking: tokio::sync::Mutex<()>,
     /// Held while a block is merged.
     pub(super) merging: tokio::sync::Mutex<()>,
+    /// A restore of the server has lost the file: nothing is taken for it any more.
+    pub(super) gone: AtomicBool,
+    /// Where its bytes went then.
+    pub(super) parked: tokio::sync::Mutex<Option<Parked<M>>>,
 }
 
 /// Bytes on their way, and what has become of them since.
@@ -231,6 +237,8 @@ impl<M: Meta> FileData<M> {
             order: tokio::sync::Mutex::new(()),
             asking: tokio::sync::Mutex::new(()),
             merging: tokio::sync::Mutex::new(()),
+            gone: AtomicBool::new(false),
+            parked: tokio::sync::Mutex::new(None),
         }
     }
 
@@ -350,6 +358,9 @@ impl<M: Meta> FileData<M> {
         if self.data.config.read_only {
             return Err(Errno::EROFS);
         }
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(Errno::ESTALE);
+        }
         let size_max = (u64::from(u32::MAX) * u64::from(self.data.config.block_size)).min(i64::MAX as u64);
         match offset.checked_add(len) {
             Some(end) if end <= size_max => Ok(()),
@@ -396,6 +407,16 @@ impl<M: Meta> FileData<M> {
         if full || state.frozen.len() > BATCHES_WAITING_MAX {
             self.start_batches(state);
         }
+    }
+
+    /// Takes over what was written to another file, which is not there any more.
+    pub(super) fn adopt(self: &Arc<Self>, pieces: Vec<Piece>) {
+        let size_min = pieces.iter().map(|piece| piece.offset + piece.content.len()).max();
+        let mut state = self.state();
+        self.touched(&mut state, false);
+        // Its memory is given back by the other.
+        state.push(pieces, 0, size_min);
+        state.sent();
     }
 
     /// Notes that something was written.

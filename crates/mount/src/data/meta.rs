@@ -43,6 +43,19 @@ pub enum PublishError {
     SessionOver,
 }
 
+/// Two new files: one for what was written to a file that is lost, and one for what is to be said of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParkedAt {
+    /// For the bytes.
+    pub attr: Attr,
+    /// For the report.
+    pub report: Attr,
+    /// The path of the first, as people find it.
+    pub path: String,
+    /// How the report begins.
+    pub head: String,
+}
+
 /// A connection to the metadata server of one volume.
 ///
 /// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
@@ -74,6 +87,22 @@ pub trait Meta: Send + Sync + 'static {
 
     /// How often answered changes of `ino` were lost that way since the volume was mounted.
     fn lost(&self, ino: Ino) -> u64;
+
+    /// Whether the server was put back from a copy since the volume was mounted: files may be lost that were made after that.
+    fn restored(&self) -> bool {
+        false
+    }
+
+    /// Makes files in the lost+found of the volume for what was written to `ino`, which is lost.
+    fn park(&self, ino: Ino) -> impl Future<Output = Result<ParkedAt, Errno>> + Send {
+        let _ = ino;
+        std::future::ready(Err(Errno::EACCES))
+    }
+
+    /// So many bytes of `ino` lie in the file at `path` now.
+    fn parked(&self, ino: Ino, path: &str, bytes: u64) {
+        let _ = (ino, path, bytes);
+    }
 
     /// The server's clock, nanoseconds since the epoch.
     fn now_ns(&self) -> i64;

@@ -7,6 +7,7 @@ use super::file::FileData;
 use super::lock;
 use super::merge;
 use super::meta::{Meta, Publish, PublishError};
+use super::parked::is_hopeless;
 use crate::clock::jittered_by;
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
@@ -261,6 +262,20 @@ impl<M: Meta> FileData<M> {
                     self.state().stuck = Some(errno);
                     return Err(first_error.unwrap_or(errno));
                 }
+                Err(Failure::Final(errno)) if self.is_lost(errno) => match self.park(&batch).await {
+                    Ok(()) => {
+                        first_error.get_or_insert(Errno::ESTALE);
+                        self.took_leave(&batch, Errno::ESTALE);
+                    }
+                    Err(errno) if is_hopeless(errno) => {
+                        first_error.get_or_insert(Errno::ESTALE);
+                        self.give_up(&batch, Errno::ESTALE);
+                    }
+                    Err(errno) => {
+                        self.state().stuck = Some(errno);
+                        return Err(first_error.unwrap_or(errno));
+                    }
+                },
                 Err(Failure::Final(errno)) => {
                     first_error.get_or_insert(errno);
                     self.give_up(&batch, errno);
@@ -412,6 +427,11 @@ impl<M: Meta> FileData<M> {
     fn give_up(&self, batch: &Batch, errno: Errno) {
         tracing::error!(ino = %self.ino, bytes = batch.bytes, %errno, "written bytes are lost: the server refused them");
         self.data.refused.fetch_add(batch.bytes, Ordering::Relaxed);
+        self.took_leave(batch, errno);
+    }
+
+    /// A batch is not this file's any more; every handle is told why.
+    fn took_leave(&self, batch: &Batch, errno: Errno) {
         let mut state = self.state();
         if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
             state.frozen.pop_front();

@@ -20,7 +20,13 @@ impl Vfs {
 
     /// The attributes of `ino`.
     pub(crate) async fn getattr(&self, caller: Caller, ino: Ino) -> Result<Shown, Errno> {
-        let (version, attr) = reply::attr(self.connection.call(caller, Request::GetAttr { ino }).await?)?;
+        let asked = self.connection.call(caller, Request::GetAttr { ino }).await;
+        // A number that was lost with a restore names nothing, and never will.
+        let lost = |errno| match errno {
+            Errno::ENOENT if self.connection.restored() => Errno::ESTALE,
+            errno => errno,
+        };
+        let (version, attr) = reply::attr(asked.map_err(lost)?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }

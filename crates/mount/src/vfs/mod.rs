@@ -8,6 +8,7 @@ pub(crate) mod cache;
 mod callers;
 mod directories;
 mod files;
+mod lost_found;
 mod meta_link;
 mod namespace;
 mod reply;
@@ -92,7 +93,8 @@ impl Vfs {
         patience: Arc<Patience>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
-        let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
+        let link =
+            MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache), root: welcome.root };
         let port = objects::port(welcome, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,

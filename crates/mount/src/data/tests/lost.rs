@@ -1,6 +1,6 @@
 //! A server that lost power, and with it answers that it had given.
 
-use super::super::testing::Survives;
+use super::super::testing::{PARKED, Survives};
 use super::*;
 
 /// A file of which "old" is durable and what is written over it is not.
@@ -93,5 +93,47 @@ fn an_open_that_was_answered_before_a_restart_does_not_bring_back_what_was_lost(
         file.opened(&before, None);
         file.overlay(before);
         assert_eq!(&file.read(0, 100).await.unwrap()[..], b"old");
+    });
+}
+
+#[test]
+fn bytes_of_a_file_that_a_restore_has_lost_are_kept_in_another_and_who_has_it_open_is_told() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        file.write(0, b"stored", false).await.unwrap();
+        file.flush(&file.error_mark()).await.unwrap();
+        let (one, other) = (file.error_mark(), file.error_mark());
+        file.write(10, b"not stored", false).await.unwrap();
+        world.meta.restore(1);
+        assert_eq!(file.flush(&one).await, Err(Errno::EAGAIN), "there is no room for it yet");
+        assert_eq!(data.unpublished(), 10, "and nothing is dropped");
+        assert_eq!(file.flush(&one).await, Err(Errno::ESTALE));
+        assert_eq!(file.flush(&one).await, Ok(()), "once");
+        assert_eq!(file.flush(&other).await, Err(Errno::ESTALE), "to everybody");
+        assert_eq!(file.try_write(0, b"more", false), Some(Err(Errno::ESTALE)));
+        assert_eq!(file.write(0, b"more", false).await, Err(Errno::ESTALE));
+        let parked = data.existing(PARKED).expect("it is held");
+        let bytes = parked.read(0, 100).await.unwrap();
+        assert_eq!(&bytes[..], [&[0; 10][..], b"not stored"].concat());
+        let (said, report) = world.meta.parked_there();
+        assert_eq!(said, [(super::INO, "lost+found/43".to_owned(), 10)]);
+        assert!(report > 20, "{report}");
+        assert_eq!((data.refused(), data.unpublished(), data.is_unclean()), (0, 0, false));
+    });
+}
+
+#[test]
+fn without_a_restore_a_file_that_is_gone_is_not_parked() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        let mark = file.error_mark();
+        file.write(0, b"of nobody", false).await.unwrap();
+        world.meta.refuse(Some(PublishError::Answered(Errno::ENOENT)));
+        assert_eq!(file.flush(&mark).await, Err(Errno::ENOENT));
+        assert_eq!((world.meta.parked_there().0, data.refused()), (Vec::new(), 9));
     });
 }

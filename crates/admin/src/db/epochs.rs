@@ -1,0 +1,238 @@
+//! Restores in place. Each restore of a metadata server gives its store a higher restore epoch, under which only folders of
+//! that restore are heard: one of before would serve what was taken over, and delete what it does not know. A restore of this
+//! server's own database is kept with what metadata servers were told since; tokens that were revoked open nothing until
+//! somebody has looked at that.
+
+use super::{audit, column, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned};
+use crate::AdminError;
+use crate::model::MetadataStore;
+use chronofs_wire::admin::{Known, Register, RestoreEpoch};
+use chronofs_wire::status::{RestoredAdmin, RestoredServer, Review};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// A restored server goes on under an epoch so far above all that is known: an admin server that was restored with it does not
+/// know which were given since, and mounts that have seen those would take a lower one for a server of the past.
+pub const EPOCHS_LEFT_OUT: u64 = 1 << 20;
+/// Setting: JSON of [`RestoredAdmin`].
+const RESTORED_ADMIN: &str = "restored-admin";
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String, AdminError> {
+    serde_json::to_string(value).map_err(|e| AdminError::Internal(e.to_string()))
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<(String, u64, Option<u64>)> {
+    Ok((row.get("record")?, unsigned(row, "learned_ns")?, maybe_unsigned(row, "accepted_ns")?))
+}
+
+/// The newest restore of a store in place.
+pub fn newest(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<RestoredServer>, AdminError> {
+    let sql = "SELECT * FROM restore_epoch WHERE metadata_store = ?1 ORDER BY epoch DESC LIMIT 1";
+    let Some((record, learned_ns, accepted_ns)) = tx.query_row(sql, [&store.id], read).optional()? else {
+        return Ok(None);
+    };
+    let restore = serde_json::from_str(&record)
+        .map_err(|e| AdminError::Internal(format!("the restore of metadata store '{}': {e}", store.name)))?;
+    Ok(Some(RestoredServer { store: store.name.clone(), restore, learned_ns, accepted_ns }))
+}
+
+/// The newest restore of each store that was restored in place.
+pub fn list(tx: &Transaction<'_>) -> Result<Vec<RestoredServer>, AdminError> {
+    let mut found = Vec::new();
+    for store in stores::list_metadata(tx)? {
+        found.extend(newest(tx, &store)?);
+    }
+    Ok(found)
+}
+
+/// What a server goes on from that registers.
+enum Verdict {
+    /// The newest restore, or none ever was.
+    As(Option<RestoreEpoch>),
+    /// The same, and it says more of it.
+    Changed(RestoreEpoch),
+    /// One that was not heard of.
+    New(RestoreEpoch),
+}
+
+/// Refuses a server whose folder is of before the newest restore.
+fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Result<Verdict, AdminError> {
+    let current = newest(tx, store)?;
+    let Some(said) = &register.restore else {
+        return match current {
+            Some(current) if !register.recovers => Err(fenced(store, &current, "was not restored")),
+            current => Ok(Verdict::As(current.map(|current| current.restore))),
+        };
+    };
+    let Some(current) = current else {
+        return Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(1), ..said.clone() }));
+    };
+    if current.restore.id == said.id {
+        // It begins once; a second copy of what was prepared would give the same numbers again.
+        if current.restore.began_ns.is_some() && said.began_ns != current.restore.began_ns {
+            let what =
+                "is another copy of what was prepared for that, and another one was started: prepare it anew";
+            return Err(fenced(store, &current, what));
+        }
+        let restore = RestoreEpoch { epoch: current.restore.epoch, ..said.clone() };
+        return Ok(match restore == current.restore {
+            true => Verdict::As(Some(restore)),
+            false => Verdict::Changed(restore),
+        });
+    }
+    let sql = "SELECT id FROM restore_epoch WHERE metadata_store = ?1";
+    let known: Vec<String> = column(tx, sql, &store.id)?;
+    // A folder that has an epoch already, and is not known, shows that this database is an old copy; or it is one of before that.
+    let newest_began = current.restore.began_ns;
+    let began_later = said.began_ns.is_some_and(|began| newest_began.is_some_and(|newest| began > newest));
+    if known.contains(&said.id) || (said.epoch > 0 && !began_later) {
+        return match register.recovers {
+            true => Ok(Verdict::As(Some(current.restore))),
+            false => Err(fenced(store, &current, &format!("is of restore epoch {}", said.epoch))),
+        };
+    }
+    Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(current.restore.epoch + 1), ..said.clone() }))
+}
+
+/// Refuses a server whose folder is of before the newest restore; nothing is written down.
+pub fn check(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<(), AdminError> {
+    judge(tx, &stores::find_metadata(tx, store)?, register).map(drop)
+}
+
+/// The restore that a server goes on from which registers, and whether it is a new one; refused if its folder is of before the
+/// newest one.
+pub fn admit(
+    tx: &Transaction<'_>,
+    store: &MetadataStore,
+    register: &Register,
+) -> Result<(Option<RestoreEpoch>, bool), AdminError> {
+    match judge(tx, store, register)? {
+        Verdict::As(restore) => Ok((restore, false)),
+        Verdict::Changed(restore) => {
+            let sql = "UPDATE restore_epoch SET record = ?3 WHERE metadata_store = ?1 AND epoch = ?2";
+            tx.execute(sql, params![store.id, to_sql(restore.epoch), json(&restore)?])?;
+            Ok((Some(restore), false))
+        }
+        Verdict::New(restore) => {
+            let sql = "INSERT INTO restore_epoch (metadata_store, epoch, id, record, learned_ns)
+                VALUES (?1, ?2, ?3, ?4, ?5)";
+            let row = params![store.id, to_sql(restore.epoch), restore.id, json(&restore)?, to_sql(now_ns())];
+            tx.execute(sql, row)?;
+            let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
+            let said = format!("from {uid}, restore epoch {}", restore.epoch);
+            audit::note(tx, &actor, "restored in place", &said)?;
+            tracing::warn!(
+                store = %store.name, epoch = restore.epoch, uid,
+                "this metadata server was restored in place: folders of before are refused from now on"
+            );
+            Ok((Some(restore), true))
+        }
+    }
+}
+
+fn fenced(store: &MetadataStore, current: &RestoredServer, what: &str) -> AdminError {
+    let RestoreEpoch { epoch, uid, .. } = &current.restore;
+    AdminError::Fenced(format!(
+        "metadata store '{}' was restored from {uid} (restore epoch {epoch}), and the folder of this server {what}: it must not \
+         serve any more, and is not started; keep it until the restore is accepted (chronofs restore status), then remove it",
+        store.name
+    ))
+}
+
+/// Of a store that was restored in place: its newest restore as its server calls it, once somebody has accepted that.
+pub fn accepted(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<Option<String>>, AdminError> {
+    let newest = newest(tx, store)?;
+    Ok(newest.map(|newest| newest.accepted_ns.map(|_| newest.restore.id)))
+}
+
+/// Says of all restores in place that they are as they should be. Whether there was one, accepted or not.
+pub fn accept(tx: &Transaction<'_>) -> Result<bool, AdminError> {
+    let any: u64 = tx.query_row("SELECT count(*) AS n FROM restore_epoch", [], |row| unsigned(row, "n"))?;
+    let sql = "UPDATE restore_epoch SET accepted_ns = ?1 WHERE accepted_ns IS NULL";
+    let mut changed = tx.execute(sql, [to_sql(now_ns())])? > 0;
+    let admin = restored_admin(tx)?;
+    let was = admin.is_some();
+    if let Some(mut admin) = admin.filter(|admin| admin.accepted_ns.is_none()) {
+        admin.accepted_ns = Some(now_ns());
+        save_admin(tx, &admin)?;
+        changed = true;
+    }
+    if changed {
+        tx.execute("UPDATE metadata_store SET revision = revision + 1", [])?;
+    }
+    Ok(any > 0 || was)
+}
+
+/// Forgets all: they are those of another cluster.
+pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
+    tx.execute("DELETE FROM restore_epoch", [])?;
+    tx.execute("DELETE FROM setting WHERE key = ?1", [RESTORED_ADMIN])?;
+    Ok(())
+}
+
+/// The restore of this server's own database, if it was restored in place.
+pub fn restored_admin(tx: &Transaction<'_>) -> Result<Option<RestoredAdmin>, AdminError> {
+    let text = setting(tx, RESTORED_ADMIN)?;
+    let read = text.map(|text| serde_json::from_str(&text)).transpose();
+    read.map_err(|e| AdminError::Internal(format!("what this admin server was restored from: {e}")))
+}
+
+/// Keeps it.
+pub fn save_admin(tx: &Transaction<'_>, restored: &RestoredAdmin) -> Result<(), AdminError> {
+    set_setting(tx, RESTORED_ADMIN, &json(restored)?)
+}
+
+/// When this server was last restored in place; 0: never.
+pub fn admin_epoch(tx: &Transaction<'_>) -> Result<u64, AdminError> {
+    Ok(restored_admin(tx)?.map_or(0, |restored| restored.prepared_ns))
+}
+
+/// Whether the server of a store is to say what it was told before this database was restored.
+pub fn wants_review(tx: &Transaction<'_>, store: &str) -> Result<bool, AdminError> {
+    let waits = restored_admin(tx)?.filter(|restored| restored.accepted_ns.is_none());
+    Ok(waits.is_some_and(|restored| !restored.reviews.contains_key(store)))
+}
+
+/// Keeps how what a metadata server was told differs from what is here. Only the first time: from then on it is told from here.
+pub fn review(tx: &Transaction<'_>, store: &MetadataStore, known: &Known) -> Result<(), AdminError> {
+    if !wants_review(tx, &store.name)? {
+        return Ok(());
+    }
+    let Some(mut restored) = restored_admin(tx)? else { return Ok(()) };
+    let sql = "SELECT volume_token.id FROM volume_token JOIN volume ON volume.id = volume_token.volume
+        WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id";
+    let here: BTreeSet<String> = column(tx, sql, &store.id)?.into_iter().collect();
+    let there: BTreeSet<String> = known.tokens.iter().map(Uuid::to_string).collect();
+    let live: BTreeSet<String> =
+        column(tx, "SELECT id FROM volume WHERE metadata_store = ?1 AND deleted_ns IS NULL", &store.id)?
+            .into_iter()
+            .collect();
+    let all: BTreeSet<String> =
+        column(tx, "SELECT id FROM volume WHERE metadata_store = ?1", &store.id)?.into_iter().collect();
+    let names = |of: &BTreeMap<Uuid, String>, keep: &dyn Fn(&str) -> bool| -> Vec<String> {
+        of.iter().filter(|(id, _)| keep(&id.to_string())).map(|(_, name)| name.clone()).collect()
+    };
+    let review = Review {
+        revoked: here.difference(&there).cloned().collect(),
+        made: there.difference(&here).cloned().collect(),
+        volumes_made: names(&known.volumes, &|id| !all.contains(id)),
+        volumes_deleted: names(&known.deleted, &|id| live.contains(id)),
+    };
+    for line in (RestoredAdmin { reviews: [(store.name.clone(), review.clone())].into(), ..restored.clone() })
+        .to_review()
+    {
+        tracing::warn!("to be looked at: {line}");
+    }
+    restored.reviews.insert(store.name.clone(), review);
+    save_admin(tx, &restored)?;
+    tx.execute("UPDATE metadata_store SET revision = revision + 1 WHERE id = ?1", [&store.id])?;
+    Ok(())
+}
+
+/// Volume tokens that open nothing until the restore of this server is accepted: they were revoked after its copy was made.
+pub fn held_back(tx: &Transaction<'_>) -> Result<BTreeSet<Uuid>, AdminError> {
+    let waits = restored_admin(tx)?.filter(|restored| restored.accepted_ns.is_none());
+    let reviews = waits.map(|restored| restored.reviews).unwrap_or_default();
+    Ok(reviews.values().flat_map(|review| &review.revoked).filter_map(|id| id.parse().ok()).collect())
+}

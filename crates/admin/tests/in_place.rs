@@ -1,0 +1,171 @@
+//! Restores in place: of a metadata server, whose folders of before are refused from then on, and of the admin server itself,
+//! which asks metadata servers what it had said since.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use chronofs_admin::{InPlace, prepare_in_place};
+use chronofs_snapshot::protocol::{Record, State};
+use chronofs_wire::admin::{Known, Register, RestoreEpoch};
+use chronofs_wire::http::AdminClient;
+use chronofs_wire::identity::Sha256;
+use common::{Running, serving, started};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+fn register(boot: u64) -> Register {
+    let certificate_sha256 = Sha256::of(b"meta").to_string();
+    Register { address: "meta:1".to_owned(), certificate_sha256, boot, ..Register::default() }
+}
+
+/// From a folder that was prepared under this id.
+fn restored(boot: u64, id: &str) -> Register {
+    let restore = RestoreEpoch { id: id.to_owned(), uid: "c5".to_owned(), cut_ns: 10, ..Default::default() };
+    Register { restore: Some(restore), ..register(boot) }
+}
+
+/// The same, with what its server was told and has begun since.
+fn goes_on(boot: u64, id: &str, epoch: u64, began_ns: u64) -> Register {
+    let register = restored(boot, id);
+    let restore = register.restore.clone().map(|of| RestoreEpoch { epoch, began_ns: Some(began_ns), ..of });
+    Register { restore, ..register }
+}
+
+async fn refused(meta: &AdminClient, register: &Register) -> String {
+    let checked = meta.check_fence(register).await.unwrap_err();
+    let refused = meta.register(register).await.unwrap_err();
+    assert!(checked.is_fenced() && refused.is_fenced(), "{checked}, {refused}");
+    refused.to_string()
+}
+
+#[tokio::test]
+async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_are_refused() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    assert_eq!(meta.register(&register(1)).await.unwrap().restore, None);
+    meta.check_fence(&register(1)).await.unwrap();
+    meta.check_fence(&restored(2, "a")).await.unwrap();
+    meta.check_fence(&register(1)).await.unwrap();
+    let first = meta.register(&restored(2, "a")).await.unwrap();
+    // Mounts may have seen epochs that an admin server does not know that was restored as well.
+    assert!(first.epoch > 1 << 20, "{first:?}");
+    assert_eq!(first.restore.as_ref().unwrap().epoch, 1);
+    let said = refused(&meta, &register(1)).await;
+    assert!(said.contains("restore epoch 1") && said.contains("c5"), "{said}");
+    refused(&meta, &register(3)).await;
+    // Sent again, started again: it is the same restore.
+    assert_eq!(meta.register(&restored(2, "a")).await.unwrap(), first);
+    let again = meta.register(&goes_on(4, "a", 1, 20)).await.unwrap();
+    assert_eq!((again.epoch, again.restore.unwrap().began_ns), (first.epoch + 1, Some(20)));
+    // Another copy of the prepared folder would give again what the first has given.
+    for copy in [restored(9, "a"), goes_on(9, "a", 0, 21)] {
+        let said = refused(&meta, &copy).await;
+        assert!(said.contains("prepare it anew"), "{said}");
+    }
+    let status = server.get("/v1/status").await;
+    let shown = &status["restored_servers"][0];
+    assert_eq!((shown["store"].as_str(), shown["restore"]["epoch"].as_u64()), (Some("m"), Some(1)));
+    assert!(status["warnings"].to_string().contains("restore accept"), "{status}");
+    // Another one from an older backup.
+    let second = meta.register(&restored(5, "b")).await.unwrap();
+    assert_eq!(second.restore.unwrap().epoch, 2);
+    let said = refused(&meta, &goes_on(6, "a", 1, 20)).await;
+    assert!(said.contains("is of restore epoch 1"), "{said}");
+    // Copies of its log have all of it, whatever the folder says.
+    let recovered = Register { recovers: true, ..register(7) };
+    assert_eq!(meta.register(&recovered).await.unwrap().restore.unwrap().id, "b");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_accepted_is_the_newest_restore_and_no_earlier_one_of_the_same_backup() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let (code, _) = server.refused(reqwest::Method::POST, "/v1/restore/accept", Value::Null).await;
+    assert_eq!(code, "invalid");
+    meta.register(&restored(1, "a")).await.unwrap();
+    assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore, None);
+    let accepted = server.post("/v1/restore/accept", Value::Null).await;
+    assert_eq!(accepted["servers"][0]["restore"]["id"], "a");
+    assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore.as_deref(), Some("a"));
+    meta.register(&restored(2, "b")).await.unwrap();
+    assert_eq!(meta.assignment(2, 0).await.unwrap().accepted_restore, None);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_database_learns_of_a_later_restore_and_still_refuses_the_ones_before() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    // This database is of before both.
+    let newest = meta.register(&goes_on(1, "b", 2, 50)).await.unwrap();
+    assert_eq!(newest.restore.unwrap().epoch, 2);
+    refused(&meta, &goes_on(2, "a", 1, 20)).await;
+    // It knows an earlier one: the running server is of a later.
+    let later = meta.register(&goes_on(3, "d", 4, 90)).await.unwrap();
+    assert_eq!(later.restore.unwrap().epoch, 4);
+    refused(&meta, &goes_on(4, "c", 3, 70)).await;
+    server.stop().await;
+}
+
+fn record() -> Record {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../snapshot/tests/golden/record-1.txt");
+    let mut record = chronofs_snapshot::record::open(&std::fs::read(golden).unwrap()).unwrap();
+    record.intent.keep_until_ns = None;
+    Record { state: State::Complete, ..record }
+}
+
+async fn token(server: &Running) -> String {
+    server.post("/v1/volume-tokens", json!({"volume": "v"})).await["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_restored_admin_server_names_what_was_revoked_since_and_holds_it_back_until_that_is_accepted() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let (good, revoked, made) = (token(&server).await, token(&server).await, Uuid::from_u128(9));
+    let before = meta.register(&register(1)).await.unwrap();
+    assert!(!before.review && before.admin_epoch == 0);
+    let volumes = meta.assignment(1, 0).await.unwrap().volumes;
+    let (folder, root, address) = server.stop().await;
+    let wanted = InPlace { record: record(), moved: None, with_servers: false };
+    let file = prepare_in_place(folder.path(), &wanted).unwrap();
+    assert_eq!(file.coordinators, std::slice::from_ref(&address));
+    let server = serving(folder, root, address).await;
+    let registered = meta.register(&register(1)).await.unwrap();
+    assert!(registered.review && registered.admin_epoch > 0, "{registered:?}");
+    let known = Known {
+        tokens: vec![good.parse().unwrap(), made],
+        volumes: [(Uuid::from_u128(8), "new".to_owned())].into(),
+        deleted: volumes.iter().map(|volume| (volume.spec.id, volume.spec.name.clone())).collect(),
+    };
+    meta.known(&known).await.unwrap();
+    let registered = meta.register(&register(1)).await.unwrap();
+    assert!(!registered.review, "it has said so");
+    // From now on it only knows what it is told from here.
+    meta.known(&Known::default()).await.unwrap();
+    let tokens = || async {
+        let told = meta.assignment(1, 0).await.unwrap().tokens;
+        let mut ids: Vec<String> = told.iter().map(|token| token.id.to_string()).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(tokens().await, [good.as_str()]);
+    let status = server.get("/v1/status").await;
+    let review = &status["restored_admin"]["reviews"]["m"];
+    assert_eq!(review["revoked"], json!([revoked]));
+    assert_eq!(review["made"], json!([made.to_string()]));
+    assert_eq!((&review["volumes_made"], &review["volumes_deleted"]), (&json!(["new"]), &json!(["v"])));
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains(&revoked) && warnings.contains("accounts"), "{warnings}");
+    // The set that the database was taken for is known to be one: what it needs is kept.
+    let uid = record().intent.attempt.uid.to_string();
+    assert_eq!(server.get(&format!("/v1/snapshots/{uid}")).await["state"], "COMPLETE");
+    let accepted = server.post("/v1/restore/accept", Value::Null).await;
+    assert_eq!(accepted["admin"]["uid"], uid.as_str());
+    let mut both = [good, revoked];
+    both.sort();
+    assert_eq!(tokens().await, both);
+    server.stop().await;
+}
