@@ -10,6 +10,7 @@ use chronofs_snapshot::protocol::{Record, State};
 use chronofs_wire::admin::{Known, Register, RestoreEpoch};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
+use chronofs_wire::log::{LogChange, LogCopies, OpenLog};
 use common::{Running, serving, started};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -39,8 +40,15 @@ async fn refused(meta: &AdminClient, register: &Register) -> String {
     refused.to_string()
 }
 
+/// Prepared at an instant.
+fn prepared(register: Register, prepared_ns: u64) -> Register {
+    let restore = register.restore.clone();
+    let restore = restore.map(|of| RestoreEpoch { prepared_ns: Some(prepared_ns), ..of });
+    Register { restore, ..register }
+}
+
 #[tokio::test]
-async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_are_refused() {
+async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_are_refused_once_it_has_begun() {
     let server = started().await;
     let meta = server.with_volume().await;
     assert_eq!(meta.register(&register(1)).await.unwrap().restore, None);
@@ -51,11 +59,16 @@ async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_a
     // Mounts may have seen epochs that an admin server does not know that was restored as well.
     assert!(first.epoch > 1 << 20, "{first:?}");
     assert_eq!(first.restore.as_ref().unwrap().epoch, 1);
+    // Sent again: it is the same restore.
+    assert_eq!(meta.register(&restored(2, "a")).await.unwrap(), first);
+    assert!(!server.audit().await.contains("restored in place"), "it has not begun");
+    let begun = meta.register(&goes_on(2, "a", 1, 20)).await.unwrap();
+    assert_eq!((begun.epoch, begun.restore.unwrap().began_ns), (first.epoch, Some(20)));
+    assert!(server.audit().await.contains("restore epoch 1"));
     let said = refused(&meta, &register(1)).await;
     assert!(said.contains("restore epoch 1") && said.contains("c5"), "{said}");
     refused(&meta, &register(3)).await;
-    // Sent again, started again: it is the same restore.
-    assert_eq!(meta.register(&restored(2, "a")).await.unwrap(), first);
+    // Started again: it is the same restore.
     let again = meta.register(&goes_on(4, "a", 1, 20)).await.unwrap();
     assert_eq!((again.epoch, again.restore.unwrap().began_ns), (first.epoch + 1, Some(20)));
     // Another copy of the prepared folder would give again what the first has given.
@@ -70,26 +83,75 @@ async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_a
     // Another one from an older backup.
     let second = meta.register(&restored(5, "b")).await.unwrap();
     assert_eq!(second.restore.unwrap().epoch, 2);
+    meta.register(&goes_on(5, "b", 2, 30)).await.unwrap();
     let said = refused(&meta, &goes_on(6, "a", 1, 20)).await;
     assert!(said.contains("is of restore epoch 1"), "{said}");
-    // Copies of its log have all of it, whatever the folder says.
-    let recovered = Register { recovers: true, ..register(7) };
-    assert_eq!(meta.register(&recovered).await.unwrap().restore.unwrap().id, "b");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_accepted_is_the_newest_restore_and_no_earlier_one_of_the_same_backup() {
+async fn a_restore_that_has_not_begun_refuses_nobody_and_is_over_when_the_server_of_before_starts() {
     let server = started().await;
     let meta = server.with_volume().await;
-    let (code, _) = server.refused(reqwest::Method::POST, "/v1/restore/accept", Value::Null).await;
-    assert_eq!(code, "invalid");
+    meta.register(&register(1)).await.unwrap();
+    let tried = meta.register(&restored(2, "a")).await.unwrap();
+    assert!(server.get("/v1/status").await["warnings"].to_string().contains("has not begun"));
+    // Its store never opens. The healthy server starts again, where it is.
+    meta.check_fence(&register(3)).await.unwrap();
+    let healthy = meta.register(&register(3)).await.unwrap();
+    assert!(healthy.epoch > tried.epoch && healthy.restore.is_none(), "{healthy:?}");
+    assert_eq!(server.get("/v1/status").await["restored_servers"], json!([]));
+    // Tried again, it begins.
+    let told = restored(4, "a").restore.map(|of| RestoreEpoch { epoch: 1, ..of });
+    meta.register(&Register { restore: told, ..register(4) }).await.unwrap();
+    meta.register(&goes_on(4, "a", 1, 20)).await.unwrap();
+    refused(&meta, &register(5)).await;
+    // So with a later one, which the restored server ends; what was prepared before that began is of before it.
+    meta.register(&prepared(restored(6, "b"), 30)).await.unwrap();
+    assert_eq!(meta.register(&goes_on(7, "a", 1, 20)).await.unwrap().restore.unwrap().id, "a");
+    for old in [restored(8, "c"), goes_on(8, "c", 0, 40), goes_on(8, "c", 2, 40)] {
+        refused(&meta, &prepared(old, 10)).await;
+    }
+    meta.register(&prepared(goes_on(9, "b", 2, 40), 30)).await.unwrap();
+    refused(&meta, &goes_on(10, "a", 1, 20)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn only_copies_that_count_make_an_old_folder_one_of_the_newest_restore() {
+    let server = started().await;
+    let meta = server.with_volume().await;
     meta.register(&restored(1, "a")).await.unwrap();
+    let begun = meta.register(&goes_on(1, "a", 1, 20)).await.unwrap();
+    let recovers = |boot| Register { recovers: true, ..register(boot) };
+    refused(&meta, &recovers(2)).await;
+    // Nothing of it is left: who owns the store does so still.
+    assert_eq!(meta.register(&goes_on(1, "a", 1, 20)).await.unwrap(), begun);
+    let members = LogCopies { copies: vec!["/a".to_owned()], anti_quorum: 0 };
+    let change = Some(LogChange { after: 0, members });
+    meta.open_log(&OpenLog { boot: 1, above: 0, change }).await.unwrap();
+    assert_eq!(meta.register(&recovers(2)).await.unwrap().restore.unwrap().id, "a");
+    // Its folder is what it was if that fails.
+    refused(&meta, &register(3)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_accepted_is_the_newest_restore_that_has_begun_and_no_earlier_one_of_the_same_backup() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let accept = || server.refused(reqwest::Method::POST, "/v1/restore/accept", Value::Null);
+    assert_eq!(accept().await.0, "invalid");
+    meta.register(&restored(1, "a")).await.unwrap();
+    assert_eq!(accept().await.0, "invalid", "there is nothing to look at yet");
+    meta.register(&goes_on(1, "a", 1, 20)).await.unwrap();
     assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore, None);
     let accepted = server.post("/v1/restore/accept", Value::Null).await;
     assert_eq!(accepted["servers"][0]["restore"]["id"], "a");
     assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore.as_deref(), Some("a"));
     meta.register(&restored(2, "b")).await.unwrap();
+    server.post("/v1/restore/accept", Value::Null).await;
+    meta.register(&goes_on(2, "b", 2, 30)).await.unwrap();
     assert_eq!(meta.assignment(2, 0).await.unwrap().accepted_restore, None);
     server.stop().await;
 }

@@ -12,6 +12,7 @@ use crate::machine::SharedView;
 use crate::machine::tag::{self, Tag};
 use anyhow::{Context, Result, bail};
 use chronofs_core::Version;
+use chronofs_core::time::written_instant;
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_engine::{Commit, Engine};
 use chronofs_namespace::rows::Volume;
@@ -111,6 +112,7 @@ pub(crate) fn epoch_of(folder: &Folder) -> Result<Option<RestoreEpoch>> {
             uid: mark.uid.to_string(),
             cut_ns: cut.cut,
             began_ns: mark.began,
+            prepared_ns: written_instant(&mark.prepared).map(|at| at.0),
         }),
     })
 }

@@ -313,10 +313,10 @@ async fn open_told(
     let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
     let opened = match client {
         Some(client) => match copies::open(locked, client, register, log_servers, config.recover_log).await {
-            Ok(log) => open_core(locked, register.boot, Some(log), config).await,
+            Ok(log) => open_core(locked, register, Some(log), config).await,
             Err(error) => Err(error),
         },
-        None => open_core(locked, register.boot, None, config).await,
+        None => open_core(locked, register, None, config).await,
     };
     starting.inspect(|starting| starting.abort());
     opened
@@ -324,16 +324,16 @@ async fn open_told(
 
 async fn open_core(
     locked: &Arc<LockedFolder>,
-    boot: u64,
+    register: &Register,
     log: Option<Setup>,
     config: &StartConfig,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
-    let (asks_admin, timing) = (log.is_some(), config.timing);
+    let (asks_admin, timing, boot) = (log.is_some(), config.timing, register.boot);
     if config.recover_log
         && let Some(setup) = &log
     {
-        let (locked, setup) = (locked.clone(), setup.clone());
-        tokio::task::spawn_blocking(move || copies::recover(&locked, &setup)).await??;
+        let (locked, setup, restore) = (locked.clone(), setup.clone(), register.restore.clone());
+        tokio::task::spawn_blocking(move || copies::recover(&locked, &setup, restore)).await??;
     }
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {

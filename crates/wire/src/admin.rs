@@ -54,6 +54,9 @@ pub struct RestoreEpoch {
     /// The instant with which the store went on; what lies between is lost. None before its first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began_ns: Option<u64>,
+    /// When its folder was prepared: one that was so before a later restore began is of before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared_ns: Option<u64>,
 }
 
 /// `POST /v1/meta/known` with the metadata store's token: what the admin server said last, before it was restored. It compares

@@ -111,6 +111,13 @@ fn in_place(servers: &[RestoredServer], admin: Option<&RestoredAdmin>) -> Vec<St
     let mut lines: Vec<String> = waiting
         .map(|server| {
             let RestoreEpoch { epoch, uid, cut_ns, began_ns, .. } = &server.restore;
+            if began_ns.is_none() {
+                return format!(
+                    "a restore of metadata store '{}' in place from {uid} has not begun, because its server has not opened its \
+                     store: until then nobody is refused, and a server of before that is started ends the restore",
+                    server.store
+                );
+            }
             let lost = began_ns.map(|began_ns| {
                 format!("; what came between {} and {} is lost", Version(*cut_ns), Version(began_ns))
             });

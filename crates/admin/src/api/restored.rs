@@ -32,7 +32,8 @@ pub(super) async fn accept(who: Who, State(app): State<Arc<App>>) -> Answer<Acce
         // Without either it says why there is nothing.
         let is_clone = restored::find(tx)?.is_some() || !in_place;
         let cluster = is_clone.then(|| restored::accept(tx)).transpose()?;
-        let (servers, admin) = (epochs::list(tx)?, epochs::restored_admin(tx)?);
+        let (mut servers, admin) = (epochs::list(tx)?, epochs::restored_admin(tx)?);
+        servers.retain(|server| server.accepted_ns.is_some());
         Ok(AcceptedRestores { cluster, servers, admin })
     });
     let accepted = accepted.await?;

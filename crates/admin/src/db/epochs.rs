@@ -1,9 +1,10 @@
-//! Restores in place. Each restore of a metadata server gives its store a higher restore epoch, under which only folders of
-//! that restore are heard: one of before would serve what was taken over, and delete what it does not know. A restore of this
+//! Restores in place. Each restore of a metadata server gives its store a higher restore epoch, under which, from when it has
+//! begun, only folders of that restore are heard: one of before would serve what was taken over, and delete what it does not
+//! know. A restore of this
 //! server's own database is kept with what metadata servers were told since; tokens that were revoked open nothing until
 //! somebody has looked at that.
 
-use super::{audit, column, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned};
+use super::{audit, column, logs, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned};
 use crate::AdminError;
 use crate::model::MetadataStore;
 use chronofs_wire::admin::{Known, Register, RestoreEpoch};
@@ -26,10 +27,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<(String, u64, Option<u64>)> {
     Ok((row.get("record")?, unsigned(row, "learned_ns")?, maybe_unsigned(row, "accepted_ns")?))
 }
 
-/// The newest restore of a store in place.
-pub fn newest(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<RestoredServer>, AdminError> {
-    let sql = "SELECT * FROM restore_epoch WHERE metadata_store = ?1 ORDER BY epoch DESC LIMIT 1";
-    let Some((record, learned_ns, accepted_ns)) = tx.query_row(sql, [&store.id], read).optional()? else {
+fn find(tx: &Transaction<'_>, store: &MetadataStore, begun: bool) -> Result<Option<RestoredServer>, AdminError> {
+    let sql = "SELECT * FROM restore_epoch
+        WHERE metadata_store = ?1 AND (json_extract(record, '$.began_ns') IS NOT NULL) = ?2 ORDER BY epoch DESC LIMIT 1";
+    let Some((record, learned_ns, accepted_ns)) =
+        tx.query_row(sql, params![store.id, begun], read).optional()?
+    else {
         return Ok(None);
     };
     let restore = serde_json::from_str(&record)
@@ -37,11 +40,22 @@ pub fn newest(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<Rest
     Ok(Some(RestoredServer { store: store.name.clone(), restore, learned_ns, accepted_ns }))
 }
 
-/// The newest restore of each store that was restored in place.
+/// The newest restore of a store in place that has begun: folders of before it are refused.
+pub fn newest(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<RestoredServer>, AdminError> {
+    find(tx, store, true)
+}
+
+/// The one that was heard of and has not begun. Its store may never open, so nobody is refused for it.
+fn pending(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<RestoredServer>, AdminError> {
+    find(tx, store, false)
+}
+
+/// The newest restore of each store that was restored in place, and the one that has not begun.
 pub fn list(tx: &Transaction<'_>) -> Result<Vec<RestoredServer>, AdminError> {
     let mut found = Vec::new();
     for store in stores::list_metadata(tx)? {
         found.extend(newest(tx, &store)?);
+        found.extend(pending(tx, &store)?);
     }
     Ok(found)
 }
@@ -56,40 +70,55 @@ enum Verdict {
     New(RestoreEpoch),
 }
 
-/// Refuses a server whose folder is of before the newest restore.
+/// Refuses a server whose folder is of before the newest restore that has begun.
 fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Result<Verdict, AdminError> {
     let current = newest(tx, store)?;
+    // Only what copies hold that count is of the newest restore. Where there are none nothing can be recovered.
+    let recovers = register.recovers && !logs::of(tx, &store.id)?.members.copies.is_empty();
     let Some(said) = &register.restore else {
         return match current {
-            Some(current) if !register.recovers => Err(fenced(store, &current, "was not restored")),
+            Some(current) if !recovers => Err(fenced(store, &current, "was not restored")),
             current => Ok(Verdict::As(current.map(|current| current.restore))),
         };
     };
+    let same = |known: RestoredServer| {
+        let restore = RestoreEpoch { epoch: known.restore.epoch, ..said.clone() };
+        match restore == known.restore {
+            true => Verdict::As(Some(restore)),
+            false => Verdict::Changed(restore),
+        }
+    };
+    if let Some(pending) = pending(tx, store)?.filter(|pending| pending.restore.id == said.id) {
+        return Ok(same(pending));
+    }
     let Some(current) = current else {
         return Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(1), ..said.clone() }));
     };
     if current.restore.id == said.id {
         // It begins once; a second copy of what was prepared would give the same numbers again.
-        if current.restore.began_ns.is_some() && said.began_ns != current.restore.began_ns {
+        if said.began_ns != current.restore.began_ns {
             let what =
                 "is another copy of what was prepared for that, and another one was started: prepare it anew";
             return Err(fenced(store, &current, what));
         }
-        let restore = RestoreEpoch { epoch: current.restore.epoch, ..said.clone() };
-        return Ok(match restore == current.restore {
-            true => Verdict::As(Some(restore)),
-            false => Verdict::Changed(restore),
-        });
+        return Ok(same(current));
     }
     let sql = "SELECT id FROM restore_epoch WHERE metadata_store = ?1";
     let known: Vec<String> = column(tx, sql, &store.id)?;
-    // A folder that has an epoch already, and is not known, shows that this database is an old copy; or it is one of before that.
-    let newest_began = current.restore.began_ns;
-    let began_later = said.began_ns.is_some_and(|began| newest_began.is_some_and(|newest| began > newest));
-    if known.contains(&said.id) || (said.epoch > 0 && !began_later) {
-        return match register.recovers {
+    let after = |instant: Option<u64>| instant.map(|ns| Some(ns) > current.restore.began_ns);
+    // A folder that has begun, and is not known, shows that this database is an old copy; or it is one of before that.
+    let later = match said.began_ns {
+        Some(_) => after(said.began_ns) == Some(true) && after(said.prepared_ns) != Some(false),
+        None => after(said.prepared_ns).unwrap_or(said.epoch == 0),
+    };
+    if known.contains(&said.id) || !later {
+        let what = match (said.began_ns, said.epoch) {
+            (None, _) | (_, 0) => "was prepared before that began: prepare it anew".to_owned(),
+            (_, epoch) => format!("is of restore epoch {epoch}"),
+        };
+        return match recovers {
             true => Ok(Verdict::As(Some(current.restore))),
-            false => Err(fenced(store, &current, &format!("is of restore epoch {}", said.epoch))),
+            false => Err(fenced(store, &current, &what)),
         };
     }
     Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(current.restore.epoch + 1), ..said.clone() }))
@@ -101,34 +130,50 @@ pub fn check(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<(
 }
 
 /// The restore that a server goes on from which registers, and whether it is a new one; refused if its folder is of before the
-/// newest one.
+/// newest one. One that has not begun is over when a server registers that is of another: its own has not opened, and may never.
 pub fn admit(
     tx: &Transaction<'_>,
     store: &MetadataStore,
     register: &Register,
 ) -> Result<(Option<RestoreEpoch>, bool), AdminError> {
-    match judge(tx, store, register)? {
-        Verdict::As(restore) => Ok((restore, false)),
-        Verdict::Changed(restore) => {
-            let sql = "UPDATE restore_epoch SET record = ?3 WHERE metadata_store = ?1 AND epoch = ?2";
-            tx.execute(sql, params![store.id, to_sql(restore.epoch), json(&restore)?])?;
-            Ok((Some(restore), false))
-        }
-        Verdict::New(restore) => {
-            let sql = "INSERT INTO restore_epoch (metadata_store, epoch, id, record, learned_ns)
-                VALUES (?1, ?2, ?3, ?4, ?5)";
-            let row = params![store.id, to_sql(restore.epoch), restore.id, json(&restore)?, to_sql(now_ns())];
-            tx.execute(sql, row)?;
-            let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
-            let said = format!("from {uid}, restore epoch {}", restore.epoch);
-            audit::note(tx, &actor, "restored in place", &said)?;
-            tracing::warn!(
-                store = %store.name, epoch = restore.epoch, uid,
-                "this metadata server was restored in place: folders of before are refused from now on"
-            );
-            Ok((Some(restore), true))
-        }
+    let verdict = judge(tx, store, register)?;
+    let (restore, changed, new) = match verdict {
+        Verdict::As(restore) => (restore, false, false),
+        Verdict::Changed(restore) => (Some(restore), true, false),
+        Verdict::New(restore) => (Some(restore), false, true),
+    };
+    let waited = pending(tx, store)?.map(|pending| pending.restore.id);
+    let id = restore.as_ref().map(|restore| restore.id.clone());
+    if waited.is_some() && waited != id {
+        let sql = "DELETE FROM restore_epoch
+            WHERE metadata_store = ?1 AND json_extract(record, '$.began_ns') IS NULL AND id IS NOT ?2";
+        tx.execute(sql, params![store.id, id])?;
+        tracing::warn!(
+            store = %store.name, id = waited,
+            "a restore of this metadata server in place has not begun, and is over: a server of another state has registered"
+        );
     }
+    let Some(restore) = restore else { return Ok((None, false)) };
+    if changed {
+        let sql = "UPDATE restore_epoch SET record = ?3 WHERE metadata_store = ?1 AND epoch = ?2";
+        tx.execute(sql, params![store.id, to_sql(restore.epoch), json(&restore)?])?;
+    }
+    if new {
+        let sql = "INSERT INTO restore_epoch (metadata_store, epoch, id, record, learned_ns)
+            VALUES (?1, ?2, ?3, ?4, ?5)";
+        let row = params![store.id, to_sql(restore.epoch), restore.id, json(&restore)?, to_sql(now_ns())];
+        tx.execute(sql, row)?;
+    }
+    if restore.began_ns.is_some() && (new || waited == id) {
+        let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
+        let said = format!("from {uid}, restore epoch {}", restore.epoch);
+        audit::note(tx, &actor, "restored in place", &said)?;
+        tracing::warn!(
+            store = %store.name, epoch = restore.epoch, uid,
+            "this metadata server was restored in place: folders of before are refused from now on"
+        );
+    }
+    Ok((Some(restore), new))
 }
 
 fn fenced(store: &MetadataStore, current: &RestoredServer, what: &str) -> AdminError {
@@ -148,8 +193,11 @@ pub fn accepted(tx: &Transaction<'_>, store: &MetadataStore) -> Result<Option<Op
 
 /// Says of all restores in place that they are as they should be. Whether there was one, accepted or not.
 pub fn accept(tx: &Transaction<'_>) -> Result<bool, AdminError> {
-    let any: u64 = tx.query_row("SELECT count(*) AS n FROM restore_epoch", [], |row| unsigned(row, "n"))?;
-    let sql = "UPDATE restore_epoch SET accepted_ns = ?1 WHERE accepted_ns IS NULL";
+    // One that has not begun shows nothing that somebody could have looked at.
+    let sql = "SELECT count(*) AS n FROM restore_epoch WHERE json_extract(record, '$.began_ns') IS NOT NULL";
+    let any: u64 = tx.query_row(sql, [], |row| unsigned(row, "n"))?;
+    let sql = "UPDATE restore_epoch SET accepted_ns = ?1
+        WHERE accepted_ns IS NULL AND json_extract(record, '$.began_ns') IS NOT NULL";
     let mut changed = tx.execute(sql, [to_sql(now_ns())])? > 0;
     let admin = restored_admin(tx)?;
     let was = admin.is_some();

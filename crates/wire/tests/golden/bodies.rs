@@ -331,7 +331,7 @@ fn answers() -> Answers {
 
 fn restore() -> RestoreEpoch {
     let (id, uid) = ("86".to_owned(), "c5".to_owned());
-    RestoreEpoch { epoch: 86, id, uid, cut_ns: 87, began_ns: Some(88) }
+    RestoreEpoch { epoch: 86, id, uid, cut_ns: 87, began_ns: Some(88), prepared_ns: Some(90) }
 }
 
 fn registered() -> Registered {
