@@ -224,3 +224,41 @@ fn restored_in_place_from_an_older_copy_no_number_is_ever_given_to_something_els
         assert_eq!(inos.len(), 5 * given.len(), "an inode number was given twice: {given:?}");
     }
 }
+
+/// Restores draw their incarnations: the second of one backup may get a lower one than the first, or the same.
+#[test]
+fn pins_of_a_time_that_a_restore_lost_stop_no_deletion_and_those_of_before_the_copy_are_obeyed() {
+    for (first, second) in [(9, 4), (4, 4), (4, 9)] {
+        let (source, object) = with_an_object_over();
+        let kept_at = source.core.machine.last();
+        let backup = backup_of(&source);
+        let pin = |server: &Server, id: u128, at: Version| {
+            Pin::new(common::VOLUME, row(server).incarnation, Uuid::from_u128(id), at, at)
+        };
+        let of_source = pin(&source, 1, kept_at);
+        let mut lost = in_place(&backup, source.now_ns, [first, 5]);
+        numbers(&mut lost, 30);
+        let of_lost = pin(&lost, 2, lost.core.machine.last());
+        let mut server = in_place(&backup, lost.now_ns + 3600 * SECOND, [second, 7 << 20]);
+        server.core.machine.accept_restore();
+        server.pins = Some(Ok(vec![of_source.clone(), of_lost.clone()]));
+        assert_eq!(server.pass(20_000, true), [], "what was stored before is never deleted");
+        assert_eq!(server.collection().waits, None, "and nothing waits ({first}, {second})");
+        assert_eq!(judged(&server, ObjectId { n: 6, ..object }), Judged::Known);
+        // What it has stored itself goes as ever.
+        let welcome = server.open(1, hello(70)).unwrap();
+        let own = |n| ObjectId { incarnation: welcome.incarnation, session: welcome.session, n };
+        let ino = attr(server.call(1, 11, create(Ino::ROOT, "own", false)).1.unwrap()).ino;
+        for (id, n) in [(12, 1), (13, 2)] {
+            server.publish(id, ino, own(n));
+        }
+        server.frame(1, ToServer::Goodbye);
+        assert_eq!(server.pass(20_000, true), [own(1)]);
+        // One of what is still to come here shows that this is an old copy.
+        let later = pin(&server, 3, Version(server.core.machine.last().0 + 1_000_000 * SECOND));
+        server.pins = Some(Ok(vec![later]));
+        server.pass(100, true);
+        assert!(server.collection().waits.unwrap_or_default().contains("old copy"));
+        server.verify();
+    }
+}

@@ -34,6 +34,7 @@ fn welcome(boot: u64, replay: bool) -> Welcome {
         store: StoreAccess::ThroughServer,
         replay,
         life_ms: 10_000,
+        restored: Version::ZERO,
     }
 }
 
