@@ -93,6 +93,8 @@ pub struct InPlace {
     pub moved: Option<String>,
     /// All metadata servers are restored from the same set, too: what copies of their logs have is of a time that is lost.
     pub with_servers: bool,
+    /// It is later than the restore of this epoch, whatever the clock says.
+    pub after: u64,
 }
 
 /// Prepares the database in `folder`, which holds the files of an image, for the place of the one that it is an image of. Gives
@@ -124,9 +126,13 @@ pub fn prepare_in_place(folder: &Path, wanted: &InPlace) -> Result<ClusterFile, 
             set_setting(tx, tokens::ADDRESS, address)?;
         }
         let address = setting(tx, tokens::ADDRESS)?.unwrap_or_default();
+        // A clock may be behind that of the restore before.
+        let prepared_ns = now_ns();
+        let known = epochs::admin_epoch(tx)?.max(wanted.after);
+        let epoch = prepared_ns.max(known.saturating_add(1));
         let reviews = BTreeMap::new();
         let row =
-            RestoredAdmin { uid: uid.clone(), cut_ns, prepared_ns: now_ns(), accepted_ns: None, reviews };
+            RestoredAdmin { uid: uid.clone(), cut_ns, prepared_ns, epoch, accepted_ns: None, reviews };
         epochs::save_admin(tx, &row)?;
         audit::note(tx, "restore prepare", "restored in place", &format!("the admin server from {uid}"))?;
         Ok(ClusterFile::new(name, &address))

@@ -7,10 +7,11 @@ mod common;
 
 use chronofs_admin::{InPlace, prepare_in_place};
 use chronofs_snapshot::protocol::{Record, State};
-use chronofs_wire::admin::{Known, Register, RestoreEpoch};
+use chronofs_wire::admin::{Known, ParkedBytes, Register, RestoreEpoch};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::log::{LogChange, LogCopies, OpenLog};
+use chronofs_wire::token::Token;
 use common::{Running, serving, started};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -191,13 +192,20 @@ async fn a_restored_admin_server_names_what_was_revoked_since_and_holds_it_back_
     assert!(!before.review && before.admin_epoch == 0);
     let volumes = meta.assignment(1, 0).await.unwrap().volumes;
     let (folder, root, address) = server.stop().await;
-    let wanted = InPlace { record: record(), moved: None, with_servers: false };
+    let wanted = InPlace { record: record(), moved: None, with_servers: false, after: 0 };
     let file = prepare_in_place(folder.path(), &wanted).unwrap();
     assert_eq!(file.coordinators, std::slice::from_ref(&address));
     let server = serving(folder, root, address).await;
     let registered = meta.register(&register(1)).await.unwrap();
     assert!(registered.review && registered.admin_epoch > 0, "{registered:?}");
+    // What it was told from here shows nothing of what was revoked before; it is no answer.
+    let told = meta.assignment(1, 0).await.unwrap();
+    assert_eq!(told.admin_epoch, registered.admin_epoch);
+    meta.known(&Known::of(&told)).await.unwrap();
+    assert!(meta.register(&register(1)).await.unwrap().review, "it is asked still");
+    assert_eq!(server.get("/v1/status").await["restored_admin"]["reviews"], Value::Null);
     let known = Known {
+        admin_epoch: 0,
         tokens: vec![good.parse().unwrap(), made],
         volumes: [(Uuid::from_u128(8), "new".to_owned())].into(),
         deleted: volumes.iter().map(|volume| (volume.spec.id, volume.spec.name.clone())).collect(),
@@ -229,5 +237,57 @@ async fn a_restored_admin_server_names_what_was_revoked_since_and_holds_it_back_
     let mut both = [good, revoked];
     both.sort();
     assert_eq!(tokens().await, both);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_epoch_of_a_restored_admin_server_rises_also_where_the_clock_is_behind() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let (folder, root, address) = server.stop().await;
+    let prepared = |after| InPlace { record: record(), moved: None, with_servers: false, after };
+    let far = 1 << 62;
+    prepare_in_place(folder.path(), &prepared(far)).unwrap();
+    let server = serving(folder, root, address).await;
+    assert_eq!(meta.register(&register(1)).await.unwrap().admin_epoch, far + 1);
+    let (folder, root, address) = server.stop().await;
+    // From a copy that knows of that restore nothing has to be said.
+    prepare_in_place(folder.path(), &prepared(0)).unwrap();
+    let server = serving(folder, root, address).await;
+    assert_eq!(meta.register(&register(1)).await.unwrap().admin_epoch, far + 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_parked_is_written_down_once_for_each_mount_of_a_restore_and_never_without_one() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let may = |read_only: bool| json!({"volume": "v", "read_only": read_only});
+    let mut mounts = Vec::new();
+    for read_only in [false, true] {
+        let made = server.post("/v1/volume-tokens", may(read_only)).await;
+        let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+        mounts.push(AdminClient::new(&token).unwrap());
+    }
+    let said = |mount: &str| ParkedBytes {
+        mount: mount.to_owned(),
+        path: "lost+found/inode-7\n".to_owned() + &"x".repeat(5000),
+        files: 2,
+        bytes: 30,
+    };
+    let refused = mounts[0].parked(&said("a")).await.unwrap_err().to_string();
+    assert!(refused.contains("was not restored"), "{refused}");
+    meta.register(&restored(1, "a")).await.unwrap();
+    meta.register(&goes_on(1, "a", 1, 20)).await.unwrap();
+    for mount in ["a", "a", "b"] {
+        mounts[0].parked(&said(mount)).await.unwrap();
+    }
+    assert_eq!(mounts[1].parked(&said("c")).await.unwrap_err().code(), Some("forbidden"));
+    assert!(meta.parked(&said("d")).await.is_err(), "it is no volume token");
+    let rows = server.get("/v1/audit").await;
+    let rows: Vec<String> = rows.as_array().unwrap().iter().map(Value::to_string).collect();
+    let parked: Vec<&String> = rows.iter().filter(|row| row.contains("bytes of 2 files")).collect();
+    assert_eq!(parked.len(), 2, "{rows:?}");
+    assert!(parked.iter().all(|row| row.len() < 700 && !row.contains("\\n")), "{parked:?}");
     server.stop().await;
 }

@@ -46,6 +46,10 @@ pub(crate) enum Command {
         /// ones may still do is refused
         #[arg(long)]
         in_place: bool,
+        /// The restore of the admin server is later than the one with this epoch, whatever the clock says; metadata servers that
+        /// refuse it name the number
+        #[arg(long, value_name = "EPOCH", default_value_t = 0, hide_default_value = true, requires = "in_place")]
+        after: u64,
         /// Check everything and write nothing
         #[arg(long)]
         dry_run: bool,
@@ -158,10 +162,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
             Some(wanted) => clone::plan(&wanted, json).context("restore plan"),
             None => show_plan(&from.plan().context("restore plan")?, json),
         },
-        Command::Prepare { from, out, only, in_place, dry_run, json } => {
+        Command::Prepare { from, out, only, in_place, after, dry_run, json } => {
             if let Some(wanted) = from.own((in_place, only.as_deref())).context("restore prepare")? {
                 if in_place {
-                    return in_place::prepare(&wanted, &out, dry_run, json).context("restore prepare");
+                    return in_place::prepare(&wanted, &out, after, dry_run, json).context("restore prepare");
                 }
                 if only.is_some() {
                     bail!(

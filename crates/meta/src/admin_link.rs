@@ -138,10 +138,10 @@ impl AdminLink {
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
         restored::must_be_the_newest(&self.folder, &self.client, &registered)?;
-        if registered.review
-            && let Some(before) = known
-        {
-            // Before the first assignment: from then on nothing is known of what was said before.
+        // Before the first assignment: from then on nothing is known of what was said before the restore, and what was said since
+        // would show that nothing was revoked.
+        let before = known.as_ref().filter(|known| known.admin_epoch < registered.admin_epoch);
+        if let Some(before) = before.filter(|_| registered.review) {
             self.client.known(&Known::of(before)).await?;
         }
         self.register.restore.clone_from(&registered.restore);

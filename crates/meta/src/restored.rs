@@ -128,12 +128,22 @@ pub(crate) fn must_be_the_newest(
     if registered.admin_epoch >= kept {
         return Ok(());
     }
-    let message = format!(
-        "the admin server at {} is of before its restore at {}, which this server has heard of: stop it",
-        client.address(),
-        Version(kept)
-    );
+    let message = old_admin(client.address(), registered.admin_epoch, kept);
     Err(ClientError::Refused { status: 0, code: OLD_ADMIN.to_owned(), message })
+}
+
+/// What it means that an admin server comes with a lower epoch than one before, and what to do.
+fn old_admin(address: &str, found: u64, kept: u64) -> String {
+    let found = match found {
+        0 => "was never restored".to_owned(),
+        found => format!("is of a restore with epoch {found}"),
+    };
+    format!(
+        "the admin server at {address} {found}, and this server has followed one of a restore with epoch {kept} ({}): if it is the \
+         one of before that restore, stop it; if it was restored last, on a machine whose clock is behind, prepare it anew with \
+         chronofs restore prepare --in-place --after {kept}",
+        Version(kept)
+    )
 }
 
 /// Ends the start of a server whose folder is of before a restore in place. An admin server that does not say is not waited for:
@@ -210,6 +220,27 @@ fn compare(assignment: &Assignment, mut here: BTreeMap<Uuid, String>) -> [Vec<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chronofs_wire::identity::Sha256;
+    use chronofs_wire::token::{Token, TokenKind};
+
+    #[test]
+    fn an_admin_server_of_before_a_restore_is_not_followed_and_the_message_names_the_way_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256([0; 32])).unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let of = |admin_epoch| Registered { admin_epoch, ..Registered::default() };
+        must_be_the_newest(&folder, &client, &of(0)).unwrap();
+        folder.save_registered(&of(7)).unwrap();
+        must_be_the_newest(&folder, &client, &of(7)).unwrap();
+        must_be_the_newest(&folder, &client, &of(8)).unwrap();
+        for (old, found) in [(0, "never restored"), (6, "epoch 6")] {
+            let why = must_be_the_newest(&folder, &client, &of(old)).unwrap_err().to_string();
+            for part in [found, "127.0.0.1:1", "stop it", "--after 7"] {
+                assert!(why.contains(part), "{part}: {why}");
+            }
+        }
+    }
     use chronofs_core::Retention;
     use chronofs_core::store::{Credentials, StoreKind};
     use chronofs_core::volume::{Compression, VolumeSpec};

@@ -70,6 +70,9 @@ pub struct Known {
     pub volumes: BTreeMap<Uuid, String>,
     /// Those that were deleted.
     pub deleted: BTreeMap<Uuid, String>,
+    /// [`Assignment::admin_epoch`] of what was said: what this restored admin server said itself is no answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
 }
 
 impl Known {
@@ -85,6 +88,7 @@ impl Known {
             tokens: assignment.tokens.iter().map(|token| token.id).collect(),
             volumes: named(volumes),
             deleted: named(deleted),
+            admin_epoch: assignment.admin_epoch,
         }
     }
 }
@@ -108,8 +112,8 @@ pub struct Registered {
     /// The admin server was restored and wants to hear what it said before ([`Known`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub review: bool,
-    /// When the admin server was last restored in place, nanoseconds since the epoch; 0: never. One of before that, which comes
-    /// back, is not followed.
+    /// Rises with each restore of the admin server in place, mostly to the instant of that, nanoseconds since the epoch; 0: there
+    /// was none. One of before that, which comes back, is not followed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub admin_epoch: u64,
 }
@@ -162,6 +166,9 @@ pub struct Assignment {
     /// Block stores in which this clone may be registered as a reader, and of which no volume is here any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reader_stores: Vec<AssignedStore>,
+    /// [`Registered::admin_epoch`] of the admin server that says this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
 }
 
 /// A folder that a block store is to move to.
@@ -314,16 +321,18 @@ pub struct StorePlace {
     pub create_only: bool,
 }
 
-/// `POST /v1/mount/parked` with a volume token: a mount held written bytes of a file that a restore of the metadata server has
-/// lost, and has stored them in another one. It goes into the audit log.
+/// `POST /v1/mount/parked` with a volume token that may write: a mount held written bytes of files that a restore of the metadata
+/// server has lost, and has put them into others. It goes into the audit log: once for each mount and restore.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ParkedBytes {
-    /// The file that is lost.
-    pub ino: u64,
-    /// Where the bytes are now, below the directory that the mount shows.
+    /// What the mount calls itself.
+    pub mount: String,
+    /// Where the first of them are now, below the directory that the mount shows.
     pub path: String,
-    /// How many were written to it.
+    /// How many files are lost that it had bytes of.
+    pub files: u64,
+    /// How many bytes.
     pub bytes: u64,
 }
 

@@ -447,6 +447,8 @@ pub struct RestoredAdmin {
     pub cut_ns: u64,
     /// When its folder was prepared.
     pub prepared_ns: u64,
+    /// Above that of every restore of it that was known then. Metadata servers follow none with a lower one.
+    pub epoch: u64,
     /// When somebody said that the restore is as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_ns: Option<u64>,
@@ -492,7 +494,8 @@ impl RestoredAdmin {
             };
             say(
                 &review.revoked,
-                "volume tokens that were revoked after the copy was made, and would work again once the restore is accepted;                  chronofs configure delete volume-token revokes them again",
+                "volume tokens that were revoked after the copy was made, and would work again once the restore is accepted; \
+                 chronofs configure delete volume-token revokes them again",
             );
             say(
                 &review.made,

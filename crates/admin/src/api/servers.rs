@@ -3,7 +3,7 @@
 use super::auth::{MetadataServer, Mount};
 use super::{App, Body};
 use crate::AdminError;
-use crate::db::{audit, directory, epochs, logs, stores};
+use crate::db::{directory, epochs, logs, stores};
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -15,9 +15,6 @@ use chronofs_wire::log::{LogEpoch, OpenLog};
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
-
-/// The longest path that is written down.
-const PATH_MAX: usize = 200;
 
 /// A metadata server serves its store from now on
 #[utoipa::path(post, path = "/v1/meta/register", request_body = Register,
@@ -158,17 +155,19 @@ pub(super) async fn known(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Written bytes of a file that was lost with a restore lie in the lost+found of their volume
+/// Written bytes of files that were lost with a restore lie in the lost+found of their volume
 #[utoipa::path(post, path = "/v1/mount/parked", request_body = ParkedBytes,
     responses((status = 204)), security(("token" = [])))]
 pub(super) async fn parked(
     mount: Mount,
     State(app): State<Arc<App>>,
-    Body(ParkedBytes { ino, path, bytes }): Body<ParkedBytes>,
+    Body(said): Body<ParkedBytes>,
 ) -> Result<StatusCode, AdminError> {
-    let path: String = path.chars().take(PATH_MAX).collect();
-    let object = format!("{bytes} bytes of lost file {ino} in {path}");
-    app.database.run(move |tx| audit::note(tx, &format!("volume {}", mount.name), "parked", &object)).await?;
+    if mount.read_only {
+        return Err(AdminError::Forbidden("the token may only read, so its mounts have written nothing".to_owned()));
+    }
+    let Mount { id, name, metadata_store, .. } = mount;
+    app.database.run(move |tx| epochs::parked(tx, (&metadata_store, &id, &name), &said)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

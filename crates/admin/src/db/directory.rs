@@ -162,6 +162,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         Some(in_place) => in_place,
         None => restored::accepted(tx)?,
     };
+    let admin_epoch = epochs::admin_epoch(tx)?;
     let told: Vec<Uuid> = volumes.iter().map(|volume| volume.store.id).collect();
     Ok(Assignment {
         revision: revision(tx, store)?,
@@ -173,6 +174,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         accepted_restore,
         copy_restored: restored::copies(tx)?,
         reader_stores: restored::reader_stores(tx, secrets, store, &told)?,
+        admin_epoch,
     })
 }
 

@@ -7,7 +7,7 @@
 use super::{audit, column, logs, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned};
 use crate::AdminError;
 use crate::model::MetadataStore;
-use chronofs_wire::admin::{Known, Register, RestoreEpoch};
+use chronofs_wire::admin::{Known, ParkedBytes, Register, RestoreEpoch};
 use chronofs_wire::status::{RestoredAdmin, RestoredServer, Review};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,10 @@ use uuid::Uuid;
 /// A restored server goes on under an epoch so far above all that is known: an admin server that was restored with it does not
 /// know which were given since, and mounts that have seen those would take a lower one for a server of the past.
 pub const EPOCHS_LEFT_OUT: u64 = 1 << 20;
+/// So many mounts of a volume are heard of what they had of files that a restore has lost.
+pub const PARKED_MAX: u64 = 1000;
+/// The longest name of a mount, and path, that is written down.
+const PARKED_TEXT_MAX: usize = 200;
 /// Setting: JSON of [`RestoredAdmin`].
 const RESTORED_ADMIN: &str = "restored-admin";
 
@@ -113,7 +117,9 @@ fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Re
     };
     if known.contains(&said.id) || !later {
         let what = match (said.began_ns, said.epoch) {
-            (None, _) | (_, 0) => "was prepared before that began: prepare it anew".to_owned(),
+            (None, _) | (_, 0) => "was prepared before that began, or by a machine whose clock is behind: set that, and prepare \
+                 it anew"
+                .to_owned(),
             (_, epoch) => format!("is of restore epoch {epoch}"),
         };
         return match recovers {
@@ -212,6 +218,42 @@ pub fn accept(tx: &Transaction<'_>) -> Result<bool, AdminError> {
     Ok(any > 0 || was)
 }
 
+/// Writes into the audit log what a mount had of files that the newest restore has lost: once for each mount, and of no more than
+/// [`PARKED_MAX`]. The reports in the volume's lost+found say the rest.
+pub fn parked(
+    tx: &Transaction<'_>,
+    (store, volume, name): (&str, &str, &str),
+    said: &ParkedBytes,
+) -> Result<(), AdminError> {
+    let found = stores::find_metadata(tx, store)?;
+    let Some(restore) = newest(tx, &found)?.map(|newest| newest.restore) else {
+        return Err(AdminError::Invalid(format!(
+            "metadata store '{}' was not restored, so no file of volume '{name}' was lost with that",
+            found.name
+        )));
+    };
+    let short = |text: &str| -> String {
+        text.chars().filter(|c| !c.is_control()).take(PARKED_TEXT_MAX).collect()
+    };
+    let (mount, path) = (short(&said.mount), short(&said.path));
+    let epoch = to_sql(restore.epoch);
+    let sql = "SELECT count(*) AS n FROM parked WHERE metadata_store = ?1 AND epoch = ?2 AND volume = ?3";
+    let heard: u64 = tx.query_row(sql, params![found.id, epoch, volume], |row| unsigned(row, "n"))?;
+    if heard >= PARKED_MAX {
+        return Ok(());
+    }
+    let sql = "INSERT OR IGNORE INTO parked (metadata_store, epoch, volume, mount) VALUES (?1, ?2, ?3, ?4)";
+    if tx.execute(sql, params![found.id, epoch, volume, mount])? == 0 {
+        return Ok(());
+    }
+    let ParkedBytes { files, bytes, .. } = said;
+    let object = format!(
+        "{bytes} bytes of {files} files lost with restore epoch {} by the mount {mount}, the first in {path}",
+        restore.epoch
+    );
+    audit::note(tx, &format!("volume {name}"), "parked", &object)
+}
+
 /// Forgets all: they are those of another cluster.
 pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
     tx.execute("DELETE FROM restore_epoch", [])?;
@@ -231,9 +273,9 @@ pub fn save_admin(tx: &Transaction<'_>, restored: &RestoredAdmin) -> Result<(), 
     set_setting(tx, RESTORED_ADMIN, &json(restored)?)
 }
 
-/// When this server was last restored in place; 0: never.
+/// The epoch of the last restore of this server in place; 0: there was none.
 pub fn admin_epoch(tx: &Transaction<'_>) -> Result<u64, AdminError> {
-    Ok(restored_admin(tx)?.map_or(0, |restored| restored.prepared_ns))
+    Ok(restored_admin(tx)?.map_or(0, |restored| restored.epoch))
 }
 
 /// Whether the server of a store is to say what it was told before this database was restored.
@@ -242,12 +284,16 @@ pub fn wants_review(tx: &Transaction<'_>, store: &str) -> Result<bool, AdminErro
     Ok(waits.is_some_and(|restored| !restored.reviews.contains_key(store)))
 }
 
-/// Keeps how what a metadata server was told differs from what is here. Only the first time: from then on it is told from here.
+/// Keeps how what a metadata server was told differs from what is here. Only the first time, and only of what was said before the
+/// restore: what it was told from here since shows no difference, whatever was revoked.
 pub fn review(tx: &Transaction<'_>, store: &MetadataStore, known: &Known) -> Result<(), AdminError> {
     if !wants_review(tx, &store.name)? {
         return Ok(());
     }
     let Some(mut restored) = restored_admin(tx)? else { return Ok(()) };
+    if known.admin_epoch >= restored.epoch {
+        return Ok(());
+    }
     let sql = "SELECT volume_token.id FROM volume_token JOIN volume ON volume.id = volume_token.volume
         WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id";
     let here: BTreeSet<String> = column(tx, sql, &store.id)?.into_iter().collect();

@@ -279,6 +279,15 @@ CREATE TABLE restore_epoch (
     PRIMARY KEY (metadata_store, epoch),
     UNIQUE (metadata_store, id)
 ) STRICT;
+-- Mounts that have said what they had of files that a restore has lost.
+CREATE TABLE parked (
+    metadata_store TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    volume TEXT NOT NULL,
+    mount TEXT NOT NULL,
+    PRIMARY KEY (metadata_store, epoch, volume, mount),
+    FOREIGN KEY (metadata_store, epoch) REFERENCES restore_epoch (metadata_store, epoch) ON DELETE CASCADE
+) STRICT;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

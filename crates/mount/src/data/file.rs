@@ -8,7 +8,7 @@ use super::dirty::Dirty;
 use super::lock;
 use super::lost::ErrorMark;
 use super::meta::Meta;
-use super::parked::Parked;
+use super::parked::Parking;
 use super::read::ReadAhead;
 use super::slice_map::SliceMap;
 use super::volume::Data;
@@ -19,7 +19,7 @@ use chronofs_core::{Attr, Errno, Ino, SetAttr, Version};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -43,10 +43,12 @@ pub struct FileData<M: Meta> {
     pub(super) asking: tokio::sync::Mutex<()>,
     /// Held while a block is merged.
     pub(super) merging: tokio::sync::Mutex<()>,
-    /// A restore of the server has lost the file: nothing is taken for it any more.
+    /// It was there after so many restores of the server.
+    pub(super) there: AtomicU64,
+    /// A later one has lost it: nothing is taken for it any more.
     pub(super) gone: AtomicBool,
     /// Where its bytes went then.
-    pub(super) parked: tokio::sync::Mutex<Option<Parked<M>>>,
+    pub(super) parking: tokio::sync::Mutex<Parking<M>>,
 }
 
 /// Bytes on their way, and what has become of them since.
@@ -201,7 +203,7 @@ impl State {
     }
 }
 
-fn stored_bytes(piece: &Piece) -> u64 {
+pub(super) fn stored_bytes(piece: &Piece) -> u64 {
     match &piece.content {
         Content::Bytes(bytes) => bytes.len() as u64,
         Content::Hole(_) => 0,
@@ -231,6 +233,7 @@ impl<M: Meta> FileData<M> {
             ahead: ReadAhead::default(),
         };
         FileData {
+            there: AtomicU64::new(data.meta.restores()),
             data,
             ino: attr.ino,
             state: Mutex::new(state),
@@ -238,7 +241,7 @@ impl<M: Meta> FileData<M> {
             asking: tokio::sync::Mutex::new(()),
             merging: tokio::sync::Mutex::new(()),
             gone: AtomicBool::new(false),
-            parked: tokio::sync::Mutex::new(None),
+            parking: Default::default(),
         }
     }
 
@@ -409,13 +412,12 @@ impl<M: Meta> FileData<M> {
         }
     }
 
-    /// Takes over what was written to another file, which is not there any more.
-    pub(super) fn adopt(self: &Arc<Self>, pieces: Vec<Piece>) {
+    /// Takes over what was written to another file, which is not there any more, with its `bytes` of memory.
+    pub(super) fn adopt(self: &Arc<Self>, pieces: Vec<Piece>, bytes: u64) {
         let size_min = pieces.iter().map(|piece| piece.offset + piece.content.len()).max();
         let mut state = self.state();
         self.touched(&mut state, false);
-        // Its memory is given back by the other.
-        state.push(pieces, 0, size_min);
+        state.push(pieces, bytes, size_min);
         state.sent();
     }
 

@@ -56,6 +56,15 @@ pub struct ParkedAt {
     pub head: String,
 }
 
+/// What of [`ParkedAt`] is there already.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Made {
+    /// The file for the bytes, with its name.
+    pub file: Option<(Attr, String)>,
+    /// The one for the report.
+    pub report: Option<Attr>,
+}
+
 /// A connection to the metadata server of one volume.
 ///
 /// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
@@ -88,14 +97,15 @@ pub trait Meta: Send + Sync + 'static {
     /// How often answered changes of `ino` were lost that way since the volume was mounted.
     fn lost(&self, ino: Ino) -> u64;
 
-    /// Whether the server was put back from a copy since the volume was mounted: files may be lost that were made after that.
-    fn restored(&self) -> bool {
-        false
+    /// How often the server was put back from a copy since the volume was mounted: files may be lost that were made after that.
+    fn restores(&self) -> u64 {
+        0
     }
 
-    /// Makes files in the lost+found of the volume for what was written to `ino`, which is lost.
-    fn park(&self, ino: Ino) -> impl Future<Output = Result<ParkedAt, Errno>> + Send {
-        let _ = ino;
+    /// Makes files in the lost+found of the volume for what was written to `ino`, which is lost. What is `made` already, by a call
+    /// that failed later, is not made again.
+    fn park(&self, ino: Ino, made: &mut Made) -> impl Future<Output = Result<ParkedAt, Errno>> + Send {
+        let _ = (ino, made);
         std::future::ready(Err(Errno::EACCES))
     }
 

@@ -68,7 +68,7 @@ mod write_back;
 
 pub use file::FileData;
 pub use lost::ErrorMark;
-pub use meta::{Meta, ParkedAt, Publish, PublishError, SliceList};
+pub use meta::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;
 

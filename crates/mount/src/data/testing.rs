@@ -1,7 +1,7 @@
 //! A metadata server and an object store in memory that fail and dawdle by seed, for the tests of the data path.
 
 use super::lock;
-use super::meta::{Meta, ParkedAt, Publish, PublishError, SliceList};
+use super::meta::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 use crate::testing;
 use bytes::Bytes;
 use chronofs_blocks::layout::{Shows, layout};
@@ -112,8 +112,12 @@ struct Inner {
     boot: u64,
     /// How often something was lost.
     lost: u64,
-    /// The file was lost with a restore; nothing can be parked so many times.
+    /// The file is not there any more; nothing can be parked so many times.
     gone: Option<u32>,
+    /// How often it was put back from a copy.
+    restores: u64,
+    /// Files that were made for what is parked.
+    made: u32,
     /// What was said to be parked.
     parked: Vec<(Ino, String, u64)>,
     /// Bytes of the report.
@@ -300,9 +304,25 @@ impl MemoryMeta {
     /// The server is put back from a copy that is older than the file; at first nothing can be parked.
     pub(super) fn restore(&self, fails: u32) {
         let mut inner = lock(&self.inner);
-        let Inner { version, boot, granted, block_size, .. } = *inner;
-        *inner =
-            Inner { version, boot: boot + 1, granted, block_size, gone: Some(fails), ..Inner::default() };
+        let Inner { version, boot, granted, block_size, restores, .. } = *inner;
+        let (boot, restores, gone) = (boot + 1, restores + 1, Some(fails));
+        *inner = Inner { version, boot, granted, block_size, gone, restores, ..Inner::default() };
+    }
+
+    /// It is put back from one that has the file as it is.
+    pub(super) fn restore_with_it(&self) {
+        let mut inner = lock(&self.inner);
+        (inner.boot, inner.restores) = (inner.boot + 1, inner.restores + 1);
+    }
+
+    /// Somebody removes the file.
+    pub(super) fn remove(&self) {
+        lock(&self.inner).gone = Some(0);
+    }
+
+    /// How many files were made for what is parked.
+    pub(super) fn made(&self) -> u32 {
+        lock(&self.inner).made
     }
 
     /// What was said to be parked, and how long the report is.
@@ -413,13 +433,18 @@ impl Meta for MemoryMeta {
         Ok((first, first + 10))
     }
 
-    fn restored(&self) -> bool {
-        lock(&self.inner).gone.is_some()
+    fn restores(&self) -> u64 {
+        lock(&self.inner).restores
     }
 
-    async fn park(&self, _: Ino) -> Result<ParkedAt, Errno> {
+    async fn park(&self, _: Ino, made: &mut Made) -> Result<ParkedAt, Errno> {
         self.faults.delay().await;
-        match &mut lock(&self.inner).gone {
+        let mut inner = lock(&self.inner);
+        if made.file.is_none() {
+            inner.made += 1;
+            made.file = Some((testing::attr(PARKED.0), "43".to_owned()));
+        }
+        match &mut inner.gone {
             Some(fails @ 1..) => {
                 *fails -= 1;
                 Err(Errno::EAGAIN)

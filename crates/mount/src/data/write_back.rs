@@ -263,10 +263,9 @@ impl<M: Meta> FileData<M> {
                     return Err(first_error.unwrap_or(errno));
                 }
                 Err(Failure::Final(errno)) if self.is_lost(errno) => match self.park(&batch).await {
-                    Ok(()) => {
-                        first_error.get_or_insert(Errno::ESTALE);
-                        self.took_leave(&batch, Errno::ESTALE);
-                    }
+                    Ok(true) => drop(first_error.get_or_insert(Errno::ESTALE)),
+                    // Somebody has discarded it meanwhile.
+                    Ok(false) => {}
                     Err(errno) if is_hopeless(errno) => {
                         first_error.get_or_insert(Errno::ESTALE);
                         self.give_up(&batch, Errno::ESTALE);
@@ -308,7 +307,7 @@ impl<M: Meta> FileData<M> {
         if chunks.is_empty() && (kill_priv || cut == u64::MAX) {
             chunks.push(&[]);
         }
-        let last = chunks.len();
+        let (last, restores) = (chunks.len(), self.data.meta.restores());
         for (chunk, n) in chunks.into_iter().zip(1..) {
             let publish = Publish {
                 ino: self.ino,
@@ -325,6 +324,7 @@ impl<M: Meta> FileData<M> {
                     // Refused for its ids: it is sealed again under those of the new session.
                     false => Failure::SessionOver,
                 })?;
+            self.is_there(restores);
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }
         let mut state = self.state();
@@ -427,15 +427,15 @@ impl<M: Meta> FileData<M> {
     fn give_up(&self, batch: &Batch, errno: Errno) {
         tracing::error!(ino = %self.ino, bytes = batch.bytes, %errno, "written bytes are lost: the server refused them");
         self.data.refused.fetch_add(batch.bytes, Ordering::Relaxed);
-        self.took_leave(batch, errno);
+        self.take_leave(batch, errno, 0);
     }
 
-    /// A batch is not this file's any more; every handle is told why.
-    fn took_leave(&self, batch: &Batch, errno: Errno) {
+    /// A batch is not this file's any more; every handle is told why. Of its memory so many bytes go with it to another file.
+    pub(super) fn take_leave(&self, batch: &Batch, errno: Errno, go: u64) {
         let mut state = self.state();
         if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
             state.frozen.pop_front();
-            self.data.budget.release(batch.bytes);
+            self.data.budget.release(batch.bytes.saturating_sub(go));
         }
         state.errors += 1;
         state.last_error = errno;

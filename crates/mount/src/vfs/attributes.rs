@@ -21,12 +21,7 @@ impl Vfs {
     /// The attributes of `ino`.
     pub(crate) async fn getattr(&self, caller: Caller, ino: Ino) -> Result<Shown, Errno> {
         let asked = self.connection.call(caller, Request::GetAttr { ino }).await;
-        // A number that was lost with a restore names nothing, and never will.
-        let lost = |errno| match errno {
-            Errno::ENOENT if self.connection.restored() => Errno::ESTALE,
-            errno => errno,
-        };
-        let (version, attr) = reply::attr(asked.map_err(lost)?)?;
+        let (version, attr) = reply::attr(asked.map_err(|errno| self.connection.lost_or(errno))?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }

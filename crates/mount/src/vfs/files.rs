@@ -152,7 +152,9 @@ impl Vfs {
             self.access(caller.clone(), ino, EXEC).await?;
         }
         let request = Request::Open { ino, read: access.read, write: access.write };
-        let (version, attr, slices) = reply::opened(self.connection.call(caller, request).await?)?;
+        let opened = self.connection.call(caller, request).await;
+        // For ESTALE the kernel looks the name up again: it may be another file's by now.
+        let (version, attr, slices) = reply::opened(opened.map_err(|errno| self.connection.lost_or(errno))?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }

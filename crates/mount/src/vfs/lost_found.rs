@@ -2,10 +2,9 @@
 
 use super::meta_link::MetaLink;
 use super::reply;
-use crate::data::ParkedAt;
+use crate::data::{Made, ParkedAt};
 use chronofs_core::ops::{NewNode, Request};
 use chronofs_core::{Attr, Caller, Errno, FileKind, Ino, Name, Version};
-use chronofs_wire::admin::ParkedBytes;
 
 /// Its name in the directory that is mounted.
 const LOST_FOUND: &str = "lost+found";
@@ -13,11 +12,17 @@ const LOST_FOUND: &str = "lost+found";
 const OTHERS_MAX: u32 = 1000;
 
 impl MetaLink {
-    /// Makes a file for the bytes of `lost`, and one for the report.
-    pub(super) async fn make_parked(&self, lost: Ino) -> Result<ParkedAt, Errno> {
+    /// Makes a file for the bytes of `lost`, and one for the report, as far as they are not made.
+    pub(super) async fn make_parked(&self, lost: Ino, made: &mut Made) -> Result<ParkedAt, Errno> {
         let dir = self.lost_found().await?;
-        let (attr, name) = self.new_file(dir, lost).await?;
-        let report = self.make(dir, &format!("{name}.txt"), NewNode::File, 0o600).await?;
+        let (attr, name) = match &made.file {
+            Some(file) => file.clone(),
+            None => made.file.insert(self.new_file(dir, &format!("inode-{lost}"), "").await?).clone(),
+        };
+        let report = match &made.report {
+            Some(report) => report.clone(),
+            None => made.report.insert(self.new_file(dir, &name, ".txt").await?.0).clone(),
+        };
         let now = Version(u64::try_from(self.connection.now_ns()).unwrap_or_default());
         let head = format!(
             "The metadata server of this volume was restored from a copy that is older than file {lost} (an inode number).\n\
@@ -30,22 +35,24 @@ impl MetaLink {
     }
 
     async fn lost_found(&self) -> Result<Ino, Errno> {
-        match self.make(self.root, LOST_FOUND, NewNode::Dir, 0o700).await {
+        let root = self.connection.root();
+        match self.make(root, LOST_FOUND, NewNode::Dir, 0o700).await {
             Ok(attr) => Ok(attr.ino),
             Err(Errno::EEXIST) => {
-                let request = Request::Lookup { parent: self.root, name: name_of(LOST_FOUND)? };
+                let request = Request::Lookup { parent: root, name: name_of(LOST_FOUND)? };
                 let (_, attr) = reply::attr(self.connection.call(Caller::ROOT, request).await?)?;
                 // Something else of that name: what can be kept is kept beside it.
-                Ok(if attr.kind == FileKind::Dir { attr.ino } else { self.root })
+                Ok(if attr.kind == FileKind::Dir { attr.ino } else { root })
             }
             Err(errno) => Err(errno),
         }
     }
 
-    /// A name that nobody has taken: other mounts may have bytes of the same file.
-    async fn new_file(&self, dir: Ino, lost: Ino) -> Result<(Attr, String), Errno> {
+    /// A file with a name that nobody has taken: other mounts may have bytes of the same file, and a call without an answer may
+    /// have made one.
+    async fn new_file(&self, dir: Ino, stem: &str, end: &str) -> Result<(Attr, String), Errno> {
         for n in 0..OTHERS_MAX {
-            let name = if n == 0 { format!("inode-{lost}") } else { format!("inode-{lost}-{n}") };
+            let name = if n == 0 { format!("{stem}{end}") } else { format!("{stem}-{n}{end}") };
             match self.make(dir, &name, NewNode::File, 0o600).await {
                 Err(Errno::EEXIST) => {}
                 made => return made.map(|attr| (attr, name)),
@@ -69,11 +76,6 @@ impl MetaLink {
         let (version, attr) = reply::attr(self.connection.call(Caller::ROOT, request).await?)?;
         self.cache.changed_entry(parent, &name, version);
         Ok(attr)
-    }
-
-    /// Has it stand in the audit log. That is no condition: the report lies beside the bytes.
-    pub(super) fn tell_parked(&self, ino: Ino, path: &str, bytes: u64) {
-        self.connection.tell_parked(ParkedBytes { ino: ino.0, path: path.to_owned(), bytes });
     }
 }
 

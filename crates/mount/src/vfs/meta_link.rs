@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::reply;
 use crate::connection::Connection;
-use crate::data::{Meta, ParkedAt, Publish, PublishError, SliceList};
+use crate::data::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
@@ -13,21 +13,12 @@ use std::sync::Arc;
 pub(crate) struct MetaLink {
     pub(crate) connection: Arc<Connection>,
     pub(crate) cache: Arc<Cache>,
-    /// The directory that is mounted.
-    pub(crate) root: Ino,
-}
-
-impl MetaLink {
-    /// What a file that is open and not there was, if the server was put back from a copy: its number never means another.
-    fn lost_or(&self, errno: Errno) -> Errno {
-        if errno == Errno::ENOENT && self.connection.restored() { Errno::ESTALE } else { errno }
-    }
 }
 
 impl Meta for MetaLink {
     async fn attributes(&self, ino: Ino) -> Result<Attr, Errno> {
         let asked = self.connection.call(Caller::ROOT, Request::GetAttr { ino }).await;
-        let (_, attr) = reply::attr(asked.map_err(|errno| self.lost_or(errno))?)?;
+        let (_, attr) = reply::attr(asked.map_err(|errno| self.connection.lost_or(errno))?)?;
         Ok(attr)
     }
 
@@ -42,7 +33,7 @@ impl Meta for MetaLink {
     async fn slices(&self, ino: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         let request = Request::Slices { ino, first, count, staged: true };
         let asked = self.connection.call(Caller::ROOT, request).await;
-        match asked.map_err(|errno| self.lost_or(errno))? {
+        match asked.map_err(|errno| self.connection.lost_or(errno))? {
             (version, Reply::Slices(slices)) => Ok(SliceList { version, slices }),
             (_, other) => Err(reply::unexpected(&other)),
         }
@@ -89,16 +80,16 @@ impl Meta for MetaLink {
         Ok((first, end))
     }
 
-    fn restored(&self) -> bool {
-        self.connection.restored()
+    fn restores(&self) -> u64 {
+        self.connection.restores()
     }
 
-    async fn park(&self, ino: Ino) -> Result<ParkedAt, Errno> {
-        self.make_parked(ino).await
+    async fn park(&self, ino: Ino, made: &mut Made) -> Result<ParkedAt, Errno> {
+        self.make_parked(ino, made).await
     }
 
     fn parked(&self, ino: Ino, path: &str, bytes: u64) {
-        self.tell_parked(ino, path, bytes);
+        self.connection.tell_parked(ino, path, bytes);
     }
 
     fn now_ns(&self) -> i64 {

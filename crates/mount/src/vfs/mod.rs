@@ -93,8 +93,7 @@ impl Vfs {
         patience: Arc<Patience>,
     ) -> Arc<Self> {
         let cache = Arc::new(Cache::new());
-        let link =
-            MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache), root: welcome.root };
+        let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
         let port = objects::port(welcome, &connection, direct, &patience);
         let config = Config {
             volume: welcome.volume.id,

@@ -94,6 +94,7 @@ fn assignment() -> Assignment {
             credentials: Credentials::Ambient,
             create_only: false,
         }],
+        admin_epoch: 91,
     }
 }
 
@@ -133,8 +134,11 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     };
     assert_body("register.json", &register);
     let named = |n| [(uuid(n), format!("v{n}"))].into();
-    assert_body("known.json", &Known { tokens: vec![uuid(81)], volumes: named(82), deleted: named(83) });
-    assert_body("parked.json", &ParkedBytes { ino: 84, path: "lost+found/a".to_owned(), bytes: 85 });
+    let (volumes, deleted) = (named(82), named(83));
+    let known = Known { tokens: vec![uuid(81)], volumes, deleted, admin_epoch: 92 };
+    assert_body("known.json", &known);
+    let (mount, path) = ("host:/mnt".to_owned(), "lost+found/a".to_owned());
+    assert_body("parked.json", &ParkedBytes { mount, path, files: 84, bytes: 85 });
     assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
     let members = LogCopies { copies: vec!["/disk2/log".to_owned()], anti_quorum: 0 };
