@@ -41,7 +41,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         );
     }
     let epoch = match known {
-        _ if restored => (found.epoch.max(register.epoch) + epochs::EPOCHS_LEFT_OUT).min(EPOCH_MAX),
+        _ if restored => epochs::far_above(found.epoch.max(register.epoch)).min(EPOCH_MAX),
         _ if behind => register.epoch + 1,
         Some(epoch) if epoch < found.epoch => return Err(superseded(&found, epoch)),
         Some(epoch) => epoch,

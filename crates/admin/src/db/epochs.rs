@@ -15,13 +15,21 @@ use uuid::Uuid;
 
 /// A restored server goes on under an epoch so far above all that is known: an admin server that was restored with it does not
 /// know which were given since, and mounts that have seen those would take a lower one for a server of the past.
-pub const EPOCHS_LEFT_OUT: u64 = 1 << 20;
+const EPOCHS_LEFT_OUT: u64 = 1 << 20;
+/// The bits of an instant below these are left out of the epoch that it gives: one lasts about a millisecond.
+const EPOCH_BITS: u32 = 20;
 /// So many mounts of a volume are heard of what they had of files that a restore has lost.
 pub const PARKED_MAX: u64 = 1000;
 /// The longest name of a mount, and path, that is written down.
 const PARKED_TEXT_MAX: usize = 200;
 /// Setting: JSON of [`RestoredAdmin`].
 const RESTORED_ADMIN: &str = "restored-admin";
+
+/// The epoch of ownership of a restored server, `known` being the highest one known. It follows the clock, so that the second
+/// restore from a database that knows nothing of the first is above that, too.
+pub fn far_above(known: u64) -> u64 {
+    known.max(now_ns() >> EPOCH_BITS).saturating_add(EPOCHS_LEFT_OUT)
+}
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String, AdminError> {
     serde_json::to_string(value).map_err(|e| AdminError::Internal(e.to_string()))

@@ -108,6 +108,11 @@ impl State {
         self.forget_published(Version::ZERO);
     }
 
+    /// As if the server ran anew: whoever reads asks for the attributes first.
+    pub(super) fn restarted_unheard(&mut self) {
+        self.restarted(self.boot);
+    }
+
     pub(super) fn forget_published(&mut self, version: Version) {
         self.version = version;
         self.map.clear();
@@ -233,7 +238,7 @@ impl<M: Meta> FileData<M> {
             ahead: ReadAhead::default(),
         };
         FileData {
-            there: AtomicU64::new(data.meta.restores()),
+            there: AtomicU64::new(0),
             data,
             ino: attr.ino,
             state: Mutex::new(state),

@@ -48,7 +48,7 @@ impl<M: Meta> FileData<M> {
     }
 
     /// The server knew the file when it was asked, after so many restores.
-    pub(super) fn is_there(&self, restores: u64) {
+    pub fn is_there(&self, restores: u64) {
         self.there.fetch_max(restores, Ordering::SeqCst);
     }
 

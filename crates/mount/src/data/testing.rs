@@ -315,6 +315,12 @@ impl MemoryMeta {
         (inner.boot, inner.restores) = (inner.boot + 1, inner.restores + 1);
     }
 
+    /// It goes on at versions far below those that it gave before, and is not said to run anew.
+    pub(super) fn set_back(&self) {
+        let mut inner = lock(&self.inner);
+        inner.version = 1;
+    }
+
     /// Somebody removes the file.
     pub(super) fn remove(&self) {
         lock(&self.inner).gone = Some(0);

@@ -35,8 +35,9 @@ const PUT_PATIENCE: Duration = Duration::from_secs(5);
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
 const PUBLISH_RETRY: Duration = Duration::from_millis(10);
 const PUBLISH_RETRY_MAX: Duration = Duration::from_secs(1);
-/// How often to look whether the grant of a new session is known.
+/// How often to look whether the grant of a new session is known, and for how long.
 const SESSION_CHECK: Duration = Duration::from_millis(10);
+const SESSION_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Written ranges that go on their way together. They do not overlap.
 #[derive(Debug)]
@@ -247,11 +248,20 @@ impl<M: Meta> FileData<M> {
         end: u64,
     ) -> Result<(), Errno> {
         let mut first_error = None;
+        let mut session_by = None;
         loop {
             let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
             let Some(batch) = next.filter(|batch| batch.seq < end) else { break };
             match self.publish(&batch, order).await {
-                Ok(()) => self.state().stuck = None,
+                Ok(()) => (self.state().stuck, session_by) = (None, None),
+                // Whoever waits for the bytes is not to wait for ever; they stay, and are tried again.
+                Err(Failure::SessionOver)
+                    if Instant::now()
+                        >= *session_by.get_or_insert_with(|| Instant::now() + SESSION_PATIENCE) =>
+                {
+                    self.state().stuck = Some(Errno::EIO);
+                    return Err(first_error.unwrap_or(Errno::EIO));
+                }
                 Err(Failure::SessionOver) => {
                     // The news may be on its way still; until it is here, it would be sealed for the old session.
                     if batch.is_sealed_for(self) {

@@ -158,6 +158,7 @@ fn a_file_that_is_there_after_a_restore_and_is_removed_later_is_not_parked() {
                 _ => {
                     drop(file);
                     file = world.open(&data);
+                    file.is_there(world.meta.restores());
                 }
             }
             let mark = file.error_mark();
@@ -225,5 +226,41 @@ fn every_write_back_ends_however_often_the_server_is_put_back_while_it_runs() {
             end.await.expect("what is parked is stored");
             assert_eq!((data.refused(), data.unpublished()), (0, 0), "seed {seed}");
         }
+    });
+}
+
+#[test]
+fn a_write_back_ends_though_the_server_takes_no_ids_and_its_bytes_are_kept() {
+    runtime().block_on(async {
+        let world = calm(4096);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        file.write(0, b"kept", false).await.unwrap();
+        world.meta.refuse(Some(PublishError::SessionOver));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(file.flush(&file.error_mark()).await, Err(Errno::EIO));
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert_eq!((data.unpublished(), data.refused()), (4, 0));
+        world.meta.refuse(None);
+        assert_eq!(file.flush(&file.error_mark()).await, Ok(()));
+        assert_eq!(data.unpublished(), 0);
+    });
+}
+
+#[test]
+fn a_read_ends_though_the_server_went_back_to_versions_below_what_is_known() {
+    runtime().block_on(async {
+        let world = calm(256);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        for _ in 0..5 {
+            file.write(0, b"there", false).await.unwrap();
+            file.flush(&file.error_mark()).await.unwrap();
+        }
+        world.meta.set_back();
+        // Its block is not known any more, and what is answered is older than what is.
+        file.state().map.clear();
+        let read = tokio::time::timeout(Duration::from_secs(60), file.read(0, 5)).await;
+        assert_eq!(&read.expect("it ends").unwrap()[..], b"there");
     });
 }
