@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::clone::{Clone, mapping};
-use chronofs_e2e::process::{Process, free_address, text, wait_for};
+use chronofs_e2e::process::{Process, free_address, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::read_record;
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, change};
 use serde_json::Value;
@@ -118,7 +118,8 @@ impl Load {
 
     fn end(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
+        let thread = self.thread.take();
+        thread.unwrap().join().unwrap();
     }
 }
 
@@ -126,11 +127,38 @@ fn recovered(drill: &str, lost: Instant) {
     println!("drill: {drill}: files are read again {:.1} s after the loss", lost.elapsed().as_secs_f64());
 }
 
-/// A writer that has a file open, with bytes in it that are not stored yet.
-fn dirty(path: &Path, bytes: &[u8], at: u64) -> File {
-    let file = OpenOptions::new().write(true).open(path).unwrap();
-    file.write_all_at(bytes, at).unwrap();
-    file
+impl Drop for Load {
+    /// A drill that fails takes its mount away: nobody is to be in it then.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take();
+        let left = Instant::now();
+        while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && left.elapsed() < WRITE_WITHIN {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// How long a write may take that waits for no server.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A file that a writer has open, with all of it stored. What the kernel asks for before the first write is known then.
+fn opened(path: &Path) -> Arc<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).unwrap();
+    file.write_all_at(&first, 0).unwrap();
+    file.sync_all().unwrap();
+    Arc::new(file)
+}
+
+/// Writes to a file while its server is away: nothing of that can be stored.
+fn write_dirty(file: &Arc<File>, bytes: &'static [u8], at: u64) {
+    let (done, told) = std::sync::mpsc::channel();
+    let file = file.clone();
+    // On a thread of its own: if it did wait for the server, nobody would be left to start that.
+    std::thread::spawn(move || drop(done.send(file.write_all_at(bytes, at))));
+    told.recv_timeout(WRITE_WITHIN).expect("a write waits for no server").unwrap();
 }
 
 #[test]
@@ -152,10 +180,11 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     fs::write(mount.path("late"), "late and stored").unwrap();
     let late = mount.instant();
     let token = fs::read_to_string(lab.installation.path("meta/credentials")).unwrap();
-    let of_kept = dirty(&mount.path("kept"), b"dirty", 2);
-    let of_late = dirty(&mount.path("late"), b"not stored", 100);
+    let (of_kept, of_late) = (opened(&mount.path("kept")), opened(&mount.path("late")));
     lab.installation.meta.kill();
     let lost = Instant::now();
+    write_dirty(&of_kept, b"dirty", 2);
+    write_dirty(&of_late, b"not stored", 100);
     // The disk is lost; what was on it turns up again later.
     fs::rename(lab.installation.path("meta"), lab.installation.path("old")).unwrap();
 
@@ -191,7 +220,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     assert_eq!((bytes.len(), &bytes[100..]), (110, &b"not stored"[..]));
     assert!(holding("offsets 100 and 110").is_some(), "a report lies beside it: {parked:?}");
     wait_for("the audit log to say so", || {
-        lab.installation.ok(&["audit", "list"]).contains("bytes of lost file").then_some(())
+        lab.installation.ok(&["audit", "list"]).contains("lost with restore epoch 1").then_some(())
     });
 
     // What the backup held is there, and what came after it is refused with both ends.
@@ -242,9 +271,9 @@ fn refused_at(installation: &Installation, mount: &Mount, at: &str) -> String {
     fs::create_dir(&dir).unwrap();
     let mut command =
         installation.command(&["mount", "start", "one", text(&dir), "--foreground", "--at-time", at]);
-    let output = command.env("CHRONOFS_TOKEN", &mount.token).output().unwrap();
+    let output = run(command.env("CHRONOFS_TOKEN", &mount.token));
     assert!(!output.status.success(), "{at} was mounted");
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    text_of(&output)
 }
 
 #[test]
@@ -327,9 +356,9 @@ fn cannot_mount(installation: &Installation, token: &str) -> String {
     let dir = installation.path("refused");
     fs::create_dir_all(&dir).unwrap();
     let mut command = installation.command(&["mount", "start", "one", text(&dir), "--foreground"]);
-    let output = command.env("CHRONOFS_TOKEN", token).output().unwrap();
+    let output = run(command.env("CHRONOFS_TOKEN", token));
     assert!(!output.status.success(), "it was mounted");
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    text_of(&output)
 }
 
 #[test]

@@ -318,7 +318,7 @@ impl MemoryMeta {
     /// It goes on at versions far below those that it gave before, and is not said to run anew.
     pub(super) fn set_back(&self) {
         let mut inner = lock(&self.inner);
-        inner.version = 1;
+        (inner.version, inner.data_version) = (1, 1);
     }
 
     /// Somebody removes the file.
