@@ -310,6 +310,7 @@ mod tests {
             accepted_restore: None,
             copy_restored: false,
             reader_stores: vec![volume(3).store],
+            admin_epoch: 0,
         };
         let access = LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([7; 32]));
         let with_servers = Assignment { log_servers: vec![access], ..assignment.clone() };

@@ -179,7 +179,7 @@ pub(super) async fn resolve(
     State(app): State<Arc<App>>,
     Body(Resolve { volume }): Body<Resolve>,
 ) -> Result<Json<Resolved>, AdminError> {
-    let Mount { id, name, metadata_store } = mount;
+    let Mount { id, name, metadata_store, .. } = mount;
     app.database.run(move |tx| directory::resolve(tx, &id, &name, &metadata_store, &volume)).await.map(Json)
 }
 

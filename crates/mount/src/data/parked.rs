@@ -38,7 +38,7 @@ impl<M: Meta> Default for Parking<M> {
 
 /// What never works, however often it is tried: there is no way to keep the bytes.
 pub(super) fn is_hopeless(errno: Errno) -> bool {
-    matches!(errno, Errno::EACCES | Errno::EPERM | Errno::EROFS)
+    matches!(errno, Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::EDQUOT)
 }
 
 impl<M: Meta> FileData<M> {

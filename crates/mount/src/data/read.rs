@@ -293,6 +293,9 @@ impl<M: Meta> FileData<M> {
                 other => other?,
             };
             self.data.keep_staged(&mut list.slices);
+            if overtaken > 1 && list.version < self.state().version {
+                tokio::time::sleep(OVERTAKEN_RETRY).await;
+            }
             let mut state = self.state();
             // Read before something that this mount knows of: ask again.
             if list.version < state.version {
@@ -302,10 +305,6 @@ impl<M: Meta> FileData<M> {
                     return Ok(());
                 }
                 overtaken += 1;
-                drop(state);
-                if overtaken > 1 {
-                    tokio::time::sleep(OVERTAKEN_RETRY).await;
-                }
                 continue;
             }
             if !exclusive {

@@ -273,7 +273,9 @@ impl<M: Meta> FileData<M> {
                     return Err(first_error.unwrap_or(errno));
                 }
                 Err(Failure::Final(errno)) if self.is_lost(errno) => match self.park(&batch).await {
-                    Ok(true) => drop(first_error.get_or_insert(Errno::ESTALE)),
+                    Ok(true) => {
+                        first_error.get_or_insert(Errno::ESTALE);
+                    }
                     // Somebody has discarded it meanwhile.
                     Ok(false) => {}
                     Err(errno) if is_hopeless(errno) => {
