@@ -131,8 +131,7 @@ pub fn prepare_in_place(folder: &Path, wanted: &InPlace) -> Result<ClusterFile, 
         let known = epochs::admin_epoch(tx)?.max(wanted.after);
         let epoch = prepared_ns.max(known.saturating_add(1));
         let reviews = BTreeMap::new();
-        let row =
-            RestoredAdmin { uid: uid.clone(), cut_ns, prepared_ns, epoch, accepted_ns: None, reviews };
+        let row = RestoredAdmin { uid: uid.clone(), cut_ns, prepared_ns, epoch, accepted_ns: None, reviews };
         epochs::save_admin(tx, &row)?;
         audit::note(tx, "restore prepare", "restored in place", &format!("the admin server from {uid}"))?;
         Ok(ClusterFile::new(name, &address))

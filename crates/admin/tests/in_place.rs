@@ -49,7 +49,8 @@ fn prepared(register: Register, prepared_ns: u64) -> Register {
 }
 
 #[tokio::test]
-async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_are_refused_once_it_has_begun() {
+async fn a_restored_metadata_server_takes_over_far_above_and_folders_of_before_are_refused_once_it_has_begun()
+{
     let server = started().await;
     let meta = server.with_volume().await;
     assert_eq!(meta.register(&register(1)).await.unwrap().restore, None);

@@ -14,13 +14,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// `restore prepare --in-place`.
-pub(crate) fn prepare(
-    wanted: &Wanted<'_>,
-    out: &Path,
-    after: u64,
-    dry_run: bool,
-    json: bool,
-) -> Result<()> {
+pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, after: u64, dry_run: bool, json: bool) -> Result<()> {
     let (set, plan) = wanted.plan()?;
     if dry_run {
         for image in set.images.values() {
@@ -47,7 +41,8 @@ pub(crate) fn prepare(
         Some((machine, data)) => {
             let moved = (machine.new != machine.old).then(|| machine.new.to_string());
             let with_servers = plan.machines.len() > 1;
-            let file = chronofs_admin::prepare_in_place(&data, &InPlace { record, moved, with_servers, after })?;
+            let file =
+                chronofs_admin::prepare_in_place(&data, &InPlace { record, moved, with_servers, after })?;
             Some(file)
         }
     };

@@ -48,7 +48,13 @@ pub(crate) enum Command {
         in_place: bool,
         /// The restore of the admin server is later than the one with this epoch, whatever the clock says; metadata servers that
         /// refuse it name the number
-        #[arg(long, value_name = "EPOCH", default_value_t = 0, hide_default_value = true, requires = "in_place")]
+        #[arg(
+            long,
+            value_name = "EPOCH",
+            default_value_t = 0,
+            hide_default_value = true,
+            requires = "in_place"
+        )]
         after: u64,
         /// Check everything and write nothing
         #[arg(long)]

@@ -164,7 +164,9 @@ pub(super) async fn parked(
     Body(said): Body<ParkedBytes>,
 ) -> Result<StatusCode, AdminError> {
     if mount.read_only {
-        return Err(AdminError::Forbidden("the token may only read, so its mounts have written nothing".to_owned()));
+        return Err(AdminError::Forbidden(
+            "the token may only read, so its mounts have written nothing".to_owned(),
+        ));
     }
     let Mount { id, name, metadata_store, .. } = mount;
     app.database.run(move |tx| epochs::parked(tx, (&metadata_store, &id, &name), &said)).await?;

@@ -39,7 +39,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<(String, u64, Option<u64>)> {
     Ok((row.get("record")?, unsigned(row, "learned_ns")?, maybe_unsigned(row, "accepted_ns")?))
 }
 
-fn find(tx: &Transaction<'_>, store: &MetadataStore, begun: bool) -> Result<Option<RestoredServer>, AdminError> {
+fn find(
+    tx: &Transaction<'_>,
+    store: &MetadataStore,
+    begun: bool,
+) -> Result<Option<RestoredServer>, AdminError> {
     let sql = "SELECT * FROM restore_epoch
         WHERE metadata_store = ?1 AND (json_extract(record, '$.began_ns') IS NOT NULL) = ?2 ORDER BY epoch DESC LIMIT 1";
     let Some((record, learned_ns, accepted_ns)) =
@@ -240,9 +244,8 @@ pub fn parked(
             found.name
         )));
     };
-    let short = |text: &str| -> String {
-        text.chars().filter(|c| !c.is_control()).take(PARKED_TEXT_MAX).collect()
-    };
+    let short =
+        |text: &str| -> String { text.chars().filter(|c| !c.is_control()).take(PARKED_TEXT_MAX).collect() };
     let (mount, path) = (short(&said.mount), short(&said.path));
     let epoch = to_sql(restore.epoch);
     let sql = "SELECT count(*) AS n FROM parked WHERE metadata_store = ?1 AND epoch = ?2 AND volume = ?3";

@@ -363,7 +363,8 @@ fn of_a_call_that_opened_a_file_that_was_there_the_server_is_told_so_when_it_is_
 
 #[test]
 fn a_server_that_was_put_back_is_heard_though_its_clock_is_behind() {
-    let mut state = State::new(&Welcome { durable: Version(1000), applied: Version(1000), ..welcome(1, false) });
+    let mut state =
+        State::new(&Welcome { durable: Version(1000), applied: Version(1000), ..welcome(1, false) });
     let _lost = state.call(Caller::ROOT, unlink("a"));
     all_sent(&mut state);
     state.returned(1, Version(1001), Version(1000), Ok(Reply::Done));
