@@ -157,7 +157,6 @@ impl World {
             accepted_restore: None,
             copy_restored: false,
             reader_stores: Vec::new(),
-            admin_epoch: 0,
         }
     }
 

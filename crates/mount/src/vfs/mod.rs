@@ -8,7 +8,6 @@ pub(crate) mod cache;
 mod callers;
 mod directories;
 mod files;
-mod lost_found;
 mod meta_link;
 mod namespace;
 mod reply;
