@@ -2,7 +2,7 @@
 //! frames does what `connection/driver.rs` does over a network.
 
 use super::server::{FromServer, SECRET, TOKEN, VOLUME};
-use super::{Life, Random, Shared, lock};
+use super::{Life, Random, Shared, lock, tell};
 use crate::connection::state::{Answer, State};
 use crate::data::{Config, Data, FileData, Meta, Publish, PublishError, SliceList, Tuning};
 use bytes::Bytes;
@@ -32,6 +32,8 @@ pub(super) struct Client {
     random: Mutex<Random>,
     lease: Mutex<Lease>,
     boot: AtomicU64,
+    /// How often the server had lost power when it last welcomed this client.
+    cuts: AtomicU64,
     pub(super) data: Mutex<Option<Arc<Data<Link>>>>,
 }
 
@@ -146,6 +148,7 @@ impl Client {
             random: Mutex::new(random),
             lease: Mutex::new(Lease { shared: true, until: wire.asked, asked: None }),
             boot: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
             data: Mutex::default(),
         });
         client.welcomed(&wire);
@@ -157,6 +160,7 @@ impl Client {
 
     /// The process is gone. Its connection is noticed later.
     pub(super) fn die(&self) {
+        tell!(self.world, "{:?} dies", lock(&self.state).session());
         self.life.end();
     }
 
@@ -168,7 +172,12 @@ impl Client {
         self.die();
     }
 
+    pub(super) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Relaxed)
+    }
+
     fn welcomed(&self, wire: &Wire) {
+        self.cuts.store(self.world.cuts.load(Ordering::Relaxed), Ordering::Relaxed);
         let ttl = Duration::from_millis(u64::from(wire.welcome.ttl_ms));
         if self.at.is_none() {
             self.boot.store(wire.welcome.boot, Ordering::Relaxed);
@@ -334,9 +343,12 @@ impl Client {
 
     async fn ask(&self, request: Request) -> Result<Answer, Errno> {
         self.life.lives().await;
+        let short = |what: &dyn std::fmt::Debug| format!("{what:?}").chars().take(160).collect::<String>();
+        tell!(self.world, "  {:?} calls {}", lock(&self.state).session(), short(&request));
         let answer = lock(&self.state).call(Caller::ROOT, request);
         self.wake.notify_one();
         let answer = answer.await.unwrap_or(Err(Errno::EIO));
+        tell!(self.world, "  {:?} hears {}", lock(&self.state).session(), short(&answer));
         self.life.lives().await;
         answer
     }

@@ -13,7 +13,8 @@
 //! * what was acknowledged as durable is there whatever died, and readable once the store is honest;
 //! * in the end, without clients, the store holds just what rows name.
 //!
-//! `CHRONOFS_SEEDS` sets the number of seeds (2,000), `CHRONOFS_FROM` the first, `CHRONOFS_SEED` runs one.
+//! `CHRONOFS_SEEDS` sets the number of seeds (2,000), `CHRONOFS_FROM` the first, `CHRONOFS_SEED` runs one; with `CHRONOFS_TELL=1`
+//! it tells what happens.
 //!
 //! Faults were put into the code by hand to see whether it finds them. Found, with the first seed that did on earlier forms
 //! of the stories: condemning at once instead of after a while (12), pins that cannot be read taken for none (6), deleting
@@ -96,6 +97,8 @@ struct Disk {
 /// What all share.
 struct World {
     begun: Instant,
+    /// `CHRONOFS_TELL` is set.
+    tells: bool,
     random: Mutex<Random>,
     bucket: Arc<Bucket>,
     create_only: bool,
@@ -151,6 +154,16 @@ impl Told {
     }
 }
 
+/// Tells what happens, with the milliseconds since the begin, where somebody wants to know.
+macro_rules! tell {
+    ($world:expr, $($what:tt)*) => {
+        if $world.tells {
+            eprintln!("{:>8} {}", $world.begun.elapsed().as_millis(), format_args!($($what)*));
+        }
+    };
+}
+use tell;
+
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -166,6 +179,7 @@ impl World {
         };
         Arc::new(World {
             begun: Instant::now(),
+            tells: std::env::var_os("CHRONOFS_TELL").is_some(),
             bucket: Bucket::new(Random::new(random.number())),
             create_only: random.one_in(2),
             sync_ms_max: if random.one_in(3) { 1500 } else { 12 },

@@ -13,7 +13,7 @@ pub(super) struct File {
     pub(super) ino: Ino,
     /// Its bytes after each call that changed them.
     states: Vec<Content>,
-    /// The last that was acknowledged by a close, with how often the server had lost power until then.
+    /// The last that was acknowledged by a close, with how often the server had lost power until its client was welcomed.
     closed: (usize, u64),
     /// The last that was acknowledged as durable.
     durable: usize,
@@ -33,6 +33,12 @@ impl File {
 
     fn latest_index(&self) -> usize {
         self.states.len() - 1
+    }
+
+    /// What is known of it, for people.
+    pub(super) fn known(&self) -> String {
+        let sizes: Vec<usize> = self.states.iter().map(|state| state.len()).collect();
+        format!("closed (state, cuts) {:?}, durable {}, sizes {sizes:?}", self.closed, self.durable)
     }
 
     pub(super) fn state(&self, index: usize) -> Content {
@@ -56,13 +62,14 @@ impl World {
         look(&mut lock(&self.files)[n])
     }
 
-    pub(super) fn closed(&self, n: usize) {
-        let cuts = self.cuts.load(Ordering::Relaxed);
+    /// Closed by a client that was welcomed when the server had lost power so often. One cut more, of which the client has not heard,
+    /// and what it had published is not there before it has sent it again.
+    pub(super) fn closed(&self, n: usize, cuts: u64) {
         self.file(n, |file| file.closed = (file.latest_index(), cuts));
     }
 
     pub(super) fn durable_at(&self, n: usize, instant: Version) {
-        self.closed(n);
+        self.closed(n, self.cuts.load(Ordering::Relaxed));
         self.file(n, |file| {
             file.durable = file.latest_index();
             file.instants.push((instant, file.durable));
@@ -80,8 +87,9 @@ impl World {
     }
 
     /// `found` was read whole by somebody who opened the file when `oldest` was the oldest that may be seen: each byte
-    /// was there in one of the states since.
+    /// was there in one of the states since. If the server has lost power meanwhile, so has what was only closed before.
     pub(super) fn check_live(&self, n: usize, oldest: usize, found: &[u8]) {
+        let oldest = oldest.min(self.oldest(n));
         self.file(n, |file| {
             let states = &file.states[oldest.min(file.latest_index())..];
             if states.iter().any(|state| state[..] == *found) {
@@ -103,8 +111,8 @@ impl World {
     }
 
     /// A new client has taken the file over, as it found it.
-    pub(super) fn taken_over(&self, n: usize, found: Vec<u8>) {
+    pub(super) fn taken_over(&self, n: usize, found: Vec<u8>, cuts: u64) {
         self.file(n, |file| file.states.push(Arc::new(found)));
-        self.closed(n);
+        self.closed(n, cuts);
     }
 }

@@ -1,7 +1,7 @@
 //! The metadata server of the simulation: the machine and the engine of production on a disk in memory, its collector and
 //! its deleter over the bucket. It can be killed, and lose power, between any two steps.
 
-use super::{Life, START_NS, Shared, World, lock};
+use super::{Life, START_NS, Shared, World, lock, tell};
 use chronofs_blocks::store::MARKER;
 use chronofs_blocks::{StorePort, object_name};
 use chronofs_core::slice::Place;
@@ -58,6 +58,7 @@ pub(super) enum FromServer {
 impl World {
     /// Starts the server, if it is down.
     pub(super) fn start_server(self: &Shared) {
+        tell!(self, "the server starts");
         if lock(&self.server).is_some() {
             return;
         }
@@ -167,6 +168,7 @@ impl World {
     /// The server's process is gone, at once or with the machine that it ran on.
     pub(super) fn stop_server(&self, power_cut: bool) {
         let Some(server) = lock(&self.server).take() else { return };
+        tell!(self, "the server stops, power cut: {power_cut}");
         server.life.end();
         let mut disk = lock(&self.disk);
         // Nothing of its end has an effect.

@@ -6,7 +6,7 @@ use super::client::{Client, LATENCY_MS, Opened};
 use super::model::File;
 use super::pinned;
 use super::server::BLOCK_SIZE;
-use super::{Random, Shared, World, count, lock};
+use super::{Random, Shared, World, count, lock, tell};
 use crate::data::ErrorMark;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Errno, Retention, SetAttr, Version};
@@ -119,6 +119,7 @@ impl Writer {
     /// The client is dead. Another one takes its files over, as it finds them.
     async fn take_over(&mut self) {
         count(&self.world.told.crashes);
+        tell!(self.world, "the writer of {:?} is dead", self.files);
         self.open.clear();
         // What the dead one sent is there by then, or lost.
         sleep_ms(2 * LATENCY_MS).await;
@@ -135,6 +136,12 @@ impl Writer {
                             Err(_) => sleep_ms(300).await,
                         }
                     };
+                    let known = self.world.file(n, |file| file.known());
+                    tell!(
+                        self.world,
+                        "{n} is taken over with {} bytes, from state {oldest}: {known}",
+                        content.len()
+                    );
                     self.world.check_live(n, oldest, &content);
                     found.push((n, content));
                 }
@@ -154,7 +161,7 @@ impl Writer {
                 }
             }
             for (n, content) in found {
-                self.world.taken_over(n, content);
+                self.world.taken_over(n, content, cuts);
             }
             let (client, opening) = (self.client.clone(), self.open_all());
             let death = client.life.ended();
@@ -169,7 +176,9 @@ impl Writer {
 
     async fn step(&mut self) {
         let at = self.random.below(self.files.len() as u64) as usize;
-        match self.random.below(20) {
+        let what = self.random.below(20);
+        tell!(self.world, "the writer of {:?}: step {what} with {}", self.files, self.files[at]);
+        match what {
             0..=7 => self.write(at).await,
             8 | 9 => self.close(at).await,
             10..=12 => self.sync().await,
@@ -193,6 +202,7 @@ impl Writer {
     async fn write(&mut self, at: usize) {
         let (offset, len) = self.range();
         let n = self.files[at];
+        tell!(self.world, "{n} is written at {offset}, {len} bytes");
         let bytes: Vec<u8> =
             (0..len / 8 + 1).flat_map(|_| (self.random.number() | 0x0101).to_le_bytes()).collect();
         let bytes = &bytes[..len as usize];
@@ -216,7 +226,8 @@ impl Writer {
 
     async fn close(&mut self, at: usize) {
         if self.flush(at).await {
-            self.world.closed(self.files[at]);
+            tell!(self.world, "{} is closed", self.files[at]);
+            self.world.closed(self.files[at], self.client.cuts());
         }
     }
 
@@ -227,6 +238,7 @@ impl Writer {
             }
         }
         let Ok(instant) = self.client.sync().await else { return };
+        tell!(self.world, "{:?} are durable at {instant}", self.files);
         count(&self.world.told.synced);
         self.files.iter().for_each(|&n| self.world.durable_at(n, instant));
     }
@@ -246,6 +258,7 @@ impl Writer {
     async fn truncate(&mut self, at: usize) {
         let size = self.random.below(SIZE_MAX);
         let n = self.files[at];
+        tell!(self.world, "{n} is cut to {size}");
         let ino = self.world.file(n, |file| {
             file.change(|content| content.resize(size as usize, 0));
             file.ino
