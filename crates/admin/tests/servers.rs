@@ -5,6 +5,7 @@
 mod common;
 
 use chronofs_admin::{AdminError, InitConfig, Server, StartConfig, init_creds};
+use chronofs_snapshot::protocol::{Order, Poll};
 use chronofs_wire::admin::{Probed, Register, Report, StoreKind, VolumeReport};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
@@ -37,6 +38,37 @@ async fn epochs_rise_with_every_boot_and_an_old_boot_does_not_come_back() {
         let bad = Register { address: address.to_owned(), ..register(9) };
         assert_eq!(meta.register(&bad).await.unwrap_err().code(), Some("invalid"), "{address}");
     }
+    server.stop().await;
+}
+
+/// Each of the phases of a disk snapshot would begin with a handshake otherwise.
+#[tokio::test]
+async fn a_member_that_asks_the_coordinator_anew_ends_its_older_question_and_breaks_nothing_off() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let registered = meta.register(&register(1)).await.unwrap();
+    let (node, epoch) = (registered.store.to_string(), registered.epoch);
+    let poll = Poll { node, epoch, holding: vec![], doing: None, said: vec![], readers: None };
+    let ask = || {
+        let (meta, poll) = (meta.clone(), poll.clone());
+        async move { meta.ask_coordinator::<Vec<Order>>("/v1/meta/snapshot", &poll).await.unwrap() }
+    };
+    let begun = Instant::now();
+    let mut older = tokio::spawn(ask());
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!older.is_finished(), "there is nothing to do");
+        let newer = tokio::spawn(ask());
+        assert_eq!(std::mem::replace(&mut older, newer).await.unwrap(), []);
+    }
+    // Whoever does not wait for the answer asks all the same, and that is what ends the older one.
+    tokio::time::timeout(Duration::from_millis(200), ask()).await.unwrap_err();
+    assert_eq!(older.await.unwrap(), []);
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}: they were answered when their time was over",
+        begun.elapsed()
+    );
     server.stop().await;
 }
 
