@@ -13,6 +13,7 @@ use chronofs_wire::frame::FrameReader;
 use chronofs_wire::message::{
     Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, ToServer, Welcome,
 };
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub(super) struct Client {
     boot: AtomicU64,
     /// How often the server had lost power when it last welcomed this client.
     cuts: AtomicU64,
+    /// The same when it last answered a change of a file.
+    changed: Mutex<BTreeMap<Ino, u64>>,
     pub(super) data: Mutex<Option<Arc<Data<Link>>>>,
 }
 
@@ -149,6 +152,7 @@ impl Client {
             lease: Mutex::new(Lease { shared: true, until: wire.asked, asked: None }),
             boot: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
+            changed: Mutex::default(),
             data: Mutex::default(),
         });
         client.welcomed(&wire);
@@ -172,8 +176,14 @@ impl Client {
         self.die();
     }
 
-    pub(super) fn cuts(&self) -> u64 {
-        self.cuts.load(Ordering::Relaxed)
+    /// The server has answered a change of this file.
+    pub(super) fn note_changed(&self, ino: Ino) {
+        lock(&self.changed).insert(ino, self.cuts.load(Ordering::Relaxed));
+    }
+
+    /// How often it had lost power when it last did.
+    pub(super) fn changed(&self, ino: Ino) -> u64 {
+        lock(&self.changed).get(&ino).copied().unwrap_or_default()
     }
 
     fn welcomed(&self, wire: &Wire) {
@@ -432,7 +442,9 @@ impl Meta for Link {
         let now = session();
         let failed = |error| if (before, named) == (now, now) { error } else { PublishError::SessionOver };
         let answer = asked.map_err(|errno| failed(PublishError::NoAnswer(errno)))?;
-        answer.result.map(attr).map_err(|errno| failed(PublishError::Answered(errno)))
+        let published = answer.result.map(attr).map_err(|errno| failed(PublishError::Answered(errno)))?;
+        self.0.note_changed(ino);
+        Ok(published)
     }
 
     async fn grant(&self, count: u64) -> Result<(u64, u64), Errno> {

@@ -13,7 +13,7 @@ pub(super) struct File {
     pub(super) ino: Ino,
     /// Its bytes after each call that changed them.
     states: Vec<Content>,
-    /// The last that was acknowledged by a close, with how often the server had lost power until its client was welcomed.
+    /// The last that was acknowledged by a close, with how often the server had lost power until it answered that.
     closed: (usize, u64),
     /// The last that was acknowledged as durable.
     durable: usize,
@@ -62,15 +62,20 @@ impl World {
         look(&mut lock(&self.files)[n])
     }
 
-    /// Closed by a client that was welcomed when the server had lost power so often. One cut more, of which the client has not heard,
-    /// and what it had published is not there before it has sent it again.
+    /// Closed by a client to which the server had answered the last change when it had lost power so often. One cut more, and what
+    /// was published is not there before that client has sent it again, whatever it closes meanwhile.
     pub(super) fn closed(&self, n: usize, cuts: u64) {
-        self.file(n, |file| file.closed = (file.latest_index(), cuts));
+        self.file(n, |file| {
+            if file.closed.0 != file.latest_index() {
+                file.closed = (file.latest_index(), cuts);
+            }
+        });
     }
 
     pub(super) fn durable_at(&self, n: usize, instant: Version) {
-        self.closed(n, self.cuts.load(Ordering::Relaxed));
+        let cuts = self.cuts.load(Ordering::Relaxed);
         self.file(n, |file| {
+            file.closed = (file.latest_index(), cuts);
             file.durable = file.latest_index();
             file.instants.push((instant, file.durable));
         });

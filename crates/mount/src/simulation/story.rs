@@ -227,7 +227,8 @@ impl Writer {
     async fn close(&mut self, at: usize) {
         if self.flush(at).await {
             tell!(self.world, "{} is closed", self.files[at]);
-            self.world.closed(self.files[at], self.client.cuts());
+            let ino = self.world.file(self.files[at], |file| file.ino);
+            self.world.closed(self.files[at], self.client.changed(ino));
         }
     }
 
@@ -271,7 +272,10 @@ impl Writer {
                 other => panic!("{other:?}"),
             }
         };
-        if self.open[at].0.set_attr(&set, request).await.is_err() {
+        let done = self.open[at].0.set_attr(&set, request).await;
+        if done.is_ok() {
+            self.client.note_changed(ino);
+        } else {
             // The session was over: whether it was done is not known, as to a program.
             self.client.die();
             std::future::pending::<()>().await;
