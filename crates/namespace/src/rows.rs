@@ -423,6 +423,12 @@ impl Volume {
     pub const GIVEN_UP: u16 = 2;
     /// Nothing of it is left but this row.
     pub const GONE: u16 = 4;
+
+    /// The commit with which it went on when its metadata was last put back from a copy.
+    #[must_use]
+    pub fn put_back(&self) -> Option<Version> {
+        self.gaps.last().map(|(_, began)| *began)
+    }
 }
 
 /// A live session.
