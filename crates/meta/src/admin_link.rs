@@ -317,6 +317,7 @@ impl AdminLink {
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
                     given_up: false,
                     gone: false,
+                    keys: core.machine.keys_beyond_assignment(volume),
                 });
             }
             let revision = core.machine.figures().revision;
@@ -389,7 +390,7 @@ mod tests {
             create_only: false,
         };
         let give_up_after_s = deleted.then_some(0);
-        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store }];
+        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store, keys: None }];
         Assignment { revision: 7, volumes, ..Default::default() }
     }
 

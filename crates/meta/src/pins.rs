@@ -152,6 +152,7 @@ impl Collector {
             self.tidy(&**store, volumes, found).await;
             self.pin_missing(&**store, volumes, found).await;
             self.read_readers(store).await;
+            self.keep_keys(&**store, volumes).await;
         }
     }
 
@@ -304,7 +305,7 @@ mod tests {
         let kind = StoreKind::Local { path: "/nowhere".to_owned() };
         let id = Uuid::from_u128(id + 100);
         let store = AssignedStore { id, kind, credentials: Default::default(), create_only: false };
-        AssignedVolume { spec, deleted: false, give_up_after_s: None, store }
+        AssignedVolume { spec, deleted: false, give_up_after_s: None, store, keys: None }
     }
 
     /// Decides what comes, for as long as anybody sends.

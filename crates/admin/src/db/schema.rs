@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x6368_7261;
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
 const MIGRATIONS: &[&str] = &[
     VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-    VERSION_10,
+    VERSION_10, VERSION_11,
 ];
 
 /// The newest schema this program knows.
@@ -263,6 +263,13 @@ CREATE TRIGGER audit_is_final BEFORE UPDATE ON audit WHEN OLD.outcome IS NOT NUL
 CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
     WHEN OLD.refused = 0 AND OLD.time_ns > (CAST(strftime('%s', 'now') AS INTEGER) - 34560000) * 1000000000
     BEGIN SELECT RAISE(ABORT, 'what the audit log says is kept for 400 days'); END;
+";
+
+/// Encrypted volumes.
+const VERSION_11: &str = "
+-- The sealed keys of an encrypted volume, and their revision: JSON. They open nothing to this server.
+ALTER TABLE volume ADD COLUMN keys TEXT;
+ALTER TABLE volume ADD COLUMN keys_revision INTEGER;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

@@ -37,6 +37,7 @@ impl World {
             block_size: self.block_size,
             compression: if self.block_size > 1024 { Compression::None } else { Compression::Lz4 },
             read_only: false,
+            keys: None,
             disk: self.disk.clone(),
             tuning,
         };

@@ -152,7 +152,7 @@ impl Vfs {
             self.access(caller.clone(), ino, EXEC).await?;
         }
         let request = Request::Open { ino, read: access.read, write: access.write };
-        let (version, attr, slices) = reply::opened(self.connection.call(caller, request).await?)?;
+        let (version, attr, slices) = reply::opened(self.call(caller, request).await?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }
@@ -179,7 +179,7 @@ impl Vfs {
             open: true,
             exclusive,
         };
-        let answer = self.connection.call(caller.clone(), request).await?;
+        let answer = self.call(caller.clone(), request).await?;
         let (version, attr, slices) = reply::opened(answer)?;
         self.made(parent, &name, &attr, version);
         let opened = self.hold(&attr, slices, access);
