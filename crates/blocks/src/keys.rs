@@ -79,7 +79,12 @@ mod tests {
         assert_eq!(name.to_string(), format!("keys/00000000-0000-0000-0000-000000000011/3-7-{sum}"));
         assert_eq!(KeysName::parse(&name.to_string()), Some(name));
         note::check_note(&name.to_string()).unwrap();
-        for other in [name.to_string().to_uppercase(), format!("{name}-1"), "keys/x/1-2-3".to_owned(), "keys".to_owned()] {
+        for other in [
+            name.to_string().to_uppercase(),
+            format!("{name}-1"),
+            "keys/x/1-2-3".to_owned(),
+            "keys".to_owned(),
+        ] {
             assert_eq!(KeysName::parse(&other), None, "{other}");
         }
         assert_eq!(keys_of(&note_of(sealed)).unwrap().volume(), Uuid::from_u128(0x11));

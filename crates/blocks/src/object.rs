@@ -306,8 +306,8 @@ fn read_entry(footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, Format
     let id = SliceId { object: ObjectId { incarnation: fields.u16(), session, n }, index };
     let [number] = fields.take::<1>();
     let codec = Codec::ALL.get(usize::from(number)).copied();
-    let codec = codec
-        .ok_or(FormatError::Entry { entry, reason: "a codec that this program does not know" })?;
+    let codec =
+        codec.ok_or(FormatError::Entry { entry, reason: "a codec that this program does not know" })?;
     let end = at.saturating_add(u64::from(stored_len));
     if end > footer.label_at() {
         return Err(FormatError::Entry { entry, reason: "stored bytes outside the object's slices" });

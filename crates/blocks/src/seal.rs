@@ -6,10 +6,10 @@
 
 use bytes::Bytes;
 use chronofs_core::SliceId;
-use chronofs_keys::volume::{OpenFault, SliceSeal};
-use chronofs_keys::{Error as KeyError, VolumeKeys};
 use chronofs_core::slice::{Codec, Seal};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, Compression};
+use chronofs_keys::volume::{OpenFault, SliceSeal};
+use chronofs_keys::{Error as KeyError, VolumeKeys};
 use thiserror::Error;
 
 /// The most bytes of an opened slice: no slice spans two blocks, so a seal that says more is damaged.
@@ -74,7 +74,9 @@ pub enum OpenError {
         number: u32,
     },
     /// Its checksum fits, and its key does not open it.
-    #[error("slice {slice} does not open with the volume's key: other bytes, or those of another slice or volume")]
+    #[error(
+        "slice {slice} does not open with the volume's key: other bytes, or those of another slice or volume"
+    )]
     Forged {
         /// The slice.
         slice: SliceId,
@@ -298,7 +300,9 @@ mod tests {
     #[test]
     fn what_is_encrypted_opens_with_the_key_alone_in_its_own_place_and_shows_no_content() {
         let text = Bytes::from(b"all work and no play ".repeat(500));
-        for (compression, codec) in ALL.into_iter().zip([Codec::SealedRaw, Codec::SealedLz4, Codec::SealedZstd]) {
+        for (compression, codec) in
+            ALL.into_iter().zip([Codec::SealedRaw, Codec::SealedLz4, Codec::SealedZstd])
+        {
             let (seal, stored) = seal_with(id(), compression, &text, Some(&keys())).unwrap();
             assert_eq!(seal.codec, codec);
             assert!(!stored.windows(8).any(|part| part == b"all work"));
@@ -309,7 +313,10 @@ mod tests {
             let refused = open_with(&swapped, stored.clone(), Some(&keys()));
             assert!(matches!(refused, Err(OpenError::Forged { .. })));
             let longer = Seal { full_len: seal.full_len + 1, ..seal };
-            assert!(matches!(open_with(&longer, stored.clone(), Some(&keys())), Err(OpenError::Forged { .. })));
+            assert!(matches!(
+                open_with(&longer, stored.clone(), Some(&keys())),
+                Err(OpenError::Forged { .. })
+            ));
             let mut other = stored.to_vec();
             other[40] ^= 1;
             let forged = Seal { crc32c: crc32c::crc32c(&other), ..seal };

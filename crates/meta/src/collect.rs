@@ -219,7 +219,7 @@ impl Collector {
 
     /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
-        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+        futures::join!(self.clone().watch_pins(), self.clone().watch_keys(), self.look_now_and_then());
     }
 
     async fn look_now_and_then(self) {

@@ -9,7 +9,14 @@ use chronofs_blocks::keys::{KEYS, KeysName, keys_of, note_of};
 use chronofs_wire::admin::KeptKeys;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use uuid::Uuid;
+
+/// How often it is asked whether keys have changed, which takes no request to a store if none have.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a store may take, and the pause after one that was in trouble.
+const STORE_WITHIN: Duration = Duration::from_secs(60);
+const AFTER_TROUBLE: Duration = Duration::from_secs(30);
 
 /// Which revisions are known to lie in their stores, by volume.
 #[derive(Clone, Default)]
@@ -65,34 +72,59 @@ fn lies(own: KeysName, found: &[(String, bytes::Bytes)]) -> Lies {
 }
 
 impl Collector {
-    /// Sees to it that the sealed keys of volumes lie in their store.
-    pub(crate) async fn keep_keys(&self, store: &dyn StorePort, volumes: &[Uuid]) {
+    /// Sees to it for as long as the server runs that the sealed keys of volumes lie in their stores.
+    pub(crate) async fn watch_keys(self) {
+        loop {
+            for (store, volumes) in self.stores.each() {
+                // A store that hangs is tried again later, and holds up the others no longer.
+                let kept = tokio::time::timeout(STORE_WITHIN, self.keep_keys(&*store, &volumes)).await;
+                if kept != Ok(true) {
+                    tokio::time::sleep(AFTER_TROUBLE).await;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Whether the sealed keys of volumes lie in their store now.
+    async fn keep_keys(&self, store: &dyn StorePort, volumes: &[Uuid]) -> bool {
         let asked = volumes.to_vec();
         let own = self.ask(move |core, _| {
-            let of = core.machine.volumes().filter(|volume| asked.contains(&volume.id()) && volume.row.is_live());
+            let of =
+                core.machine.volumes().filter(|volume| asked.contains(&volume.id()) && volume.row.is_live());
             let own = of.filter_map(|volume| {
                 let (keys, row) = (volume.keys.clone()?, &volume.row);
-                Some(Own { volume: volume.id(), name: row.spec.name.clone(), incarnation: row.incarnation, keys })
+                Some(Own {
+                    volume: volume.id(),
+                    name: row.spec.name.clone(),
+                    incarnation: row.incarnation,
+                    keys,
+                })
             });
             own.collect::<Vec<Own>>()
         });
         let mut own = own.await.unwrap_or_default();
         own.retain(|own| !self.keys_put.has(own.volume, own.keys.revision));
         if own.is_empty() {
-            return;
+            return true;
         }
         let found = match store.notes(KEYS).await {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!("the sealed keys in a block store cannot be read, so none are put there: {error}");
-                return;
+                tracing::warn!(
+                    "the sealed keys in a block store cannot be read, so none are put there: {error}"
+                );
+                return false;
             }
         };
+        let mut all = true;
         for own in own {
             if let Err(error) = self.keep_keys_of(store, &own, &found).await {
                 tracing::warn!(volume = %own.name, "its sealed keys cannot be put into the block store: {error}");
+                all = false;
             }
         }
+        all
     }
 
     async fn keep_keys_of(
@@ -143,7 +175,8 @@ mod tests {
         let own = KeysName::of(volume, 1, 2, &second.to_json().unwrap());
         assert_eq!(lies(own, &[]), Lies::default());
         let other = SealedKeys::draw(Uuid::from_u128(6), &secret).unwrap();
-        let foreign = (KeysName::of(Uuid::from_u128(6), 1, 9, "").to_string(), note_of(&other.to_json().unwrap()));
+        let foreign =
+            (KeysName::of(Uuid::from_u128(6), 1, 9, "").to_string(), note_of(&other.to_json().unwrap()));
         let torn = (KeysName::of(volume, 1, 9, "").to_string(), bytes::Bytes::from("torn"));
         let found = [lying(1, &first), lying(0, &first), lying(1, &second), lying(0, &third), foreign, torn];
         let seen = lies(own, &found);

@@ -152,7 +152,6 @@ impl Collector {
             self.tidy(&**store, volumes, found).await;
             self.pin_missing(&**store, volumes, found).await;
             self.read_readers(store).await;
-            self.keep_keys(&**store, volumes).await;
         }
     }
 

@@ -118,7 +118,10 @@ impl KeyRing {
         if !keys.has(number) {
             return Err(none());
         }
-        tracing::info!(data_key = keys.active(), "the volume has a new data key, which seals what is written from now on");
+        tracing::info!(
+            data_key = keys.active(),
+            "the volume has a new data key, which seals what is written from now on"
+        );
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&keys);
         *asked = None;
         Ok(keys)
@@ -153,7 +156,10 @@ mod tests {
         assert_eq!(ring.now().volume(), VOLUME);
         assert!(open(&target(VOLUME, None), None).unwrap().is_none());
         let said = |target: &Target, secret: Option<&VolumeSecret>| open(target, secret).unwrap_err();
-        assert!(said(&encrypted, None).contains("'data' is encrypted") && said(&encrypted, None).contains("--key-file"));
+        assert!(
+            said(&encrypted, None).contains("'data' is encrypted")
+                && said(&encrypted, None).contains("--key-file")
+        );
         assert!(said(&encrypted, Some(&wrong)).contains("give the secret that opens it"));
         assert!(said(&target(VOLUME, None), Some(&right)).contains("'data' is not encrypted"));
         assert!(said(&target(Uuid::from_u128(6), Some(&sealed)), Some(&right)).contains("of another volume"));

@@ -53,10 +53,7 @@ pub(crate) fn check_names(volume: &Volume, request: &Request) -> Result<(), Errn
 }
 
 /// The sealed keys of a volume, if it is encrypted.
-pub fn sealed_keys<R: Reads + ?Sized>(
-    reads: &R,
-    index: VolumeIndex,
-) -> Result<Option<VolumeKeys>, ReadStop> {
+pub fn sealed_keys<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<Option<VolumeKeys>, ReadStop> {
     let key = index.0.to_be_bytes();
     let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(KEYS, &key)?;
     row.map(|row| VolumeKeys::decode(KEYS, &key, &row)).transpose()
@@ -77,7 +74,9 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             Some(_) => {}
             None => {
                 if !self.is_unused(index)? {
-                    return bad("there are files in it that are not encrypted; make a new volume and copy them");
+                    return bad(
+                        "there are files in it that are not encrypted; make a new volume and copy them",
+                    );
                 }
                 volume.flags |= Volume::ENCRYPTED;
                 self.put_volume(index, &volume)?;

@@ -287,7 +287,8 @@ impl Shared {
             }
         };
         let is_it = parse_header(&raw) == Some((*key, seal.stored_len));
-        let opened = is_it.then(|| seal::open_with(seal, Bytes::from(raw).slice(HEADER_LEN..), keys).ok()).flatten();
+        let opened =
+            is_it.then(|| seal::open_with(seal, Bytes::from(raw).slice(HEADER_LEN..), keys).ok()).flatten();
         if opened.is_none() {
             self.figures.damaged.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(slice = %key.slice, segment = ?place.segment, "damaged in the disk cache");

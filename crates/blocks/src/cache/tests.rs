@@ -425,7 +425,7 @@ fn the_thread_keeps_what_is_put_and_its_end_leaves_everything() {
     let again = DiskCache::with(&place, LIMITS);
     wait_until("the slices", || again.figures().slices == 10);
     let (seal, _, opened) = slice(3, 700);
-    assert_eq!(again.read(&again.find(VOLUME, &seal).unwrap()), Some(opened));
+    assert_eq!(again.read(&again.find(VOLUME, &seal).unwrap(), None), Some(opened));
     assert_eq!((again.figures().hits, again.figures().hit_bytes), (1, u64::from(seal.stored_len)));
     again.close();
 }

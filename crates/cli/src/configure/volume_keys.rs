@@ -43,7 +43,9 @@ pub(super) struct VolumeKeys {
 /// Makes a key that can open volumes.
 pub(super) fn make_key(file: &Path) -> Result<()> {
     SecretKey::draw()?.write(file)?;
-    output::warn("whoever has this file can open what it opens; without it nobody can: keep a copy of it elsewhere");
+    output::warn(
+        "whoever has this file can open what it opens; without it nobody can: keep a copy of it elsewhere",
+    );
     output::line(format!("wrote {}", file.display()))
 }
 
@@ -62,7 +64,7 @@ async fn change(session: &Session, update: VolumeKeys) -> Result<()> {
     let path = format!("{}/keys", at(Kind::Volume, &update.name));
     let kept = session.call(Method::GET, &path, None::<&()>).await?;
     let kept = SealedKeys::parse(&kept.to_string())?;
-    let secret = update.secret.of_a_volume()?;
+    let secret = update.secret.clone().of_a_volume()?;
     let (keys, from_copy) = match &update.from_copy {
         Some(file) => {
             let copy = read_copy(file)?;
@@ -95,7 +97,9 @@ async fn change(session: &Session, update: VolumeKeys) -> Result<()> {
     let after = session.call(Method::PUT, &path, Some(&body)).await?;
     session.show(Kind::Volume, &after)?;
     if update.rotate_data_key {
-        output::note("mounts take the new key when they meet what it sealed, or when they are mounted anew".to_owned());
+        output::note(
+            "mounts take the new key when they meet what it sealed, or when they are mounted anew".to_owned(),
+        );
     } else if !from_copy {
         output::note(
             "mounts go on; new ones need the new secret. Copies of the metadata and backups that were made before are still \

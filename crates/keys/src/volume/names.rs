@@ -29,7 +29,11 @@ impl VolumeKeys {
         sealed.resize(name.len().next_multiple_of(FILL), 0);
         let (cipher, bound) = self.name_cipher(what, of)?;
         cipher
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key([0; NONCE_LEN]), Aad::from(bound), &mut sealed)
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key([0; NONCE_LEN]),
+                Aad::from(bound),
+                &mut sealed,
+            )
             .map_err(|_| Error::Cipher)?;
         Ok(BASE64URL_NOPAD.encode(&sealed).into_bytes())
     }

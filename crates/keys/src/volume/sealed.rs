@@ -149,7 +149,9 @@ impl SealedKeys {
     pub fn kek(&self, secret: &VolumeSecret) -> Result<Kek, Error> {
         match (secret, &self.kdf) {
             (VolumeSecret::Key(key), None) => Kek::of(self.volume, key),
-            (VolumeSecret::Passphrase(passphrase), Some(kdf)) => Kek::of(self.volume, &kdf.derive(passphrase)?),
+            (VolumeSecret::Passphrase(passphrase), Some(kdf)) => {
+                Kek::of(self.volume, &kdf.derive(passphrase)?)
+            }
             (VolumeSecret::Key(_), Some(_)) => Err(Error::ByPassphrase),
             (VolumeSecret::Passphrase(_), None) => Err(Error::ByKey),
         }
@@ -254,7 +256,9 @@ impl SealedKeys {
         let bad = |why: &str| Err(Error::Keys(why.to_owned()));
         if self.format != FORMAT {
             let format = self.format;
-            return Err(Error::Keys(format!("format {format}, and this program knows {FORMAT}: use a newer one")));
+            return Err(Error::Keys(format!(
+                "format {format}, and this program knows {FORMAT}: use a newer one"
+            )));
         }
         let rising = self.keys.windows(2).all(|pair| pair[0].number < pair[1].number);
         let names = self.keys.first().is_some_and(|key| key.number == NAMES);
@@ -262,7 +266,8 @@ impl SealedKeys {
         if !rising || !names || !active || self.keys.len() > KEYS_MAX {
             return bad("their numbers make no sense");
         }
-        let has_form = |key: &SealedKey| key.nonce.len() == 2 * NONCE_LEN && key.sealed.len() == 2 * (32 + 16);
+        let has_form =
+            |key: &SealedKey| key.nonce.len() == 2 * NONCE_LEN && key.sealed.len() == 2 * (32 + 16);
         if !self.keys.iter().all(has_form) {
             return bad("a key has not the length of one");
         }

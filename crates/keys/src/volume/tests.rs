@@ -203,7 +203,11 @@ fn keys_that_somebody_has_changed_do_not_open() {
 fn nothing_of_the_keys_is_shown() {
     let sealed = SealedKeys::draw(Uuid::from_u128(7), &VolumeSecret::Key(key(3))).unwrap();
     let keys = opened(&sealed, &VolumeSecret::Key(key(3))).unwrap();
-    let shown = format!("{keys:?} {:?} {:?}", VolumeSecret::Key(key(3)), Kek::clone(&sealed.kek(&VolumeSecret::Key(key(3))).unwrap()));
+    let shown = format!(
+        "{keys:?} {:?} {:?}",
+        VolumeSecret::Key(key(3)),
+        Kek::clone(&sealed.kek(&VolumeSecret::Key(key(3))).unwrap())
+    );
     for secret in keys.data.values().chain([&keys.names, &key(3)]) {
         assert!(!shown.contains(secret.reveal().as_str()), "{shown}");
         assert!(!shown.contains(&format!("{:?}", secret.bytes())), "{shown}");

@@ -62,11 +62,7 @@ fn hand(input: &mut impl Write, secret: &VolumeSecret) -> io::Result<()> {
 }
 
 /// Starts the child and waits until the mount on `dir`, an absolute path, is there or the child says why not.
-pub(super) fn start_child(
-    volume: &str,
-    dir: &Path,
-    secret: Option<&VolumeSecret>,
-) -> Result<(), MountError> {
+pub(super) fn start_child(volume: &str, dir: &Path, secret: Option<&VolumeSecret>) -> Result<(), MountError> {
     let log = log_path(volume, dir);
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_else(|| "chronofs".into());

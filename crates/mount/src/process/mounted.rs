@@ -171,10 +171,9 @@ impl Mounted {
 
 /// The keys of the volume, if it is encrypted. From then on the process leaves nothing of its memory behind when it fails.
 fn open_keys(runtime: &Runtime, spec: &MountSpec) -> Result<Option<Arc<KeyRing>>, MountError> {
-    let target = runtime.block_on(spec.source.resolve()).map_err(|error| MountError::Open {
-        volume: spec.volume.clone(),
-        source: Box::new(error.into()),
-    })?;
+    let target = runtime
+        .block_on(spec.source.resolve())
+        .map_err(|error| MountError::Open { volume: spec.volume.clone(), source: Box::new(error.into()) })?;
     let keys = KeyRing::open(&spec.source, &target, &spec.volume, spec.secret.as_ref())?;
     if keys.is_some() {
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)

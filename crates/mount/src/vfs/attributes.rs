@@ -53,8 +53,7 @@ impl Vfs {
     async fn apply(&self, caller: Caller, ino: Ino, set: SetAttr) -> Result<Attr, Errno> {
         let content = set.size.is_some();
         let exclusive = self.connection.exclusive();
-        let (version, attr) =
-            reply::attr(self.call(caller, Request::SetAttr { ino, set }).await?)?;
+        let (version, attr) = reply::attr(self.call(caller, Request::SetAttr { ino, set }).await?)?;
         self.cache.changed(ino, version);
         let exclusive = exclusive && self.connection.exclusive();
         if content {

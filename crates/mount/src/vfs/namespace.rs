@@ -134,8 +134,7 @@ impl Vfs {
     /// Removes a name that is no directory.
     pub(crate) async fn unlink(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) =
-            self.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
+        let (version, _) = self.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }
@@ -143,8 +142,7 @@ impl Vfs {
     /// Removes an empty directory.
     pub(crate) async fn rmdir(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) =
-            self.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
+        let (version, _) = self.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }

@@ -266,7 +266,9 @@ mod tests {
             new_name: name("plan"),
             mode: RenameMode::Replace,
         };
-        let (Request::Rename { name: from, new_name: to, .. }, _) = veil.seal(request).unwrap() else { panic!() };
+        let (Request::Rename { name: from, new_name: to, .. }, _) = veil.seal(request).unwrap() else {
+            panic!()
+        };
         assert_ne!(from, to);
         let (from, to) = (Bytes::from(from), Bytes::from(to));
         assert_eq!(listed(&veil, Ino(1), vec![from.clone()]), [Bytes::from("plan")]);
@@ -309,19 +311,22 @@ mod tests {
         let veil = veil();
         let set = |ino, text: &'static str, value: &'static str| {
             let (name, value) = (Bytes::from(text), Bytes::from(value));
-            let (sealed, _) = veil.seal(Request::SetXattr { ino, name, value, mode: XattrMode::Any }).unwrap();
+            let (sealed, _) =
+                veil.seal(Request::SetXattr { ino, name, value, mode: XattrMode::Any }).unwrap();
             let Request::SetXattr { name, value, .. } = sealed else { panic!() };
             (name, value)
         };
-        let get = |ino, stored: &Bytes, value: &Bytes| {
-            match veil.open(&Asked::Value(ino, stored.clone()), Reply::Bytes(value.clone()))? {
-                Reply::Bytes(value) => Ok(value),
-                other => panic!("{other:?}"),
-            }
+        let get = |ino, stored: &Bytes, value: &Bytes| match veil
+            .open(&Asked::Value(ino, stored.clone()), Reply::Bytes(value.clone()))?
+        {
+            Reply::Bytes(value) => Ok(value),
+            other => panic!("{other:?}"),
         };
         for (text, space) in [("user.mime", "user."), ("trusted.origin", "trusted.")] {
             let (stored, value) = set(Ino(9), text, "secret");
-            assert!(stored.starts_with(space.as_bytes()) && !stored.ends_with(&text.as_bytes()[space.len()..]));
+            assert!(
+                stored.starts_with(space.as_bytes()) && !stored.ends_with(&text.as_bytes()[space.len()..])
+            );
             assert_ne!(stored, set(Ino(8), text, "secret").0, "another inode");
             assert_eq!(stored, set(Ino(9), text, "other").0, "it is found by its name");
             assert_eq!(get(Ino(9), &stored, &value).unwrap(), "secret");
@@ -340,9 +345,10 @@ mod tests {
     #[test]
     fn the_longest_names_fit() {
         let veil = veil();
-        let (sealed, _) = veil.seal(Request::Lookup { parent: Ino(1), name: name(&"n".repeat(255)) }).unwrap();
+        let (sealed, _) =
+            veil.seal(Request::Lookup { parent: Ino(1), name: name(&"n".repeat(255)) }).unwrap();
         assert!(matches!(sealed, Request::Lookup { .. }));
-        let attribute = |len| veil.xattr_name(Ino(1), &format!("user.{}", "a".repeat(len - 5)).into());
+        let attribute = |len: usize| veil.xattr_name(Ino(1), &format!("user.{}", "a".repeat(len - 5)).into());
         assert!(attribute(255).unwrap().len() <= Name::SEALED_LEN_MAX);
         assert_eq!(attribute(256), Err(Errno::ERANGE));
     }

@@ -3,8 +3,8 @@
 use super::*;
 use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Probe, Probed, Problem, Register,
-    Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Probe, Probed, Problem,
+    Register, Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
 };
 use chronofs_wire::analyze::{
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
