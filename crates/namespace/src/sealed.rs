@@ -1,13 +1,13 @@
 //! What an encrypted volume is to the server: names, targets and attributes that its clients have sealed, and so are longer,
 //! and sealed keys that it keeps and cannot open.
 
-use crate::rows::{COUNTERS, Counters, Format, KEYS, STORE_WIDE, Volume, VolumeKeys};
+use crate::rows::{DIR, Format, INODE, KEYS, STORE_WIDE, Volume, VolumeKeys, ino_key};
 use crate::system::{Decided, Steward, SystemError, SystemReply};
 use crate::{TARGET_LEN_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX};
 use chronofs_core::ops::Request;
-use chronofs_core::{Errno, Name, VolumeIndex};
+use chronofs_core::{Errno, Ino, Name, VolumeIndex};
 use chronofs_engine::{ReadStop, Reads};
-use chronofs_history::Snapshot;
+use chronofs_history::{Row, Snapshot};
 use uuid::Uuid;
 
 /// By so much a sealed value may be longer than what is in it.
@@ -73,7 +73,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             }
             Some(_) => {}
             None => {
-                if !self.is_unused(index)? {
+                if !self.is_unused(index, &volume)? {
                     return bad(
                         "there are files in it that are not encrypted; make a new volume and copy them",
                     );
@@ -87,12 +87,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })
     }
 
-    /// Whether nothing was ever made in a volume.
-    fn is_unused(&self, index: VolumeIndex) -> Decided<bool> {
-        let row = Snapshot::new(self.reads, index, None).get_plain(COUNTERS, &[])?;
-        let counters = row.map(|row| Counters::decode(COUNTERS, &[], &row)).transpose()?;
-        Ok(counters.is_none_or(|counters| {
-            counters.used_inodes <= 1 && counters.next_ino == chronofs_core::Ino::ROOT.0 + 1
-        }))
+    /// Whether nothing was ever made in a volume: its root is as the commit left it that made it.
+    fn is_unused(&self, index: VolumeIndex, volume: &Volume) -> Decided<bool> {
+        let key = ino_key(Ino::ROOT);
+        let tables = Snapshot::new(self.reads, index, None);
+        let as_born = |row: Option<Row>| row.is_some_and(|row| row.since == volume.born);
+        Ok(as_born(tables.get(DIR, &key)?) && as_born(tables.get(INODE, &key)?))
     }
 }
