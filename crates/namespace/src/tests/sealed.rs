@@ -68,7 +68,7 @@ fn sealed_names_targets_and_attributes_may_be_longer_in_an_encrypted_volume_alon
     assert_eq!(create(&mut plain, 1, long), Err(Errno::ENAMETOOLONG));
     assert!(Name::sealed("n".repeat(385)).is_err());
 
-    let mut set = |fs: &mut Fs, name_len: usize, value_len: usize| {
+    let set = |fs: &mut Fs, name_len: usize, value_len: usize| {
         let ino = fs.file(Ino::ROOT, &format!("f{name_len}.{value_len}"));
         let name = Bytes::from(format!("user.{}", "a".repeat(name_len - 5)));
         fs.ask(&ROOT, Request::SetXattr { ino, name, value: vec![0; value_len].into(), mode: XattrMode::Any })
