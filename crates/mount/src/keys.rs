@@ -87,6 +87,24 @@ impl KeyRing {
         })))
     }
 
+    /// Opens `known` for tests, of a volume whose admin server has `newest`.
+    #[cfg(test)]
+    pub(crate) fn between(
+        known: &SealedKeys,
+        newest: &SealedKeys,
+        secret: &VolumeSecret,
+    ) -> Result<Arc<Self>, KeyError> {
+        let target = |sealed: &SealedKeys| Target {
+            volume: sealed.volume(),
+            address: "h:1".to_owned(),
+            pin: chronofs_wire::identity::Sha256([0; 32]),
+            epoch: 1,
+            keys: sealed.to_json().ok(),
+        };
+        let ring = KeyRing::open(&Source::Fixed(target(newest)), &target(known), "data", Some(secret))?;
+        ring.ok_or_else(|| KeyError::Missing("data".to_owned()))
+    }
+
     /// The keys.
     pub(crate) fn now(&self) -> Arc<VolumeKeys> {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
