@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Id of this server among the members.
 const NODE: &str = "admin";
@@ -60,6 +60,8 @@ pub(crate) struct Snapshots {
     run_limit: Duration,
     /// Changed whenever members or clients may have to be told something.
     changed: watch::Sender<u64>,
+    /// The question of each member that waits for an answer.
+    asking: Mutex<BTreeMap<String, oneshot::Sender<()>>>,
 }
 
 impl Snapshots {
@@ -68,8 +70,8 @@ impl Snapshots {
         let begun = Instant::now();
         let coordinator = loaded(&database, Now { steady_ms: 0, wall_ns: now_ns() })?;
         let (coordinator, stale) = (Mutex::new(coordinator), AtomicBool::new(false));
-        let changed = watch::Sender::new(0);
-        Ok(Arc::new(Snapshots { database, coordinator, stale, begun, run_limit, changed }))
+        let (changed, asking) = (watch::Sender::new(0), Mutex::default());
+        Ok(Arc::new(Snapshots { database, coordinator, stale, begun, run_limit, changed, asking }))
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -173,6 +175,13 @@ impl Snapshots {
                 Err(refusal) => (Err(Fault { code: refusal.code, why: refusal.why }), None),
             }
         })
+    }
+
+    /// A member asks. The answer fails when it asks again: what it said before is outdated then.
+    pub(crate) fn asks(&self, node: &str) -> oneshot::Receiver<()> {
+        let (newest, outdated) = oneshot::channel();
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), newest);
+        outdated
     }
 
     /// What a member is to do.

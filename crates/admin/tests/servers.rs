@@ -16,7 +16,13 @@ use std::time::{Duration, Instant};
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: format!("meta.example:{}", 8000 + boot % 1000), certificate_sha256, boot, epoch: 0 }
+    Register {
+        address: format!("meta.example:{}", 8000 + boot % 1000),
+        certificate_sha256,
+        boot,
+        epoch: 0,
+        ..Register::default()
+    }
 }
 
 #[tokio::test]

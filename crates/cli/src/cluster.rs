@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use chronofs_snapshot::Whereabouts;
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterFile};
 use chronofs_wire::http::{AdminClient, parse_address};
+use chronofs_wire::token::Token;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct AdminArgs {
     /// Reach the admin server here instead of where cluster file or token say
     #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
-    pub(crate) admin: Option<String>,
+    admin: Option<String>,
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 }
@@ -22,9 +23,13 @@ pub(crate) struct AdminArgs {
 impl AdminArgs {
     /// The admin server that is meant, by the token of this machine's operator.
     pub(crate) fn client(&self) -> Result<AdminClient> {
-        let token = credentials::configure()?;
+        self.client_by(&credentials::configure()?)
+    }
+
+    /// The same, by any token.
+    pub(crate) fn client_by(&self, token: &Token) -> Result<AdminClient> {
         let cluster = self.cluster.read()?;
-        Ok(AdminClient::reached(&token, self.admin.as_deref(), cluster.as_ref())?)
+        Ok(AdminClient::reached(token, self.admin.as_deref(), cluster.as_ref())?)
     }
 }
 

@@ -1,13 +1,12 @@
 //! `chronofs admin deploy`: what lies in the admin server's deploy folder, signed by whoever puts it there.
 
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
-use crate::{credentials, serve};
+use crate::serve;
 use anyhow::{Context, Result, bail};
 use chronofs_keys::SecretKey;
 use chronofs_manage::version_of;
 use chronofs_wire::deploy::{PublicKey, RELEASE_BYTES_MAX, Release, WHOLE, own_target};
-use chronofs_wire::http::{AdminClient, parse_address};
 use chronofs_wire::identity::Sha256;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -16,11 +15,8 @@ const MADE_BY: &str = "chronofs admin deploy key";
 
 #[derive(Args, Debug)]
 pub(crate) struct Deploy {
-    /// Reach the admin server here instead of where the token says
-    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -76,13 +72,11 @@ const COLUMNS: [Column; 6] = [
 ];
 
 pub(crate) fn run(deploy: Deploy) -> Result<()> {
-    let Deploy { admin, cluster, command } = deploy;
+    let Deploy { admin, command } = deploy;
     if let Command::Key { file } = &command {
         return make_key(file);
     }
-    let token = credentials::configure()?;
-    let cluster = cluster.read()?;
-    let client = AdminClient::reached(&token, admin.as_deref(), cluster.as_ref())?;
+    let client = admin.client()?;
     match command {
         Command::Key { .. } => Ok(()),
         Command::Add { executable, signing_key, component, version, target } => {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::clone::{Clone, SOON, content, mapping, objects, prepare, record_of, write_files};
@@ -159,4 +160,58 @@ fn a_clone_that_has_copied_what_it_needs_outlives_the_snapshot_at_its_source() {
     let meta = made.as_array().unwrap().iter().find(|server| server["server"] == "store").unwrap();
     let data = Path::new(meta["folder"].as_str().unwrap()).join("data");
     source.ok(&["meta", "verify", "--blocks", "--db-folder", text(&data)]);
+}
+
+/// All that the clone had of its source is deleted for good. No volume is left in whose store it could be looked for, and it is
+/// registered there all the same, until it detaches.
+#[test]
+fn a_clone_whose_restored_volumes_are_gone_detaches_and_the_source_forgets_the_snapshot() {
+    let programs = Programs::new();
+    let program = programs.snap_create();
+    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
+    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = source.mount("one", &[]);
+    write_files(&mount.dir, 0..10);
+    let was = manifest(&mount.dir);
+    let backup = source.path("backup");
+    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
+    let uid = uid_in(&source.ok(&create));
+    let (record, parsed) = record_of(&source, &uid);
+    let out = source.path("restore");
+    let with = ["--out", text(&out), "--record", text(&record), "--json"];
+    let made = prepare(&source, &backup.join(&uid), &mapping(&parsed), &with);
+    let mut clone = Clone::start(&source, &made, &SOON);
+    clone.ok(&source, &["restore", "status", "--wait", "60s"]);
+    clone.ok(&source, &["restore", "accept"]);
+    let readers = source.path("blocks/readers").join(&uid);
+    wait_for("the clone to register", || (objects(&readers).len() == 1).then_some(()));
+    let of_source = objects(&source.path("blocks/objects"));
+    let tokens: Value =
+        serde_json::from_str(&clone.ok(&source, &["configure", "list", "volume-token", "--json"])).unwrap();
+    for token in tokens.as_array().unwrap() {
+        clone.ok(&source, &["configure", "delete", "volume-token", token["id"].as_str().unwrap()]);
+    }
+    clone.ok(&source, &["configure", "delete", "volume", "one", "--keep", "0"]);
+    // What its source keeps for the snapshot comes first, which is tried every half minute.
+    let begun = Instant::now();
+    loop {
+        let left = clone.ok(&source, &["configure", "list", "deleted-volume", "--json"]);
+        if serde_json::from_str::<Value>(&left).unwrap().as_array().unwrap().is_empty() {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(180), "the volume stays in the clone: {left}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!("the volume was gone from the clone after {:?}", begun.elapsed());
+    // A server that starts anew knows of its registration by the admin server alone.
+    clone.servers[1].stop();
+    clone.servers[1].start();
+    clone.ok(&source, &["restore", "status", "--wait", "60s"]);
+    assert!(source.fails(&["snapshot", "delete", &uid]).contains("is read by a clone"));
+    clone.ok(&source, &["restore", "detach"]);
+    assert!(objects(&readers).is_empty(), "the clone is registered still");
+    assert!(clone.ok(&source, &["restore", "status"]).contains("detached"));
+    source.ok(&["snapshot", "delete", &uid]);
+    assert_eq!(objects(&source.path("blocks/objects")), of_source, "the clone deleted what was its source's");
+    was.assert_same(&manifest(&source.mount("one", &[]).dir), "what the source has");
 }

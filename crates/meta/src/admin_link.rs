@@ -6,12 +6,13 @@ use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::reader;
+use crate::restored;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
-    AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
+    AssignedStore, Assignment, Known, Probe, Probed, Register, Registered, Report, VolumeReport,
 };
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::log::LogEpoch;
@@ -86,7 +87,7 @@ pub struct AdminLink {
 
 impl AdminLink {
     /// Runs until it is dropped, or until the admin server says that another cluster is meant, or that the log has copies
-    /// that this start has not opened.
+    /// that this start has not opened, or that the folder was followed by a restore in place.
     pub async fn run(mut self, kept: Option<Assignment>) {
         let (mut known, mut problems) = (None, BTreeMap::new());
         if let Some(mut assignment) = kept {
@@ -98,7 +99,11 @@ impl AdminLink {
         loop {
             match self.serve(&mut known, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
-                Err(error) if error.is_wrong_cluster() || error.code() == Some(LOG_NOT_OPENED) => {
+                Err(error)
+                    if error.is_wrong_cluster()
+                        || error.is_fenced()
+                        || error.code() == Some(LOG_NOT_OPENED) =>
+                {
                     if let Some(mislead) = self.mislead.take() {
                         drop(mislead.send(error));
                     }
@@ -132,6 +137,14 @@ impl AdminLink {
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
+        restored::must_be_the_newest(&self.folder, &self.client, &registered)?;
+        // Before the first assignment: from then on nothing is known of what was said before the restore, and what was said since
+        // would show that nothing was revoked.
+        let before = known.as_ref().filter(|known| known.admin_epoch < registered.admin_epoch);
+        if let Some(before) = before.filter(|_| registered.review) {
+            self.client.known(&Known::of(before)).await?;
+        }
+        self.register.restore.clone_from(&registered.restore);
         self.register.epoch = self.register.epoch.max(registered.epoch);
         tracing::info!(store = registered.name, epoch = registered.epoch, "registered with the admin server");
         *told_failure = false;
@@ -230,7 +243,7 @@ impl AdminLink {
 
     /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
     async fn take(&self, assignment: Assignment) -> BTreeMap<Uuid, String> {
-        crate::restored::follow(&self.folder, &assignment, &self.queue).await;
+        restored::follow(&self.folder, &assignment, &self.queue).await;
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()
@@ -352,8 +365,13 @@ mod tests {
 
     fn link(folder: &Path) -> (AdminLink, mpsc::Receiver<Input>) {
         let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256::of(b"nobody")).unwrap();
-        let register =
-            Register { address: "m:1".to_owned(), certificate_sha256: String::new(), boot: 1, epoch: 0 };
+        let register = Register {
+            address: "m:1".to_owned(),
+            certificate_sha256: String::new(),
+            boot: 1,
+            epoch: 0,
+            ..Register::default()
+        };
         let (queue, told) = mpsc::channel(64);
         let kept = Folder::make(&folder.join("meta")).unwrap();
         let link = AdminLink {

@@ -289,7 +289,7 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
 }
 
 async fn ask(client: &AdminClient, poll: &Poll) -> Result<Vec<Order>, ClientError> {
-    client.call(Method::POST, "/v1/meta/snapshot", Some(poll)).await
+    client.ask_coordinator("/v1/meta/snapshot", poll).await
 }
 
 /// Records of complete sets on their way into the block stores. A member's part in a set is over when its record is there;

@@ -434,6 +434,12 @@ impl Volume {
     pub fn is_encrypted(&self) -> bool {
         self.flags & Volume::ENCRYPTED != 0
     }
+
+    /// The commit with which it went on when its metadata was last put back from a copy.
+    #[must_use]
+    pub fn put_back(&self) -> Option<Version> {
+        self.gaps.last().map(|(_, began)| *began)
+    }
 }
 
 /// The sealed keys of an encrypted volume.

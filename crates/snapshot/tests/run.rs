@@ -126,7 +126,8 @@ fn test() {
 
 fn arguments_and_environment(world: &World) {
     let script = r#"for a; do printf '<%s>' "$a"; done; echo; env | sort; pwd; readlink /proc/self/fd/0
-                    read line && echo "read: $line"; cut -d ' ' -f 1,5 /proc/$$/stat; exit 0"#;
+                    read line && echo "read: $line"; cut -d ' ' -f 1,5 /proc/$$/stat
+                    nice; cut -d ' ' -f 19 /proc/$(cut -d ' ' -f 5 /proc/$$/stat)/stat; exit 0"#;
     let mut call = world.call(script);
     let odd = ["--destdir", "/a b", "", "it's \"q\"", "-x", "--", "zwölf$(id)\n*"];
     call.arguments = odd.iter().map(OsString::from).collect();
@@ -150,6 +151,9 @@ fn arguments_and_environment(world: &World) {
     let (pid, group) = after[6].split_once(' ').unwrap();
     let own = rustix::process::getpgrp().as_raw_nonzero().to_string();
     assert!(pid != group && group != own, "it is in a group that its guard leads: {pid}, {group}");
+    let own = rustix::process::getpriority_process(None).unwrap();
+    let nice: Vec<i32> = after[7..].iter().map(|nice| nice.parse().unwrap()).collect();
+    assert!(nice[0] == own && nice[1] == (own + 10).min(19), "only the guard gives way: {nice:?}, not {own}");
 }
 
 fn failures(world: &World) {

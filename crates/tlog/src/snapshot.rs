@@ -152,7 +152,7 @@ pub(crate) async fn take_part(part: Part, mut registered: watch::Receiver<Option
 }
 
 async fn ask(client: &AdminClient, poll: &Poll) -> Result<Vec<Order>, ClientError> {
-    client.call(Method::POST, "/v1/tlog/snapshot", Some(poll)).await
+    client.ask_coordinator("/v1/tlog/snapshot", poll).await
 }
 
 /// Ends programs that run for a snapshot when the server stops.

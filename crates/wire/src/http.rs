@@ -2,7 +2,8 @@
 //! calls for `configure`.
 
 use crate::admin::{
-    Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
+    Assignment, Cluster, FENCED, Known, ParkedBytes, Problem, Register, Registered, Report, Resolve,
+    Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
 use crate::deploy::{Release, SignedRelease};
@@ -118,6 +119,11 @@ impl ClientError {
         self.code() == Some(WRONG_CLUSTER)
     }
 
+    /// Whether the folder of this server was followed by a restore in place.
+    pub fn is_fenced(&self) -> bool {
+        self.code() == Some(FENCED)
+    }
+
     /// The word for programs of a refusal, see [`Problem::code`].
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -188,6 +194,21 @@ impl AdminClient {
     /// Says that this metadata server serves its store from now on.
     pub async fn register(&self, register: &Register) -> Result<Registered, ClientError> {
         self.call(Method::POST, "/v1/meta/register", Some(register)).await
+    }
+
+    /// Asks whether the folder of this server may serve still.
+    pub async fn check_fence(&self, register: &Register) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/fence", Some(register)).await
+    }
+
+    /// Says what the admin server said before it was restored.
+    pub async fn known(&self, known: &Known) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/known", Some(known)).await
+    }
+
+    /// Says that bytes of a volume lie in its lost+found.
+    pub async fn parked(&self, parked: &ParkedBytes) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/mount/parked", Some(parked)).await
     }
 
     /// Waits for an assignment with a revision above `after`; answers after about [`ASSIGNMENT_WAIT`] at the
@@ -319,6 +340,22 @@ impl AdminClient {
             admin: self.address().to_owned(),
             reason: format!("{path}: {e}"),
         })
+    }
+
+    /// Asks the coordinator with `question` and waits for its answer. Whoever stops waiting, to ask with something newer, does
+    /// not break the connection with that, which would cost both sides a handshake: the older question ends when the newer
+    /// one arrives, and its answer is lost.
+    pub async fn ask_coordinator<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &'static str,
+        question: &(impl Serialize + Clone + Send + Sync + 'static),
+    ) -> Result<T, ClientError> {
+        let (client, question) = (self.clone(), question.clone());
+        let asking = tokio::spawn(async move { client.call(Method::POST, path, Some(&question)).await });
+        asking.await.map_err(|error| ClientError::Unexpected {
+            admin: self.address().to_owned(),
+            reason: format!("{path}: {error}"),
+        })?
     }
 
     /// Asks whether the server is ready for requests; needs no token that it knows.

@@ -102,6 +102,9 @@ pub struct Welcome {
     pub replay: bool,
     /// The session ends when nothing is heard of it for this long.
     pub life_ms: u32,
+    /// The commit with which the volume went on when its metadata was last put back from a copy; zero: never. Another value than
+    /// before means that it was put back since, and that what it was told after the copy is lost.
+    pub restored: Version,
 }
 
 /// How a client reaches the volume's objects.

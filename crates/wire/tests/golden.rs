@@ -353,6 +353,7 @@ fn welcome(store: StoreAccess) -> Welcome {
         store,
         replay: true,
         life_ms: 76,
+        restored: Version(77),
     }
 }
 

@@ -303,6 +303,7 @@ async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
     let until = Instant::now() + ASSIGNMENT_WAIT;
     let mut changes = app.snapshots.changes();
     let mut stopping = app.stopping.clone();
+    let mut outdated = app.snapshots.asks(server);
     loop {
         changes.mark_unchanged();
         let asked = poll.clone();
@@ -310,7 +311,11 @@ async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
         if !orders.is_empty() || *stopping.borrow() {
             return Ok(Json(orders));
         }
-        if !changed(&mut changes, &mut stopping, until).await {
+        let again = tokio::select! {
+            again = changed(&mut changes, &mut stopping, until) => again,
+            _ = &mut outdated => false,
+        };
+        if !again {
             return Ok(Json(Vec::new()));
         }
     }

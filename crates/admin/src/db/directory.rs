@@ -1,8 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
 use super::{
-    block_stores, deleted, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql,
-    unsigned, volumes,
+    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores,
+    to_sql, unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;
@@ -30,6 +30,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let found = stores::find_metadata(tx, store)?;
     let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
     let boot = register.boot.to_string();
+    let (restore, restored) = epochs::admit(tx, &found, register)?;
     let known = epoch_of(tx, &found.id, &boot)?;
     let behind = register.epoch > found.epoch;
     if behind {
@@ -40,6 +41,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         );
     }
     let epoch = match known {
+        _ if restored => epochs::far_above(found.epoch.max(register.epoch)).min(EPOCH_MAX),
         _ if behind => register.epoch + 1,
         Some(epoch) if epoch < found.epoch => return Err(superseded(&found, epoch)),
         Some(epoch) => epoch,
@@ -63,7 +65,9 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         "DELETE FROM registration WHERE metadata_store = ?1 AND epoch < ?2",
         params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
     )?;
-    Ok(Registered { store: id, name: found.name, epoch, cluster: None })
+    let review = epochs::wants_review(tx, &found.name)?;
+    let admin_epoch = epochs::admin_epoch(tx)?;
+    Ok(Registered { store: id, name: found.name, epoch, cluster: None, restore, review, admin_epoch })
 }
 
 fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {
@@ -148,9 +152,17 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         "SELECT volume_token.* FROM volume_token JOIN volume ON volume.id = volume_token.volume
             WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
     )?;
-    let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
+    let mut tokens: Vec<AssignedToken> =
+        statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
+    let held_back = epochs::held_back(tx)?;
+    tokens.retain(|token| !held_back.contains(&token.id));
     let log = logs::of(tx, store)?;
-    let accepted_restore = restored::accepted(tx)?;
+    // A restore of this store in place came after that of the whole cluster.
+    let accepted_restore = match epochs::accepted(tx, &stores::find_metadata(tx, store)?)? {
+        Some(in_place) => in_place,
+        None => restored::accepted(tx)?,
+    };
+    let admin_epoch = epochs::admin_epoch(tx)?;
     let told: Vec<Uuid> = volumes.iter().map(|volume| volume.store.id).collect();
     Ok(Assignment {
         revision: revision(tx, store)?,
@@ -162,6 +174,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         accepted_restore,
         copy_restored: restored::copies(tx)?,
         reader_stores: restored::reader_stores(tx, secrets, store, &told)?,
+        admin_epoch,
     })
 }
 

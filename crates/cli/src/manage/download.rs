@@ -3,12 +3,12 @@
 //! The admin server is not believed: an executable is taken only if somebody signed it whose public key is on this machine.
 
 use super::PlacesArgs;
-use crate::cluster::ClusterArgs;
+use crate::cluster::AdminArgs;
 use crate::{credentials, output, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_manage::{Installed, Installing, version_of};
 use chronofs_wire::deploy::{PublicKey, Release, choose, compare_versions, own_target};
-use chronofs_wire::http::{AdminClient, parse_address};
+use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::{Sha256, Sha256Sum};
 use clap::Args;
 use std::fs::File;
@@ -34,11 +34,8 @@ pub(crate) struct Source {
     /// Token to ask the admin server with, of any kind [default: that of configure]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Reach the admin server here instead of where the token says
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
-    admin: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    admin: AdminArgs,
 }
 
 #[derive(Args, Debug)]
@@ -84,9 +81,7 @@ impl Source {
     async fn find(&self, component: &str) -> Result<(AdminClient, Release)> {
         let key = self.public_key.clone().unwrap_or_else(|| credentials::folder().join(PUBLIC_KEY));
         let key = PublicKey::read(&key)?;
-        let token = credentials::any(self.token_file.as_deref())?;
-        let cluster = self.cluster.read()?;
-        let client = AdminClient::reached(&token, self.admin.as_deref(), cluster.as_ref())?;
+        let client = self.admin.client_by(&credentials::any(self.token_file.as_deref())?)?;
         let offered = client.deployed().await?;
         let chosen = choose(&offered, component, &own_target(), self.version.as_deref())?;
         let release = chosen.believed(&key)?;

@@ -408,6 +408,7 @@ impl Machine {
             store,
             replay,
             life_ms: self.config.life_ms,
+            restored: volume.row.put_back().unwrap_or(Version::ZERO),
         };
         let index = session.index;
         group.effects.push(Effect::Answer(conn, Ok(Box::new(welcome))));

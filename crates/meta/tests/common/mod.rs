@@ -77,6 +77,7 @@ pub fn assignment(folder: &Path) -> Assignment {
         accepted_restore: None,
         copy_restored: false,
         reader_stores: Vec::new(),
+        admin_epoch: 0,
     }
 }
 

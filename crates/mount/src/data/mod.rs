@@ -56,6 +56,7 @@ mod file;
 mod lost;
 mod merge;
 mod meta;
+mod parked;
 mod read;
 mod slice_map;
 mod slices;
@@ -68,7 +69,7 @@ mod write_back;
 
 pub use file::FileData;
 pub use lost::ErrorMark;
-pub use meta::{Meta, Publish, PublishError, SliceList};
+pub use meta::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;
 

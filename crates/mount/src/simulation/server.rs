@@ -157,6 +157,7 @@ impl World {
             accepted_restore: None,
             copy_restored: false,
             reader_stores: Vec::new(),
+            admin_epoch: 0,
         }
     }
 

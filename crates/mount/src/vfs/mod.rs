@@ -8,6 +8,7 @@ pub(crate) mod cache;
 mod callers;
 mod directories;
 mod files;
+mod lost_found;
 mod meta_link;
 mod namespace;
 mod reply;

@@ -108,6 +108,7 @@ fn assignment(blocks: &Path) -> Assignment {
         accepted_restore: None,
         copy_restored: false,
         reader_stores: Vec::new(),
+        admin_epoch: 0,
     }
 }
 

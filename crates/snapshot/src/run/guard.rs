@@ -23,12 +23,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The first argument of a guard. Whoever hands in its executable has its `main` call [`stand_guard`] then.
 pub const GUARD: &str = "snap-guard";
 /// A guard that is not there by then does not come; it does nothing before but to start.
 const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How much a guard gives way to others. What it takes is the time to load an executable, just when programs start on every
+/// image at once; those who wait for the server have a better use for that.
+const NICE: i32 = 10;
 
 /// How guards are started.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,7 +55,7 @@ impl Guard {
         let mut command = Command::new(&self.program);
         command.arg0("chronofs").args(&self.arguments).current_dir("/").process_group(0);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.spawn()?;
+        let process = start_giving_way(&mut command)?;
         // The command holds their end, without which it would never be closed.
         drop(command);
         let guarding = Guarding { process, socket: ours };
@@ -70,6 +74,20 @@ impl Guard {
             _ => Err(io::Error::other("its guard, another process of this executable, did not start")),
         }
     }
+}
+
+/// Starts a process that gives way to others. A thread of its own does it, since priority is a thread's, is inherited, and
+/// cannot be raised again by everybody.
+fn start_giving_way(command: &mut Command) -> io::Result<Child> {
+    thread::scope(|scope| {
+        let start = || {
+            // Without it the guard takes what others would have.
+            let _ = rustix::process::nice(NICE);
+            command.spawn()
+        };
+        let starting = thread::Builder::new().name("snapshot-guard".to_owned()).spawn_scoped(scope, start)?;
+        starting.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts a guard panicked")))
+    })
 }
 
 /// By the executable that this process runs, also if its file was replaced since.

@@ -3,8 +3,9 @@
 use super::*;
 use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Probe, Probed, Problem,
-    Register, Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Known, ParkedBytes, Probe,
+    Probed, Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
+    VolumeReport,
 };
 use chronofs_wire::analyze::{
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
@@ -94,6 +95,7 @@ fn assignment() -> Assignment {
             credentials: Credentials::Ambient,
             create_only: false,
         }],
+        admin_epoch: 91,
     }
 }
 
@@ -129,8 +131,16 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         certificate_sha256: certificate_sha256.clone(),
         boot: 16,
         epoch: 17,
+        restore: Some(restore()),
+        recovers: true,
     };
     assert_body("register.json", &register);
+    let named = |n| [(uuid(n), format!("v{n}"))].into();
+    let (volumes, deleted) = (named(82), named(83));
+    let known = Known { tokens: vec![uuid(81)], volumes, deleted, admin_epoch: 92 };
+    assert_body("known.json", &known);
+    let (mount, path) = ("host:/mnt".to_owned(), "lost+found/a".to_owned());
+    assert_body("parked.json", &ParkedBytes { mount, path, files: 84, bytes: 85 });
     assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
     let members = LogCopies { copies: vec!["/disk2/log".to_owned()], anti_quorum: 0 };
@@ -326,8 +336,14 @@ fn answers() -> Answers {
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
 
+fn restore() -> RestoreEpoch {
+    let (id, uid) = ("86".to_owned(), "c5".to_owned());
+    RestoreEpoch { epoch: 86, id, uid, cut_ns: 87, began_ns: Some(88), prepared_ns: Some(90) }
+}
+
 fn registered() -> Registered {
-    Registered { store: uuid(18), name: "main".to_owned(), epoch: 19, cluster: Some("lab:23".to_owned()) }
+    let (store, name, cluster) = (uuid(18), "main".to_owned(), Some("lab:23".to_owned()));
+    Registered { store, name, epoch: 19, cluster, restore: Some(restore()), review: true, admin_epoch: 89 }
 }
 
 #[test]
@@ -342,6 +358,10 @@ fn bodies_of_programs_that_are_older_are_understood() {
     assert_eq!(older, Registered { cluster: None, ..registered() });
     let register: Register = serde_json::from_value(read("register.json", "epoch")).unwrap();
     assert_eq!((register.boot, register.epoch), (16, 0));
+    let register: Register = serde_json::from_value(read("register.json", "restore")).unwrap();
+    assert_eq!((register.restore, register.recovers), (None, true));
+    let older: Registered = serde_json::from_value(read("registered.json", "restore")).unwrap();
+    assert_eq!(older, Registered { restore: None, ..registered() });
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "probes")).unwrap();
     assert_eq!(assigned, Assignment { probes: vec![], ..assignment() });
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "log")).unwrap();
