@@ -151,6 +151,7 @@ impl AdminLink {
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
+        let admin_epoch = registered.admin_epoch;
         self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
@@ -164,6 +165,10 @@ impl AdminLink {
                 Err(assignment) => (assignment, None),
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
+            // The admin server was restored between two calls, of which none failed: it is to be told what was known before.
+            if assignment.admin_epoch != admin_epoch {
+                return Ok(());
+            }
             after = assignment.revision;
             self.log_servers.set(&assignment.log_servers);
             self.follow_log(&assignment.log)?;
