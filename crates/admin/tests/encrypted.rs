@@ -54,6 +54,7 @@ async fn keys_come_with_the_volume_and_change_one_step_at_a_time() {
         address: "127.0.0.1:9".to_owned(),
         certificate_sha256: "ab".repeat(32),
         epoch: 0,
+        ..Register::default()
     };
     meta.register(&registering).await.unwrap();
     let assigned = meta.assignment(1, 0).await.unwrap();
