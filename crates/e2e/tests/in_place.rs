@@ -2,16 +2,19 @@
 //! there with what the backup held, live and past, and prints how long it took until files could be read again.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::clone::{Clone, mapping};
-use chronofs_e2e::process::{Process, free_address, run, text, text_of, wait_for};
+use chronofs_e2e::process::{PATIENCE, Process, free_address, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::read_record;
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, change};
 use serde_json::Value;
@@ -139,26 +142,84 @@ impl Drop for Load {
     }
 }
 
-/// How long a write may take that waits for no server.
+/// How long a call may take that waits for no server.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// Names the file to a [`Program`].
+const FILE: &str = "CHRONOFS_DRILL_FILE";
 
-/// A file that a writer has open, with all of it stored. What the kernel asks for before the first write is known then.
-fn opened(path: &Path) -> Arc<File> {
-    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut first = [0];
-    file.read_exact_at(&mut first, 0).unwrap();
-    file.write_all_at(&first, 0).unwrap();
-    file.sync_all().unwrap();
-    Arc::new(file)
+/// A program that has a file open. It is a process of its own: if this one had it, every command that is started while the server is
+/// away would wait for it, since the kernel closes the file in the new process.
+struct Program {
+    process: Child,
+    input: ChildStdin,
+    said: Receiver<String>,
 }
 
-/// Writes to a file while its server is away: nothing of that can be stored.
-fn write_dirty(file: &Arc<File>, bytes: &'static [u8], at: u64) {
-    let (done, told) = std::sync::mpsc::channel();
-    let file = file.clone();
-    // On a thread of its own: if it did wait for the server, nobody would be left to start that.
-    std::thread::spawn(move || drop(done.send(file.write_all_at(bytes, at))));
-    told.recv_timeout(WRITE_WITHIN).expect("a write waits for no server").unwrap();
+impl Program {
+    fn open(path: &Path) -> Program {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["what_a_program_does", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+        command.env(FILE, path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let (input, output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        let (tell, said) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                // The harness says things, too, and not always on a line of their own.
+                let Some((_, word)) = line.split_once("said: ") else { continue };
+                if tell.send(word.to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        let program = Program { process, input, said };
+        assert_eq!(program.answer(), Ok(()), "opening {}", path.display());
+        program
+    }
+
+    /// Writes at an offset; gives the number of the error.
+    fn write(&mut self, at: u64, text: &str) -> Result<(), i32> {
+        writeln!(self.input, "{at} {text}").unwrap();
+        self.answer()
+    }
+
+    fn sync(&mut self) -> Result<(), i32> {
+        writeln!(self.input, "sync").unwrap();
+        self.answer()
+    }
+
+    fn answer(&self) -> Result<(), i32> {
+        let word = self.said.recv_timeout(PATIENCE).expect("the program answers");
+        if word == "done" { Ok(()) } else { Err(word.parse().unwrap()) }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may hang in a mount whose server never came back; nobody waits for it.
+        let _ = self.process.kill();
+    }
+}
+
+#[test]
+#[ignore = "it is what other tests start"]
+fn what_a_program_does() {
+    let Some(path) = std::env::var_os(FILE) else { return };
+    let say = |done: std::io::Result<()>| match done {
+        Ok(()) => println!("said: done"),
+        Err(error) => println!("said: {}", error.raw_os_error().unwrap_or_default()),
+    };
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    // What the kernel asks for before the first write is known then.
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).unwrap();
+    say(file.write_all_at(&first, 0).and_then(|()| file.sync_all()));
+    for line in std::io::stdin().lines() {
+        match line.unwrap().split_once(' ') {
+            Some((at, text)) => say(file.write_all_at(text.as_bytes(), at.parse().unwrap())),
+            None => say(file.sync_all()),
+        }
+    }
 }
 
 #[test]
@@ -180,11 +241,13 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     fs::write(mount.path("late"), "late and stored").unwrap();
     let late = mount.instant();
     let token = fs::read_to_string(lab.installation.path("meta/credentials")).unwrap();
-    let (of_kept, of_late) = (opened(&mount.path("kept")), opened(&mount.path("late")));
+    let (mut of_kept, mut of_late) = (Program::open(&mount.path("kept")), Program::open(&mount.path("late")));
     lab.installation.meta.kill();
     let lost = Instant::now();
-    write_dirty(&of_kept, b"dirty", 2);
-    write_dirty(&of_late, b"not stored", 100);
+    // A write waits for no server, and nothing of it can be stored.
+    let wrote = Instant::now();
+    assert_eq!((of_kept.write(2, "dirty"), of_late.write(100, "not stored")), (Ok(()), Ok(())));
+    assert!(wrote.elapsed() < WRITE_WITHIN, "{:?}", wrote.elapsed());
     // The disk is lost; what was on it turns up again later.
     fs::rename(lab.installation.path("meta"), lab.installation.path("old")).unwrap();
 
@@ -199,13 +262,11 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     load.goes_on();
 
     // What was written to a file that is there is in it; what was written to one that is lost is in lost+found.
-    of_kept.sync_all().unwrap();
+    assert_eq!(of_kept.sync(), Ok(()));
     assert_eq!(fs::read_to_string(mount.path("kept")).unwrap(), "01dirty789");
     assert!(!mount.path("late").exists(), "it was made after the backup");
-    let stale = of_late.sync_all().unwrap_err();
-    assert_eq!(stale.raw_os_error(), Some(libc_estale()), "{stale}");
-    let stale = of_late.write_all_at(b"more", 0).unwrap_err();
-    assert_eq!(stale.raw_os_error(), Some(libc_estale()), "{stale}");
+    let stale = rustix::io::Errno::STALE.raw_os_error();
+    assert_eq!((of_late.sync(), of_late.write(0, "more")), (Err(stale), Err(stale)));
     drop(of_late);
     let parked: Vec<PathBuf> = wait_for("what was written to lie in lost+found", || {
         let found = fs::read_dir(mount.path("lost+found")).ok()?.map(|entry| entry.unwrap().path());
@@ -259,10 +320,6 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     lab.installation.meta.stop();
     lab.installation.start_meta();
     lab.installation.stop_meta_and_verify();
-}
-
-fn libc_estale() -> i32 {
-    rustix::io::Errno::STALE.raw_os_error()
 }
 
 /// Mounting an instant fails; gives what is said.

@@ -151,6 +151,7 @@ impl AdminLink {
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
+        let admin_epoch = registered.admin_epoch;
         self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
@@ -164,6 +165,10 @@ impl AdminLink {
                 Err(assignment) => (assignment, None),
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
+            // The admin server was restored between two calls, of which none failed: it is to be told what was known before.
+            if assignment.admin_epoch != admin_epoch {
+                return Ok(());
+            }
             after = assignment.revision;
             self.log_servers.set(&assignment.log_servers);
             self.follow_log(&assignment.log)?;
@@ -330,6 +335,7 @@ impl AdminLink {
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
                     given_up: false,
                     gone: false,
+                    keys: core.machine.keys_beyond_assignment(volume),
                 });
             }
             let revision = core.machine.figures().revision;
@@ -407,7 +413,7 @@ mod tests {
             create_only: false,
         };
         let give_up_after_s = deleted.then_some(0);
-        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store }];
+        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store, keys: None }];
         Assignment { revision: 7, volumes, ..Default::default() }
     }
 

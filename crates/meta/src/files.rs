@@ -299,6 +299,7 @@ mod tests {
                 },
                 create_only: true,
             },
+            keys: None,
         };
         let assignment = Assignment {
             revision: 7,

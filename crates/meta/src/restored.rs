@@ -264,8 +264,13 @@ mod tests {
             credentials: Credentials::Ambient,
             create_only: false,
         };
-        let volume =
-            |n, deleted| AssignedVolume { spec: spec(n), deleted, give_up_after_s: None, store: store() };
+        let volume = |n, deleted| AssignedVolume {
+            spec: spec(n),
+            deleted,
+            give_up_after_s: None,
+            store: store(),
+            keys: None,
+        };
         let assignment = Assignment {
             revision: 1,
             volumes: vec![volume(1, false), volume(2, false), volume(3, true)],

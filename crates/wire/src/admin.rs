@@ -207,6 +207,19 @@ pub struct AssignedVolume {
     pub give_up_after_s: Option<u64>,
     /// Where its objects go.
     pub store: AssignedStore,
+    /// Its sealed keys, if it is encrypted: they are kept with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeptKeys>,
+}
+
+/// The sealed keys of a volume as servers keep them: they open nothing to them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KeptKeys {
+    /// Rises with every change.
+    pub revision: u64,
+    /// JSON, as `SealedKeys` of the crate `keys` writes it.
+    pub sealed: String,
 }
 
 /// A block store in an [`Assignment`]: its id, and what it takes to reach it.
@@ -282,6 +295,9 @@ pub struct VolumeReport {
     /// And nothing of it is left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
+    /// Sealed keys that are newer than those of the assignment: the admin server was restored from an old copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeptKeys>,
 }
 
 /// `POST /v1/mount/resolve` with a volume token: where is the volume served?
@@ -306,6 +322,9 @@ pub struct Resolved {
     pub certificate_sha256: String,
     /// Epoch of its ownership.
     pub epoch: u64,
+    /// The sealed keys of the volume, if it is encrypted: JSON, as `SealedKeys` of the crate `keys` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
 }
 
 /// The answer to [`Resolve`] at `POST /v1/mount/store`: where the volume's objects are, for a mount that has credentials of

@@ -295,6 +295,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(log_servers::report))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::change, volumes::delete))
+        .routes(routes!(volumes::keys, volumes::change_keys))
         .routes(routes!(deleted::list))
         .routes(routes!(deleted::show, deleted::give_up))
         .routes(routes!(deleted::undelete))

@@ -196,7 +196,8 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
         create_only: block_stores::create_only(row)?,
     };
     let deleted = row.get::<_, Option<i64>>("deleted_ns")?.is_some();
-    Ok(AssignedVolume { spec, deleted, give_up_after_s: deleted::give_up_after_s(row)?, store })
+    let (give_up_after_s, keys) = (deleted::give_up_after_s(row)?, volumes::kept_keys(row)?);
+    Ok(AssignedVolume { spec, deleted, give_up_after_s, store, keys })
 }
 
 fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
@@ -211,6 +212,12 @@ fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
     })
 }
 
+fn is_of(tx: &Transaction<'_>, store: &str, volume: Uuid) -> Result<bool, AdminError> {
+    let sql = "SELECT count(*) FROM volume WHERE id = ?1 AND metadata_store = ?2";
+    let count: i64 = tx.query_row(sql, params![volume.to_string(), store], |row| row.get(0))?;
+    Ok(count > 0)
+}
+
 /// Keeps what the server of a store reports. Volumes of other stores are left alone.
 pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
     let sql = "UPDATE metadata_store SET reported_revision = ?2 WHERE id = ?1";
@@ -220,6 +227,11 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             problem = ?8 WHERE id = ?2 AND metadata_store = ?1",
     )?;
     for volume in &report.volumes {
+        if let Some(keys) = &volume.keys
+            && is_of(tx, store, volume.id)?
+        {
+            volumes::take_newer_keys(tx, &volume.id.to_string(), keys)?;
+        }
         if volume.given_up && (deleted::note_given_up(tx, store, volume)? || volume.problem.is_none()) {
             continue;
         }
@@ -296,5 +308,7 @@ pub fn resolve(
              with chronofs meta start"
         )));
     };
-    Ok(Resolved { volume, name: name.to_owned(), address, certificate_sha256, epoch })
+    let sql = "SELECT keys FROM volume WHERE id = ?1";
+    let keys = tx.query_row(sql, [id], |row| row.get(0))?;
+    Ok(Resolved { volume, name: name.to_owned(), address, certificate_sha256, epoch, keys })
 }

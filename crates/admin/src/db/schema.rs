@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x6368_7261;
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
 const MIGRATIONS: &[&str] = &[
     VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-    VERSION_10, VERSION_11,
+    VERSION_10, VERSION_11, VERSION_12,
 ];
 
 /// The newest schema this program knows.
@@ -288,6 +288,13 @@ CREATE TABLE parked (
     PRIMARY KEY (metadata_store, epoch, volume, mount),
     FOREIGN KEY (metadata_store, epoch) REFERENCES restore_epoch (metadata_store, epoch) ON DELETE CASCADE
 ) STRICT;
+";
+
+/// Encrypted volumes.
+const VERSION_12: &str = "
+-- The sealed keys of an encrypted volume, and their revision: JSON. They open nothing to this server.
+ALTER TABLE volume ADD COLUMN keys TEXT;
+ALTER TABLE volume ADD COLUMN keys_revision INTEGER;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

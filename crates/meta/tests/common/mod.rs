@@ -59,6 +59,7 @@ pub fn volume(folder: &Path) -> AssignedVolume {
             credentials: Default::default(),
             create_only: false,
         },
+        keys: None,
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Wanted {
     pub read_only: bool,
     /// It needs no way to the objects: it has one of its own.
     pub direct: bool,
+    /// It seals what it writes: the server is to refuse it if the volume is not encrypted, and only then not.
+    pub sealed: bool,
 }
 
 /// How the connection is, for `status`.

@@ -148,12 +148,19 @@ impl Batch {
         let config = &file.data.config;
         let draft = Draft::new(&self.pieces, config.block_size);
         let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
-        let target = Target { volume: config.volume, ino: file.ino, compression: config.compression };
-        if self.bytes < SEAL_BLOCKING_MIN {
-            return Ok(draft.seal(&target, &ids));
-        }
-        let sealing = off_thread(move || draft.seal(&target, &ids)).await;
-        sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
+        let keys = config.keys.as_ref().map(|ring| ring.now());
+        let target = Target { volume: config.volume, ino: file.ino, compression: config.compression, keys };
+        let sealed = match self.bytes < SEAL_BLOCKING_MIN {
+            true => draft.seal(&target, &ids),
+            false => {
+                let sealing = off_thread(move || draft.seal(&target, &ids)).await;
+                sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))?
+            }
+        };
+        sealed.map_err(|error| {
+            tracing::error!("what was written cannot be encrypted, and waits: {error}");
+            Failure::Passing(Errno::EIO)
+        })
     }
 
     /// The first of the batch's bytes at or after `from`, if the file was cut at `cut` since.

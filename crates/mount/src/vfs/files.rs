@@ -153,7 +153,7 @@ impl Vfs {
         }
         let request = Request::Open { ino, read: access.read, write: access.write };
         let restores = self.connection.restores();
-        let opened = self.connection.call(caller, request).await;
+        let opened = self.call(caller, request).await;
         // For ESTALE the kernel looks the name up again: it may be another file's by now.
         let (version, attr, slices) = reply::opened(opened.map_err(|errno| self.connection.lost_or(errno))?)?;
         if self.ttl().is_some() {
@@ -183,7 +183,7 @@ impl Vfs {
             exclusive,
         };
         let restores = self.connection.restores();
-        let answer = self.connection.call(caller.clone(), request).await?;
+        let answer = self.call(caller.clone(), request).await?;
         let (version, attr, slices) = reply::opened(answer)?;
         self.made(parent, &name, &attr, version);
         let opened = self.hold(&attr, slices, access, restores);

@@ -3,8 +3,8 @@
 use super::*;
 use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Known, ParkedBytes, Probe, Probed,
-    Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Known, ParkedBytes, Probe,
+    Probed, Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
     VolumeReport,
 };
 use chronofs_wire::analyze::{
@@ -56,6 +56,7 @@ fn assignment() -> Assignment {
         deleted: true,
         give_up_after_s: Some(23),
         store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
+        keys: Some(KeptKeys { revision: 24, sealed: "{}".to_owned() }),
     };
     let token = AssignedToken {
         id: uuid(2),
@@ -109,6 +110,7 @@ fn report() -> Report {
         problem: Some("what is wrong".to_owned()),
         given_up: true,
         gone: true,
+        keys: Some(KeptKeys { revision: 25, sealed: "{}".to_owned() }),
     };
     let probed = Probed { id: 14, problem: Some("not empty".to_owned()) };
     Report { revision: 15, volumes: vec![volume], probed: vec![probed] }
@@ -146,8 +148,9 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("open-log.json", &OpenLog { boot: 9, above: 10, change });
     assert_body("report.json", &report());
     assert_body("resolve.json", &Resolve { volume: "work".to_owned() });
+    let keys = Some("{}".to_owned());
     let resolved =
-        Resolved { volume: uuid(20), name: "work".to_owned(), address, certificate_sha256, epoch: 21 };
+        Resolved { volume: uuid(20), name: "work".to_owned(), address, certificate_sha256, epoch: 21, keys };
     assert_body("resolved.json", &resolved);
     let kind = StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() });
     assert_body("store_place.json", &StorePlace { id: uuid(22), kind, create_only: true });
