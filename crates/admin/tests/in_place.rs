@@ -102,7 +102,10 @@ async fn a_restore_that_has_not_begun_refuses_nobody_and_is_over_when_the_server
     meta.check_fence(&register(3)).await.unwrap();
     let healthy = meta.register(&register(3)).await.unwrap();
     assert!(healthy.epoch > tried.epoch && healthy.restore.is_none(), "{healthy:?}");
-    assert!(server.get("/v1/status").await["restored_servers"].is_null(), "it is left out while there are none");
+    assert!(
+        server.get("/v1/status").await["restored_servers"].is_null(),
+        "it is left out while there are none"
+    );
     // Tried again, it begins.
     let told = restored(4, "a").restore.map(|of| RestoreEpoch { epoch: 1, ..of });
     meta.register(&Register { restore: told, ..register(4) }).await.unwrap();
