@@ -7,7 +7,7 @@ use chronofs_engine::copies::{Change, Coordinator, CopyError, Link, NotRecorded,
 use chronofs_engine::embedded::{Folder, Options, RocksOptions, open_copied};
 use chronofs_engine::{Batch, Commit, Engine};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Nobody;
 
@@ -17,14 +17,18 @@ impl Coordinator for Nobody {
     }
 }
 
-/// How often the thread of this name went to sleep.
+/// How often the thread of this name went to sleep. It takes its name itself, once it runs.
 fn sleeps_of(thread: &str) -> u64 {
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name).map(str::trim));
-        if field("Name:") == Some(thread) {
-            return field("voluntary_ctxt_switches:").unwrap().parse().unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(30) {
+        for task in std::fs::read_dir("/proc/self/task").unwrap() {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name).map(str::trim));
+            if field("Name:") == Some(thread) {
+                return field("voluntary_ctxt_switches:").unwrap().parse().unwrap();
+            }
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
     panic!("no thread is called {thread}");
 }

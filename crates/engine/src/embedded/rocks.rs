@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes};
 use chronofs_core::Version;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, Env, FlushOptions, IteratorMode, Options,
+    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, FlushOptions, IteratorMode, Options,
     ReadOptions, WriteBatch, WriteOptions,
 };
 use self_cell::self_cell;
@@ -30,10 +30,6 @@ const WRITE_BUFFER_BYTES: usize = 32 << 30;
 
 /// A flush leaves so much of the disk free, for what RocksDB writes beside it.
 const SPARE_BYTES: u64 = 16 << 20;
-
-/// So many flushes are merged at once into what is there, all of which that writes anew. Each disk snapshot is a flush, however
-/// little there is to flush.
-const FLUSHES_TO_COMPACT: i32 = 10;
 
 /// How RocksDB is set up.
 #[derive(Clone, Debug)]
@@ -130,12 +126,6 @@ fn database_options(options: &RocksOptions) -> Result<Options, EngineError> {
     database.set_max_bytes_for_level_base(256 << 20);
     database.set_level_compaction_dynamic_level_bytes(true);
     database.set_max_background_jobs(options.background_threads);
-    database.set_level_zero_file_num_compaction_trigger(FLUSHES_TO_COMPACT);
-    // Clients wait for what they ask, and nobody for a compaction. If it is left so little that flushes pile up, RocksDB slows
-    // writes down, and that gives it time.
-    let mut env = Env::new().map_err(|error| EngineError::Store(format!("set threads up: {error}")))?;
-    env.lower_thread_pool_cpu_priority();
-    database.set_env(&env);
     database.set_bytes_per_sync(1 << 20);
     database.set_max_open_files(2048);
     database.set_keep_log_file_num(4);
