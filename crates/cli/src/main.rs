@@ -13,7 +13,6 @@ mod cluster;
 mod configure;
 mod credentials;
 mod deploy;
-mod in_place;
 mod logs;
 mod manage;
 mod meta;

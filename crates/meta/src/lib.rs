@@ -16,7 +16,6 @@ mod foreign;
 mod holds;
 pub mod http;
 mod kept;
-mod keys;
 pub mod machine;
 pub mod metrics;
 pub mod pack;

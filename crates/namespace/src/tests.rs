@@ -10,7 +10,6 @@ mod named;
 mod names;
 mod past;
 mod rename;
-mod sealed;
 mod spent;
 mod store;
 mod verified;

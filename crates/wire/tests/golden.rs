@@ -95,14 +95,7 @@ fn key() -> SliceKey {
 }
 
 fn codecs() -> Lines<Codec> {
-    every!(Codec {
-        Raw = Codec::Raw,
-        Lz4 = Codec::Lz4,
-        Zstd = Codec::Zstd,
-        SealedRaw = Codec::SealedRaw,
-        SealedLz4 = Codec::SealedLz4,
-        SealedZstd = Codec::SealedZstd,
-    })
+    every!(Codec { Raw = Codec::Raw, Lz4 = Codec::Lz4, Zstd = Codec::Zstd, })
 }
 
 fn places() -> Lines<Place> {
@@ -353,7 +346,6 @@ fn welcome(store: StoreAccess) -> Welcome {
         store,
         replay: true,
         life_ms: 76,
-        restored: Version(77),
     }
 }
 

@@ -9,7 +9,6 @@ pub mod backups;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
-pub mod epochs;
 pub mod holds;
 pub mod log_servers;
 pub mod logs;

@@ -3,7 +3,6 @@
 pub(crate) mod block_store;
 mod change;
 mod create;
-mod volume_keys;
 
 use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
@@ -16,7 +15,6 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
-use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub(crate) struct Configure {
@@ -97,12 +95,6 @@ enum Init {
         /// Token of the account
         #[arg(long)]
         token: String,
-    },
-    /// Make a key that opens encrypted volumes
-    #[command(after_help = "Example:\n  chronofs configure init volume-key /etc/chronofs/vault.key")]
-    VolumeKey {
-        /// New file that it is written into
-        file: PathBuf,
     },
 }
 
@@ -249,7 +241,6 @@ impl Kind {
                 ("metadata store", "metadata_store"),
                 ("block size", "block_size"),
                 ("compression", "compression"),
-                ("encryption", "encryption"),
                 ("retention", "retention"),
                 ("next retention", "next_retention"),
                 ("in force at", "next_retention_at"),
@@ -335,15 +326,9 @@ fn at(kind: Kind, name: &str) -> String {
 
 pub(crate) fn run(configure: Configure) -> Result<()> {
     let Configure { json, admin, command } = configure;
-    match command {
-        Command::Init(Init::Creds { token }) => {
-            let path = credentials::save_configure(&token).context("configure init creds")?;
-            return output::line(format!("wrote {}", path.display()));
-        }
-        Command::Init(Init::VolumeKey { file }) => {
-            return volume_keys::make_key(&file).context("configure init volume-key");
-        }
-        _ => {}
+    if let Command::Init(Init::Creds { token }) = command {
+        let path = credentials::save_configure(&token).context("configure init creds")?;
+        return output::line(format!("wrote {}", path.display()));
     }
     let client = admin.client().context("configure")?;
     serve(async move { dispatch(Session { client, json }, command).await })?

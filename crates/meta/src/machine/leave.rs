@@ -282,7 +282,6 @@ impl Machine {
             },
             given_up: true,
             gone,
-            keys: None,
         })
     }
 }

@@ -7,7 +7,6 @@ mod collect;
 mod common;
 mod copying;
 mod damaged;
-mod encrypted;
 mod falls;
 mod forget;
 mod keys;

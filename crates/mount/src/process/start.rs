@@ -10,7 +10,6 @@ use crate::objects::direct::DirectKeys;
 use crate::objects::outage::OnStoreOutage;
 use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
-use chronofs_keys::VolumeSecret;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::token::{Token, TokenKind};
@@ -38,8 +37,6 @@ pub struct StartConfig {
     pub on_store_outage: OnStoreOutage,
     /// Credentials of the bucket, if the mount is to use its own.
     pub direct: Option<DirectKeys>,
-    /// What opens the volume, if it is encrypted.
-    pub secret: Option<VolumeSecret>,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -59,7 +56,7 @@ pub struct StartConfig {
 pub fn start(config: StartConfig) -> Result<(), MountError> {
     let child = daemon::is_child();
     if !child && !config.foreground {
-        return daemon::start_child(&config.volume, &check(&config)?.dir, config.secret.as_ref());
+        return daemon::start_child(&config.volume, &check(&config)?.dir);
     }
     let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
     let checked = check(&config);
@@ -100,7 +97,6 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         volume: config.volume.clone(),
         on_store_outage: config.on_store_outage,
         direct: config.direct.clone(),
-        secret: config.secret.clone(),
     })
 }
 
@@ -220,7 +216,6 @@ mod tests {
             disk_cache: None,
             on_store_outage: OnStoreOutage::default(),
             direct: None,
-            secret: None,
             foreground: true,
             token: token.into(),
             admin: None,
