@@ -60,8 +60,8 @@ pub(crate) struct Snapshots {
     run_limit: Duration,
     /// Changed whenever members or clients may have to be told something.
     changed: watch::Sender<u64>,
-    /// The question of each member that waits for an answer.
-    asking: Mutex<BTreeMap<String, oneshot::Sender<()>>>,
+    /// The question of each member that waits for an answer. One that was superseded is another member.
+    asking: Mutex<BTreeMap<(String, u64), oneshot::Sender<()>>>,
 }
 
 impl Snapshots {
@@ -178,9 +178,11 @@ impl Snapshots {
     }
 
     /// A member asks. The answer fails when it asks again: what it said before is outdated then.
-    pub(crate) fn asks(&self, node: &str) -> oneshot::Receiver<()> {
+    pub(crate) fn asks(&self, poll: &Poll) -> oneshot::Receiver<()> {
         let (newest, outdated) = oneshot::channel();
-        self.asking.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), newest);
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.retain(|_, waits| !waits.is_closed());
+        asking.insert((poll.node.clone(), poll.epoch), newest);
         outdated
     }
 

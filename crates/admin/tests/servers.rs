@@ -64,6 +64,18 @@ async fn a_member_that_asks_the_coordinator_anew_ends_its_older_question_and_bre
     // Whoever does not wait for the answer asks all the same, and that is what ends the older one.
     tokio::time::timeout(Duration::from_millis(200), ask()).await.unwrap_err();
     assert_eq!(older.await.unwrap(), []);
+    // One that was superseded is another member: they would end each other's questions again and again.
+    let newest = meta.register(&register(2)).await.unwrap();
+    let asked = Poll { epoch: newest.epoch, ..poll.clone() };
+    let (asking, superseded) = (meta.clone(), tokio::spawn(ask()));
+    let newest = tokio::spawn(async move {
+        asking.ask_coordinator::<Vec<Order>>("/v1/meta/snapshot", &asked).await.unwrap()
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!superseded.is_finished(), "{:?}", superseded.await);
+    assert!(!newest.is_finished(), "{:?}", newest.await);
+    superseded.abort();
+    newest.abort();
     assert!(
         begun.elapsed() < Duration::from_secs(15),
         "{:?}: they were answered when their time was over",

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::Installation;
 use crate::process::{Process, free_address, http_get, text, wait_for};
-use crate::snapshot::read_record;
+use crate::snapshot::{read_record, uid_in};
+use crate::{Installation, Mount};
 
 /// A clone whose servers run on what `restore prepare` made.
 pub struct Clone {
@@ -68,6 +68,43 @@ pub fn record_of(installation: &Installation, uid: &str) -> (PathBuf, Value) {
     installation.ok(&["snapshot", "describe", uid, "--record", text(&path)]);
     let record = read_record(&path);
     (path, record)
+}
+
+/// A set of images that a program has copied into a folder of the source's.
+pub struct Copied {
+    /// Its UID.
+    pub uid: String,
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// Its record, in a file, and what that says.
+    pub record: (PathBuf, Value),
+}
+
+impl Copied {
+    /// Takes a snapshot with `program`, one of the examples that copy.
+    #[track_caller]
+    pub fn take(source: &Installation, program: &Path) -> Copied {
+        let backup = source.path("backup");
+        let to = ["--destdir", text(&backup), "--method", "copy"];
+        let uid = uid_in(&source.ok(&[&["snapshot", "create", "--", text(program)][..], &to].concat()));
+        Copied { folder: backup.join(&uid), record: record_of(source, &uid), uid }
+    }
+
+    /// Makes the folders of a clone.
+    #[track_caller]
+    pub fn prepare(&self, source: &Installation) -> String {
+        let (out, (record, parsed)) = (source.path("restore"), &self.record);
+        let with = ["--out", text(&out), "--record", text(record), "--json"];
+        prepare(source, &self.folder, &mapping(parsed), &with)
+    }
+}
+
+/// A source whose past reaches back for an hour, with its volume mounted.
+pub fn source_of_clones(program: &Path) -> (Installation, Mount) {
+    let source = Installation::start_for_snapshots(&[program], &[], &SOON);
+    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
+    let mount = source.mount("one", &[]);
+    (source, mount)
 }
 
 /// All objects in a folder of them, by path. One that goes meanwhile is none.

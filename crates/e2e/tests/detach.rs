@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::Installation;
-use chronofs_e2e::clone::{Clone, SOON, content, mapping, objects, prepare, record_of, write_files};
+use chronofs_e2e::clone::{Clone, Copied, SOON, content, objects, source_of_clones, write_files};
 use chronofs_e2e::manifest::Manifest;
 use chronofs_e2e::process::{run, text, wait_for};
-use chronofs_e2e::snapshot::{Programs, uid_in};
+use chronofs_e2e::snapshot::Programs;
 use serde_json::Value;
 
 /// What is there but for what is written beside.
@@ -82,13 +82,8 @@ fn a_clone_that_has_copied_what_it_needs_outlives_the_snapshot_at_its_source() {
     wait_for("small files to be packed", || {
         objects(&source.path("blocks/objects")).keys().any(|path| of_server(path)).then_some(())
     });
-    let backup = source.path("backup");
-    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
-    let uid = beside(&mount.dir, || uid_in(&source.ok(&create)));
-    let (record, parsed) = record_of(&source, &uid);
-    let out = source.path("restore");
-    let with = ["--out", text(&out), "--record", text(&record), "--json"];
-    let made = prepare(&source, &backup.join(&uid), &mapping(&parsed), &with);
+    let set = beside(&mount.dir, || Copied::take(&source, &program));
+    let (uid, made) = (set.uid.clone(), set.prepare(&source));
     let mut clone = Clone::start(&source, &made, &flags);
     clone.ok(&source, &["restore", "status", "--wait", "60s"]);
     let cluster = text(&clone.cluster_file).to_owned();
@@ -168,18 +163,11 @@ fn a_clone_that_has_copied_what_it_needs_outlives_the_snapshot_at_its_source() {
 fn a_clone_whose_restored_volumes_are_gone_detaches_and_the_source_forgets_the_snapshot() {
     let programs = Programs::new();
     let program = programs.snap_create();
-    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
-    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
-    let mount = source.mount("one", &[]);
+    let (source, mount) = source_of_clones(&program);
     write_files(&mount.dir, 0..10);
     let was = manifest(&mount.dir);
-    let backup = source.path("backup");
-    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
-    let uid = uid_in(&source.ok(&create));
-    let (record, parsed) = record_of(&source, &uid);
-    let out = source.path("restore");
-    let with = ["--out", text(&out), "--record", text(&record), "--json"];
-    let made = prepare(&source, &backup.join(&uid), &mapping(&parsed), &with);
+    let set = Copied::take(&source, &program);
+    let (uid, made) = (set.uid.clone(), set.prepare(&source));
     let mut clone = Clone::start(&source, &made, &SOON);
     clone.ok(&source, &["restore", "status", "--wait", "60s"]);
     clone.ok(&source, &["restore", "accept"]);

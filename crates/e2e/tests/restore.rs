@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::clone::{
-    Clone, SOON, check_files, content, mapping, objects, prepare, record_of, write_files,
+    Clone, Copied, SOON, check_files, content, mapping, objects, prepare, record_of, source_of_clones,
+    write_files,
 };
 use chronofs_e2e::installation::assert_failed_cleanly;
 use chronofs_e2e::log_copies::{LogServer, keep_copies};
@@ -107,21 +108,10 @@ fn the_page_step_by_step_gives_what_was_there_and_nothing_that_came_later() {
 fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     let programs = Programs::new();
     let program = programs.snap_create();
-    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
-    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
-    let mount = source.mount("one", &[]);
+    let (source, mount) = source_of_clones(&program);
     write_files(&mount.dir, 0..20);
-    let backup = source.path("backup");
-    let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];
-    let uid = uid_in(&source.ok(&create));
-    let (record, parsed) = record_of(&source, &uid);
-    let out = source.path("restore");
-    let made = prepare(
-        &source,
-        &backup.join(&uid),
-        &mapping(&parsed),
-        &["--out", text(&out), "--record", text(&record), "--json"],
-    );
+    let set = Copied::take(&source, &program);
+    let (uid, made) = (set.uid.clone(), set.prepare(&source));
     // The source goes on, and what it writes now nobody else knows.
     write_files(&mount.dir, 20..30);
     mount.instant();
@@ -224,9 +214,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
 fn a_clone_that_comes_too_late_or_is_forgotten_by_force_says_so() {
     let programs = Programs::new();
     let program = programs.snap_create();
-    let source = Installation::start_for_snapshots(&[&program], &[], &SOON);
-    source.create_volume("one", &["--retention", "1h", "--compression", "none"]);
-    let mount = source.mount("one", &[]);
+    let (source, mount) = source_of_clones(&program);
     write_files(&mount.dir, 0..10);
     let backup = source.path("backup");
     let create = ["snapshot", "create", "--", text(&program), "--destdir", text(&backup), "--method", "copy"];

@@ -84,7 +84,8 @@ fn pins_of(volume: Uuid, found: &[(String, Bytes)]) -> Result<Vec<Pin>, String> 
 impl Collector {
     /// Reads the pins of every block store again and again: as often as that three readings in a row may fail before
     /// what is known is too old, and after one that failed or did not count soon again, since nothing is collected
-    /// meanwhile. No store waits for another.
+    /// meanwhile. So is one that was opened anew, as with each assignment: until it is known who reads sets there, none
+    /// is let go. No store waits for another.
     pub(crate) async fn watch_pins(self) {
         let mut tries: HashMap<Uuid, Tries> = HashMap::new();
         let mut readings = JoinSet::new();
@@ -98,10 +99,11 @@ impl Collector {
                     (now_ns, read.collect::<Vec<_>>())
                 });
                 let Some((now_ns, read)) = read.await else { return };
+                let readers_known = self.readers.is_known(&store);
                 let mut due = false;
                 for (volume, read_ns) in read {
                     let age_ns = read_ns.map(|read_ns| now_ns.saturating_sub(read_ns));
-                    if age_ns.is_some_and(|age_ns| age_ns < every.as_nanos() as u64) {
+                    if readers_known && age_ns.is_some_and(|age_ns| age_ns < every.as_nanos() as u64) {
                         tries.remove(&volume);
                     } else {
                         due |= tries.get(&volume).is_none_or(|tries| tries.next_ns <= now_ns);
@@ -214,6 +216,7 @@ mod tests {
     use chronofs_engine::memory::Memory;
     use chronofs_wire::admin::{AssignedStore, AssignedVolume, Assignment, StoreKind};
     use futures::future::BoxFuture;
+    use std::collections::BTreeSet;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::sync::mpsc;
 
@@ -320,8 +323,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_is_read_once_and_holds_up_no_other() {
+    /// Watches the pins of two volumes in these stores.
+    async fn watching(stores: &Stores, of: [&Arc<Slow>; 2]) -> (Collector, tokio::task::JoinHandle<()>) {
         let engine = Arc::new(Memory::default());
         let reads = SharedView(engine.view());
         let now = Now::from(1_800_000_000_000_000_000);
@@ -332,12 +335,36 @@ mod tests {
         let told = vec![Event::Assignment(Box::new(assignment)), Event::Tick];
         queue.send(Input::Events(told)).await.unwrap_or_else(|_| panic!("the channel has room"));
         tokio::spawn(decide(Core { machine, engine }, inputs));
-        let (hangs, works) = (Arc::new(Slow(true, 0.into())), Arc::new(Slow(false, 0.into())));
-        let stores = Stores::default();
-        let of = |id, store: &Arc<Slow>| (Uuid::from_u128(id), store.clone() as Arc<dyn StorePort>);
-        stores.set(HashMap::from([of(1, &hangs), of(2, &works)]));
-        let collector = Collector::new(queue, stores, Rhythm::default());
+        open(stores, of);
+        let collector = Collector::new(queue, stores.clone(), Rhythm::default());
         let watching = tokio::spawn(collector.clone().watch_pins());
+        (collector, watching)
+    }
+
+    fn open(stores: &Stores, of: [&Arc<Slow>; 2]) {
+        let named = |id, store: &Arc<Slow>| (Uuid::from_u128(id), store.clone() as Arc<dyn StorePort>);
+        stores.set(HashMap::from([named(1, of[0]), named(2, of[1])]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_was_opened_anew_is_soon_asked_who_reads_sets() {
+        let stores = Stores::default();
+        let works = || Arc::new(Slow(false, 0.into()));
+        let (collector, watching) = watching(&stores, [&works(), &works()]).await;
+        let none = BTreeSet::new();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(collector.readers.of(&stores, &none).is_some());
+        open(&stores, [&works(), &works()]);
+        assert!(collector.readers.of(&stores, &none).is_none());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(collector.readers.of(&stores, &none).is_some());
+        watching.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_read_once_and_holds_up_no_other() {
+        let (hangs, works) = (Arc::new(Slow(true, 0.into())), Arc::new(Slow(false, 0.into())));
+        let (collector, watching) = watching(&Stores::default(), [&hangs, &works]).await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(hangs.1.load(Ordering::SeqCst), 1);
         assert!((15..20).contains(&works.1.load(Ordering::SeqCst)), "every 225 s: {:?}", works.1);

@@ -46,6 +46,13 @@ impl ReadersKnown {
         known.push((store, found));
     }
 
+    /// Whether that could be read since this store was opened.
+    pub(crate) fn is_known(&self, store: &Arc<dyn StorePort>) -> bool {
+        let store = Arc::downgrade(store);
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().any(|(of, found)| of.ptr_eq(&store) && found.is_some())
+    }
+
     /// The readers of these snapshots in all of these block stores; none while those of one are not known.
     pub(crate) fn of(
         &self,

@@ -303,7 +303,7 @@ async fn answer(app: Arc<App>, server: &str, poll: Poll) -> Answer<Vec<Order>> {
     let until = Instant::now() + ASSIGNMENT_WAIT;
     let mut changes = app.snapshots.changes();
     let mut stopping = app.stopping.clone();
-    let mut outdated = app.snapshots.asks(server);
+    let mut outdated = app.snapshots.asks(&poll);
     loop {
         changes.mark_unchanged();
         let asked = poll.clone();

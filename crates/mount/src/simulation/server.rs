@@ -58,10 +58,10 @@ pub(super) enum FromServer {
 impl World {
     /// Starts the server, if it is down.
     pub(super) fn start_server(self: &Shared) {
-        tell!(self, "the server starts");
         if lock(&self.server).is_some() {
             return;
         }
+        tell!(self, "the server starts");
         let (disk, boot) = (lock(&self.disk), self.boots.fetch_add(1, Ordering::Relaxed) + 1);
         let options = Options {
             segment_bytes: 1 << 20,
