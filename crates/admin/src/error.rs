@@ -4,7 +4,7 @@ use crate::api::audit::Refusal;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use chronofs_wire::admin::Problem;
+use chronofs_wire::admin::{FENCED, Problem};
 use chronofs_wire::cluster::{ClusterFileError, WRONG_CLUSTER};
 use chronofs_wire::identity::NoRandom;
 use chronofs_wire::secrets::SecretsError;
@@ -74,6 +74,9 @@ pub enum AdminError {
     /// A later start of the metadata server took its place.
     #[error("{0}")]
     Superseded(String),
+    /// The folder of the metadata server was followed by a restore in place.
+    #[error("{0}")]
+    Fenced(String),
     /// Another cluster is meant.
     #[error("{0}")]
     WrongCluster(String),
@@ -146,6 +149,7 @@ impl AdminError {
             AdminError::Changed { .. } => (StatusCode::CONFLICT, "changed"),
             AdminError::WrongCluster(_) => (StatusCode::MISDIRECTED_REQUEST, WRONG_CLUSTER),
             AdminError::Superseded(_) => (StatusCode::CONFLICT, "superseded"),
+            AdminError::Fenced(_) => (StatusCode::CONFLICT, FENCED),
             AdminError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             AdminError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
             AdminError::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),

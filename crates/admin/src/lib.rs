@@ -25,7 +25,7 @@ mod state;
 pub use deploy::DEPLOY_FOLDER;
 pub use error::AdminError;
 pub use lock::FolderLock;
-pub use restored::{NewCluster, prepare_clone};
+pub use restored::{InPlace, NewCluster, prepare_clone, prepare_in_place};
 pub use server::{Server, StartConfig, start};
 pub use setup::{InitConfig, Status, init_creds, status};
 pub use snapshots::SnapshotConfig;

@@ -9,6 +9,7 @@ use chronofs_blocks::probe::Report;
 use chronofs_core::Retention;
 use chronofs_core::store::{Credentials, StoreKind};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Compression};
+use chronofs_keys::SealedKeys;
 use chronofs_wire::log::LogEpoch;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -276,12 +277,27 @@ pub struct Volume {
     pub detail: Option<String>,
     /// The earliest instant that can be mounted, RFC 3339.
     pub earliest: Option<String>,
+    /// Of an encrypted volume what opens it, and which data key is in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
     /// Allocated bytes, as last reported.
     pub used_bytes: Option<u64>,
     /// Inodes, as last reported.
     pub used_inodes: Option<u64>,
     /// Mounts, as last reported.
     pub sessions: Option<u32>,
+}
+
+/// Body of `PUT /v1/volumes/{name}/keys`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeVolumeKeys {
+    /// The sealed keys that are kept from now on. They hold every key that was there, and one more or another secret.
+    #[schema(value_type = Object)]
+    pub keys: SealedKeys,
+    /// They come from a copy, and may be more than one change ahead.
+    #[serde(default)]
+    pub from_copy: bool,
 }
 
 /// A volume that was deleted.
@@ -347,6 +363,10 @@ pub struct NewVolume {
     /// Quota in inodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_inodes: Option<u64>,
+    /// Its sealed keys, if it is to be encrypted. The volume has the id that they name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub keys: Option<SealedKeys>,
 }
 
 /// Body of `PATCH /v1/volumes/{name}`: what is absent stays.

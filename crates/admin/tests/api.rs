@@ -290,7 +290,13 @@ async fn credentials_whose_key_is_lost_stay_with_their_servers_until_they_are_gi
     server.post("/v1/volumes", volume).await;
     let meta = AdminClient::new(&store["token"].as_str().unwrap().parse().unwrap()).unwrap();
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    let register = Register { address: "meta:8444".to_owned(), certificate_sha256, boot: 1, epoch: 0 };
+    let register = Register {
+        address: "meta:8444".to_owned(),
+        certificate_sha256,
+        boot: 1,
+        epoch: 0,
+        ..Register::default()
+    };
     meta.register(&register).await.unwrap();
     let secret = |assigned: Assignment| {
         assigned.volumes[0]

@@ -37,7 +37,14 @@ async fn what_was_done_is_written_down_as_done_also_when_who_asked_for_it_has_le
     let server = started().await;
     let meta = server.with_volume().await;
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    let register = Register { address: "meta:1".to_owned(), certificate_sha256, boot: 1, epoch: 0 };
+    let register = Register {
+        address: "meta:1".to_owned(),
+        certificate_sha256,
+        boot: 1,
+        epoch: 0,
+        recovers: false,
+        restore: None,
+    };
     meta.register(&register).await.unwrap();
     let client = AdminClient::new(&server.root).unwrap();
     let new = json!({"volume": "v", "from_ns": 7, "reason": "audit"});

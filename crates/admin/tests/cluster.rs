@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: "meta:1".to_owned(), certificate_sha256, boot, epoch: 0 }
+    Register { address: "meta:1".to_owned(), certificate_sha256, boot, epoch: 0, ..Register::default() }
 }
 
 async fn store(server: &Running, name: &str) -> AdminClient {

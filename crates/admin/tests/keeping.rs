@@ -62,7 +62,7 @@ async fn a_shorter_retention_waits_can_be_taken_back_and_comes_into_force() {
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: "meta:1".to_owned(), certificate_sha256, boot, epoch: 0 }
+    Register { address: "meta:1".to_owned(), certificate_sha256, boot, epoch: 0, ..Register::default() }
 }
 
 /// What a played server holds, what it was asked to keep and never answered, and whether it answers.

@@ -19,7 +19,13 @@ use std::time::Duration;
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"far").to_string();
-    Register { address: format!("far.example:{}", 8446 + boot), certificate_sha256, boot, epoch: 0 }
+    Register {
+        address: format!("far.example:{}", 8446 + boot),
+        certificate_sha256,
+        boot,
+        epoch: 0,
+        ..Register::default()
+    }
 }
 
 async fn log_server(server: &Running, name: &str) -> AdminClient {

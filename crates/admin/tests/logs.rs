@@ -16,7 +16,13 @@ use serde_json::{Value, json};
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: "meta.example:8444".to_owned(), certificate_sha256, boot, epoch: 0 }
+    Register {
+        address: "meta.example:8444".to_owned(),
+        certificate_sha256,
+        boot,
+        epoch: 0,
+        ..Register::default()
+    }
 }
 
 fn copies(names: &[&str]) -> LogCopies {

@@ -17,7 +17,13 @@ use std::time::{Duration, Instant};
 
 fn register(boot: u64) -> Register {
     let certificate_sha256 = Sha256::of(b"meta").to_string();
-    Register { address: format!("meta.example:{}", 8000 + boot % 1000), certificate_sha256, boot, epoch: 0 }
+    Register {
+        address: format!("meta.example:{}", 8000 + boot % 1000),
+        certificate_sha256,
+        boot,
+        epoch: 0,
+        ..Register::default()
+    }
 }
 
 #[tokio::test]
@@ -251,6 +257,7 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
         problem: None,
         given_up: true,
         gone: true,
+        keys: None,
     };
     let going = VolumeReport { gone: false, ..gone.clone() };
     for needed in [Some("instants of it are kept for brake 7".to_owned()), None] {
@@ -330,6 +337,7 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         problem: None,
         given_up: false,
         gone: false,
+        keys: None,
     };
     meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new() }).await.unwrap();
     let ready = server.get("/v1/volumes/v").await;

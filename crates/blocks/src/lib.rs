@@ -7,13 +7,14 @@
 //!
 //! A client with a disk to spare keeps sealed slices in a [`cache`].
 //!
-//! The crate depends on `core` alone. Everything but [`store`], [`probe`], [`signed`] and [`cache`] is pure: no I/O, no
-//! clock, no random numbers. Nothing in here overwrites or deletes an object by itself: a store's owner says it ([`StorePort`]), and
+//! The crate depends on `core`, and on the crate `keys` for what is encrypted. Everything but [`store`], [`probe`], [`signed`] and [`cache`] is pure: no I/O, no
+//! clock, no random numbers but those that encrypting takes. Nothing in here overwrites or deletes an object by itself: a store's owner says it ([`StorePort`]), and
 //! [`probe`] does so with its own.
 
 pub mod cache;
 pub mod grant;
 pub mod hedge;
+pub mod keys;
 pub mod layout;
 pub mod name;
 pub mod note;

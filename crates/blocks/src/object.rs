@@ -216,11 +216,7 @@ fn put_entry(bytes: &mut BytesMut, entry: &Entry) {
     bytes.put_u32_le(entry.seal.full_len);
     bytes.put_u32_le(entry.seal.crc32c);
     bytes.put_u16_le(object.incarnation);
-    bytes.put_u8(match entry.seal.codec {
-        Codec::Raw => 0,
-        Codec::Lz4 => 1,
-        Codec::Zstd => 2,
-    });
+    bytes.put_u8(entry.seal.codec.number());
     bytes.put_u8(0);
 }
 
@@ -308,12 +304,10 @@ fn read_entry(footer: &Footer, bytes: &[u8], entry: u32) -> Result<Entry, Format
     let (block, offset, len) = (fields.u32(), fields.u32(), fields.u32());
     let (stored_len, full_len, crc32c) = (fields.u32(), fields.u32(), fields.u32());
     let id = SliceId { object: ObjectId { incarnation: fields.u16(), session, n }, index };
-    let codec = match fields.take::<1>() {
-        [0] => Codec::Raw,
-        [1] => Codec::Lz4,
-        [2] => Codec::Zstd,
-        _ => return Err(FormatError::Entry { entry, reason: "a codec that this program does not know" }),
-    };
+    let [number] = fields.take::<1>();
+    let codec = Codec::ALL.get(usize::from(number)).copied();
+    let codec =
+        codec.ok_or(FormatError::Entry { entry, reason: "a codec that this program does not know" })?;
     let end = at.saturating_add(u64::from(stored_len));
     if end > footer.label_at() {
         return Err(FormatError::Entry { entry, reason: "stored bytes outside the object's slices" });

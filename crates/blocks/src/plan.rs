@@ -4,11 +4,13 @@
 //! it takes; [`Draft::seal`] does the work (and may be run on a thread for such work).
 
 use crate::object::{Entry, OBJECT_BYTES_MAX, ObjectWriter};
-use crate::seal::seal;
+use crate::seal::seal_with;
 use bytes::Bytes;
 use chronofs_core::slice::{INLINE_MAX, NewSlice, Place, STAGED_MAX, Seal, Slice};
 use chronofs_core::volume::Compression;
 use chronofs_core::{Ino, ObjectId, SliceId};
+use chronofs_keys::{Error as KeyError, VolumeKeys};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// What a range of a file is to show.
@@ -53,7 +55,7 @@ pub struct Piece {
 }
 
 /// Where sealed slices belong.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// The volume.
     pub volume: Uuid,
@@ -61,6 +63,8 @@ pub struct Target {
     pub ino: Ino,
     /// How to compress.
     pub compression: Compression,
+    /// What to encrypt with, if the volume is encrypted.
+    pub keys: Option<Arc<VolumeKeys>>,
 }
 
 /// Written ranges, cut at the borders of blocks and grouped by the object they would go to.
@@ -116,20 +120,21 @@ impl Draft {
     }
 
     /// Seals every slice and gives each its place: tiny ones inline, all others staged if together they are
-    /// within [`STAGED_MAX`], else in objects.
-    pub fn seal(&self, target: &Target, ids: &[ObjectId]) -> Sealed {
+    /// within [`STAGED_MAX`], else in objects. Errors: the system gives no random numbers to encrypt with.
+    pub fn seal(&self, target: &Target, ids: &[ObjectId]) -> Result<Sealed, KeyError> {
         assert_eq!(ids.len(), self.groups.len(), "as many ids as groups");
         let seal_cut = |cut: &Cut, object: ObjectId, index: usize| match &cut.content {
-            Content::Hole(_) => None,
+            Content::Hole(_) => Ok(None),
             Content::Bytes(bytes) => {
-                Some(seal(SliceId { object, index: index as u32 }, target.compression, bytes))
+                let slice = SliceId { object, index: index as u32 };
+                seal_with(slice, target.compression, bytes, target.keys.as_deref()).map(Some)
             }
         };
         let sealed: Vec<Vec<Option<(Seal, Bytes)>>> = (self.groups.iter().zip(ids))
             .map(|(group, id)| {
                 group.iter().enumerate().map(|(index, cut)| seal_cut(cut, *id, index)).collect()
             })
-            .collect();
+            .collect::<Result<_, KeyError>>()?;
         let beyond_rows: usize = sealed
             .iter()
             .flatten()
@@ -141,7 +146,7 @@ impl Draft {
         for ((group, sealed), id) in self.groups.iter().zip(sealed).zip(ids) {
             place_group(group, sealed, *id, target, beyond_rows <= STAGED_MAX, &mut out);
         }
-        out
+        Ok(out)
     }
 }
 
@@ -200,13 +205,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn target() -> Target {
-        Target { volume: Uuid::from_u128(1), ino: Ino(5), compression: Compression::Lz4 }
+        Target { volume: Uuid::from_u128(1), ino: Ino(5), compression: Compression::Lz4, keys: None }
     }
 
     fn planned(pieces: &[Piece], block_size: u32) -> Sealed {
         let draft = Draft::new(pieces, block_size);
         let ids: Vec<_> = (0..draft.ids_needed() as u64).map(object_id).collect();
-        draft.seal(&target(), &ids)
+        draft.seal(&target(), &ids).unwrap()
     }
 
     fn noise(seed: u64, len: usize) -> Bytes {

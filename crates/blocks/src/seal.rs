@@ -1,13 +1,15 @@
-//! One slice, sealed: compressed if that helps, with a checksum over the bytes as they are stored.
+//! One slice, sealed: compressed if that helps, encrypted if its volume is, with a checksum over the bytes as they are stored.
 //!
-//! Sealed bytes can be moved between rows and objects without being opened. [`open`] is the only way back, and it
-//! gives no byte of a slice whose length or checksum is not what the seal says. The slice's id goes into both
-//! directions because a seal that encrypts will authenticate it.
+//! Sealed bytes can be moved between rows and objects without being opened, and checked ([`verify`]) without a key. [`open`]
+//! is the only way back, and it gives no byte of a slice whose length or checksum is not what the seal says. What is encrypted
+//! is bound to its volume, the slice's id, its codec and its length, and to nothing that says where it lies.
 
 use bytes::Bytes;
 use chronofs_core::SliceId;
 use chronofs_core::slice::{Codec, Seal};
 use chronofs_core::volume::{BLOCK_SIZE_MAX, Compression};
+use chronofs_keys::volume::{OpenFault, SliceSeal};
+use chronofs_keys::{Error as KeyError, VolumeKeys};
 use thiserror::Error;
 
 /// The most bytes of an opened slice: no slice spans two blocks, so a seal that says more is damaged.
@@ -57,20 +59,79 @@ pub enum OpenError {
         /// What the codec says.
         reason: String,
     },
+    /// It is encrypted, and there is no key.
+    #[error("slice {slice} is encrypted, and there is no key")]
+    NoKey {
+        /// The slice.
+        slice: SliceId,
+    },
+    /// It is encrypted with a key of the volume that is not known here.
+    #[error("slice {slice} is encrypted with data key {number} of its volume, which is not known here")]
+    UnknownKey {
+        /// The slice.
+        slice: SliceId,
+        /// Number of the key.
+        number: u32,
+    },
+    /// Its checksum fits, and its key does not open it.
+    #[error(
+        "slice {slice} does not open with the volume's key: other bytes, or those of another slice or volume"
+    )]
+    Forged {
+        /// The slice.
+        slice: SliceId,
+    },
+    /// It is not encrypted, and everything of its volume is.
+    #[error("slice {slice} is not encrypted, and everything of this volume is: somebody else put it there")]
+    NotSealed {
+        /// The slice.
+        slice: SliceId,
+    },
 }
 
-/// Seals `bytes` (at most [`FULL_LEN_MAX`]) as the slice `id`: its seal and the bytes to store.
+/// Seals `bytes` (at most [`FULL_LEN_MAX`]) as the slice `id` of a volume that is not encrypted: its seal and the bytes to
+/// store.
 pub fn seal(id: SliceId, compression: Compression, bytes: &Bytes) -> (Seal, Bytes) {
-    assert!(bytes.len() <= FULL_LEN_MAX as usize, "a slice of {} bytes is longer than a block", bytes.len());
     let (codec, stored) = compress(compression, bytes);
-    let seal = Seal {
+    (seal_of(id, codec, bytes, &stored), stored)
+}
+
+/// As [`seal`], encrypted if there are `keys`.
+pub fn seal_with(
+    id: SliceId,
+    compression: Compression,
+    bytes: &Bytes,
+    keys: Option<&VolumeKeys>,
+) -> Result<(Seal, Bytes), KeyError> {
+    let Some(keys) = keys else { return Ok(seal(id, compression, bytes)) };
+    let (codec, packed) = compress(compression, bytes);
+    let codec = codec.sealed();
+    let (slice, about) = bound(id, codec, bytes.len() as u32);
+    let stored = Bytes::from(keys.seal_slice(SliceSeal { slice: &slice, about: &about }, &packed)?);
+    Ok((seal_of(id, codec, bytes, &stored), stored))
+}
+
+fn seal_of(id: SliceId, codec: Codec, bytes: &Bytes, stored: &Bytes) -> Seal {
+    assert!(bytes.len() <= FULL_LEN_MAX as usize, "a slice of {} bytes is longer than a block", bytes.len());
+    Seal {
         id,
         codec,
         stored_len: stored.len() as u32,
         full_len: bytes.len() as u32,
-        crc32c: crc32c::crc32c(&stored),
-    };
-    (seal, stored)
+        crc32c: crc32c::crc32c(stored),
+    }
+}
+
+/// What an encrypted slice is bound to: its id, and what the seal says of how to open it.
+fn bound(id: SliceId, codec: Codec, full_len: u32) -> ([u8; 22], [u8; 5]) {
+    let mut slice = [0; 22];
+    slice[..2].copy_from_slice(&id.object.incarnation.to_le_bytes());
+    slice[2..10].copy_from_slice(&id.object.session.0.to_le_bytes());
+    slice[10..18].copy_from_slice(&id.object.n.to_le_bytes());
+    slice[18..].copy_from_slice(&id.index.to_le_bytes());
+    let mut about = [codec.number(); 5];
+    about[1..].copy_from_slice(&full_len.to_le_bytes());
+    (slice, about)
 }
 
 fn compress(compression: Compression, bytes: &Bytes) -> (Codec, Bytes) {
@@ -102,8 +163,21 @@ pub fn verify(seal: &Seal, stored: &[u8]) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The bytes that were sealed, verified.
+/// Whether the slice is whole, as far as that can be known without a key: of one that is not encrypted, whether it opens.
+pub fn check(seal: &Seal, stored: Bytes) -> Result<(), OpenError> {
+    match seal.codec.is_sealed() {
+        true => verify(seal, &stored),
+        false => open(seal, stored).map(drop),
+    }
+}
+
+/// The bytes that were sealed, verified, of a volume that is not encrypted.
 pub fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, OpenError> {
+    open_with(seal, stored, None)
+}
+
+/// As [`open`], of a volume that is encrypted if there are `keys`. There everything has to be.
+pub fn open_with(seal: &Seal, stored: Bytes, keys: Option<&VolumeKeys>) -> Result<Bytes, OpenError> {
     verify(seal, &stored)?;
     let slice = seal.id;
     let content =
@@ -111,13 +185,28 @@ pub fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, OpenError> {
     if seal.full_len > FULL_LEN_MAX {
         return Err(content("no slice is that long".to_owned()));
     }
+    let packed = match (seal.codec.is_sealed(), keys) {
+        (false, None) => stored,
+        (true, None) => return Err(OpenError::NoKey { slice }),
+        (false, Some(_)) => return Err(OpenError::NotSealed { slice }),
+        (true, Some(keys)) => {
+            let (id, about) = bound(slice, seal.codec, seal.full_len);
+            let opened = keys.open_slice(SliceSeal { slice: &id, about: &about }, stored.into());
+            Bytes::from(opened.map_err(|fault| match fault {
+                OpenFault::UnknownKey(number) => OpenError::UnknownKey { slice, number },
+                OpenFault::Forged => OpenError::Forged { slice },
+            })?)
+        }
+    };
     let full_len = seal.full_len as usize;
     let opened = match seal.codec {
-        Codec::Raw => stored,
-        Codec::Lz4 => {
-            lz4_flex::block::decompress(&stored, full_len).map_err(|e| content(e.to_string()))?.into()
+        Codec::Raw | Codec::SealedRaw => packed,
+        Codec::Lz4 | Codec::SealedLz4 => {
+            lz4_flex::block::decompress(&packed, full_len).map_err(|e| content(e.to_string()))?.into()
         }
-        Codec::Zstd => zstd::bulk::decompress(&stored, full_len).map_err(|e| content(e.to_string()))?.into(),
+        Codec::Zstd | Codec::SealedZstd => {
+            zstd::bulk::decompress(&packed, full_len).map_err(|e| content(e.to_string()))?.into()
+        }
     };
     if opened.len() != full_len {
         return Err(content(format!("it gives {}", opened.len())));
@@ -129,6 +218,8 @@ pub fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, OpenError> {
 mod tests {
     use super::*;
     use chronofs_core::{ObjectId, SessionId};
+    use chronofs_keys::volume::SLICE_OVERHEAD;
+    use chronofs_keys::{SealedKeys, SecretKey, VolumeSecret};
     use proptest::prelude::*;
 
     const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
@@ -182,8 +273,75 @@ mod tests {
         }
     }
 
+    fn keys() -> VolumeKeys {
+        let text = include_str!("../../keys/tests/golden/volume-keys-1.json");
+        let sealed = SealedKeys::parse(text.trim_end()).unwrap();
+        let secret = VolumeSecret::Key(SecretKey::new([3; 32]));
+        sealed.open(&sealed.kek(&secret).unwrap()).unwrap()
+    }
+
+    /// Made by another implementation of this form, on Python's `cryptography` (OpenSSL).
+    #[test]
+    fn an_encrypted_slice_of_format_1_opens_for_ever() {
+        let hex = "020000000505050505050505050505058b3f9ee1cdde8319d6588f9a056b5c8941813f4dae";
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let stored: Bytes = (0..hex.len()).step_by(2).map(byte).collect::<Vec<u8>>().into();
+        let seal = Seal {
+            id: id(),
+            codec: Codec::SealedRaw,
+            stored_len: stored.len() as u32,
+            full_len: 5,
+            crc32c: crc32c::crc32c(&stored),
+        };
+        assert_eq!(open_with(&seal, stored.clone(), Some(&keys())).unwrap(), &b"hello"[..]);
+        check(&seal, stored).unwrap();
+    }
+
+    #[test]
+    fn what_is_encrypted_opens_with_the_key_alone_in_its_own_place_and_shows_no_content() {
+        let text = Bytes::from(b"all work and no play ".repeat(500));
+        for (compression, codec) in
+            ALL.into_iter().zip([Codec::SealedRaw, Codec::SealedLz4, Codec::SealedZstd])
+        {
+            let (seal, stored) = seal_with(id(), compression, &text, Some(&keys())).unwrap();
+            assert_eq!(seal.codec, codec);
+            assert!(!stored.windows(8).any(|part| part == b"all work"));
+            assert_eq!(open_with(&seal, stored.clone(), Some(&keys())).unwrap(), text);
+            check(&seal, stored.clone()).unwrap();
+            assert!(matches!(open(&seal, stored.clone()), Err(OpenError::NoKey { .. })));
+            let swapped = Seal { id: SliceId { index: 5, ..id() }, ..seal };
+            let refused = open_with(&swapped, stored.clone(), Some(&keys()));
+            assert!(matches!(refused, Err(OpenError::Forged { .. })));
+            let longer = Seal { full_len: seal.full_len + 1, ..seal };
+            assert!(matches!(
+                open_with(&longer, stored.clone(), Some(&keys())),
+                Err(OpenError::Forged { .. })
+            ));
+            let mut other = stored.to_vec();
+            other[40] ^= 1;
+            let forged = Seal { crc32c: crc32c::crc32c(&other), ..seal };
+            let refused = open_with(&forged, other.into(), Some(&keys()));
+            assert!(matches!(refused, Err(OpenError::Forged { .. })), "its checksum fits");
+            let mut newer = stored.to_vec();
+            newer[0] = 7;
+            let forged = Seal { crc32c: crc32c::crc32c(&newer), ..seal };
+            let refused = open_with(&forged, newer.into(), Some(&keys()));
+            assert!(matches!(refused, Err(OpenError::UnknownKey { number: 7, .. })));
+        }
+        let (plain, stored) = seal(id(), Compression::Lz4, &text);
+        assert!(matches!(open_with(&plain, stored, Some(&keys())), Err(OpenError::NotSealed { .. })));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(256)))]
+
+        #[test]
+        fn encrypted_bytes_open_as_they_were(bytes in prop::collection::vec(0u8..4, 0..4000), which in 0usize..3) {
+            let bytes = Bytes::from(bytes);
+            let (seal, stored) = seal_with(id(), ALL[which], &bytes, Some(&keys())).unwrap();
+            prop_assert!(stored.len() <= bytes.len() + SLICE_OVERHEAD);
+            prop_assert_eq!(open_with(&seal, stored, Some(&keys())).unwrap(), bytes);
+        }
 
         #[test]
         fn sealed_bytes_open_as_they_were(bytes in prop::collection::vec(0u8..4, 0..4000), which in 0usize..3) {
@@ -195,9 +353,9 @@ mod tests {
 
         #[test]
         fn any_seal_over_any_bytes_opens_or_is_an_error(
-            stored in prop::collection::vec(any::<u8>(), 0..300), full_len in 0u32..10_000, codec in 0usize..3,
+            stored in prop::collection::vec(any::<u8>(), 0..300), full_len in 0u32..10_000, codec in 0usize..6,
         ) {
-            let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][codec];
+            let codec = Codec::ALL[codec];
             let seal = Seal {
                 id: id(), codec, full_len, stored_len: stored.len() as u32, crc32c: crc32c::crc32c(&stored),
             };

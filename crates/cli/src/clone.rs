@@ -2,6 +2,7 @@
 //! clone, with a database, tokens and a cluster file of its own; and how the clone is, once its servers run.
 
 use crate::cluster::AdminArgs;
+use crate::in_place;
 use crate::output::{self, Column, show_size};
 use crate::serve;
 use crate::snap_create::now;
@@ -13,7 +14,9 @@ use chronofs_snapshot::{Address, record};
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use chronofs_wire::identity::random;
-use chronofs_wire::status::{ClusterStatus, ForeignSaid, Member, RestoredCluster, RestoredSaid};
+use chronofs_wire::status::{
+    AcceptedRestores, ClusterStatus, ForeignSaid, Member, RestoredCluster, RestoredSaid,
+};
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -42,9 +45,14 @@ impl Committed {
         self.record.is_some() || self.accept_uncommitted
     }
 
+    /// The record, if its file is named.
+    pub(crate) fn record(&self) -> Result<Option<Record>> {
+        self.record.as_deref().map(read_record).transpose()
+    }
+
     /// Refuses a set that is not whole.
     fn check(&self, set: &OwnSet, known: Option<&Record>) -> Result<()> {
-        let read = self.record.as_deref().map(read_record).transpose()?;
+        let read = self.record()?;
         let proof = match (read.as_ref().or(known), self.accept_uncommitted) {
             (Some(record), false) => Proof::Record(record),
             (_, true) => Proof::Labels,
@@ -79,13 +87,19 @@ pub(crate) struct Wanted<'a> {
     pub(crate) committed: &'a Committed,
     pub(crate) map: &'a [String],
     pub(crate) map_file: Option<&'a Path>,
+    /// In the place of the servers that the images are of; the one that is named, or all.
+    pub(crate) in_place: bool,
+    pub(crate) only: Option<&'a str>,
 }
 
 impl Wanted<'_> {
-    fn plan(&self) -> Result<(OwnSet, OwnPlan)> {
+    pub(crate) fn plan(&self) -> Result<(OwnSet, OwnPlan)> {
         let set = OwnSet::read(&self.folders)?;
         self.committed.check(&set, None)?;
-        let plan = OwnPlan::new(&set, self.map, self.map_file)?;
+        let plan = match self.in_place {
+            true => OwnPlan::in_place(&set, self.only, self.map, self.map_file)?,
+            false => OwnPlan::new(&set, self.map, self.map_file)?,
+        };
         Ok((set, plan))
     }
 }
@@ -176,7 +190,7 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, out: &Path, dry_run: bool, json: bool
     show_prepared(made.iter().map(|(machine, folder)| (machine, folder.clone())), false, json)
 }
 
-fn show_prepared<'a>(
+pub(crate) fn show_prepared<'a>(
     folders: impl Iterator<Item = (&'a OwnMachine, PathBuf)>,
     dry_run: bool,
     json: bool,
@@ -197,15 +211,18 @@ fn show_prepared<'a>(
 }
 
 /// How a server is started on its folder. Its other options it takes as before.
-fn start_line(machine: &OwnMachine, folder: &Path) -> String {
+pub(crate) fn start_line(machine: &OwnMachine, folder: &Path) -> String {
     let (shown, new) = (folder.display(), &machine.new);
     let bind = bound(new);
     if machine.is_coordinator() {
         return format!("chronofs admin start --db-folder {shown}/data --bind-addr {bind}");
     }
-    format!(
-        "chronofs meta start --db-folder {shown}/data --cluster-file {shown}/{CLUSTER_FILE} --bind-addr {bind} --advertise {new}"
-    )
+    // One that goes on in its place has the cluster file that is on its machine.
+    let cluster = match folder.exists() && !folder.join(CLUSTER_FILE).exists() {
+        true => String::new(),
+        false => format!(" --cluster-file {shown}/{CLUSTER_FILE}"),
+    };
+    format!("chronofs meta start --db-folder {shown}/data{cluster} --bind-addr {bind} --advertise {new}")
 }
 
 /// A host's name cannot be listened on.
@@ -326,9 +343,16 @@ pub(crate) fn status(asked: &AdminArgs, wait: Option<Duration>, json: bool) -> R
             tokio::time::sleep(LOOK_EVERY).await;
         }
     })??;
-    let restored = status.restored.as_ref();
-    let restored = restored.ok_or_else(|| anyhow!("this cluster was not restored from a disk snapshot"))?;
-    show_status(&status, restored, json)?;
+    let in_place = !status.restored_servers.is_empty() || status.restored_admin.is_some();
+    match &status.restored {
+        None if in_place => {}
+        None => bail!("this cluster was not restored from a disk snapshot"),
+        Some(_) if json && in_place => {}
+        Some(restored) => show_status(&status, restored, json)?,
+    }
+    if in_place {
+        in_place::show_status(&status, json)?;
+    }
     match status.healthy {
         true => Ok(()),
         false => bail!("the cluster is not healthy: {}", status.faults.join("; ")),
@@ -403,17 +427,20 @@ fn show_copying(name: &str, foreign: &ForeignSaid) -> Result<()> {
 /// The restore is as it should be.
 pub(crate) fn accept(asked: &AdminArgs, json: bool) -> Result<()> {
     let client = asked.client()?;
-    let accepted: Result<RestoredCluster, ClientError> =
+    let accepted: Result<AcceptedRestores, ClientError> =
         serve(async move { client.call(Method::POST, "/v1/restore/accept", None::<&()>).await })?;
     let accepted = accepted?;
     if json {
         return output::line(serde_json::to_string_pretty(&accepted)?);
     }
-    output::line(format_args!(
-        "the restore of {} is accepted: what nothing needs any more is forgotten and deleted from now on; what the source \
-         stored stays",
-        accepted.uid
-    ))
+    if let Some(cluster) = &accepted.cluster {
+        output::line(format_args!(
+            "the restore of {} is accepted: what nothing needs any more is forgotten and deleted from now on; what the source \
+             stored stays",
+            cluster.uid
+        ))?;
+    }
+    in_place::show_accepted(&accepted)
 }
 
 /// What the clone needs of its source is to be copied, or not any more.

@@ -13,6 +13,7 @@ mod cluster;
 mod configure;
 mod credentials;
 mod deploy;
+mod in_place;
 mod logs;
 mod manage;
 mod meta;

@@ -5,10 +5,12 @@ use crate::configure::block_store::Keys;
 use crate::logs::LogArgs;
 use crate::options::Words;
 use crate::output::parse_size;
+use crate::secrets::VolumeSecretArgs;
 use crate::systemd::{self, SystemdArgs};
 use crate::{credentials, output};
 use anyhow::{Context, Result, anyhow};
 use chronofs_core::store::{Credentials, StoreKind};
+use chronofs_keys::VolumeSecret;
 use chronofs_mount::{DirectKeys, DiskCacheSpec, OnStoreOutage, StartConfig};
 use chronofs_wire::http::parse_address;
 use clap::builder::NonEmptyStringValueParser;
@@ -24,6 +26,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  chronofs mount start data /mnt/data\n  \
                             chronofs mount start data /mnt/data -o nosuid,nodev,noexec\n  \
                             chronofs mount start data /mnt/data --cache-dir /var/cache/chronofs --cache-size 50G\n  \
+                            chronofs mount start vault /mnt/vault --passphrase-file /etc/chronofs/vault.pass\n  \
                             chronofs mount start data /mnt/past --at-time 'yesterday 17:00'")]
     Start(Box<Start>),
     /// Unmount, and wait until everything that was written is stored
@@ -100,6 +103,8 @@ pub(crate) struct Start {
     /// Most that the folder of the cache takes of its disk (default 10GiB)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache_size: Option<u64>,
+    #[command(flatten)]
+    secret: VolumeSecretArgs,
     /// While the block store cannot be used, let operations that need it wait, or fail after some tries
     #[arg(long, value_enum, default_value_t)]
     on_store_outage: OnOutage,
@@ -202,11 +207,28 @@ fn start_mount(start: Start) -> Result<()> {
             OnOutage::Fail => OnStoreOutage::Fail,
         },
         direct,
+        secret: secret(words.key_file, words.passphrase_file, start.secret)?,
         foreground: start.foreground,
         token,
         ready: None,
     };
     Ok(chronofs_mount::start(config)?)
+}
+
+/// What opens the volume, if it is encrypted. The process that serves the mount has it from the one that started it.
+fn secret(
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    args: VolumeSecretArgs,
+) -> Result<Option<VolumeSecret>> {
+    if chronofs_mount::is_child() {
+        return Ok(chronofs_mount::handed_secret()?);
+    }
+    match (&key_file, &passphrase_file) {
+        (Some(_), Some(_)) => Err(anyhow!("a volume has one secret: leave out key-file or passphrase-file")),
+        (None, None) => args.found(),
+        _ => VolumeSecretArgs::named(key_file, passphrase_file, false).found(),
+    }
 }
 
 fn direct_keys(direct: Direct) -> Result<Option<DirectKeys>> {

@@ -21,6 +21,8 @@ pub(crate) struct Words {
     pub(crate) cluster_file: Option<PathBuf>,
     pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) cache_size: Option<u64>,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) passphrase_file: Option<PathBuf>,
     pub(crate) on_store_outage: Option<OnOutage>,
     pub(crate) direct: bool,
     pub(crate) credentials_file: Option<PathBuf>,
@@ -64,6 +66,8 @@ impl Words {
             "cluster-file" | "clusterFile" => self.cluster_file = Some(value.into()),
             "cache-dir" | "cacheDir" => self.cache_dir = Some(value.into()),
             "cache-size" | "cacheSize" => self.cache_size = Some(parse_size(value)?),
+            "key-file" | "keyFile" => self.key_file = Some(value.into()),
+            "passphrase-file" | "passphraseFile" => self.passphrase_file = Some(value.into()),
             "on-store-outage" | "onStoreOutage" => self.on_store_outage = Some(one_of(name, value)?),
             "credentials-file" | "credentialsFile" => self.credentials_file = Some(value.into()),
             "profile" => self.profile = Some(value.to_owned()),
@@ -89,7 +93,7 @@ fn unknown(word: &str) -> String {
         "dirsync" | "mand" => "the kernel does not do this for file systems of this kind; leave it away",
         _ => {
             "chronofs has at-time=T, token-file=FILE, token=TOKEN, admin=HOST:PORT, cluster-file=FILE, cache-dir=DIR, cache-size=SIZE, \
-             on-store-outage=wait|fail, direct, credentials-file=FILE, profile=NAME, ambient-credentials, log-format=F \
+             key-file=FILE, passphrase-file=FILE, on-store-outage=wait|fail, direct, credentials-file=FILE, profile=NAME, ambient-credentials, log-format=F \
              and log-level=L, and knows ro, nosuid, nodev, noexec, noatime, sync and their like"
         }
     };
@@ -116,7 +120,7 @@ mod tests {
     #[test]
     fn every_option_of_mount_start_can_be_said_in_fstab() {
         let list = "rw,noauto,x-systemd.automount,_netdev,nofail,atTime=yesterday 17:00,token-file=\"/etc/a,b\",\
-                    token=t,admin=h:1,clusterFile=/cf,cache-dir=/c,cacheSize=2G,onStoreOutage=fail,direct,\
+                    token=t,admin=h:1,clusterFile=/cf,cache-dir=/c,cacheSize=2G,key-file=/vk,passphraseFile=/vp,onStoreOutage=fail,direct,\
                     credentials-file=/k,profile=p,ambientCredentials,log-format=json,logLevel=debug,ro,noexec";
         let mut kernel = MountOptions::default();
         assert!(kernel.take("ro") && kernel.take("noexec"));
@@ -129,6 +133,8 @@ mod tests {
             cluster_file: Some("/cf".into()),
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
+            key_file: Some("/vk".into()),
+            passphrase_file: Some("/vp".into()),
             on_store_outage: Some(OnOutage::Fail),
             direct: true,
             credentials_file: Some("/k".into()),

@@ -2,6 +2,7 @@
 
 use crate::clone::{self, Committed, Wanted};
 use crate::cluster::AdminArgs;
+use crate::in_place;
 use crate::output::{self, Column};
 use crate::snap_create::now;
 use anyhow::{Context, Result, bail};
@@ -38,9 +39,23 @@ pub(crate) enum Command {
         /// Folder to make the servers' folders in, each named by its new address
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Prepare only the server with this old or new address
-        #[arg(long, value_name = "IP:PORT")]
-        only: Option<Address>,
+        /// Prepare only this server: with this old or new address; of chronofs with --in-place, also by its name
+        #[arg(long, value_name = "SERVER")]
+        only: Option<String>,
+        /// For servers of chronofs that are lost, and whose place the restored ones take: same cluster, same tokens; what the old
+        /// ones may still do is refused
+        #[arg(long)]
+        in_place: bool,
+        /// The restore of the admin server is later than the one with this epoch, whatever the clock says; metadata servers that
+        /// refuse it name the number
+        #[arg(
+            long,
+            value_name = "EPOCH",
+            default_value_t = 0,
+            hide_default_value = true,
+            requires = "in_place"
+        )]
+        after: u64,
         /// Check everything and write nothing
         #[arg(long)]
         dry_run: bool,
@@ -121,7 +136,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     /// Where a set of chronofs' own servers goes, if it is one.
-    fn own(&self) -> Result<Option<Wanted<'_>>> {
+    fn own<'a>(&'a self, (in_place, only): (bool, Option<&'a str>)) -> Result<Option<Wanted<'a>>> {
         let folders: Vec<PathBuf> = self.sets.iter().map(|source| source.folder.clone()).collect();
         if !OwnSet::is_here(&folders)? {
             if self.committed.is_given() {
@@ -137,7 +152,7 @@ impl Origin {
             );
         }
         let (map, map_file) = (&self.map[..], self.map_file.as_deref());
-        Ok(Some(Wanted { folders, committed: &self.committed, map, map_file }))
+        Ok(Some(Wanted { folders, committed: &self.committed, map, map_file, in_place, only }))
     }
 
     fn plan(&self) -> Result<Plan> {
@@ -149,17 +164,28 @@ impl Origin {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Plan { from, json } => match from.own().context("restore plan")? {
+        Command::Plan { from, json } => match from.own((false, None)).context("restore plan")? {
             Some(wanted) => clone::plan(&wanted, json).context("restore plan"),
             None => show_plan(&from.plan().context("restore plan")?, json),
         },
-        Command::Prepare { from, out, only, dry_run, json } => {
-            if let Some(wanted) = from.own().context("restore prepare")? {
+        Command::Prepare { from, out, only, in_place, after, dry_run, json } => {
+            if let Some(wanted) = from.own((in_place, only.as_deref())).context("restore prepare")? {
+                if in_place {
+                    return in_place::prepare(&wanted, &out, after, dry_run, json).context("restore prepare");
+                }
                 if only.is_some() {
-                    bail!("restore prepare: the servers of a clone are prepared together: leave --only out");
+                    bail!(
+                        "restore prepare: the servers of a clone are prepared together: leave --only out; to put a server back that \
+                         is lost, add --in-place"
+                    );
                 }
                 return clone::prepare(&wanted, &out, dry_run, json).context("restore prepare");
             }
+            if in_place {
+                bail!("restore prepare: --in-place is for servers of chronofs, and these images are not");
+            }
+            let only: Option<Address> =
+                only.map(|only| only.parse()).transpose().context("restore prepare: --only")?;
             let plan = from.plan().context("restore prepare")?;
             let folders =
                 restore::prepare(&plan, &out, only.as_ref(), dry_run, &now()).context("restore prepare")?;

@@ -2,7 +2,8 @@
 //! in the list of processes.
 
 use anyhow::{Context, Result, anyhow, bail};
-use chronofs_keys::{Passphrase, SecretKey};
+use chronofs_keys::{Passphrase, SecretKey, VolumeSecret};
+use clap::Args;
 use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -98,6 +99,75 @@ impl Source {
                 Found::Passphrase(Passphrase::new(Zeroizing::new(text.to_owned()))?)
             }
             Source::Terminal => Found::Passphrase(ask(asked)?),
+        }))
+    }
+}
+
+/// What opens an encrypted volume.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct VolumeSecretArgs {
+    /// File with the key that opens the encrypted volume [env: CHRONOFS_VOLUME_KEY_FILE]
+    #[arg(long, value_name = "FILE", group = "unlocked_by")]
+    key_file: Option<PathBuf>,
+    /// File with the passphrase that opens the encrypted volume
+    #[arg(long, value_name = "FILE", group = "unlocked_by")]
+    passphrase_file: Option<PathBuf>,
+    /// Ask for the passphrase of the encrypted volume on the terminal [env: CHRONOFS_VOLUME_PASSPHRASE]
+    #[arg(long, group = "unlocked_by")]
+    passphrase: bool,
+}
+
+impl VolumeSecretArgs {
+    const ENVIRONMENT: Environment =
+        Environment { key_file: "CHRONOFS_VOLUME_KEY_FILE", passphrase: "CHRONOFS_VOLUME_PASSPHRASE" };
+    const MADE_BY: &str = "chronofs configure init volume-key FILE";
+
+    pub(crate) fn named(
+        key_file: Option<PathBuf>,
+        passphrase_file: Option<PathBuf>,
+        passphrase: bool,
+    ) -> VolumeSecretArgs {
+        VolumeSecretArgs { key_file, passphrase_file, passphrase }
+    }
+
+    /// Whether anything is named.
+    pub(crate) fn is_some(&self) -> bool {
+        self.key_file.is_some() || self.passphrase_file.is_some() || self.passphrase
+    }
+
+    /// What is named, or what the environment says, if anything.
+    pub(crate) fn found(self) -> Result<Option<VolumeSecret>> {
+        let source = self.what().or(&VolumeSecretArgs::ENVIRONMENT);
+        VolumeSecretArgs::read(source, Asked::Once)
+    }
+
+    /// As it is for a volume that is to be opened.
+    pub(crate) fn of_a_volume(self) -> Result<VolumeSecret> {
+        self.found()?.ok_or_else(|| anyhow!(VolumeSecretArgs::ENVIRONMENT.missing()))
+    }
+
+    /// As it is for a volume that is made.
+    pub(crate) fn of_a_new_volume(self) -> Result<VolumeSecret> {
+        let source = self.what().or(&VolumeSecretArgs::ENVIRONMENT);
+        let found = VolumeSecretArgs::read(source, Asked::Twice)?;
+        found.ok_or_else(|| anyhow!(VolumeSecretArgs::ENVIRONMENT.missing()))
+    }
+
+    /// What is named, for what is to open a volume from now on. The environment has what opens it now.
+    pub(crate) fn named_new(self) -> Result<Option<VolumeSecret>> {
+        VolumeSecretArgs::read(self.what().or_else(None, None), Asked::Twice)
+    }
+
+    fn what(self) -> Named {
+        let VolumeSecretArgs { key_file, passphrase_file, passphrase } = self;
+        Named { key_file, passphrase_file, passphrase }
+    }
+
+    fn read(source: Source, asked: Asked) -> Result<Option<VolumeSecret>> {
+        let found = source.read(VolumeSecretArgs::MADE_BY, asked)?;
+        Ok(found.map(|secret| match secret {
+            Found::Key(key) => VolumeSecret::Key(key),
+            Found::Passphrase(passphrase) => VolumeSecret::Passphrase(passphrase),
         }))
     }
 }

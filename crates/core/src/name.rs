@@ -8,7 +8,8 @@ use std::fmt;
 use std::hash::Hasher;
 
 /// The name of a directory entry: 1 to 255 bytes, no `/`, no NUL, not `.` and not `..`. Any other byte may stand
-/// in it, UTF-8 or not.
+/// in it, UTF-8 or not. That of an entry of an encrypted volume is sealed by the client and longer; what comes over the wire
+/// or out of a row may be such a one, and who knows the volume checks its length ([`Name::is_longer_than`]).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Bytes", into = "Bytes")]
 pub struct Name(Bytes);
@@ -16,11 +17,21 @@ pub struct Name(Bytes);
 impl Name {
     /// The longest name in bytes.
     pub const LEN_MAX: usize = 255;
+    /// The longest sealed name in bytes.
+    pub const SEALED_LEN_MAX: usize = 384;
 
     /// Checks `bytes`. Errors: ENAMETOOLONG, EINVAL.
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, Errno> {
-        let bytes = bytes.into();
-        if bytes.len() > Self::LEN_MAX {
+        Name::within(bytes.into(), Self::LEN_MAX)
+    }
+
+    /// Checks a name that may be sealed. Errors: ENAMETOOLONG, EINVAL.
+    pub fn sealed(bytes: impl Into<Bytes>) -> Result<Self, Errno> {
+        Name::within(bytes.into(), Self::SEALED_LEN_MAX)
+    }
+
+    fn within(bytes: Bytes, len_max: usize) -> Result<Self, Errno> {
+        if bytes.len() > len_max {
             return Err(Errno::ENAMETOOLONG);
         }
         let special = bytes.is_empty() || bytes.as_ref() == b"." || bytes.as_ref() == b"..";
@@ -28,6 +39,11 @@ impl Name {
             return Err(Errno::EINVAL);
         }
         Ok(Name(bytes))
+    }
+
+    /// Whether it has more bytes than this.
+    pub fn is_longer_than(&self, len_max: usize) -> bool {
+        self.0.len() > len_max
     }
 
     /// The bytes of the name.
@@ -39,7 +55,7 @@ impl Name {
 impl TryFrom<Bytes> for Name {
     type Error = Errno;
     fn try_from(bytes: Bytes) -> Result<Self, Errno> {
-        Name::new(bytes)
+        Name::sealed(bytes)
     }
 }
 

@@ -323,6 +323,9 @@ pub enum SystemRequest {
     DropRows { volume: uuid::Uuid, from: Bytes, limit: u32 },
     /// The store of a volume that is given up has no object of it any more.
     VolumeGone { id: uuid::Uuid },
+    /// Keeps the sealed keys of an encrypted volume, unless newer ones are kept. The first make it one, which it is for ever;
+    /// they are refused once there is anything in it.
+    SetKeys { id: uuid::Uuid, revision: u64, sealed: String },
 }
 
 /// A slice that was put into another object.

@@ -7,7 +7,7 @@ use crate::{ObjectId, SliceId, Version};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// How the bytes of a slice were compressed.
+/// How the bytes of a slice were compressed, and whether they were encrypted then.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Codec {
     /// Stored as they are.
@@ -16,6 +16,44 @@ pub enum Codec {
     Lz4,
     /// Zstandard frame.
     Zstd,
+    /// As they are, then encrypted.
+    SealedRaw,
+    /// LZ4 block, then encrypted.
+    SealedLz4,
+    /// Zstandard frame, then encrypted.
+    SealedZstd,
+}
+
+impl Codec {
+    /// Every one, at the place of its number in objects.
+    pub const ALL: [Codec; 6] =
+        [Codec::Raw, Codec::Lz4, Codec::Zstd, Codec::SealedRaw, Codec::SealedLz4, Codec::SealedZstd];
+
+    /// Its number where it is written as a byte.
+    pub fn number(self) -> u8 {
+        match self {
+            Codec::Raw => 0,
+            Codec::Lz4 => 1,
+            Codec::Zstd => 2,
+            Codec::SealedRaw => 3,
+            Codec::SealedLz4 => 4,
+            Codec::SealedZstd => 5,
+        }
+    }
+
+    /// Whether it takes a key to open it.
+    pub fn is_sealed(self) -> bool {
+        self.sealed() == self
+    }
+
+    /// The same, and encrypted.
+    pub fn sealed(self) -> Codec {
+        match self {
+            Codec::Raw | Codec::SealedRaw => Codec::SealedRaw,
+            Codec::Lz4 | Codec::SealedLz4 => Codec::SealedLz4,
+            Codec::Zstd | Codec::SealedZstd => Codec::SealedZstd,
+        }
+    }
 }
 
 /// What it takes to open a sealed slice and to know that it is whole.

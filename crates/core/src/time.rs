@@ -179,6 +179,13 @@ impl fmt::Display for Retention {
     }
 }
 
+/// An instant that a program has written down, as RFC 3339. None if it is not one.
+#[must_use]
+pub fn written_instant(text: &str) -> Option<Version> {
+    let at: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(at.as_nanosecond()).ok().map(Version)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

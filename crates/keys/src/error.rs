@@ -20,4 +20,14 @@ pub enum Error {
     TooLong(usize),
     #[error("how the key follows from the passphrase cannot be used: {0}")]
     Kdf(String),
+    #[error("what is kept of the volume's keys cannot be used: {0}")]
+    Keys(String),
+    #[error("it is not the one that the volume's keys are sealed for, or somebody has changed these")]
+    WrongSecret,
+    #[error("the volume is opened by a passphrase, not by a key file")]
+    ByPassphrase,
+    #[error("the volume is opened by a key file, not by a passphrase")]
+    ByKey,
+    #[error("the cipher refused; this is a fault of the program")]
+    Cipher,
 }

@@ -6,12 +6,13 @@ use crate::executor::{Ask, Input};
 use crate::files::Folder;
 use crate::machine::Event;
 use crate::reader;
+use crate::restored;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
-    AssignedStore, Assignment, Probe, Probed, Register, Registered, Report, VolumeReport,
+    AssignedStore, Assignment, Known, Probe, Probed, Register, Registered, Report, VolumeReport,
 };
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::log::LogEpoch;
@@ -86,7 +87,7 @@ pub struct AdminLink {
 
 impl AdminLink {
     /// Runs until it is dropped, or until the admin server says that another cluster is meant, or that the log has copies
-    /// that this start has not opened.
+    /// that this start has not opened, or that the folder was followed by a restore in place.
     pub async fn run(mut self, kept: Option<Assignment>) {
         let (mut known, mut problems) = (None, BTreeMap::new());
         if let Some(mut assignment) = kept {
@@ -98,7 +99,11 @@ impl AdminLink {
         loop {
             match self.serve(&mut known, &mut problems, &mut told_failure).await {
                 Ok(()) => {}
-                Err(error) if error.is_wrong_cluster() || error.code() == Some(LOG_NOT_OPENED) => {
+                Err(error)
+                    if error.is_wrong_cluster()
+                        || error.is_fenced()
+                        || error.code() == Some(LOG_NOT_OPENED) =>
+                {
                     if let Some(mislead) = self.mislead.take() {
                         drop(mislead.send(error));
                     }
@@ -132,12 +137,21 @@ impl AdminLink {
         told_failure: &mut bool,
     ) -> Result<(), ClientError> {
         let registered = self.client.register(&self.register).await?;
+        restored::must_be_the_newest(&self.folder, &self.client, &registered)?;
+        // Before the first assignment: from then on nothing is known of what was said before the restore, and what was said since
+        // would show that nothing was revoked.
+        let before = known.as_ref().filter(|known| known.admin_epoch < registered.admin_epoch);
+        if let Some(before) = before.filter(|_| registered.review) {
+            self.client.known(&Known::of(before)).await?;
+        }
+        self.register.restore.clone_from(&registered.restore);
         self.register.epoch = self.register.epoch.max(registered.epoch);
         tracing::info!(store = registered.name, epoch = registered.epoch, "registered with the admin server");
         *told_failure = false;
         if let Err(error) = self.folder.save_registered(&registered) {
             tracing::error!("{error:#}");
         }
+        let admin_epoch = registered.admin_epoch;
         self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
@@ -151,6 +165,10 @@ impl AdminLink {
                 Err(assignment) => (assignment, None),
                 Ok(question) => (self.assignment_now().await?, Some(question)),
             };
+            // The admin server was restored between two calls, of which none failed: it is to be told what was known before.
+            if assignment.admin_epoch != admin_epoch {
+                return Ok(());
+            }
             after = assignment.revision;
             self.log_servers.set(&assignment.log_servers);
             self.follow_log(&assignment.log)?;
@@ -230,7 +248,7 @@ impl AdminLink {
 
     /// Brings an assignment to the machine and opens its block stores. Why volumes cannot be served, by volume.
     async fn take(&self, assignment: Assignment) -> BTreeMap<Uuid, String> {
-        crate::restored::follow(&self.folder, &assignment, &self.queue).await;
+        restored::follow(&self.folder, &assignment, &self.queue).await;
         let wanted: Vec<(Uuid, AssignedStore)> = assignment
             .volumes
             .iter()
@@ -317,6 +335,7 @@ impl AdminLink {
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
                     given_up: false,
                     gone: false,
+                    keys: core.machine.keys_beyond_assignment(volume),
                 });
             }
             let revision = core.machine.figures().revision;
@@ -351,8 +370,13 @@ mod tests {
 
     fn link(folder: &Path) -> (AdminLink, mpsc::Receiver<Input>) {
         let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256::of(b"nobody")).unwrap();
-        let register =
-            Register { address: "m:1".to_owned(), certificate_sha256: String::new(), boot: 1, epoch: 0 };
+        let register = Register {
+            address: "m:1".to_owned(),
+            certificate_sha256: String::new(),
+            boot: 1,
+            epoch: 0,
+            ..Register::default()
+        };
         let (queue, told) = mpsc::channel(64);
         let kept = Folder::make(&folder.join("meta")).unwrap();
         let link = AdminLink {
@@ -389,7 +413,7 @@ mod tests {
             create_only: false,
         };
         let give_up_after_s = deleted.then_some(0);
-        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store }];
+        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store, keys: None }];
         Assignment { revision: 7, volumes, ..Default::default() }
     }
 

@@ -10,6 +10,7 @@
 use crate::executor::{Ask, Input};
 use crate::foreign::ForeignKnown;
 use crate::kept::Strays;
+use crate::keys::KeysPut;
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::pins::Turns;
 use crate::reader::ReadersKnown;
@@ -162,6 +163,8 @@ pub struct Collector {
     pub(crate) foreign: ForeignKnown,
     /// Of which snapshots a pin was found without a row.
     pub(crate) strays: Strays,
+    /// Which sealed keys lie in their stores.
+    pub(crate) keys_put: KeysPut,
 }
 
 #[derive(Default)]
@@ -201,8 +204,8 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
-        let (state, wake, turns, readers, foreign, strays) = Default::default();
-        Collector { queue, stores, state, wake, rhythm, turns, readers, foreign, strays }
+        let (state, wake, turns, readers, foreign, strays, keys_put) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, turns, readers, foreign, strays, keys_put }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -216,7 +219,7 @@ impl Collector {
 
     /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
-        futures::join!(self.clone().watch_pins(), self.look_now_and_then());
+        futures::join!(self.clone().watch_pins(), self.clone().watch_keys(), self.look_now_and_then());
     }
 
     async fn look_now_and_then(self) {

@@ -5,12 +5,13 @@
 mod remote;
 
 use crate::files::{Folder, LockedFolder};
+use crate::restored;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_engine::copies::{
     self, Change, Connect, Coordinator, CopyError, DEADLINE, FolderCopy, Health, Link, NotRecorded, Quorum,
     Setup,
 };
-use chronofs_wire::admin::Register;
+use chronofs_wire::admin::{Register, Registered, RestoreEpoch};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
 use chronofs_wire::status::{LogCopySaid, LogSaid};
@@ -166,7 +167,9 @@ pub(crate) async fn open(
         }
         match ask_epoch(client, register, kept.epoch, folder, servers).await {
             Ok(log) => break Some(log),
-            Err(error) if error.is_wrong_cluster() || error.code() == Some("superseded") => {
+            Err(error)
+                if error.is_wrong_cluster() || error.is_fenced() || error.code() == Some("superseded") =>
+            {
                 return Err(error.into());
             }
             Err(error) if must_ask => {
@@ -216,8 +219,15 @@ async fn ask_epoch(
     servers: &Servers,
 ) -> Result<LogEpoch, ClientError> {
     let registered = client.register(register).await?;
+    restored::must_be_the_newest(folder, client, &registered)?;
     register.epoch = register.epoch.max(registered.epoch);
-    if let Err(error) = folder.save_registered(&registered) {
+    let mut kept = registered.clone();
+    if register.recovers {
+        // The folder is not of that restore before its log is: see [`recover`].
+        register.restore = registered.restore;
+        kept.restore = folder.registered().ok().flatten().and_then(|before| before.restore);
+    }
+    if let Err(error) = folder.save_registered(&kept) {
         tracing::error!("{error:#}");
     }
     let assignment = client.assignment(register.boot, 0).await?;
@@ -231,8 +241,9 @@ async fn ask_epoch(
     Ok(log)
 }
 
-/// Writes the log anew from its copies. Blocks.
-pub(crate) fn recover(locked: &LockedFolder, setup: &Setup) -> Result<()> {
+/// Writes the log anew from its copies. From then on, and not before, the folder is of the restore in place that these are of: a
+/// try that fails leaves it what it was, and refused without its copies. Blocks.
+pub(crate) fn recover(locked: &LockedFolder, setup: &Setup, restore: Option<RestoreEpoch>) -> Result<()> {
     let engine = locked.folder.engine();
     // Makes it an engine's folder, if it is a new one.
     drop(chronofs_engine::embedded::Folder::open(&engine).context("--recover-log")?);
@@ -245,7 +256,12 @@ pub(crate) fn recover(locked: &LockedFolder, setup: &Setup) -> Result<()> {
         copy = found.copy, sealed = ?found.sealed, segments = found.segments,
         segment = found.end.segment, offset = found.end.offset, "the log was recovered from its copies"
     );
-    Ok(())
+    match locked.folder.registered()? {
+        Some(kept) if kept.restore != restore => {
+            locked.folder.save_registered(&Registered { restore, ..kept }).context("--recover-log")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses to go on if another start has opened the log since, or if this one never did though copies count.
@@ -316,6 +332,35 @@ mod tests {
             Change { after: 0, quorum: Quorum { members: ["/a".to_owned()].into(), anti_quorum: 0 } };
         let Err(NotRecorded::Unknown(why)) = admin.change(&change, 0) else { panic!("it was asked") };
         assert!(why.contains("log.json"), "{why}");
+    }
+
+    /// Else a plain start would be let in after a recovery that failed, on a folder of before the restore.
+    #[test]
+    fn a_recovery_that_fails_leaves_a_folder_of_before_a_restore_what_it_was() {
+        let temp = tempfile::tempdir().unwrap();
+        let locked = Folder::make(temp.path()).unwrap().lock().unwrap();
+        let before = Registered { name: "m".to_owned(), epoch: 3, ..Registered::default() };
+        locked.folder.save_registered(&before).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256([0; 32])).unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let folder = locked.folder.clone();
+        let coordinator = Admin { client, boot: 1, runtime: runtime.handle().clone(), folder };
+        let none: Connect = Arc::new(|_: &str| -> Result<Box<dyn Link>, CopyError> {
+            Err(CopyError::Unusable("it is away".to_owned()))
+        });
+        let recorded = Quorum { members: ["/a".to_owned()].into(), anti_quorum: 0 };
+        let setup = Setup {
+            epoch: 5,
+            wanted: recorded.clone(),
+            recorded,
+            coordinator: Arc::new(coordinator),
+            connect: none,
+            deadline: DEADLINE,
+        };
+        let restore = RestoreEpoch { epoch: 1, id: "a".to_owned(), ..RestoreEpoch::default() };
+        recover(&locked, &setup, Some(restore)).unwrap_err();
+        assert_eq!(locked.folder.registered().unwrap(), Some(before));
     }
 
     #[test]

@@ -299,6 +299,7 @@ mod tests {
                 },
                 create_only: true,
             },
+            keys: None,
         };
         let assignment = Assignment {
             revision: 7,
@@ -310,6 +311,7 @@ mod tests {
             accepted_restore: None,
             copy_restored: false,
             reader_stores: vec![volume(3).store],
+            admin_epoch: 0,
         };
         let access = LogServerAccess::new("far".to_owned(), &chronofs_wire::identity::Secret([7; 32]));
         let with_servers = Assignment { log_servers: vec![access], ..assignment.clone() };
@@ -342,7 +344,8 @@ mod tests {
         let folder = Folder::make(temp.path()).unwrap();
         let (ours, other): (ClusterName, ClusterName) = ("a:1".parse().unwrap(), "b:2".parse().unwrap());
         folder.must_be_of(&other).unwrap();
-        let registered = |cluster| Registered { store: Uuid::nil(), name: "m".to_owned(), epoch: 1, cluster };
+        let registered =
+            |cluster| Registered { name: "m".to_owned(), epoch: 1, cluster, ..Registered::default() };
         folder.save_registered(&registered(None)).unwrap();
         folder.must_be_of(&other).unwrap();
         folder.save_registered(&registered(Some(ours.to_string()))).unwrap();

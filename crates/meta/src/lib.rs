@@ -16,6 +16,7 @@ mod foreign;
 mod holds;
 pub mod http;
 mod kept;
+mod keys;
 pub mod machine;
 pub mod metrics;
 pub mod pack;

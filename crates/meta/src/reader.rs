@@ -189,7 +189,8 @@ pub(crate) async fn register(
         Ok(None) => return problems,
         Err(error) => return none_is_served(&error.to_string(), wanted, stores),
     };
-    let (Some(cut), false) = (mark.cut, mark.detached) else { return problems };
+    // In place of its source it reads nobody else's.
+    let (Some(cut), false) = (mark.cut, mark.detached || mark.in_place) else { return problems };
     let Some(of_set) = volumes_of_set(queue, Version(cut.cut)).await else {
         return none_is_served("the server is stopping", wanted, stores);
     };

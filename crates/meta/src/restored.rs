@@ -1,6 +1,10 @@
 //! Restore mode: this server's folder was prepared from a disk snapshot. Before it serves, the store has to open just at the
 //! cut that the labels told, and goes its own way with one commit: other numbers than its source gives, nobody connected,
 //! and the instants since the cut lost. Until somebody accepts the restore, nothing is forgotten or deleted.
+//!
+//! That is the same for a clone, beside its source, and for a server that goes on in the place of its source, which is gone: what
+//! the lost server gave numbers to since the cut must not be mistaken for anything new. In place the admin server also learns of
+//! a restore epoch, and refuses folders of before.
 
 use crate::executor::{Ask, Input};
 use crate::files::Folder;
@@ -8,17 +12,25 @@ use crate::machine::SharedView;
 use crate::machine::tag::{self, Tag};
 use anyhow::{Context, Result, bail};
 use chronofs_core::Version;
+use chronofs_core::time::written_instant;
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_engine::{Commit, Engine};
 use chronofs_namespace::rows::Volume;
 use chronofs_namespace::{list_volumes, restored};
 use chronofs_snapshot::restore::own::Mark;
-use chronofs_wire::admin::Assignment;
+use chronofs_wire::admin::{Assignment, Register, Registered, RestoreEpoch};
+use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::status::RestoredSaid;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
+
+/// The admin server is one of before a restore of it.
+const OLD_ADMIN: &str = "old_admin";
+/// How long a start waits for the admin server to say whether its folder may serve.
+const FENCE_WITHIN: Duration = Duration::from_millis(2500);
 
 /// Held by who reads the mark to change it.
 pub(crate) static WRITING: Mutex<()> = Mutex::const_new(());
@@ -38,8 +50,8 @@ pub(crate) fn begin(folder: &Folder, engine: &EmbeddedFolder, now_ns: u64) -> Re
         mark.write(&folder.0)?;
     }
     let uid = mark.uid.to_string();
-    let accepted = mark.accepted;
-    tracing::info!(%uid, source = mark.source, %cut, accepted, "restored from a disk snapshot, as of its cut");
+    let (accepted, in_place) = (mark.accepted, mark.in_place);
+    tracing::info!(%uid, source = mark.source, %cut, accepted, in_place, "restored from a disk snapshot, as of its cut");
     Ok(Some(uid).filter(|_| !accepted))
 }
 
@@ -80,7 +92,67 @@ pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
         kept: mark.kept,
         detached: mark.detached,
         foreign: None,
+        in_place: mark.in_place,
+        began: mark.began.map(|began| Version(began).to_string()),
     })
+}
+
+/// The restore in place that a folder goes on from, for the admin server.
+pub(crate) fn epoch_of(folder: &Folder) -> Result<Option<RestoreEpoch>> {
+    let known = folder.registered()?.and_then(|registered| registered.restore);
+    let Some(mark) = Mark::read(&folder.0)?.filter(|mark| mark.in_place) else { return Ok(known) };
+    let Some(cut) = mark.cut else { return Ok(known) };
+    let id = mark.restore_id();
+    Ok(match known {
+        // Its log was recovered from copies since, which are those of a later restore.
+        Some(known) if known.id != id => Some(known),
+        known => Some(RestoreEpoch {
+            epoch: known.map_or(0, |known| known.epoch),
+            id,
+            uid: mark.uid.to_string(),
+            cut_ns: cut.cut,
+            began_ns: mark.began,
+            prepared_ns: written_instant(&mark.prepared).map(|at| at.0),
+        }),
+    })
+}
+
+/// An admin server that was restored is followed, and not the one of before that, which may come back: it does not know what was
+/// revoked.
+pub(crate) fn must_be_the_newest(
+    folder: &Folder,
+    client: &AdminClient,
+    registered: &Registered,
+) -> Result<(), ClientError> {
+    let kept = folder.registered().ok().flatten().map_or(0, |kept| kept.admin_epoch);
+    if registered.admin_epoch >= kept {
+        return Ok(());
+    }
+    let message = old_admin(client.address(), registered.admin_epoch, kept);
+    Err(ClientError::Refused { status: 0, code: OLD_ADMIN.to_owned(), message })
+}
+
+/// What it means that an admin server comes with a lower epoch than one before, and what to do.
+fn old_admin(address: &str, found: u64, kept: u64) -> String {
+    let found = match found {
+        0 => "was never restored".to_owned(),
+        found => format!("is of a restore with epoch {found}"),
+    };
+    format!(
+        "the admin server at {address} {found}, and this server has followed one of a restore with epoch {kept} ({}): if it is the \
+         one of before that restore, stop it; if it was restored last, on a machine whose clock is behind, prepare it anew with \
+         chronofs restore prepare --in-place --after {kept}",
+        Version(kept)
+    )
+}
+
+/// Ends the start of a server whose folder is of before a restore in place. An admin server that does not say is not waited for:
+/// it is asked again as soon as it is there.
+pub(crate) async fn must_not_be_fenced(client: &AdminClient, register: &Register) -> Result<()> {
+    match tokio::time::timeout(FENCE_WITHIN, client.check_fence(register)).await {
+        Ok(Err(error)) if error.is_fenced() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Heeds what the admin server says to a restored store: which volumes it knows, and that the restore is accepted.
@@ -96,7 +168,7 @@ pub(crate) async fn follow(folder: &Folder, assignment: &Assignment, queue: &mps
         let Some(here) = volumes_here(queue).await else { return };
         mark.unmatched = Some(compare(assignment, here));
     }
-    mark.accepted = assignment.accepted_restore.as_deref() == Some(mark.uid.as_str());
+    mark.accepted = assignment.accepted_restore == Some(mark.accepted_by());
     if mark == before {
         return;
     }
@@ -148,6 +220,27 @@ fn compare(assignment: &Assignment, mut here: BTreeMap<Uuid, String>) -> [Vec<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chronofs_wire::identity::Sha256;
+    use chronofs_wire::token::{Token, TokenKind};
+
+    #[test]
+    fn an_admin_server_of_before_a_restore_is_not_followed_and_the_message_names_the_way_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::make(temp.path()).unwrap();
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256([0; 32])).unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let of = |admin_epoch| Registered { admin_epoch, ..Registered::default() };
+        must_be_the_newest(&folder, &client, &of(0)).unwrap();
+        folder.save_registered(&of(7)).unwrap();
+        must_be_the_newest(&folder, &client, &of(7)).unwrap();
+        must_be_the_newest(&folder, &client, &of(8)).unwrap();
+        for (old, found) in [(0, "never restored"), (6, "epoch 6")] {
+            let why = must_be_the_newest(&folder, &client, &of(old)).unwrap_err().to_string();
+            for part in [found, "127.0.0.1:1", "stop it", "--after 7"] {
+                assert!(why.contains(part), "{part}: {why}");
+            }
+        }
+    }
     use chronofs_core::Retention;
     use chronofs_core::store::{Credentials, StoreKind};
     use chronofs_core::volume::{Compression, VolumeSpec};
@@ -171,8 +264,13 @@ mod tests {
             credentials: Credentials::Ambient,
             create_only: false,
         };
-        let volume =
-            |n, deleted| AssignedVolume { spec: spec(n), deleted, give_up_after_s: None, store: store() };
+        let volume = |n, deleted| AssignedVolume {
+            spec: spec(n),
+            deleted,
+            give_up_after_s: None,
+            store: store(),
+            keys: None,
+        };
         let assignment = Assignment {
             revision: 1,
             volumes: vec![volume(1, false), volume(2, false), volume(3, true)],

@@ -11,6 +11,7 @@ use crate::http::{self, Pages};
 use crate::machine::{Config, Event, Found, Machine, SharedView};
 use crate::metrics::Metrics;
 use crate::questions;
+use crate::restored;
 use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
@@ -177,9 +178,16 @@ impl Server {
             certificate_sha256: identity.pin().to_string(),
             boot,
             epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
+            restore: restored::epoch_of(&folder)?,
+            recovers: config.recover_log,
         };
+        if let Some(client) = &client {
+            restored::must_not_be_fenced(client, &register).await?;
+        }
         let log_servers = copies::Servers::default();
         let (core, engine) = open_told(&locked, client.as_ref(), &mut register, &log_servers, config).await?;
+        // From now on it is of the restore that it has begun with, and a later one ends it.
+        (register.restore, register.recovers) = (restored::epoch_of(&folder)?, false);
         let copies = engine.copies().cloned();
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
@@ -305,10 +313,10 @@ async fn open_told(
     let starting = client.map(|client| tokio::spawn(questions::tell_starting(client.clone())));
     let opened = match client {
         Some(client) => match copies::open(locked, client, register, log_servers, config.recover_log).await {
-            Ok(log) => open_core(locked, register.boot, Some(log), config).await,
+            Ok(log) => open_core(locked, register, Some(log), config).await,
             Err(error) => Err(error),
         },
-        None => open_core(locked, register.boot, None, config).await,
+        None => open_core(locked, register, None, config).await,
     };
     starting.inspect(|starting| starting.abort());
     opened
@@ -316,16 +324,16 @@ async fn open_told(
 
 async fn open_core(
     locked: &Arc<LockedFolder>,
-    boot: u64,
+    register: &Register,
     log: Option<Setup>,
     config: &StartConfig,
 ) -> Result<(Core, Arc<EmbeddedFolder>)> {
-    let (asks_admin, timing) = (log.is_some(), config.timing);
+    let (asks_admin, timing, boot) = (log.is_some(), config.timing, register.boot);
     if config.recover_log
         && let Some(setup) = &log
     {
-        let (locked, setup) = (locked.clone(), setup.clone());
-        tokio::task::spawn_blocking(move || copies::recover(&locked, &setup)).await??;
+        let (locked, setup, restore) = (locked.clone(), setup.clone(), register.restore.clone());
+        tokio::task::spawn_blocking(move || copies::recover(&locked, &setup, restore)).await??;
     }
     let maybe_lost = locked.maybe_lost()?;
     if !maybe_lost {
@@ -335,7 +343,7 @@ async fn open_core(
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
         let engine = open_engine(&folder, log)?;
-        let restored = crate::restored::begin(&folder, &engine, now().wall_ns)?;
+        let restored = restored::begin(&folder, &engine, now().wall_ns)?;
         let opening = engine.opening();
         if opening.torn {
             tracing::warn!(

@@ -13,8 +13,8 @@ use sim::world::World;
 
 /// How many calls were replayed late and after a mark, objects were deleted while things failed, starts found replays
 /// applied in part, and objects of packed slices and repacked slices there are in the end; what operators did to keys; and how
-/// often an old copy was at work; and how many objects clones have copied.
-fn run(seed: u64) -> [usize; 10] {
+/// often an old copy was at work; how many objects clones have copied; and how many inodes were made after restores in place.
+fn run(seed: u64) -> [usize; 11] {
     let mut world = World::new(seed);
     world.run();
     world.finish();
@@ -31,6 +31,7 @@ fn run(seed: u64) -> [usize; 10] {
         refused,
         world.starts_on_old_copies,
         world.copied_in_the_end,
+        world.made_in_place,
     ]
 }
 
@@ -41,7 +42,7 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         return;
     }
     let cases = std::env::var("CHRONOFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000u64);
-    let mut sums = [0; 10];
+    let mut sums = [0; 11];
     for seed in 0..cases {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(run) => sums.iter_mut().zip(run).for_each(|(sum, one)| *sum += one),
@@ -51,13 +52,16 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
             }
         }
     }
-    let [late, deleted, unfinished, packs, repacked, changes, reads, refused, strays, copied] = sums;
+    let [late, deleted, unfinished, packs, repacked, changes, reads, refused, strays, copied, in_place] =
+        sums;
     eprintln!(
         "{cases} seeds; {late} calls were replayed late, after a mark; {deleted} objects deleted meanwhile; {unfinished} \
          starts found replays applied in part; {packs} objects of packed slices and {repacked} repacked slices in the end; \
          operators changed {changes} keys, read {reads} times and found the key space full {refused} times; {strays} times \
-         something was decided beside the pin of a lost timeline; clones copied {copied} objects"
+         something was decided beside the pin of a lost timeline; clones copied {copied} objects; {in_place} inodes were made after \
+         restores in place"
     );
+    assert!(in_place > 0 || cases < 2_000, "nothing was made after a restore in place");
     assert!(copied > 0 || cases < 2_000, "no clone copied anything");
     assert!(strays > 0 || cases < 2_000, "no old copy was started");
     assert!(unfinished > 0 || cases < 2_000, "no start found replays applied in part");

@@ -17,6 +17,7 @@ fn wanted(folder: &Path, epoch: u64) -> Wanted {
         at: None,
         read_only: false,
         direct: false,
+        sealed: false,
     }
 }
 

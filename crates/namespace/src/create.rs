@@ -45,7 +45,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         }
         look.allow(new.parent, &dir_inode, WRITE | EXEC)?;
         let (dir, _) = look.dir(new.parent)?;
-        check_new(new.node, &dir, &self.ctx.caller)?;
+        check_new(new.node, self.volume.target_max(), &dir, &self.ctx.caller)?;
         let free = search.free.ok_or(Errno::ENOSPC)?;
         let is_dir = *new.node == NewNode::Dir;
         let attr = self.make(new, &dir_inode, free)?;
@@ -206,7 +206,12 @@ fn existing<R: Reads + Copy>(look: &Look<'_, R>, new: &NewEntry<'_>, entry: &Ent
     Ok(if new.open { Reply::Opened { attr, slices: None } } else { Reply::Attr(attr) })
 }
 
-fn check_new(node: &NewNode, dir: &Dir, caller: &chronofs_core::Caller) -> Result<(), Errno> {
+fn check_new(
+    node: &NewNode,
+    target_max: usize,
+    dir: &Dir,
+    caller: &chronofs_core::Caller,
+) -> Result<(), Errno> {
     if dir.nlink == 0 {
         return Err(Errno::ENOENT);
     }
@@ -215,7 +220,7 @@ fn check_new(node: &NewNode, dir: &Dir, caller: &chronofs_core::Caller) -> Resul
         NewNode::Char(rdev) if *rdev != 0 && caller.uid != 0 => Err(Errno::EPERM),
         NewNode::Block(_) if caller.uid != 0 => Err(Errno::EPERM),
         NewNode::Symlink(target) if target.is_empty() => Err(Errno::ENOENT),
-        NewNode::Symlink(target) if target.len() > TARGET_LEN_MAX => Err(Errno::ENAMETOOLONG),
+        NewNode::Symlink(target) if target.len() > target_max => Err(Errno::ENAMETOOLONG),
         NewNode::Dir if dir.nlink >= LINKS_MAX => Err(Errno::EMLINK),
         _ => Ok(()),
     }

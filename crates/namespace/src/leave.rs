@@ -6,7 +6,7 @@
 
 use crate::counted::count;
 use crate::rows::{
-    CONDEMNED, COUNTERS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, UNPROVEN,
+    CONDEMNED, COUNTERS, KEYS, MOVED, OBJECT, ORPHAN, PACKS, PURGE, RETIRED, SHARED, STAGED, TALLY, UNPROVEN,
     VERSIONED, Volume,
 };
 use crate::system::{
@@ -153,6 +153,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let own = page(self.reads, index, &OWN, &[], usize::MAX)?;
         self.batch.0.extend(own.rows.into_iter().map(|(key, _)| Change::Delete(key)));
         self.store.delete_plain(UNPROVEN, &index.0.to_be_bytes());
+        self.store.delete_plain(KEYS, &index.0.to_be_bytes());
         volume.flags |= Volume::GONE;
         self.put_volume(index, &volume)?;
         Ok(SystemReply::Volume { index, volume: Box::new(volume) })

@@ -27,6 +27,7 @@ mod rename;
 mod repack;
 mod restored;
 pub mod rows;
+mod sealed;
 mod slices;
 mod slots;
 mod spent;
@@ -54,6 +55,7 @@ pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use repack::{IndexedSlice, PoorObject, needed_slices, poor_object};
 pub use restored::restored;
+pub use sealed::sealed_keys;
 pub use spent::{Lies, SpentBlock, SpentSlice, inode_page, last_known, spent_blocks};
 pub use step::GRANT_MAX;
 pub use system::{
@@ -83,6 +85,7 @@ pub fn query<R: Reads + ?Sized>(
     request: &Request,
 ) -> Result<Result<Reply, Errno>, ReadStop> {
     let answer = step::live_volume(reads, ctx).and_then(|volume| {
+        sealed::check_names(&volume, request)?;
         let tables = Snapshot::new(reads, ctx.volume, ctx.at);
         let present = ctx.at.map(|_| Snapshot::new(reads, ctx.volume, None));
         read::read(&Look { tables, present, ctx, volume: &volume }, request)

@@ -110,6 +110,8 @@ impl<R: Reads + ?Sized> Op<'_, R> {
             && shown
             && sized
             && (seal.codec != Codec::Raw || seal.stored_len == seal.full_len)
+            // What is encrypted and what is not are never mixed.
+            && seal.codec.is_sealed() == self.volume.is_encrypted()
     }
 
     /// Lays the new slices over what is there.

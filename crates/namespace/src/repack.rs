@@ -133,7 +133,7 @@ fn parted_from<R: Reads + ?Sized>(
     object: ObjectId,
 ) -> Result<Version, ReadStop> {
     let volume = system::volume(reads, index)?.filter(|volume| object.incarnation < volume.incarnation);
-    Ok(volume.and_then(|volume| volume.gaps.last().map(|(_, after)| *after)).unwrap_or(Version::ZERO))
+    Ok(volume.and_then(|volume| volume.put_back()).unwrap_or(Version::ZERO))
 }
 
 /// Whether a moved slice lies just there, and a row names it.

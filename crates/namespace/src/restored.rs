@@ -1,17 +1,21 @@
 //! A store that was put back from images of it goes on as another one: beside it its source may live, and whatever both
 //! name from here on has to have different names.
 //!
-//! So every volume gets a new incarnation, and with it inode numbers and objects of its own. Sessions and objects of the
-//! server are counted from a number drawn far ahead, so that two stores that were put back from one set differ as well.
+//! So every volume gets a new incarnation, and with it inode numbers and objects of its own. Sessions, inodes and objects of the
+//! server are counted from a number drawn far ahead, so that two stores that were put back from one set differ as well: beside each
+//! other, or one after the other in the same place, where mounts may mean a file of the first.
 //! Who was connected to the source is not connected here. Instants between the images and now were another's.
 //!
 //! Holds stay as they are. The set keeps the past that could be had without them; objects of what was older are the source's to keep, and
 //! are gone when its hold ends.
 
 use crate::pack::packs;
-use crate::rows::{CLOSED, Closed, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME, Volume};
+use crate::rows::{
+    CLOSED, COUNTERS, Closed, Counters, Format, PACKS, Packs, SESSION, STORE, STORE_WIDE, Store, VOLUME,
+    Volume,
+};
 use crate::system::{list_sessions, list_volumes};
-use chronofs_core::{Version, VolumeIndex};
+use chronofs_core::{Ino, Version, VolumeIndex};
 use chronofs_engine::{Batch, EngineError, ReadStop, Reads};
 use chronofs_history::{Snapshot, Txn};
 
@@ -21,6 +25,9 @@ const INCARNATION_END: u16 = 1 << 15;
 const INCARNATIONS_DRAWN: u64 = 1 << 10;
 /// Numbers that are left out are fewer than this, and fewer than a store gives in its life.
 const NUMBERS_DRAWN: u64 = 1 << 44;
+
+/// Inode numbers that are left out are fewer than this: a restore takes no more than a 256th of those that there are.
+const INOS_DRAWN: u64 = 1 << 40;
 
 /// What is to be committed at `version` on a store whose last commit is `cut`; `draw` are random. All of it, and nothing
 /// before it.
@@ -78,6 +85,11 @@ fn numbered<R: Reads>(
     let mut old = packs(&tables, before)?;
     if old.open.take().is_some() {
         txn.put_plain(PACKS, &before.to_be_bytes(), &old.encode()?);
+    }
+    if let Some(row) = tables.get_plain(COUNTERS, &[])? {
+        let mut counters = Counters::decode(COUNTERS, &[], &row)?;
+        counters.next_ino = counters.next_ino.saturating_add(draw % INOS_DRAWN).min(Ino::COUNTER_END);
+        txn.put_plain(COUNTERS, &[], &counters.encode()?);
     }
     let mut new = packs(&tables, now)?;
     new.first = draw % NUMBERS_DRAWN;

@@ -68,6 +68,9 @@ pub const HOLD: Table = Table { number: 0x35, key_len: 20, name: "hold" };
 /// Volumes whose pins in the block store were not read since a start, in [`STORE_WIDE`]. Key: volume u32.
 pub const UNPROVEN: Table = Table { number: 0x36, key_len: 4, name: "unproven" };
 
+/// Sealed keys of encrypted volumes, in [`STORE_WIDE`]. Key: volume u32.
+pub const KEYS: Table = Table { number: 0x37, key_len: 4, name: "keys" };
+
 /// The pseudo volume of rows that belong to the whole store. Volumes count from 1.
 pub const STORE_WIDE: VolumeIndex = VolumeIndex(0);
 
@@ -423,6 +426,31 @@ impl Volume {
     pub const GIVEN_UP: u16 = 2;
     /// Nothing of it is left but this row.
     pub const GONE: u16 = 4;
+    /// Its clients seal content and names, and a row of [`KEYS`] has its sealed keys.
+    pub const ENCRYPTED: u16 = 8;
+
+    /// Whether its clients seal content and names.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.flags & Volume::ENCRYPTED != 0
+    }
+
+    /// The commit with which it went on when its metadata was last put back from a copy.
+    #[must_use]
+    pub fn put_back(&self) -> Option<Version> {
+        self.gaps.last().map(|(_, began)| *began)
+    }
+}
+
+/// The sealed keys of an encrypted volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeKeys {
+    /// None known.
+    pub flags: u16,
+    /// Rises with every change.
+    pub revision: u64,
+    /// JSON, which clients understand.
+    pub sealed: String,
 }
 
 /// A live session.
@@ -481,7 +509,8 @@ row_format!(Orphan, 0);
 row_format!(Purge, 0);
 row_format!(Counters, 0);
 row_format!(Store, Store::RESTORED);
-row_format!(Volume, Volume::COUNTED | Volume::GIVEN_UP | Volume::GONE);
+row_format!(Volume, Volume::COUNTED | Volume::GIVEN_UP | Volume::GONE | Volume::ENCRYPTED);
+row_format!(VolumeKeys, 0);
 row_format!(Session, Session::READ_ONLY);
 row_format!(Closed, 0);
 

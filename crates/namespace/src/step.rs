@@ -5,7 +5,7 @@ use crate::ctx::{Ctx, Done, Outcome, answered};
 use crate::op::Op;
 use crate::publish::Published;
 use crate::rows::{Format, SESSION, STORE_WIDE, Volume};
-use crate::system;
+use crate::{sealed, system};
 use chronofs_core::Errno;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_engine::{Batch, ReadStop, Reads};
@@ -30,6 +30,7 @@ fn decide<R: Reads + ?Sized>(reads: &R, ctx: &Ctx<'_>, request: &Request) -> Don
         return Err(Errno::EROFS.into());
     }
     let volume = live_volume(reads, ctx)?;
+    sealed::check_names(&volume, request)?;
     let mut op = Op::new(reads, ctx, &volume);
     let reply = perform(&mut op, request)?;
     Ok((reply, op.into_batch()?))

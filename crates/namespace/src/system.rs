@@ -202,6 +202,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             SystemRequest::GiveUpVolume { id } => self.give_up_volume(*id),
             SystemRequest::DropRows { volume, from, limit } => self.drop_rows(*volume, from, *limit),
             SystemRequest::VolumeGone { id } => self.volume_gone(*id),
+            SystemRequest::SetKeys { id, revision, sealed } => self.set_keys(*id, *revision, sealed),
             SystemRequest::OpenSession { volume, client, at, read_only, ttl_ms, scope } => {
                 self.open_session(*volume, *client, *at, *read_only, *ttl_ms, *scope)
             }

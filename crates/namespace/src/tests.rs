@@ -10,6 +10,7 @@ mod named;
 mod names;
 mod past;
 mod rename;
+mod sealed;
 mod spent;
 mod store;
 mod verified;

@@ -10,7 +10,9 @@ pub use mend::mends;
 
 use crate::leave::is_bare;
 use crate::protect::list_kept;
-use crate::rows::{COUNTERS, Counters, Format, PURGE, STORE, STORE_WIDE, Store, VOLUME, Volume, ino_key};
+use crate::rows::{
+    COUNTERS, Counters, Format, KEYS, PURGE, STORE, STORE_WIDE, Store, VOLUME, Volume, ino_key,
+};
 use crate::system::{list_sessions, list_volumes};
 use bytes::Bytes;
 use chronofs_core::{Ino, Version, VolumeIndex};
@@ -324,6 +326,9 @@ fn verify_store<R: Reads + ?Sized>(
         let key = index.0.to_be_bytes();
         if index.0 >= store.next_volume {
             check.fault(VOLUME, &key, "volume", format!("below {}", store.next_volume));
+        }
+        if volume.is_encrypted() && !volume.is_gone() && check.tables.get_plain(KEYS, &key)?.is_none() {
+            check.fault(VOLUME, &key, "encrypted, and without sealed keys", "a row of table keys");
         }
         let leases = sessions.iter().filter(|(_, s)| s.volume == *index && s.at.is_some()).count()
             + kept.iter().filter(|(of, ..)| of == index).count();

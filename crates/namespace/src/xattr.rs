@@ -4,7 +4,7 @@ use crate::acl::{ACCESS, Acl, DEFAULT};
 use crate::ctx::Done;
 use crate::look::{Look, READ, S_ISVTX, WRITE, owns};
 use crate::op::Op;
-use crate::rows::{Format, Inode, XATTR, Xattr, ino_key};
+use crate::rows::{Format, Inode, Volume, XATTR, Xattr, ino_key};
 use crate::slots::{self, Slot};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, XattrMode};
@@ -28,8 +28,8 @@ enum Space {
 }
 
 /// Errors: ERANGE, EINVAL, EOPNOTSUPP.
-fn space(name: &[u8]) -> Result<Space, Errno> {
-    if name.is_empty() || name.len() > XATTR_NAME_MAX {
+fn space(name: &[u8], volume: &Volume) -> Result<Space, Errno> {
+    if name.is_empty() || name.len() > volume.xattr_name_max() {
         return Err(Errno::ERANGE);
     }
     match name {
@@ -51,7 +51,7 @@ fn space(name: &[u8]) -> Result<Space, Errno> {
 pub(crate) fn get<R: Reads + Copy>(look: &Look<'_, R>, ino: Ino, name: &Bytes) -> Done<Reply> {
     let inode = look.named(ino)?;
     let root = look.ctx.caller.uid == 0;
-    match space(name)? {
+    match space(name, look.volume)? {
         Space::User if !matches!(inode.kind(), FileKind::File | FileKind::Dir) => {
             return Err(Errno::ENODATA.into());
         }
@@ -101,11 +101,11 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         value: &Bytes,
         mode: XattrMode,
     ) -> Done<Reply> {
-        if value.len() > XATTR_VALUE_MAX {
+        if value.len() > self.volume.xattr_value_max() {
             return Err(Errno::E2BIG.into());
         }
         let mut inode = self.look().named(ino)?;
-        let space = space(name)?;
+        let space = space(name, self.volume)?;
         let acl = matches!(space, Space::Access | Space::Default);
         if acl && Acl::is_no_list(value) {
             return self.remove_xattr(ino, name);
@@ -127,7 +127,7 @@ impl<R: Reads + ?Sized> Op<'_, R> {
 
     pub(crate) fn remove_xattr(&mut self, ino: Ino, name: &Bytes) -> Done<Reply> {
         let mut inode = self.look().named(ino)?;
-        let space = space(name)?;
+        let space = space(name, self.volume)?;
         let acl = matches!(space, Space::Access | Space::Default);
         if space != Space::Default || inode.is_dir() || inode.kind() == FileKind::Symlink {
             self.check_write(ino, &inode, space)?;

@@ -78,6 +78,7 @@ pub async fn start(config: StartConfig) -> Result<()> {
         certificate_sha256: identity.pin().to_string(),
         boot,
         epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
+        ..Register::default()
     };
     std::fs::create_dir_all(folder.stores()).context("cannot make the folder of the copies")?;
     let stores = Arc::new(Stores::new(folder.stores()));

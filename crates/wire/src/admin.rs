@@ -9,11 +9,12 @@ use chronofs_core::store::Credentials;
 pub use chronofs_core::store::StoreKind;
 use chronofs_core::volume::VolumeSpec;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// `POST /v1/meta/register` with the metadata store's token: this server serves the store from now on. The same to
 /// `/v1/tlog/register` with a log server's token.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Register {
     /// Where clients reach it: `host:port`.
@@ -26,10 +27,74 @@ pub struct Register {
     /// server that was restored from an old copy goes on above it.
     #[serde(default)]
     pub epoch: u64,
+    /// The restore in place that its folder goes on from, if any. A folder of before the newest one is refused ([`FENCED`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreEpoch>,
+    /// Its log is written anew from copies that have all of it, so it goes on from the newest restore whatever its folder says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovers: bool,
+}
+
+/// The code of the refusal of a folder that was followed by a restore in place.
+pub const FENCED: &str = "fenced";
+
+/// A restore of a metadata server in place: what it knew since the cut is lost, and who goes on from what was before the
+/// restore is refused.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct RestoreEpoch {
+    /// Counts the restores of the store; 0: the admin server has not said yet.
+    pub epoch: u64,
+    /// Drawn when the folder was prepared.
+    pub id: String,
+    /// The disk snapshot or backup.
+    pub uid: String,
+    /// The last instant that it holds, nanoseconds since the epoch.
+    pub cut_ns: u64,
+    /// The instant with which the store went on; what lies between is lost. None before its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_ns: Option<u64>,
+    /// When its folder was prepared: one that was so before a later restore began is of before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared_ns: Option<u64>,
+}
+
+/// `POST /v1/meta/known` with the metadata store's token: what the admin server said last, before it was restored. It compares
+/// that with what it has now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Known {
+    /// Ids of the volume tokens that were good.
+    pub tokens: Vec<Uuid>,
+    /// Volumes that were there, with their names.
+    pub volumes: BTreeMap<Uuid, String>,
+    /// Those that were deleted.
+    pub deleted: BTreeMap<Uuid, String>,
+    /// [`Assignment::admin_epoch`] of what was said: what this restored admin server said itself is no answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
+}
+
+impl Known {
+    /// What an assignment says.
+    #[must_use]
+    pub fn of(assignment: &Assignment) -> Known {
+        let (deleted, volumes): (Vec<_>, Vec<_>) =
+            assignment.volumes.iter().partition(|volume| volume.deleted);
+        let named = |of: Vec<&AssignedVolume>| {
+            of.into_iter().map(|volume| (volume.spec.id, volume.spec.name.clone())).collect()
+        };
+        Known {
+            tokens: assignment.tokens.iter().map(|token| token.id).collect(),
+            volumes: named(volumes),
+            deleted: named(deleted),
+            admin_epoch: assignment.admin_epoch,
+        }
+    }
 }
 
 /// The answer to [`Register`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Registered {
     /// Id of the metadata store, or of the log server.
@@ -41,6 +106,20 @@ pub struct Registered {
     /// The cluster that it belongs to, `description:id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// The newest restore of the store in place, which this start goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreEpoch>,
+    /// The admin server was restored and wants to hear what it said before ([`Known`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub review: bool,
+    /// Rises with each restore of the admin server in place, mostly to the instant of that, nanoseconds since the epoch; 0: there
+    /// was none. One of before that, which comes back, is not followed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The answer to `GET /v1/cluster`, with any token: which cluster this is.
@@ -77,7 +156,8 @@ pub struct Assignment {
     /// The log servers that these are on. Not kept: a start with copies asks before it opens its log.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_servers: Vec<LogServerAccess>,
-    /// The disk snapshot that the cluster was restored from, once somebody has accepted that.
+    /// The disk snapshot that the cluster was restored from, or the id of the restore of this store in place, once somebody has
+    /// accepted that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_restore: Option<String>,
     /// What the restored volumes need of objects that the source stored is to be copied.
@@ -86,6 +166,9 @@ pub struct Assignment {
     /// Block stores in which this clone may be registered as a reader, and of which no volume is here any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reader_stores: Vec<AssignedStore>,
+    /// [`Registered::admin_epoch`] of the admin server that says this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub admin_epoch: u64,
 }
 
 /// A folder that a block store is to move to.
@@ -124,6 +207,19 @@ pub struct AssignedVolume {
     pub give_up_after_s: Option<u64>,
     /// Where its objects go.
     pub store: AssignedStore,
+    /// Its sealed keys, if it is encrypted: they are kept with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeptKeys>,
+}
+
+/// The sealed keys of a volume as servers keep them: they open nothing to them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KeptKeys {
+    /// Rises with every change.
+    pub revision: u64,
+    /// JSON, as `SealedKeys` of the crate `keys` writes it.
+    pub sealed: String,
 }
 
 /// A block store in an [`Assignment`]: its id, and what it takes to reach it.
@@ -199,6 +295,9 @@ pub struct VolumeReport {
     /// And nothing of it is left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
+    /// Sealed keys that are newer than those of the assignment: the admin server was restored from an old copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeptKeys>,
 }
 
 /// `POST /v1/mount/resolve` with a volume token: where is the volume served?
@@ -223,6 +322,9 @@ pub struct Resolved {
     pub certificate_sha256: String,
     /// Epoch of its ownership.
     pub epoch: u64,
+    /// The sealed keys of the volume, if it is encrypted: JSON, as `SealedKeys` of the crate `keys` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
 }
 
 /// The answer to [`Resolve`] at `POST /v1/mount/store`: where the volume's objects are, for a mount that has credentials of
@@ -236,6 +338,21 @@ pub struct StorePlace {
     pub kind: StoreKind,
     /// It was seen to refuse a create-only put of a name that is taken.
     pub create_only: bool,
+}
+
+/// `POST /v1/mount/parked` with a volume token that may write: a mount held written bytes of files that a restore of the metadata
+/// server has lost, and has put them into others. It goes into the audit log: once for each mount and restore.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ParkedBytes {
+    /// What the mount calls itself.
+    pub mount: String,
+    /// Where the first of them are now, below the directory that the mount shows.
+    pub path: String,
+    /// How many files are lost that it had bytes of.
+    pub files: u64,
+    /// How many bytes.
+    pub bytes: u64,
 }
 
 /// The body of every answer that is not 2xx.

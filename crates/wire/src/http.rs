@@ -2,7 +2,8 @@
 //! calls for `configure`.
 
 use crate::admin::{
-    Assignment, Cluster, Problem, Register, Registered, Report, Resolve, Resolved, StorePlace,
+    Assignment, Cluster, FENCED, Known, ParkedBytes, Problem, Register, Registered, Report, Resolve,
+    Resolved, StorePlace,
 };
 use crate::cluster::{CLUSTER_HEADER, ClusterFile, ClusterName, WRONG_CLUSTER};
 use crate::deploy::{Release, SignedRelease};
@@ -118,6 +119,11 @@ impl ClientError {
         self.code() == Some(WRONG_CLUSTER)
     }
 
+    /// Whether the folder of this server was followed by a restore in place.
+    pub fn is_fenced(&self) -> bool {
+        self.code() == Some(FENCED)
+    }
+
     /// The word for programs of a refusal, see [`Problem::code`].
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -188,6 +194,21 @@ impl AdminClient {
     /// Says that this metadata server serves its store from now on.
     pub async fn register(&self, register: &Register) -> Result<Registered, ClientError> {
         self.call(Method::POST, "/v1/meta/register", Some(register)).await
+    }
+
+    /// Asks whether the folder of this server may serve still.
+    pub async fn check_fence(&self, register: &Register) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/fence", Some(register)).await
+    }
+
+    /// Says what the admin server said before it was restored.
+    pub async fn known(&self, known: &Known) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/meta/known", Some(known)).await
+    }
+
+    /// Says that bytes of a volume lie in its lost+found.
+    pub async fn parked(&self, parked: &ParkedBytes) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/mount/parked", Some(parked)).await
     }
 
     /// Waits for an assignment with a revision above `after`; answers after about [`ASSIGNMENT_WAIT`] at the

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 /// The oldest protocol this program speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest protocol this program speaks.
-pub const PROTOCOL_MAX: u16 = 1;
+pub const PROTOCOL_MAX: u16 = 2;
+/// The first protocol of clients that seal names and content. A server takes no older one for an encrypted volume, so a client
+/// without keys cannot write plain bytes into it; and a client that seals speaks no older one, and is refused by any other volume.
+pub const PROTOCOL_SEALED: u16 = 2;
 /// The newest protocol that both sides speak. Each side is the oldest and the newest protocol that it speaks.
 pub fn common_protocol(client: (u16, u16), server: (u16, u16)) -> Option<u16> {
     let newest = client.1.min(server.1);
@@ -99,6 +102,9 @@ pub struct Welcome {
     pub replay: bool,
     /// The session ends when nothing is heard of it for this long.
     pub life_ms: u32,
+    /// The commit with which the volume went on when its metadata was last put back from a copy; zero: never. Another value than
+    /// before means that it was put back since, and that what it was told after the copy is lost.
+    pub restored: Version,
 }
 
 /// How a client reaches the volume's objects.

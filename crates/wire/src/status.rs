@@ -1,6 +1,6 @@
 //! How a cluster is: what the admin server says of itself, of every metadata server, and of what ails them.
 
-use crate::admin::Cluster;
+use crate::admin::{Cluster, RestoreEpoch};
 use crate::tlog::LogServerSaid;
 use rustix::fs::StatVfs;
 use rustix::system::uname;
@@ -183,6 +183,10 @@ pub struct RestoredSaid {
     pub detached: bool,
     /// What it needs of objects that the source stored.
     pub foreign: Option<ForeignSaid>,
+    /// It goes on in the place of its source.
+    pub in_place: bool,
+    /// The instant with which it went on: those between the cut and it are refused.
+    pub began: Option<String>,
 }
 
 /// What a clone needs of objects that its source stored, and how the copying of them goes.
@@ -364,6 +368,12 @@ pub struct ClusterStatus {
     /// The cluster was restored from a disk snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<RestoredCluster>,
+    /// Metadata servers that were restored in place, each by its newest restore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restored_servers: Vec<RestoredServer>,
+    /// The admin server was restored in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_admin: Option<RestoredAdmin>,
     /// What ails nobody yet, and should be known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -394,6 +404,111 @@ pub struct LogServerStatus {
     pub stores: Vec<String>,
     /// What it said of itself when it was last heard of.
     pub said: Option<LogServerSaid>,
+}
+
+/// The answer to `POST /v1/restore/accept`: what is accepted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct AcceptedRestores {
+    /// The cluster is a clone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<RestoredCluster>,
+    /// Metadata servers in place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<RestoredServer>,
+    /// The admin server in place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<RestoredAdmin>,
+}
+
+/// A metadata server that was restored in place: the newest time that this was done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct RestoredServer {
+    /// Name of its metadata store.
+    pub store: String,
+    /// Which restore that is, of what and as of when.
+    pub restore: RestoreEpoch,
+    /// When the admin server heard of it, nanoseconds since the epoch.
+    pub learned_ns: u64,
+    /// When somebody said that the restore is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_ns: Option<u64>,
+}
+
+/// An admin server that was restored in place, and what is to be looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct RestoredAdmin {
+    /// The disk snapshot or backup.
+    pub uid: String,
+    /// As of when its database is, nanoseconds since the epoch.
+    pub cut_ns: u64,
+    /// When its folder was prepared.
+    pub prepared_ns: u64,
+    /// Above that of every restore of it that was known then. Metadata servers follow none with a lower one.
+    pub epoch: u64,
+    /// When somebody said that the restore is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_ns: Option<u64>,
+    /// What metadata servers said that they had been told since, by the name of their store; one that is missing has said
+    /// nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reviews: BTreeMap<String, Review>,
+}
+
+/// What a metadata server was told after the copy of the admin server's database was made, as far as that differs.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Review {
+    /// Volume tokens that were revoked, or have ended: the database has them. They open nothing until the restore is accepted.
+    pub revoked: Vec<String>,
+    /// Volume tokens that were made: the database does not have them, and they open nothing.
+    pub made: Vec<String>,
+    /// Volumes that were made: nobody reaches them.
+    pub volumes_made: Vec<String>,
+    /// Volumes that were deleted: they are back.
+    pub volumes_deleted: Vec<String>,
+}
+
+impl Review {
+    /// Whether there is nothing to look at.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Review::default()
+    }
+}
+
+impl RestoredAdmin {
+    /// Sentences of what is to be looked at.
+    #[must_use]
+    pub fn to_review(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (store, review) in &self.reviews {
+            let mut say = |of: &[String], what: &str| {
+                if !of.is_empty() {
+                    lines.push(format!("{store}: {what}: {}", of.join(", ")));
+                }
+            };
+            say(
+                &review.revoked,
+                "volume tokens that were revoked after the copy was made, and would work again once the restore is accepted; \
+                 chronofs configure delete volume-token revokes them again",
+            );
+            say(
+                &review.made,
+                "volume tokens that were made after the copy and open nothing any more; make others for who holds them",
+            );
+            say(
+                &review.volumes_made,
+                "volumes that were made after the copy, and that nobody reaches any more",
+            );
+            say(&review.volumes_deleted, "volumes that were deleted after the copy, and are back");
+        }
+        lines
+    }
 }
 
 /// The disk snapshot that a cluster was restored from.

@@ -95,7 +95,14 @@ fn key() -> SliceKey {
 }
 
 fn codecs() -> Lines<Codec> {
-    every!(Codec { Raw = Codec::Raw, Lz4 = Codec::Lz4, Zstd = Codec::Zstd, })
+    every!(Codec {
+        Raw = Codec::Raw,
+        Lz4 = Codec::Lz4,
+        Zstd = Codec::Zstd,
+        SealedRaw = Codec::SealedRaw,
+        SealedLz4 = Codec::SealedLz4,
+        SealedZstd = Codec::SealedZstd,
+    })
 }
 
 fn places() -> Lines<Place> {
@@ -346,6 +353,7 @@ fn welcome(store: StoreAccess) -> Welcome {
         store,
         replay: true,
         life_ms: 76,
+        restored: Version(77),
     }
 }
 

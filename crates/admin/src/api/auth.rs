@@ -64,6 +64,7 @@ pub(super) struct Mount {
     pub(super) id: String,
     pub(super) name: String,
     pub(super) metadata_store: String,
+    pub(super) read_only: bool,
 }
 
 fn entry_of(parts: &Parts) -> Result<Arc<Entry>, AdminError> {
@@ -145,7 +146,9 @@ impl FromRequestParts<Arc<App>> for Mount {
     type Rejection = AdminError;
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, AdminError> {
         match identity(parts, app).await? {
-            Identity::Volume { id, name, metadata_store } => Ok(Mount { id, name, metadata_store }),
+            Identity::Volume { id, name, metadata_store, read_only } => {
+                Ok(Mount { id, name, metadata_store, read_only })
+            }
             _ => Err(wrong_kind("a volume")),
         }
     }

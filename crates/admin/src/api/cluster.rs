@@ -4,14 +4,17 @@ use super::auth::Who;
 use super::questions::Silent;
 use super::{Answer, App, Body};
 use crate::AdminError;
-use crate::db::{DATABASE_FILE, block_stores, directory, log_servers, stores, volumes};
+use crate::db::{DATABASE_FILE, block_stores, directory, epochs, log_servers, stores, volumes};
 use crate::model::{MetadataStore, Role};
 use crate::state::{Facts, judge};
 use axum::Json;
 use axum::extract::State;
-use chronofs_wire::admin::Cluster;
+use chronofs_core::Version;
+use chronofs_wire::admin::{Cluster, RestoreEpoch};
 use chronofs_wire::question::{Asked, KeyOp, KeyRefused, KeyReply, Said};
-use chronofs_wire::status::{ClusterStatus, LogServerStatus, Member, MetaSaid, ProcessStatus};
+use chronofs_wire::status::{
+    ClusterStatus, LogServerStatus, Member, MetaSaid, ProcessStatus, RestoredAdmin, RestoredServer,
+};
 use futures::future::join_all;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,11 +52,12 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         let revisions = metadata.iter().map(|store| directory::revision(tx, &store.id));
         let revisions = revisions.collect::<Result<Vec<_>, _>>()?;
         let key_store = stores::key_store(tx)?.map(|store| store.id);
-        let used = (volumes::used(tx)?, block_stores::count(tx)?, crate::db::restored::find(tx)?);
+        let restored = (crate::db::restored::find(tx)?, epochs::list(tx)?, epochs::restored_admin(tx)?);
+        let used = (volumes::used(tx)?, block_stores::count(tx)?, restored);
         Ok((metadata, revisions, key_store, used, log_servers::list(tx)?))
     });
-    let (metadata, revisions, key_store, ((volumes, used_bytes), block_stores, restored), servers) =
-        found.await?;
+    let (metadata, revisions, key_store, used, servers) = found.await?;
+    let ((volumes, used_bytes), block_stores, (restored, restored_servers, restored_admin)) = used;
     let asked = metadata.into_iter().zip(revisions).map(|(store, revision)| {
         let holds_keys = key_store.as_ref() == Some(&store.id);
         asked_member(&app, store, revision, holds_keys)
@@ -75,6 +79,8 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     let late = schedules.iter().filter_map(|health| {
         Some(format!("backups by schedule '{}': {}", health.schedule.name, health.fault.as_ref()?))
     });
+    let mut warnings = crate::backups::warnings(&backups, volumes);
+    warnings.extend(in_place(&restored_servers, restored_admin.as_ref()));
     let faults: Vec<String> = of_members.chain(of_servers).chain(late).collect();
     Ok(Json(ClusterStatus {
         cluster: identity(&app),
@@ -90,10 +96,45 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         block_stores,
         running_snapshots: app.snapshots.running(),
         running_backups: crate::backups::running(&backups),
-        warnings: crate::backups::warnings(&backups, volumes),
+        warnings,
         restored,
+        restored_servers,
+        restored_admin,
         snapshot_readers: app.snapshots.all_readers(),
     }))
+}
+
+/// What waits for somebody after restores in place.
+fn in_place(servers: &[RestoredServer], admin: Option<&RestoredAdmin>) -> Vec<String> {
+    const ACCEPT: &str = "nothing is forgotten or deleted there until chronofs restore accept";
+    let waiting = servers.iter().filter(|server| server.accepted_ns.is_none());
+    let mut lines: Vec<String> = waiting
+        .map(|server| {
+            let RestoreEpoch { epoch, uid, cut_ns, began_ns, .. } = &server.restore;
+            if began_ns.is_none() {
+                return format!(
+                    "a restore of metadata store '{}' in place from {uid} has not begun, because its server has not opened its \
+                     store: until then nobody is refused, and a server of before that is started ends the restore",
+                    server.store
+                );
+            }
+            let lost = began_ns.map(|began_ns| {
+                format!("; what came between {} and {} is lost", Version(*cut_ns), Version(began_ns))
+            });
+            let (store, lost) = (&server.store, lost.unwrap_or_default());
+            format!("metadata store '{store}' was restored in place from {uid} (restore epoch {epoch}){lost}; {ACCEPT}")
+        })
+        .collect();
+    if let Some(admin) = admin.filter(|admin| admin.accepted_ns.is_none()) {
+        lines.push(format!(
+            "the admin server was restored in place from {}, as of {}: tokens of accounts and stores that were revoked since work \
+             again, which no server can know; revoke them again, then chronofs restore accept",
+            admin.uid,
+            Version(admin.cut_ns)
+        ));
+        lines.extend(admin.to_review());
+    }
+    lines
 }
 
 /// What a metadata server says of itself, and what ails it. A change is on its way to it for some milliseconds: one that

@@ -3,13 +3,13 @@
 use super::auth::Who;
 use super::{Answer, App, Body};
 use crate::AdminError;
-use crate::db::{restored, stores};
+use crate::db::{epochs, restored, stores};
 use crate::model::{MetadataStore, Role};
 use axum::Json;
 use axum::extract::State;
 use chronofs_wire::http::CALL_TIMEOUT;
 use chronofs_wire::question::{Asked, Said};
-use chronofs_wire::status::RestoredCluster;
+use chronofs_wire::status::{AcceptedRestores, RestoredCluster};
 use futures::future::join_all;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -22,13 +22,27 @@ const DETACH_WITHIN: Duration = Duration::from_secs(600);
 const SAID_WITHIN: Duration = Duration::from_secs(25);
 const _: () = assert!(SAID_WITHIN.as_secs() + 2 < CALL_TIMEOUT.as_secs(), "whoever asked has to hear it");
 
-/// Accept that the cluster was restored from a disk snapshot: what nothing needs any more may be deleted from now on
-#[utoipa::path(post, path = "/v1/restore/accept", responses((status = 200, body = RestoredCluster)), security(("token" = [])))]
-pub(super) async fn accept(who: Who, State(app): State<Arc<App>>) -> Answer<RestoredCluster> {
+/// Accept what was restored from a disk snapshot, the cluster as a clone or servers in place: what nothing needs any more may be
+/// deleted from now on, and volume tokens that were held back after a restore of the admin server open their volumes
+#[utoipa::path(post, path = "/v1/restore/accept", responses((status = 200, body = AcceptedRestores)), security(("token" = [])))]
+pub(super) async fn accept(who: Who, State(app): State<Arc<App>>) -> Answer<AcceptedRestores> {
     who.must_be(Role::Operator)?;
-    let accepted = app.database.run(restored::accept).await?;
+    let accepted = app.database.run(|tx| {
+        let in_place = epochs::accept(tx)?;
+        // Without either it says why there is nothing.
+        let is_clone = restored::find(tx)?.is_some() || !in_place;
+        let cluster = is_clone.then(|| restored::accept(tx)).transpose()?;
+        let (mut servers, admin) = (epochs::list(tx)?, epochs::restored_admin(tx)?);
+        servers.retain(|server| server.accepted_ns.is_some());
+        Ok(AcceptedRestores { cluster, servers, admin })
+    });
+    let accepted = accepted.await?;
     app.wake_pollers();
-    who.did("accept", "restore", &accepted.uid);
+    let AcceptedRestores { cluster, servers, admin } = &accepted;
+    let all = cluster.iter().map(|cluster| cluster.uid.clone());
+    let all = all.chain(servers.iter().map(|server| format!("{} of {}", server.restore.uid, server.store)));
+    let all: Vec<String> = all.chain(admin.iter().map(|admin| format!("{} of admin", admin.uid))).collect();
+    who.did("accept", "restore", &all.join(", "));
     Ok(Json(accepted))
 }
 

@@ -3,11 +3,13 @@
 use super::auth::{MetadataServer, Mount};
 use super::{App, Body};
 use crate::AdminError;
-use crate::db::{directory, logs};
+use crate::db::{directory, epochs, logs, stores};
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use chronofs_wire::admin::{Assignment, Register, Registered, Report, Resolve, Resolved, StorePlace};
+use chronofs_wire::admin::{
+    Assignment, Known, ParkedBytes, Register, Registered, Report, Resolve, Resolved, StorePlace,
+};
 use chronofs_wire::http::ASSIGNMENT_WAIT;
 use chronofs_wire::log::{LogEpoch, OpenLog};
 use serde::Deserialize;
@@ -125,6 +127,52 @@ pub(super) async fn report(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Whether the folder of a metadata server may serve still, before its server opens it
+#[utoipa::path(post, path = "/v1/meta/fence", request_body = Register,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn fence(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(register): Body<Register>,
+) -> Result<StatusCode, AdminError> {
+    app.database.run(move |tx| epochs::check(tx, &server.id, &register)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What this admin server had said before it was restored
+#[utoipa::path(post, path = "/v1/meta/known", request_body = Known,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn known(
+    server: MetadataServer,
+    State(app): State<Arc<App>>,
+    Body(known): Body<Known>,
+) -> Result<StatusCode, AdminError> {
+    app.heard_of(&server.id);
+    let told =
+        app.database.run(move |tx| epochs::review(tx, &stores::find_metadata(tx, &server.id)?, &known));
+    told.await?;
+    app.wake_pollers();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Written bytes of files that were lost with a restore lie in the lost+found of their volume
+#[utoipa::path(post, path = "/v1/mount/parked", request_body = ParkedBytes,
+    responses((status = 204)), security(("token" = [])))]
+pub(super) async fn parked(
+    mount: Mount,
+    State(app): State<Arc<App>>,
+    Body(said): Body<ParkedBytes>,
+) -> Result<StatusCode, AdminError> {
+    if mount.read_only {
+        return Err(AdminError::Forbidden(
+            "the token may only read, so its mounts have written nothing".to_owned(),
+        ));
+    }
+    let Mount { id, name, metadata_store, .. } = mount;
+    app.database.run(move |tx| epochs::parked(tx, (&metadata_store, &id, &name), &said)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Where a volume is served
 #[utoipa::path(post, path = "/v1/mount/resolve", request_body = Resolve,
     responses((status = 200, body = Resolved)), security(("token" = [])))]
@@ -133,7 +181,7 @@ pub(super) async fn resolve(
     State(app): State<Arc<App>>,
     Body(Resolve { volume }): Body<Resolve>,
 ) -> Result<Json<Resolved>, AdminError> {
-    let Mount { id, name, metadata_store } = mount;
+    let Mount { id, name, metadata_store, .. } = mount;
     app.database.run(move |tx| directory::resolve(tx, &id, &name, &metadata_store, &volume)).await.map(Json)
 }
 

@@ -4,10 +4,13 @@ use super::auth::Who;
 use super::{Answer, App, Body, Created, Deleted, created};
 use crate::db::volumes::Found;
 use crate::db::{tokens, volumes};
-use crate::model::{ChangeVolume, ChangeVolumeToken, NewVolume, NewVolumeToken, Role, Volume, VolumeToken};
+use crate::model::{
+    ChangeVolume, ChangeVolumeKeys, ChangeVolumeToken, NewVolume, NewVolumeToken, Role, Volume, VolumeToken,
+};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use chronofs_core::Retention;
+use chronofs_keys::SealedKeys;
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -65,6 +68,33 @@ pub(super) async fn change(
         return Ok(Json(with_state(&app, found)));
     }
     let found = app.act(&who, "change", move |tx| volumes::change(tx, &name, &change)).await?;
+    Ok(Json(with_state(&app, found)))
+}
+
+/// Show the sealed keys of an encrypted volume
+///
+/// They are no secret to who cannot open them, but who has them can try out passphrases.
+#[utoipa::path(get, path = "/v1/volumes/{name}/keys", params(("name" = String, Path)),
+    responses((status = 200, body = Object)), security(("token" = [])))]
+pub(super) async fn keys(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Answer<SealedKeys> {
+    who.must_be(Role::Operator)?;
+    app.database.run(move |tx| volumes::keys(tx, &name)).await.map(Json)
+}
+
+/// Keep other sealed keys of an encrypted volume: with another secret, or with one more data key
+#[utoipa::path(put, path = "/v1/volumes/{name}/keys", params(("name" = String, Path)),
+    request_body = ChangeVolumeKeys, responses((status = 200, body = Volume)), security(("token" = [])))]
+pub(super) async fn change_keys(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(change): Body<ChangeVolumeKeys>,
+) -> Answer<Volume> {
+    let found = app.act(&who, "change keys", move |tx| volumes::set_keys(tx, &name, &change)).await?;
     Ok(Json(with_state(&app, found)))
 }
 

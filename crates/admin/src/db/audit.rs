@@ -50,6 +50,14 @@ pub fn end(
     if refused { make_room(tx) } else { Ok(()) }
 }
 
+/// Writes down what was done by who is no account.
+pub fn note(tx: &Transaction<'_>, actor: &str, action: &str, object: &str) -> Result<(), AdminError> {
+    let (actor, action) = (actor.to_owned(), action.to_owned());
+    let attempt = Attempt { actor, address: String::new(), action, object: object.to_owned() };
+    let row = begin(tx, &attempt)?;
+    end(tx, row, object, DONE, false)
+}
+
 /// Writes down attempts that were refused before anything began, each with how often.
 pub fn refused(tx: &Transaction<'_>, attempts: &[(Attempt, String, u64)]) -> Result<(), AdminError> {
     for (attempt, outcome, times) in attempts {

@@ -1,8 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
 use super::{
-    block_stores, deleted, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores, to_sql,
-    unsigned, volumes,
+    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores,
+    to_sql, unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;
@@ -30,6 +30,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let found = stores::find_metadata(tx, store)?;
     let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
     let boot = register.boot.to_string();
+    let (restore, restored) = epochs::admit(tx, &found, register)?;
     let known = epoch_of(tx, &found.id, &boot)?;
     let behind = register.epoch > found.epoch;
     if behind {
@@ -40,6 +41,7 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         );
     }
     let epoch = match known {
+        _ if restored => epochs::far_above(found.epoch.max(register.epoch)).min(EPOCH_MAX),
         _ if behind => register.epoch + 1,
         Some(epoch) if epoch < found.epoch => return Err(superseded(&found, epoch)),
         Some(epoch) => epoch,
@@ -63,7 +65,9 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
         "DELETE FROM registration WHERE metadata_store = ?1 AND epoch < ?2",
         params![found.id, to_sql(epoch.saturating_sub(REGISTRATIONS_KEPT))],
     )?;
-    Ok(Registered { store: id, name: found.name, epoch, cluster: None })
+    let review = epochs::wants_review(tx, &found.name)?;
+    let admin_epoch = epochs::admin_epoch(tx)?;
+    Ok(Registered { store: id, name: found.name, epoch, cluster: None, restore, review, admin_epoch })
 }
 
 fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {
@@ -148,9 +152,17 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         "SELECT volume_token.* FROM volume_token JOIN volume ON volume.id = volume_token.volume
             WHERE volume.metadata_store = ?1 AND volume.deleted_ns IS NULL ORDER BY volume_token.id",
     )?;
-    let tokens = statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
+    let mut tokens: Vec<AssignedToken> =
+        statement.query_map([store], read_token)?.collect::<Result<_, _>>()?;
+    let held_back = epochs::held_back(tx)?;
+    tokens.retain(|token| !held_back.contains(&token.id));
     let log = logs::of(tx, store)?;
-    let accepted_restore = restored::accepted(tx)?;
+    // A restore of this store in place came after that of the whole cluster.
+    let accepted_restore = match epochs::accepted(tx, &stores::find_metadata(tx, store)?)? {
+        Some(in_place) => in_place,
+        None => restored::accepted(tx)?,
+    };
+    let admin_epoch = epochs::admin_epoch(tx)?;
     let told: Vec<Uuid> = volumes.iter().map(|volume| volume.store.id).collect();
     Ok(Assignment {
         revision: revision(tx, store)?,
@@ -162,6 +174,7 @@ pub fn assignment(tx: &Transaction<'_>, secrets: &SecretBox, store: &str) -> Res
         accepted_restore,
         copy_restored: restored::copies(tx)?,
         reader_stores: restored::reader_stores(tx, secrets, store, &told)?,
+        admin_epoch,
     })
 }
 
@@ -183,7 +196,8 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
         create_only: block_stores::create_only(row)?,
     };
     let deleted = row.get::<_, Option<i64>>("deleted_ns")?.is_some();
-    Ok(AssignedVolume { spec, deleted, give_up_after_s: deleted::give_up_after_s(row)?, store })
+    let (give_up_after_s, keys) = (deleted::give_up_after_s(row)?, volumes::kept_keys(row)?);
+    Ok(AssignedVolume { spec, deleted, give_up_after_s, store, keys })
 }
 
 fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
@@ -198,6 +212,12 @@ fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
     })
 }
 
+fn is_of(tx: &Transaction<'_>, store: &str, volume: Uuid) -> Result<bool, AdminError> {
+    let sql = "SELECT count(*) FROM volume WHERE id = ?1 AND metadata_store = ?2";
+    let count: i64 = tx.query_row(sql, params![volume.to_string(), store], |row| row.get(0))?;
+    Ok(count > 0)
+}
+
 /// Keeps what the server of a store reports. Volumes of other stores are left alone.
 pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
     let sql = "UPDATE metadata_store SET reported_revision = ?2 WHERE id = ?1";
@@ -207,6 +227,11 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             problem = ?8 WHERE id = ?2 AND metadata_store = ?1",
     )?;
     for volume in &report.volumes {
+        if let Some(keys) = &volume.keys
+            && is_of(tx, store, volume.id)?
+        {
+            volumes::take_newer_keys(tx, &volume.id.to_string(), keys)?;
+        }
         if volume.given_up && (deleted::note_given_up(tx, store, volume)? || volume.problem.is_none()) {
             continue;
         }
@@ -283,5 +308,7 @@ pub fn resolve(
              with chronofs meta start"
         )));
     };
-    Ok(Resolved { volume, name: name.to_owned(), address, certificate_sha256, epoch })
+    let sql = "SELECT keys FROM volume WHERE id = ?1";
+    let keys = tx.query_row(sql, [id], |row| row.get(0))?;
+    Ok(Resolved { volume, name: name.to_owned(), address, certificate_sha256, epoch, keys })
 }

@@ -139,7 +139,7 @@ pub fn register(tx: &Transaction<'_>, id: &str, register: &Register) -> Result<R
     for (store, _) in users(tx, &found.name)? {
         raise_revision(tx, &store)?;
     }
-    Ok(Registered { store: server, name: found.name, epoch, cluster: None })
+    Ok(Registered { store: server, name: found.name, epoch, ..Registered::default() })
 }
 
 fn epoch_of(tx: &Transaction<'_>, id: &str, boot: u64) -> Result<Option<u64>, AdminError> {

@@ -9,6 +9,7 @@ pub mod backups;
 pub mod block_stores;
 pub mod deleted;
 pub mod directory;
+pub mod epochs;
 pub mod holds;
 pub mod log_servers;
 pub mod logs;

@@ -14,7 +14,7 @@ const APPLICATION_ID: i32 = 0x6368_7261;
 /// Migration `i` leads from version `i` to `i + 1`. Never change one that was released: add one.
 const MIGRATIONS: &[&str] = &[
     VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-    VERSION_10,
+    VERSION_10, VERSION_11, VERSION_12,
 ];
 
 /// The newest schema this program knows.
@@ -263,6 +263,38 @@ CREATE TRIGGER audit_is_final BEFORE UPDATE ON audit WHEN OLD.outcome IS NOT NUL
 CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
     WHEN OLD.refused = 0 AND OLD.time_ns > (CAST(strftime('%s', 'now') AS INTEGER) - 34560000) * 1000000000
     BEGIN SELECT RAISE(ABORT, 'what the audit log says is kept for 400 days'); END;
+";
+
+/// Restores of metadata servers in place. The newest of a store fences the folders of before.
+const VERSION_11: &str = "
+CREATE TABLE restore_epoch (
+    metadata_store TEXT NOT NULL REFERENCES metadata_store (id) ON DELETE CASCADE,
+    epoch INTEGER NOT NULL,
+    -- Drawn when the folder was prepared.
+    id TEXT NOT NULL,
+    -- JSON.
+    record TEXT NOT NULL,
+    learned_ns INTEGER NOT NULL,
+    accepted_ns INTEGER,
+    PRIMARY KEY (metadata_store, epoch),
+    UNIQUE (metadata_store, id)
+) STRICT;
+-- Mounts that have said what they had of files that a restore has lost.
+CREATE TABLE parked (
+    metadata_store TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    volume TEXT NOT NULL,
+    mount TEXT NOT NULL,
+    PRIMARY KEY (metadata_store, epoch, volume, mount),
+    FOREIGN KEY (metadata_store, epoch) REFERENCES restore_epoch (metadata_store, epoch) ON DELETE CASCADE
+) STRICT;
+";
+
+/// Encrypted volumes.
+const VERSION_12: &str = "
+-- The sealed keys of an encrypted volume, and their revision: JSON. They open nothing to this server.
+ALTER TABLE volume ADD COLUMN keys TEXT;
+ALTER TABLE volume ADD COLUMN keys_revision INTEGER;
 ";
 
 /// Opens the file, makes it if it is missing, brings it to the newest schema, and refuses one that is newer still.

@@ -45,6 +45,8 @@ pub enum Identity {
         name: String,
         /// Id of its metadata store.
         metadata_store: String,
+        /// Its mounts cannot write.
+        read_only: bool,
     },
 }
 
@@ -110,7 +112,8 @@ pub fn identify(tx: &Transaction<'_>, id: Uuid, secret: &Secret) -> Result<Optio
 
 fn identify_volume(tx: &Transaction<'_>, id: &str) -> Result<Option<(Sha256, Identity)>, AdminError> {
     let sql = "
-        SELECT volume_token.secret_sha256, volume.id AS id, volume.name AS name, volume.metadata_store AS store
+        SELECT volume_token.secret_sha256, volume.id AS id, volume.name AS name, volume.metadata_store AS store,
+            volume_token.read_only AS read_only
         FROM volume_token JOIN volume ON volume.id = volume_token.volume
         WHERE volume_token.id = ?1 AND deleted_ns IS NULL AND (ends_ns IS NULL OR ends_ns > ?2)";
     let found = tx.query_row(sql, params![id, to_sql(now_ns())], |row| {
@@ -118,6 +121,7 @@ fn identify_volume(tx: &Transaction<'_>, id: &str) -> Result<Option<(Sha256, Ide
             id: row.get("id")?,
             name: row.get("name")?,
             metadata_store: row.get("store")?,
+            read_only: row.get("read_only")?,
         };
         Ok((parsed(row, "secret_sha256")?, identity))
     });

@@ -5,10 +5,14 @@ use super::{
     stores, taken, to_sql, tokens, unsigned,
 };
 use crate::AdminError;
-use crate::model::{ChangeVolume, NewVolume, Volume, check_block_size, check_name, check_quota};
+use crate::model::{
+    ChangeVolume, ChangeVolumeKeys, NewVolume, Volume, check_block_size, check_name, check_quota,
+};
 use crate::retention::{Next, Standing};
 use chronofs_core::Retention;
 use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression};
+use chronofs_keys::SealedKeys;
+use chronofs_wire::admin::KeptKeys;
 use chronofs_wire::identity;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
@@ -75,6 +79,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
         (None, None) => "waiting",
     };
     let next = standing(row)?.next;
+    let encryption = row.get::<_, Option<String>>("keys")?.map(|keys| match SealedKeys::parse(&keys) {
+        Ok(keys) => keys.shown(),
+        Err(error) => error.to_string(),
+    });
     let volume = Volume {
         id: row.get("id")?,
         name: row.get("name")?,
@@ -92,6 +100,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
         state: state.to_owned(),
         detail: problem,
         earliest: maybe_unsigned(row, "earliest_ns")?.map(shown),
+        encryption,
         used_bytes: maybe_unsigned(row, "used_bytes")?,
         used_inodes: maybe_unsigned(row, "used_inodes")?,
         sessions: row.get("sessions")?,
@@ -107,10 +116,13 @@ pub fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<Found, AdminError
     check_quota("inodes", new.max_inodes)?;
     let block_store = block_stores::find(tx, &new.block_store)?;
     let metadata_store = stores::find_metadata(tx, &new.metadata_store)?;
-    let id = new_id();
+    let keys = new.keys.as_ref().map(written).transpose()?;
+    // Keys are bound to the id of their volume.
+    let id = new.keys.as_ref().map_or_else(new_id, |keys| keys.volume().to_string());
     tx.execute(
         "INSERT INTO volume (id, name, block_store, metadata_store, block_size, compression, retention, max_bytes,
-            max_inodes, hash_key, created_ns) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            max_inodes, hash_key, created_ns, keys, keys_revision)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         params![
             id,
             new.name,
@@ -123,6 +135,8 @@ pub fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<Found, AdminError
             new.max_inodes.map(to_sql),
             identity::random::<16>()?,
             to_sql(now_ns()),
+            keys,
+            new.keys.as_ref().map(|keys| to_sql(keys.revision())),
         ],
     )
     .map_err(taken(WHAT, &new.name))?;
@@ -188,6 +202,77 @@ fn set_retention(tx: &Transaction<'_>, id: &str, Standing { now, next }: Standin
     let (then, from_ns) = (next.map(|n| n.retention.to_string()), next.map(|n| to_sql(n.from_ns)));
     tx.execute(sql, params![id, now.to_string(), then, from_ns])?;
     Ok(())
+}
+
+fn written(keys: &SealedKeys) -> Result<String, AdminError> {
+    let refused = |error: chronofs_keys::Error| AdminError::Invalid(error.to_string());
+    let text = keys.to_json().map_err(refused)?;
+    SealedKeys::parse(&text).map_err(refused)?;
+    Ok(text)
+}
+
+/// The sealed keys of a volume. Errors: it is not encrypted.
+pub fn keys(tx: &Transaction<'_>, key: &str) -> Result<SealedKeys, AdminError> {
+    let Found { volume, .. } = find(tx, key)?;
+    let sql = "SELECT keys FROM volume WHERE id = ?1";
+    let kept: Option<String> = tx.query_row(sql, [&volume.id], |row| row.get(0))?;
+    let kept = kept.ok_or_else(|| {
+        AdminError::Invalid(format!(
+            "volume '{}' is not encrypted, and a volume is so from the start or never: make one with --encrypt and copy it",
+            volume.name
+        ))
+    })?;
+    SealedKeys::parse(&kept).map_err(|error| AdminError::Internal(format!("the keys of a volume: {error}")))
+}
+
+/// Keeps other sealed keys of a volume; its metadata server learns of them. Nothing can be opened here, so what is checked is
+/// that no key is left out.
+pub fn set_keys(tx: &Transaction<'_>, key: &str, change: &ChangeVolumeKeys) -> Result<Found, AdminError> {
+    let Found { volume, metadata_store } = find(tx, key)?;
+    let (kept, text) = (keys(tx, key)?, written(&change.keys)?);
+    let fits = if change.from_copy { change.keys.is_ahead_of(&kept) } else { change.keys.follows(&kept) };
+    if !fits {
+        return Err(AdminError::Conflict(format!(
+            "the keys of volume '{}' are those of revision {}, and these do not follow them: somebody else has changed them, or \
+             they are of another volume; look and try again",
+            volume.name,
+            kept.revision()
+        )));
+    }
+    put_keys(tx, &volume.id, &text, change.keys.revision())?;
+    raise_revision(tx, &metadata_store)?;
+    find(tx, &volume.id)
+}
+
+fn put_keys(tx: &Transaction<'_>, id: &str, keys: &str, revision: u64) -> Result<(), AdminError> {
+    let sql = "UPDATE volume SET keys = ?2, keys_revision = ?3 WHERE id = ?1";
+    tx.execute(sql, params![id, keys, to_sql(revision)])?;
+    Ok(())
+}
+
+/// What a metadata server still has of a volume's keys, and is newer than what is kept here: this database is an old copy.
+pub(super) fn take_newer_keys(tx: &Transaction<'_>, id: &str, keys: &KeptKeys) -> Result<(), AdminError> {
+    let sql = "SELECT name, metadata_store, keys_revision FROM volume WHERE id = ?1";
+    let found = tx.query_row(sql, [id], |row| {
+        let ids: (String, String) = (row.get("name")?, row.get("metadata_store")?);
+        Ok((ids, maybe_unsigned(row, "keys_revision")?))
+    });
+    let Some(((name, store), kept)) = found.optional()? else { return Ok(()) };
+    let usable = SealedKeys::parse(&keys.sealed)
+        .is_ok_and(|sealed| sealed.volume().to_string() == id && sealed.revision() == keys.revision);
+    if !usable || kept.is_some_and(|kept| kept >= keys.revision) {
+        return Ok(());
+    }
+    tracing::warn!(volume = %name, revision = keys.revision, "its metadata server has newer keys, which are taken over");
+    put_keys(tx, id, &keys.sealed, keys.revision)?;
+    raise_revision(tx, &store)
+}
+
+/// The sealed keys of a volume as metadata servers keep them.
+pub(super) fn kept_keys(row: &Row<'_>) -> rusqlite::Result<Option<KeptKeys>> {
+    let sealed: Option<String> = row.get("keys")?;
+    let revision = maybe_unsigned(row, "keys_revision")?;
+    Ok(sealed.zip(revision).map(|(sealed, revision)| KeptKeys { revision, sealed }))
 }
 
 /// How a volume would be after a change, which is not made.

@@ -75,6 +75,11 @@ impl Running {
         self.client.call(Method::POST, path, Some(&body)).await.unwrap()
     }
 
+    /// All that the audit log has.
+    pub async fn audit(&self) -> String {
+        self.get("/v1/audit").await.to_string()
+    }
+
     /// Code and message of a refusal.
     pub async fn refused(&self, method: Method, path: &str, body: Value) -> (String, String) {
         let body = Some(body).filter(|body| !body.is_null());

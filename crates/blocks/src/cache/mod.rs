@@ -2,7 +2,7 @@
 //! a restart.
 //!
 //! It keeps the bytes as they are stored in the block store, so of an encrypted volume nothing plain, and gives none
-//! before [`seal::open`] found them right by the seal that the metadata names. A slice never changes, so nothing in here
+//! before [`seal::open_with`] found them right by the seal that the metadata names. A slice never changes, so nothing in here
 //! is ever out of date; whatever is damaged, cut off, foreign or gone is a miss, and so is everything while the disk is
 //! in trouble. The cache may lose anything and fail nobody.
 //!
@@ -22,6 +22,7 @@ pub use salvage::CacheSalvage;
 use crate::seal;
 use bytes::Bytes;
 use chronofs_core::slice::Seal;
+use chronofs_keys::VolumeKeys;
 use folder::Folder;
 use index::{Index, Place};
 use keeper::{Keeper, Limits};
@@ -173,9 +174,10 @@ impl DiskCache {
         Some(Found { key, seal: *seal, place: place? })
     }
 
-    /// Reads, verifies and opens a slice: waits for the disk. `None` is a miss.
-    pub fn read(&self, found: &Found) -> Option<Bytes> {
-        let opened = self.shared.read(found);
+    /// Reads, verifies and opens a slice, with the `keys` of its volume if that is encrypted: waits for the disk. `None` is
+    /// a miss.
+    pub fn read(&self, found: &Found, keys: Option<&VolumeKeys>) -> Option<Bytes> {
+        let opened = self.shared.read(found, keys);
         let figures = &self.shared.figures;
         match &opened {
             Some(_) => {
@@ -261,7 +263,7 @@ impl Shared {
         lock(&self.index)
     }
 
-    fn read(&self, found: &Found) -> Option<Bytes> {
+    fn read(&self, found: &Found, keys: Option<&VolumeKeys>) -> Option<Bytes> {
         let Found { key, seal, place } = found;
         if place.stored_len != seal.stored_len {
             // Another key with the same hash, or a segment that says something else than it holds.
@@ -285,7 +287,8 @@ impl Shared {
             }
         };
         let is_it = parse_header(&raw) == Some((*key, seal.stored_len));
-        let opened = is_it.then(|| seal::open(seal, Bytes::from(raw).slice(HEADER_LEN..)).ok()).flatten();
+        let opened =
+            is_it.then(|| seal::open_with(seal, Bytes::from(raw).slice(HEADER_LEN..), keys).ok()).flatten();
         if opened.is_none() {
             self.figures.damaged.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(slice = %key.slice, segment = ?place.segment, "damaged in the disk cache");

@@ -61,7 +61,7 @@ impl Direct {
     /// Whether the slice is there; its bytes must be right then.
     fn get(&self, n: u64, len: usize) -> bool {
         let (seal, _, opened) = slice(n, len);
-        let read = self.disk.find(VOLUME, &seal).and_then(|found| self.disk.read(&found));
+        let read = self.disk.find(VOLUME, &seal).and_then(|found| self.disk.read(&found, None));
         assert!(read.as_ref().is_none_or(|read| *read == opened), "slice {n} has wrong bytes");
         read.is_some()
     }
@@ -153,7 +153,7 @@ fn nothing_is_given_under_another_volume_or_another_seal() {
     {
         cache.put(1, 1000);
         let found = cache.disk.find(VOLUME, &other).unwrap();
-        assert_eq!(cache.disk.read(&found), None);
+        assert_eq!(cache.disk.read(&found, None), None);
         assert!(!cache.get(1, 1000), "what is doubtful is dropped");
     }
     assert_eq!(cache.disk.figures().damaged, 2);
@@ -425,7 +425,7 @@ fn the_thread_keeps_what_is_put_and_its_end_leaves_everything() {
     let again = DiskCache::with(&place, LIMITS);
     wait_until("the slices", || again.figures().slices == 10);
     let (seal, _, opened) = slice(3, 700);
-    assert_eq!(again.read(&again.find(VOLUME, &seal).unwrap()), Some(opened));
+    assert_eq!(again.read(&again.find(VOLUME, &seal).unwrap(), None), Some(opened));
     assert_eq!((again.figures().hits, again.figures().hit_bytes), (1, u64::from(seal.stored_len)));
     again.close();
 }

@@ -1,6 +1,7 @@
 //! `chronofs configure update`.
 
 use super::create::{VolumeSettings, parse_end};
+use super::volume_keys::{self, VolumeKeys};
 use super::{Kind, Session, at, block_store};
 use crate::output;
 use anyhow::{Context, Result, bail};
@@ -74,6 +75,12 @@ pub(super) enum Update {
         group = something(&["new_name", "compression", "retention", "undo", "max_bytes", "max_inodes"])
     )]
     Volume(Volume),
+    /// Change what opens an encrypted volume, or seal with a new key from now on; nothing is written anew
+    #[command(
+        after_help = "Examples:\n  chronofs configure update volume-keys vault --passphrase-file old --new-passphrase-file new\n  \
+                            chronofs configure update volume-keys vault --passphrase-file new --rotate-data-key"
+    )]
+    VolumeKeys(Box<VolumeKeys>),
     /// Change what a volume token may do, or when it ends
     #[command(group = something(&["read_only", "no_past", "ends"]))]
     VolumeToken {
@@ -153,6 +160,7 @@ pub(super) async fn run(session: &Session, update: Update) -> Result<()> {
             let name = volume.name.clone();
             change_volume(session, volume).await.with_context(|| format!("update volume {name}"))
         }
+        Update::VolumeKeys(keys) => volume_keys::update(session, *keys).await,
         Update::VolumeToken { id, read_only, no_past, ends } => {
             let body = ChangeVolumeToken { read_only, past: no_past.map(|no| !no), ends_ns: ends };
             change(session, Kind::VolumeToken, &id, &body).await

@@ -1,8 +1,9 @@
 //! `chronofs configure create`.
 
-use super::{Kind, Session, at, block_store};
+use super::{Kind, Session, at, block_store, volume_keys};
 use crate::output::{self, parse_size};
-use anyhow::{Context, Result};
+use crate::secrets::VolumeSecretArgs;
+use anyhow::{Context, Result, bail};
 use chronofs_admin::model::{
     NewAccount, NewBlockStore, NewHold, NewLogServer, NewMetadataStore, NewVolume, NewVolumeToken, Role,
 };
@@ -49,10 +50,11 @@ pub(super) enum Create {
     },
     /// Create a volume
     #[command(
-        after_help = "Example:\n  chronofs configure create volume data --block-store disk --metadata-store m1 \
-                            --retention 30d --max-bytes 1TiB"
+        after_help = "Examples:\n  chronofs configure create volume data --block-store disk --metadata-store m1 \
+                            --retention 30d --max-bytes 1TiB\n  chronofs configure create volume vault --block-store disk \
+                            --metadata-store m1 --encrypt --passphrase-file /etc/chronofs/vault.pass"
     )]
-    Volume(Volume),
+    Volume(Box<Volume>),
     /// Create a token that opens a volume, and print it once
     #[command(
         after_help = "Example:\n  chronofs configure create volume-token --volume data --read-only --ends 30d"
@@ -144,6 +146,11 @@ pub(super) struct Volume {
     block_size: Option<u64>,
     #[command(flatten)]
     settings: VolumeSettings,
+    /// Encrypt content and names on the machines that mount it; it is so from the start or never
+    #[arg(long)]
+    encrypt: bool,
+    #[command(flatten)]
+    secret: VolumeSecretArgs,
     /// Do not wait for the metadata server
     #[arg(long)]
     no_wait: bool,
@@ -210,7 +217,7 @@ pub(super) async fn run(session: &Session, create: Create) -> Result<()> {
         Create::LogServer { name } => {
             made(session, Kind::LogServer, &name.clone(), &NewLogServer { name }).await
         }
-        Create::Volume(volume) => create_volume(session, volume).await,
+        Create::Volume(volume) => create_volume(session, *volume).await,
         Create::Hold(Hold { volume, at, from, to, reason, until }) => {
             let from_ns = at.or(from).map_or(0, |from| from.0);
             let to_ns = to.map(|to| to.0);
@@ -253,6 +260,11 @@ async fn create_block_store(session: &Session, store: BlockStore) -> Result<()> 
 
 async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
     let VolumeSettings { compression, retention, max_bytes, max_inodes } = volume.settings;
+    let keys = match volume.encrypt {
+        true => Some(volume_keys::of_new_volume(volume.secret)?),
+        false if volume.secret.is_some() => bail!("a key is for a volume that is encrypted: add --encrypt"),
+        false => None,
+    };
     let new = NewVolume {
         name: volume.name,
         block_store: volume.block_store,
@@ -262,6 +274,7 @@ async fn create_volume(session: &Session, volume: Volume) -> Result<()> {
         retention,
         max_bytes,
         max_inodes,
+        keys,
     };
     let mut item = post(session, Kind::Volume, &new.name, &new).await?;
     let began = Instant::now();

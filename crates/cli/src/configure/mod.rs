@@ -3,6 +3,7 @@
 pub(crate) mod block_store;
 mod change;
 mod create;
+mod volume_keys;
 
 use crate::cluster::AdminArgs;
 use crate::output::{self, Column};
@@ -15,6 +16,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
+use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub(crate) struct Configure {
@@ -95,6 +97,12 @@ enum Init {
         /// Token of the account
         #[arg(long)]
         token: String,
+    },
+    /// Make a key that opens encrypted volumes
+    #[command(after_help = "Example:\n  chronofs configure init volume-key /etc/chronofs/vault.key")]
+    VolumeKey {
+        /// New file that it is written into
+        file: PathBuf,
     },
 }
 
@@ -241,6 +249,7 @@ impl Kind {
                 ("metadata store", "metadata_store"),
                 ("block size", "block_size"),
                 ("compression", "compression"),
+                ("encryption", "encryption"),
                 ("retention", "retention"),
                 ("next retention", "next_retention"),
                 ("in force at", "next_retention_at"),
@@ -326,9 +335,15 @@ fn at(kind: Kind, name: &str) -> String {
 
 pub(crate) fn run(configure: Configure) -> Result<()> {
     let Configure { json, admin, command } = configure;
-    if let Command::Init(Init::Creds { token }) = command {
-        let path = credentials::save_configure(&token).context("configure init creds")?;
-        return output::line(format!("wrote {}", path.display()));
+    match command {
+        Command::Init(Init::Creds { token }) => {
+            let path = credentials::save_configure(&token).context("configure init creds")?;
+            return output::line(format!("wrote {}", path.display()));
+        }
+        Command::Init(Init::VolumeKey { file }) => {
+            return volume_keys::make_key(&file).context("configure init volume-key");
+        }
+        _ => {}
     }
     let client = admin.client().context("configure")?;
     serve(async move { dispatch(Session { client, json }, command).await })?

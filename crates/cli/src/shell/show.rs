@@ -74,6 +74,19 @@ fn in_sum(status: &ClusterStatus, said: &[(&Member, MetaSaid)], now: &Zoned) -> 
             backup.push(("Restoring servers", restoring.join(", ")));
         }
     }
+    for server in &status.restored_servers {
+        let accepted = match server.accepted_ns {
+            Some(_) => "accepted",
+            None => "not accepted, so nothing is forgotten or deleted there",
+        };
+        let (store, restore) = (&server.store, &server.restore);
+        let what = format!("{store} from {}, epoch {} ({accepted})", restore.uid, restore.epoch);
+        backup.push(("Restored in place", what));
+    }
+    if let Some(admin) = &status.restored_admin {
+        let accepted = if admin.accepted_ns.is_some() { "accepted" } else { "not accepted" };
+        backup.push(("Restored in place", format!("the admin server from {} ({accepted})", admin.uid)));
+    }
     let mut sections = vec![("Configuration", configuration), cluster(status, said, now), data(status, said)];
     sections.extend(load(said));
     sections.push(("Backup", backup));
@@ -317,6 +330,8 @@ mod tests {
             running_snapshots: 0,
             running_backups: 0,
             restored: None,
+            restored_servers: Vec::new(),
+            restored_admin: None,
             warnings: Vec::new(),
             snapshot_readers: Vec::new(),
         }

@@ -199,6 +199,8 @@ fn of_files(folder: &File, sealed: &Seal, shown: &Shown, block_size: u32) -> Opt
         Codec::Raw => Compression::None,
         Codec::Lz4 => Compression::Lz4,
         Codec::Zstd => Compression::Zstd,
+        // Without the key nobody makes these bytes again.
+        Codec::SealedRaw | Codec::SealedLz4 | Codec::SealedZstd => return None,
     };
     shown.paths.iter().find_map(|path| {
         let path = path.strip_prefix(b"/").unwrap_or(path);

@@ -11,6 +11,7 @@ use chronofs_core::ops::{Missed, Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{Batch, Change, Commit, Overlay, ReadStop, Reads, View};
 use chronofs_namespace::rows::{Sum, Volume};
+use chronofs_wire::admin::KeptKeys;
 use chronofs_wire::message::{HelloAnswer, ToClient};
 use chronofs_wire::question::{KeyRefused, KeyReply};
 use std::collections::BTreeMap;
@@ -182,6 +183,8 @@ pub(super) enum Then {
     SessionOver(SessionId),
     /// A session's lease on an instant was renewed.
     LeaseRenewed(SessionId),
+    /// Other sealed keys are kept.
+    KeysChanged(VolumeIndex, KeptKeys),
     /// A sweep forgot rows and goes on here.
     Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// Rows of a volume that is given up are gone, and it goes on here.

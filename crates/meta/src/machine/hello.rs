@@ -2,6 +2,7 @@
 
 use super::group::{Effect, Group, Then, Undo};
 use super::session::{Collected, ConnId, Replies, Session, Sharing};
+use super::volumes::VolumeState;
 use super::{Deferred, Machine, WaitingHello, Waits};
 use chronofs_core::ops::{Scope, SystemRequest};
 use chronofs_core::{FileKind, Ino, SessionId, Version, VolumeIndex};
@@ -10,7 +11,8 @@ use chronofs_namespace::{SystemError, SystemReply, instants, rows};
 use chronofs_wire::admin::AssignedToken;
 use chronofs_wire::identity::{Sha256, secret_matches};
 use chronofs_wire::message::{
-    Hello, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, ToClient, Welcome, Window, common_protocol,
+    Hello, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_SEALED, Refusal, RefusalReason, ToClient, Welcome, Window,
+    common_protocol,
 };
 use std::collections::BTreeMap;
 
@@ -27,6 +29,24 @@ pub(super) struct Checked {
     protocol: u16,
     index: VolumeIndex,
     token: AssignedToken,
+}
+
+/// Only clients that seal names and content come to an encrypted volume, and no such client to any other.
+fn check_seals(hello: &Hello, volume: &VolumeState) -> Result<(), Refusal> {
+    let name = &volume.row.spec.name;
+    let message = match (volume.row.is_encrypted(), hello.protocol_min >= PROTOCOL_SEALED) {
+        (true, false) => format!(
+            "volume {name} is encrypted, and this client has no key of it: use a chronofs that knows encrypted volumes, and give \
+             it the key; if it says that there is none to be asked for, the admin server has lost the volume's sealed keys, which \
+             this server still has and will tell it"
+        ),
+        (false, true) => format!(
+            "volume {name} is not encrypted here, and this client would seal all that it writes: ask the admin server whether this \
+             is the volume that you mean"
+        ),
+        _ => return Ok(()),
+    };
+    Err(refusal(RefusalReason::Protocol, message))
 }
 
 impl Machine {
@@ -86,6 +106,7 @@ impl Machine {
             let message = format!("volume {} cannot be served: {problem}", volume.row.spec.name);
             return Err(refusal(RefusalReason::UnknownVolume, message));
         }
+        check_seals(hello, volume)?;
         Ok(Checked { protocol, index: volume.index, token })
     }
 
@@ -387,6 +408,7 @@ impl Machine {
             store,
             replay,
             life_ms: self.config.life_ms,
+            restored: volume.row.put_back().unwrap_or(Version::ZERO),
         };
         let index = session.index;
         group.effects.push(Effect::Answer(conn, Ok(Box::new(welcome))));

@@ -282,6 +282,7 @@ impl Machine {
             },
             given_up: true,
             gone,
+            keys: None,
         })
     }
 }

@@ -50,7 +50,7 @@ use chronofs_core::ops::{Missed, Request};
 use chronofs_core::{Caller, Errno, ObjectId, SessionId, Version, VolumeIndex};
 use chronofs_engine::{EngineError, ReadStop, Reads, Recovered};
 use chronofs_namespace::PoorObject;
-use chronofs_wire::admin::{AssignedToken, Assignment};
+use chronofs_wire::admin::{AssignedToken, Assignment, KeptKeys};
 use chronofs_wire::message::{Hello, ToClient, ToServer};
 use chronofs_wire::question::{KeyOp, KeyReply};
 use collect::Ages;
@@ -307,7 +307,10 @@ impl Machine {
             config,
         };
         for (index, row) in chronofs_namespace::list_volumes(reads)? {
-            machine.volumes.insert(index, VolumeState::new(index, row));
+            let mut volume = VolumeState::new(index, row);
+            let keys = chronofs_namespace::sealed_keys(reads, index)?;
+            volume.keys = keys.map(|row| KeptKeys { revision: row.revision, sealed: row.sealed });
+            machine.volumes.insert(index, volume);
         }
         for (index, survived) in chronofs_namespace::list_unproven(reads)? {
             machine.set_unproven(index, Some(survived));
@@ -552,6 +555,7 @@ impl Machine {
     fn then(&mut self, group: &mut Group, then: Then) {
         match then {
             Then::VolumeChanged(index, row) => self.volume_changed(group, index, *row),
+            Then::KeysChanged(index, keys) => self.keys_changed(index, keys),
             Then::HorizonMoved(index, horizon) => self.horizon_moved(index, horizon),
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),

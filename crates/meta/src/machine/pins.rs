@@ -194,7 +194,15 @@ impl Machine {
         }
         // Whose it is says where it can be ended, also where no row is left to find it by.
         let name = format!("{} ({}: {})", pin.name(), pin.owner, pin.reason);
+        // Incarnations are drawn, so one of a time that is lost may be as high as the one of now, or higher. What it had stored
+        // is never deleted by this one, and what this one has stored no pin of before it can mean: it is in nobody's way.
+        let before = volume.row.put_back().is_some_and(|began| pin.to < began);
+        let gone = volume.row.gaps.iter().any(|(cut, began)| *cut < pin.to && pin.to < *began);
+        let is_lost = before && (pin.incarnation > incarnation || gone);
         let known = kept.iter().find(|(of, id, _)| (*of, *id) == (index, pin.id));
+        if known.is_none() && is_lost {
+            return Ok(None);
+        }
         // What was pinned in this timeline has a row, or had one and was released.
         let had = volume.row.born..=volume.pins.unproven.unwrap_or(self.recovered);
         if pin.incarnation > incarnation || (known.is_none() && !had.contains(&pin.to)) {

@@ -14,7 +14,7 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
 use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, rows};
-use chronofs_wire::admin::{AssignedStore, AssignedVolume};
+use chronofs_wire::admin::{AssignedStore, AssignedVolume, KeptKeys};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
@@ -52,6 +52,8 @@ pub struct VolumeState {
     pub index: VolumeIndex,
     /// Its row.
     pub row: rows::Volume,
+    /// Its sealed keys, if it is encrypted.
+    pub keys: Option<KeptKeys>,
     /// Where its objects are; unknown until it is assigned.
     pub store: Option<AssignedStore>,
     /// Why it cannot be served, if it cannot.
@@ -85,6 +87,7 @@ impl VolumeState {
         VolumeState {
             index,
             row,
+            keys: None,
             store: None,
             problem: None,
             opens: HashMap::new(),
@@ -126,6 +129,12 @@ impl VolumeState {
         }
         last
     }
+}
+
+/// The sealed keys of an assignment, if they are newer than what is kept.
+fn newer_keys(known: &VolumeState, assigned: &AssignedVolume) -> Option<KeptKeys> {
+    let kept = known.keys.as_ref().map(|keys| keys.revision);
+    assigned.keys.clone().filter(|keys| kept.is_none_or(|kept| kept < keys.revision))
 }
 
 impl Machine {
@@ -215,9 +224,19 @@ impl Machine {
             Some(known) if known.row.spec != assigned.spec => {
                 SystemRequest::UpdateVolume(assigned.spec.clone())
             }
-            Some(_) => return Ok(()),
+            Some(known) => match newer_keys(known, assigned) {
+                Some(keys) => SystemRequest::SetKeys { id, revision: keys.revision, sealed: keys.sealed },
+                None => return Ok(()),
+            },
         };
-        match self.system(group, &request)? {
+        let done = self.system(group, &request)?;
+        if let (Ok(SystemReply::Volume { index, .. }), SystemRequest::SetKeys { revision, sealed, .. }) =
+            (&done, &request)
+        {
+            let keys = KeptKeys { revision: *revision, sealed: sealed.clone() };
+            group.thens.push(Then::KeysChanged(*index, keys));
+        }
+        match done {
             Ok(SystemReply::Volume { index, volume }) => group.thens.push(Then::VolumeChanged(index, volume)),
             Ok(_) => {
                 let gone = self.volumes.values().find(|volume| volume.id() == id);
@@ -236,6 +255,21 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Sealed keys that are newer than those of the assignment: the admin server was restored from an old copy.
+    #[must_use]
+    pub fn keys_beyond_assignment(&self, volume: &VolumeState) -> Option<KeptKeys> {
+        let assigned = self.assignment.iter().flat_map(|assignment| &assignment.volumes);
+        let assigned = assigned.filter(|assigned| assigned.spec.id == volume.id());
+        let told = assigned.filter_map(|assigned| assigned.keys.as_ref()).map(|keys| keys.revision).max();
+        volume.keys.clone().filter(|keys| told.is_none_or(|told| told < keys.revision))
+    }
+
+    pub(super) fn keys_changed(&mut self, index: VolumeIndex, keys: KeptKeys) {
+        if let Some(volume) = self.volumes.get_mut(&index) {
+            volume.keys = Some(keys);
+        }
     }
 
     /// Stores, tokens and revision of an assignment whose volumes are all in the state.

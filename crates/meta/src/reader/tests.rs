@@ -30,6 +30,7 @@ fn mark(readers: &[Uuid]) -> Mark {
         readers: readers.iter().map(Uuid::to_string).collect(),
         kept: None,
         detached: false,
+        in_place: false,
         entries: Vec::new(),
     }
 }

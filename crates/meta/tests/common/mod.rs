@@ -59,6 +59,7 @@ pub fn volume(folder: &Path) -> AssignedVolume {
             credentials: Default::default(),
             create_only: false,
         },
+        keys: None,
     }
 }
 
@@ -76,6 +77,7 @@ pub fn assignment(folder: &Path) -> Assignment {
         accepted_restore: None,
         copy_restored: false,
         reader_stores: Vec::new(),
+        admin_epoch: 0,
     }
 }
 

@@ -7,6 +7,7 @@ mod collect;
 mod common;
 mod copying;
 mod damaged;
+mod encrypted;
 mod falls;
 mod forget;
 mod keys;

@@ -1,12 +1,14 @@
-//! A store that was put back from images of it, beside its source: it deletes nothing of that, gives other numbers, and has
-//! no instants of the time between.
+//! A store that was put back from images of it, beside its source or in its place: it deletes nothing of that, gives other
+//! numbers, and has no instants of the time between.
 
 use super::collect::{INDEX, with_an_object_over};
 use super::*;
 use chronofs_core::ObjectId;
-use chronofs_engine::Commit;
+use chronofs_engine::memory::Memory;
+use chronofs_engine::{Batch, Change, Commit, Reads};
 use chronofs_meta::machine::tag::{self, Tag};
 use chronofs_namespace::{Judged, SystemError, check_instant, judge, restored};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// The clone of a server, as of its last commit, with what was drawn for it.
@@ -142,4 +144,121 @@ fn no_volume_is_given_up_for_good_until_the_restore_is_accepted() {
     server.core.machine.accept_restore();
     tell(&mut server);
     assert!(given_up(&server));
+}
+
+/// What a backup holds of a server.
+struct Backup {
+    rows: Batch,
+    cut: Version,
+}
+
+fn backup_of(server: &Server) -> Backup {
+    let view = server.core.engine.view();
+    let rows = SharedView(view.clone()).scan(&[], &[0xff; 64], usize::MAX).unwrap();
+    let rows = Batch(rows.into_iter().map(|(key, row)| Change::Put(key, row)).collect());
+    Backup { rows, cut: view.version() }
+}
+
+/// A server on what the backup holds, in the place of one that was at `now_ns`.
+fn in_place(backup: &Backup, now_ns: u64, draw: [u64; 2]) -> Server {
+    let (engine, tag) = (Arc::new(Memory::default()), tag::encode(&Tag::System));
+    let batch = backup.rows.clone();
+    engine.apply(vec![Commit { version: backup.cut, tag: tag.clone(), batch }]).unwrap();
+    let now_ns = now_ns + SECOND;
+    let version = backup.cut.next(now_ns);
+    let batch = restored(&SharedView(engine.view()), backup.cut, version, draw).unwrap();
+    engine.apply(vec![Commit { version, tag, batch }]).unwrap();
+    let config = Config { boot: now_ns, restored: Some("c5".to_owned()), ..Config::default() };
+    Server::start_as(engine, now_ns, false, config)
+}
+
+/// The next client does something: the numbers that it was given, each of which must be a new one.
+fn numbers(server: &mut Server, n: u128) -> (SessionId, Vec<Ino>) {
+    let conn = 10 + n as u64;
+    for before in [1, conn - 1] {
+        server.frame(before, ToServer::Goodbye);
+    }
+    let welcome = server.open(conn, hello(n)).unwrap();
+    let made = |name: u64| create(Ino::ROOT, &format!("{n}-{name}"), false);
+    let inos: Vec<Ino> = (1..6).map(|id| attr(server.call(conn, id, made(id)).1.unwrap()).ino).collect();
+    (welcome.session, inos)
+}
+
+/// The same backup is put back in place again and again, with whatever was drawn: what was given since the cut means the same for
+/// ever, and all that the backup held is there until somebody accepts the restore.
+#[test]
+fn restored_in_place_from_an_older_copy_no_number_is_ever_given_to_something_else() {
+    for same_incarnation in [false, true] {
+        let (mut source, object) = with_an_object_over();
+        let before = numbers(&mut source, 20);
+        let backup = backup_of(&source);
+        let mut given = vec![before, numbers(&mut source, 21)];
+        let lost = given[1].1[0];
+        let mut server = source;
+        for n in 0..4u64 {
+            let now_ns = server.now_ns;
+            let draw = if same_incarnation { 4 } else { n };
+            server = in_place(&backup, now_ns, [draw, 0x9e37_79b9_7f4a_7c15 >> (4 * n)]);
+            // Who was connected to the lost one is not connected, and means no file of this one.
+            let old = resume(21, given[1].0, Version::ZERO);
+            let refused = server.run(Event::Hello(ConnId(7), Box::new(old)));
+            assert!(refused.iter().any(|effect| matches!(effect, Effect::Answer(_, Err(_)))), "{refused:?}");
+            given.push(numbers(&mut server, 30 + u128::from(n)));
+            let gone = server.call(40 + n, 9, Request::GetAttr { ino: lost }).1;
+            assert_eq!(gone, Err(Errno::ENOENT));
+            // All that the backup held is there, and nothing goes before the word.
+            assert_eq!(judged(&server, ObjectId { n: 6, ..object }), Judged::Known);
+            for ino in &given[0].1 {
+                server.call(40 + n, 10 + ino.counter(), Request::GetAttr { ino: *ino }).1.unwrap();
+            }
+            assert_eq!(server.pass(2_000, true), []);
+            assert_eq!(server.core.machine.figures().forgotten, 0);
+            // What the lost one stored since is nobody's garbage.
+            let since = ObjectId { session: given[1].0, n: 0, ..object };
+            assert!(matches!(judged(&server, since), Judged::Quarantined(_)));
+            server.verify();
+        }
+        let sessions: BTreeSet<SessionId> = given.iter().map(|(session, _)| *session).collect();
+        let inos: BTreeSet<Ino> = given.iter().flat_map(|(_, inos)| inos.iter().copied()).collect();
+        assert_eq!(sessions.len(), given.len(), "a session was given twice: {given:?}");
+        assert_eq!(inos.len(), 5 * given.len(), "an inode number was given twice: {given:?}");
+    }
+}
+
+/// Restores draw their incarnations: the second of one backup may get a lower one than the first, or the same.
+#[test]
+fn pins_of_a_time_that_a_restore_lost_stop_no_deletion_and_those_of_before_the_copy_are_obeyed() {
+    for (first, second) in [(9, 4), (4, 4), (4, 9)] {
+        let (source, object) = with_an_object_over();
+        let kept_at = source.core.machine.last();
+        let backup = backup_of(&source);
+        let pin = |server: &Server, id: u128, at: Version| {
+            Pin::new(common::VOLUME, row(server).incarnation, Uuid::from_u128(id), at, at)
+        };
+        let of_source = pin(&source, 1, kept_at);
+        let mut lost = in_place(&backup, source.now_ns, [first, 5]);
+        numbers(&mut lost, 30);
+        let of_lost = pin(&lost, 2, lost.core.machine.last());
+        let mut server = in_place(&backup, lost.now_ns + 3600 * SECOND, [second, 7 << 20]);
+        server.core.machine.accept_restore();
+        server.pins = Some(Ok(vec![of_source.clone(), of_lost.clone()]));
+        assert_eq!(server.pass(20_000, true), [], "what was stored before is never deleted");
+        assert_eq!(server.collection().waits, None, "and nothing waits ({first}, {second})");
+        assert_eq!(judged(&server, ObjectId { n: 6, ..object }), Judged::Known);
+        // What it has stored itself goes as ever.
+        let welcome = server.open(1, hello(70)).unwrap();
+        let own = |n| ObjectId { incarnation: welcome.incarnation, session: welcome.session, n };
+        let ino = attr(server.call(1, 11, create(Ino::ROOT, "own", false)).1.unwrap()).ino;
+        for (id, n) in [(12, 1), (13, 2)] {
+            server.publish(id, ino, own(n));
+        }
+        server.frame(1, ToServer::Goodbye);
+        assert_eq!(server.pass(20_000, true), [own(1)]);
+        // One of what is still to come here shows that this is an old copy.
+        let later = pin(&server, 3, Version(server.core.machine.last().0 + 1_000_000 * SECOND));
+        server.pins = Some(Ok(vec![later]));
+        server.pass(100, true);
+        assert!(server.collection().waits.unwrap_or_default().contains("old copy"));
+        server.verify();
+    }
 }

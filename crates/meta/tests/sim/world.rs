@@ -1,6 +1,7 @@
 //! The world of the simulation: time, disk, server, clients, and what must hold.
 
 mod copied;
+mod in_place;
 mod keys;
 mod leave;
 mod past;
@@ -23,6 +24,7 @@ use chronofs_meta::machine::{
     Call, Config, ConnId, Effect, Event, Found, Machine, Now, PinsRead, SharedView,
 };
 use chronofs_wire::message::{ToClient, ToServer};
+use in_place::Backup;
 use keys::Operators;
 use leave::Fate;
 use past::Lease;
@@ -91,6 +93,11 @@ pub struct World {
     stray: Option<Pin>,
     /// Events decided while one of an instant lay there that the commits of the start have passed.
     pub starts_on_old_copies: usize,
+    /// For backups, and what is done with them.
+    place_random: Random,
+    backup: Option<Backup>,
+    /// Inodes that were made on servers which were put back in place.
+    pub made_in_place: usize,
 }
 
 impl World {
@@ -137,6 +144,9 @@ impl World {
             strays: Some(Random::new(seed.rotate_left(53) ^ 0x57a7)),
             stray: None,
             starts_on_old_copies: 0,
+            place_random: Random::new(seed.rotate_left(11) ^ 0x1eaf),
+            backup: None,
+            made_in_place: 0,
         }
     }
 
@@ -170,6 +180,7 @@ impl World {
                 self.store_works();
             }
             self.operators_work();
+            self.back_up();
             if self.server.is_none() && self.random.one_in(3) {
                 self.restart();
             }
@@ -574,6 +585,7 @@ impl World {
         }
         assert!(commits.values().all(|&times| times == 1), "a call was applied twice");
         self.finish_keys();
+        self.finish_in_place();
         if self.store_random.one_in(8) {
             self.finish_clone();
         }

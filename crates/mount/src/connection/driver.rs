@@ -44,6 +44,7 @@ enum Ended {
 
 /// Lives as long as the mount.
 pub(super) async fn run(connection: Arc<Connection>, first: Link, events: UnboundedSender<Event>) {
+    let _end = End(Arc::clone(&connection));
     let closing = connection.closing.subscribe();
     let mut link = first;
     loop {
@@ -65,7 +66,15 @@ pub(super) async fn run(connection: Arc<Connection>, first: Link, events: Unboun
             None => break,
         }
     }
-    connection.state().refused(Errno::EIO);
+}
+
+/// Calls that nobody answers any more fail, however the task ends: they would wait for ever.
+struct End(Arc<Connection>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.state().refused(Errno::EIO);
+    }
 }
 
 /// Reads and writes until the connection ends.

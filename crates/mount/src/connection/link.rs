@@ -8,7 +8,7 @@ use chronofs_core::{SessionId, Version};
 use chronofs_wire::frame::{self, FrameReader};
 use chronofs_wire::http::ClientError;
 use chronofs_wire::message::{
-    Hello, HelloAnswer, PROTOCOL_MAX, PROTOCOL_MIN, Refusal, RefusalReason, Welcome,
+    Hello, HelloAnswer, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_SEALED, Refusal, RefusalReason, Welcome,
 };
 use chronofs_wire::tls;
 use std::time::{Duration, Instant};
@@ -166,7 +166,7 @@ async fn secure(target: &Target) -> Result<TlsStream<TcpStream>, OpenError> {
 
 fn hello(wanted: &Wanted, target: &Target, opening: &Opening) -> Hello {
     Hello {
-        protocol_min: PROTOCOL_MIN,
+        protocol_min: if wanted.sealed { PROTOCOL_SEALED } else { PROTOCOL_MIN },
         protocol_max: PROTOCOL_MAX,
         token_id: wanted.credentials.id,
         token_secret: Bytes::copy_from_slice(&wanted.credentials.secret.0),

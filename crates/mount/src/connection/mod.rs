@@ -8,6 +8,7 @@
 mod driver;
 mod flow;
 mod link;
+mod put_back;
 mod replay;
 pub(crate) mod state;
 mod target;
@@ -24,6 +25,7 @@ use chronofs_blocks::ShownBy;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Caller, Errno, Ino, ObjectId, SessionId, SignedRequest, Version};
 use chronofs_wire::message::{ToServer, Welcome, Window};
+use put_back::PutBack;
 use state::{Delivery, Phase, State, Transfer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +47,8 @@ pub struct Wanted {
     pub read_only: bool,
     /// It needs no way to the objects: it has one of its own.
     pub direct: bool,
+    /// It seals what it writes: the server is to refuse it if the volume is not encrypted, and only then not.
+    pub sealed: bool,
 }
 
 /// How the connection is, for `status`.
@@ -84,6 +88,9 @@ pub struct Connection {
     /// The run of the server that was heard last.
     boot: AtomicU64,
     window: Mutex<Option<Window>>,
+    /// The directory that the session shows, as the server said last.
+    root: AtomicU64,
+    put_back: PutBack,
 }
 
 /// How long what the server said may be believed without asking again.
@@ -121,6 +128,8 @@ impl Connection {
             requests: Requests::new(),
             boot: AtomicU64::new(0),
             window: Mutex::new(None),
+            root: AtomicU64::new(welcome.root.0),
+            put_back: PutBack::new(welcome.restored),
         });
         connection.heard_welcome(&welcome, first.asked);
         connection.caches_emptied();
@@ -228,6 +237,36 @@ impl Connection {
         self.state().lost(ino)
     }
 
+    /// How often the server was put back from a copy since the volume was mounted: what it was told after the copy is lost. The
+    /// past of before the copy is as it was.
+    pub fn restores(&self) -> u64 {
+        if self.wanted.at.is_some() { 0 } else { self.put_back.times() }
+    }
+
+    /// What it means that the server does not know an inode that a program has: after a restore, that its number names nothing
+    /// any more, and never will.
+    pub(crate) fn lost_or(&self, errno: Errno) -> Errno {
+        if errno == Errno::ENOENT && self.restores() > 0 { Errno::ESTALE } else { errno }
+    }
+
+    /// The directory that the session shows: a restore may have given it another number.
+    pub(crate) fn root(&self) -> Ino {
+        Ino(self.root.load(Ordering::SeqCst))
+    }
+
+    /// What this mount calls itself, for people.
+    pub(crate) fn client_name(&self) -> &str {
+        &self.wanted.client_name
+    }
+
+    /// Written bytes of a file that is lost lie at `path` now. The admin server is told for its audit log, a while after the first
+    /// and then no more: the log of this mount and the reports say it all.
+    pub(crate) fn tell_parked(self: &Arc<Self>, ino: Ino, path: &str, bytes: u64) {
+        if self.put_back.parked(ino, path, bytes) {
+            tokio::spawn(put_back::tell(Arc::downgrade(self), self.restores()));
+        }
+    }
+
     /// How the connection is.
     pub fn status(&self) -> ConnectionStatus {
         let address = self.target().address.clone();
@@ -289,6 +328,13 @@ impl Connection {
     /// until [`Connection::caches_emptied`].
     fn heard_welcome(&self, welcome: &Welcome, asked: Duration) {
         self.clock.set(welcome.now_ns);
+        self.root.store(welcome.root.0, Ordering::SeqCst);
+        if self.put_back.heard(welcome.restored) {
+            tracing::error!(
+                "the metadata server was restored from a copy: what was changed after that is lost; bytes of files that are not \
+                 there any more go to lost+found"
+            );
+        }
         self.boot.store(welcome.boot, Ordering::SeqCst);
         // Another server may know better whether the bucket is still the store's.
         self.requests.forget_puts();

@@ -82,6 +82,8 @@ pub(crate) struct State {
     epoch: u64,
     /// The run of the server that was heard last.
     boot: u64,
+    /// When the volume was put back from a copy last.
+    restored: Version,
     /// How often answered changes of an inode were lost.
     lost: BTreeMap<Ino, u64>,
     /// Highest version any answer named.
@@ -110,6 +112,7 @@ impl State {
             session: welcome.session,
             epoch: welcome.epoch,
             boot: welcome.boot,
+            restored: welcome.restored,
             lost: BTreeMap::new(),
             seen: welcome.applied,
             next_id: 1,
@@ -385,6 +388,10 @@ impl State {
         let mut lost = self.replay.take_all();
         lost.retain(|_| restarted);
         self.note_lost(&lost);
+        if std::mem::replace(&mut self.restored, welcome.restored) != welcome.restored {
+            // Its versions may go on below what was seen of the lost server, whose clock was ahead.
+            (self.replay, self.seen) = (ReplayBuffer::default(), welcome.applied);
+        }
         self.session = welcome.session;
         self.epoch = welcome.epoch;
         self.phase = Phase::Up;

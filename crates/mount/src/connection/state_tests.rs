@@ -34,6 +34,7 @@ fn welcome(boot: u64, replay: bool) -> Welcome {
         store: StoreAccess::ThroughServer,
         replay,
         life_ms: 10_000,
+        restored: Version::ZERO,
     }
 }
 
@@ -358,4 +359,23 @@ fn of_a_call_that_opened_a_file_that_was_there_the_server_is_told_so_when_it_is_
     let ToServer::Replay { calls, .. } = &frames[1] else { panic!("{frames:?}") };
     let of = |n: usize| (calls[n].made, calls[n].found);
     assert_eq!((of(1), of(2)), ((Some(Ino(8)), false), (Some(Ino(9)), true)));
+}
+
+#[test]
+fn a_server_that_was_put_back_is_heard_though_its_clock_is_behind() {
+    let mut state =
+        State::new(&Welcome { durable: Version(1000), applied: Version(1000), ..welcome(1, false) });
+    let _lost = state.call(Caller::ROOT, unlink("a"));
+    all_sent(&mut state);
+    state.returned(1, Version(1001), Version(1000), Ok(Reply::Done));
+    state.down();
+    let back = Welcome { session: SessionId(9), restored: Version(10), ..welcome(2, false) };
+    assert_eq!(state.replaced(&back), (true, 1));
+    assert_eq!(state.seen(), Version(10));
+    let _kept = state.call(Caller::ROOT, unlink("b"));
+    all_sent(&mut state);
+    state.returned(2, Version(11), Version(10), Ok(Reply::Done));
+    assert_eq!(state.waiting(), (0, 1), "it is kept until it is durable");
+    state.durable(Version(11));
+    assert_eq!(state.waiting(), (0, 0));
 }

@@ -15,6 +15,8 @@ pub struct Target {
     pub pin: Sha256,
     /// The epoch under which it owns the volume.
     pub epoch: u64,
+    /// The sealed keys of the volume, if it is encrypted.
+    pub keys: Option<String>,
 }
 
 /// Id and secret of a volume token.
@@ -51,7 +53,8 @@ impl Source {
                     admin: admin.address().to_owned(),
                     reason: format!("the pin of the metadata server: {error}"),
                 })?;
-                Ok(Target { volume: found.volume, address: found.address, pin, epoch: found.epoch })
+                let (volume, address, epoch) = (found.volume, found.address, found.epoch);
+                Ok(Target { volume, address, pin, epoch, keys: found.keys })
             }
         }
     }

@@ -8,6 +8,7 @@ use super::dirty::Dirty;
 use super::lock;
 use super::lost::ErrorMark;
 use super::meta::Meta;
+use super::parked::Parking;
 use super::read::ReadAhead;
 use super::slice_map::SliceMap;
 use super::volume::Data;
@@ -18,6 +19,7 @@ use chronofs_core::{Attr, Errno, Ino, SetAttr, Version};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -41,6 +43,12 @@ pub struct FileData<M: Meta> {
     pub(super) asking: tokio::sync::Mutex<()>,
     /// Held while a block is merged.
     pub(super) merging: tokio::sync::Mutex<()>,
+    /// It was there after so many restores of the server.
+    pub(super) there: AtomicU64,
+    /// A later one has lost it: nothing is taken for it any more.
+    pub(super) gone: AtomicBool,
+    /// Where its bytes went then.
+    pub(super) parking: tokio::sync::Mutex<Parking<M>>,
 }
 
 /// Bytes on their way, and what has become of them since.
@@ -98,6 +106,11 @@ impl State {
     fn restarted(&mut self, boot: u64) {
         (self.boot, self.stale) = (boot, true);
         self.forget_published(Version::ZERO);
+    }
+
+    /// As if the server ran anew: whoever reads asks for the attributes first.
+    pub(super) fn restarted_unheard(&mut self) {
+        self.restarted(self.boot);
     }
 
     pub(super) fn forget_published(&mut self, version: Version) {
@@ -195,7 +208,7 @@ impl State {
     }
 }
 
-fn stored_bytes(piece: &Piece) -> u64 {
+pub(super) fn stored_bytes(piece: &Piece) -> u64 {
     match &piece.content {
         Content::Bytes(bytes) => bytes.len() as u64,
         Content::Hole(_) => 0,
@@ -225,12 +238,15 @@ impl<M: Meta> FileData<M> {
             ahead: ReadAhead::default(),
         };
         FileData {
+            there: AtomicU64::new(0),
             data,
             ino: attr.ino,
             state: Mutex::new(state),
             order: tokio::sync::Mutex::new(()),
             asking: tokio::sync::Mutex::new(()),
             merging: tokio::sync::Mutex::new(()),
+            gone: AtomicBool::new(false),
+            parking: Default::default(),
         }
     }
 
@@ -350,6 +366,9 @@ impl<M: Meta> FileData<M> {
         if self.data.config.read_only {
             return Err(Errno::EROFS);
         }
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(Errno::ESTALE);
+        }
         let size_max = (u64::from(u32::MAX) * u64::from(self.data.config.block_size)).min(i64::MAX as u64);
         match offset.checked_add(len) {
             Some(end) if end <= size_max => Ok(()),
@@ -396,6 +415,15 @@ impl<M: Meta> FileData<M> {
         if full || state.frozen.len() > BATCHES_WAITING_MAX {
             self.start_batches(state);
         }
+    }
+
+    /// Takes over what was written to another file, which is not there any more, with its `bytes` of memory.
+    pub(super) fn adopt(self: &Arc<Self>, pieces: Vec<Piece>, bytes: u64) {
+        let size_min = pieces.iter().map(|piece| piece.offset + piece.content.len()).max();
+        let mut state = self.state();
+        self.touched(&mut state, false);
+        state.push(pieces, bytes, size_min);
+        state.sent();
     }
 
     /// Notes that something was written.

@@ -63,7 +63,9 @@ impl<M: Meta> FileData<M> {
                 }
                 state.boot
             };
+            let restores = self.data.meta.restores();
             let attr = self.data.meta.attributes(self.ino).await?;
+            self.is_there(restores);
             let mut state = self.state();
             if state.boot == boot {
                 state.stale = false;

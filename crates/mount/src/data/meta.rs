@@ -43,6 +43,28 @@ pub enum PublishError {
     SessionOver,
 }
 
+/// Two new files: one for what was written to a file that is lost, and one for what is to be said of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParkedAt {
+    /// For the bytes.
+    pub attr: Attr,
+    /// For the report.
+    pub report: Attr,
+    /// The path of the first, as people find it.
+    pub path: String,
+    /// How the report begins.
+    pub head: String,
+}
+
+/// What of [`ParkedAt`] is there already.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Made {
+    /// The file for the bytes, with its name.
+    pub file: Option<(Attr, String)>,
+    /// The one for the report.
+    pub report: Option<Attr>,
+}
+
 /// A connection to the metadata server of one volume.
 ///
 /// Calls wait while the server cannot be reached and are sent again by themselves; an error is the server's
@@ -74,6 +96,23 @@ pub trait Meta: Send + Sync + 'static {
 
     /// How often answered changes of `ino` were lost that way since the volume was mounted.
     fn lost(&self, ino: Ino) -> u64;
+
+    /// How often the server was put back from a copy since the volume was mounted: files may be lost that were made after that.
+    fn restores(&self) -> u64 {
+        0
+    }
+
+    /// Makes files in the lost+found of the volume for what was written to `ino`, which is lost. What is `made` already, by a call
+    /// that failed later, is not made again.
+    fn park(&self, ino: Ino, made: &mut Made) -> impl Future<Output = Result<ParkedAt, Errno>> + Send {
+        let _ = (ino, made);
+        std::future::ready(Err(Errno::EACCES))
+    }
+
+    /// So many bytes of `ino` lie in the file at `path` now.
+    fn parked(&self, ino: Ino, path: &str, bytes: u64) {
+        let _ = (ino, path, bytes);
+    }
 
     /// The server's clock, nanoseconds since the epoch.
     fn now_ns(&self) -> i64;

@@ -26,7 +26,8 @@
 //!
 //! ```text
 //! Config { volume: Uuid, incarnation: u16, session: SessionId, grant: (u64, u64), block_size: u32,
-//!          compression: Compression, read_only: bool, disk: Option<Arc<DiskCache>>, tuning: Tuning (Default) }
+//!          compression: Compression, read_only: bool, keys: Option<Arc<KeyRing>>, disk: Option<Arc<DiskCache>>,
+//!          tuning: Tuning (Default) }
 //! Data::start(config, meta: Arc<M>, port: Arc<dyn ObjectPort>) -> Arc<Data<M>>      within a tokio runtime
 //! Data::file(&self, &Attr) -> Arc<FileData<M>>        Data::existing(&self, Ino) -> Option<Arc<FileData<M>>>
 //! Data::flush_all(&self) async -> Result<(), Errno>   Data::set_grant(&self, incarnation, session, (first, end))
@@ -55,6 +56,7 @@ mod file;
 mod lost;
 mod merge;
 mod meta;
+mod parked;
 mod read;
 mod slice_map;
 mod slices;
@@ -67,10 +69,11 @@ mod write_back;
 
 pub use file::FileData;
 pub use lost::ErrorMark;
-pub use meta::{Meta, Publish, PublishError, SliceList};
+pub use meta::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 pub use read::Seek;
 pub use volume::Data;
 
+use crate::keys::KeyRing;
 use chronofs_blocks::DiskCache;
 use chronofs_core::SessionId;
 use chronofs_core::volume::Compression;
@@ -95,6 +98,8 @@ pub struct Config {
     pub compression: Compression,
     /// Writing is refused, and nothing is merged.
     pub read_only: bool,
+    /// The keys of an encrypted volume.
+    pub keys: Option<Arc<KeyRing>>,
     /// Where slices of objects are kept beyond memory.
     pub disk: Option<Arc<DiskCache>>,
     /// Memory and times.

@@ -11,6 +11,7 @@ use chronofs_core::Errno;
 use chronofs_core::slice::{Place, PlacedSlice};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How many blocks are asked for at a time, and how many by a search for holes.
 const ASK_BLOCKS: u32 = 32;
@@ -22,6 +23,9 @@ const LOOK_FARTHER: u32 = 16;
 const FETCHES_MAX: usize = 8;
 /// How often the slices of a read are asked for anew because others have replaced them before they were fetched.
 const NOT_SHOWN_TRIES: u32 = 8;
+/// How often slices are asked for again that are older than what this mount knows of, and the pause between.
+const OVERTAKEN_MAX: u32 = 100;
+const OVERTAKEN_RETRY: Duration = Duration::from_millis(20);
 /// A read that begins this close to the end of the one before goes on with it: kernels read ahead in parallel.
 const SEQUENTIAL_SLACK: u64 = 1 << 20;
 /// Reads in sequence before anything is read ahead.
@@ -268,7 +272,7 @@ impl<M: Meta> FileData<M> {
     /// Asks the server for the slices of the blocks around `block`, unless somebody else just did.
     async fn ask(self: &Arc<Self>, block: u32, count: u32) -> Result<(), Errno> {
         let _asking = self.asking.lock().await;
-        let mut most = count;
+        let (mut most, mut overtaken) = (count, 0);
         loop {
             let count = {
                 let state = self.state();
@@ -289,9 +293,18 @@ impl<M: Meta> FileData<M> {
                 other => other?,
             };
             self.data.keep_staged(&mut list.slices);
+            if overtaken > 1 && list.version < self.state().version {
+                tokio::time::sleep(OVERTAKEN_RETRY).await;
+            }
             let mut state = self.state();
             // Read before something that this mount knows of: ask again.
             if list.version < state.version {
+                if overtaken == OVERTAKEN_MAX {
+                    // It never comes: what is known is of a server that is lost.
+                    state.restarted_unheard();
+                    return Ok(());
+                }
+                overtaken += 1;
                 continue;
             }
             if !exclusive {

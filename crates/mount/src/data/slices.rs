@@ -1,14 +1,15 @@
-//! Opened slices: fetched from the disk cache or from where they lie, verified, decompressed, and kept in bounded memory
+//! Opened slices: fetched from the disk cache or from where they lie, verified, decrypted, decompressed, and kept in bounded memory
 //! under their ids.
 
 use super::lock;
 use super::meta::Meta;
 use super::volume::Data;
 use bytes::Bytes;
-use chronofs_blocks::seal;
+use chronofs_blocks::seal::{self, OpenError};
 use chronofs_blocks::{ShownBy, Trouble, object_name};
 use chronofs_core::slice::{Place, PlacedSlice, Seal};
 use chronofs_core::{Errno, Ino, ObjectId, SliceId};
+use chronofs_keys::VolumeKeys;
 use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 use std::collections::HashSet;
@@ -150,7 +151,7 @@ impl<M: Meta> Data<M> {
             }
             Place::Hole => Bytes::new(),
         };
-        open(seal, stored).await
+        self.open(seal, stored).await
     }
 
     /// From the disk cache, or from the store and then into the cache: what it is given was verified.
@@ -163,7 +164,9 @@ impl<M: Meta> Data<M> {
         let volume = self.config.volume;
         if let Some(disk) = self.config.disk.clone()
             && let Some(found) = disk.find(volume, seal)
-            && let Ok(Some(opened)) = tokio::task::spawn_blocking(move || disk.read(&found)).await
+            && let keys = self.keys()
+            && let Ok(Some(opened)) =
+                tokio::task::spawn_blocking(move || disk.read(&found, keys.as_deref())).await
         {
             return Ok(opened);
         }
@@ -175,7 +178,7 @@ impl<M: Meta> Data<M> {
             reason: error.to_string(),
             errno: if error.trouble == Trouble::NotShown { NOT_SHOWN } else { Errno::EIO },
         })?;
-        let opened = open(seal, stored.clone()).await?;
+        let opened = self.open(seal, stored.clone()).await?;
         if let Some(disk) = &self.config.disk {
             disk.put(volume, seal, stored);
         }
@@ -214,19 +217,48 @@ impl<M: Meta> Data<M> {
             if stored.is_empty() || stored.len() > wanted.len() {
                 return;
             }
+            let keys = self.keys();
             for (seal, stored) in wanted.drain(..stored.len()).zip(stored) {
-                if let Ok(opened) = seal::open(&seal, stored) {
+                if let Ok(opened) = seal::open_with(&seal, stored, keys.as_deref()) {
                     self.cache.insert(seal.id, opened);
                 }
             }
         }
     }
 
+    /// The stored bytes of a slice, opened. One that was encrypted with a key made since this mount read the volume's keys
+    /// has them read again.
+    async fn open(&self, seal: &Seal, stored: Bytes) -> Result<Bytes, Unreadable> {
+        let keys = self.keys();
+        match open(seal, stored.clone(), keys).await? {
+            Err(OpenError::UnknownKey { number, slice }) => {
+                let learnt = match &self.config.keys {
+                    Some(ring) => ring.learn(number).await,
+                    None => Err("the volume is mounted without a key".to_owned()),
+                };
+                let keys = learnt.map_err(|reason| Unreadable {
+                    reason: format!("{}: {reason}", OpenError::UnknownKey { slice, number }),
+                    errno: Errno::EIO,
+                    passing: true,
+                    missing: false,
+                })?;
+                open(seal, stored, Some(keys)).await?.map_err(|error| damaged(error.to_string()))
+            }
+            opened => opened.map_err(|error| damaged(error.to_string())),
+        }
+    }
+
+    /// The keys of the volume, if it is encrypted.
+    fn keys(&self) -> Option<Arc<VolumeKeys>> {
+        self.config.keys.as_ref().map(|ring| ring.now())
+    }
+
     /// Moves staged bytes that came along with slices into the cache, where memory is bounded.
     pub(super) fn keep_staged(&self, slices: &mut [PlacedSlice]) {
+        let keys = self.keys();
         for placed in slices {
             if let (Place::Staged(seal), Some(stored)) = (&placed.slice.place, placed.staged.take())
-                && let Ok(opened) = seal::open(seal, stored)
+                && let Ok(opened) = seal::open_with(seal, stored, keys.as_deref())
             {
                 self.cache.insert(seal.id, opened);
             }
@@ -234,15 +266,17 @@ impl<M: Meta> Data<M> {
     }
 }
 
-async fn open(seal: &Seal, stored: Bytes) -> Result<Bytes, Unreadable> {
+async fn open(
+    seal: &Seal,
+    stored: Bytes,
+    keys: Option<Arc<VolumeKeys>>,
+) -> Result<Result<Bytes, OpenError>, Unreadable> {
     let seal = *seal;
-    let opened = if seal.stored_len < OPEN_BLOCKING_MIN {
-        seal::open(&seal, stored)
-    } else {
-        let opening = tokio::task::spawn_blocking(move || seal::open(&seal, stored)).await;
-        opening.map_err(|error| damaged(format!("opening it was given up: {error}")))?
-    };
-    opened.map_err(|error| damaged(error.to_string()))
+    if seal.stored_len < OPEN_BLOCKING_MIN {
+        return Ok(seal::open_with(&seal, stored, keys.as_deref()));
+    }
+    let opening = tokio::task::spawn_blocking(move || seal::open_with(&seal, stored, keys.as_deref())).await;
+    opening.map_err(|error| damaged(format!("opening it was given up: {error}")))
 }
 
 fn damaged(reason: String) -> Unreadable {

@@ -1,7 +1,7 @@
 //! A metadata server and an object store in memory that fail and dawdle by seed, for the tests of the data path.
 
 use super::lock;
-use super::meta::{Meta, Publish, PublishError, SliceList};
+use super::meta::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 use crate::testing;
 use bytes::Bytes;
 use chronofs_blocks::layout::{Shows, layout};
@@ -22,6 +22,9 @@ pub(super) fn cases(default: u32) -> u32 {
 }
 
 pub(super) const INO: Ino = Ino(42);
+/// Where what was written to it goes when it is lost, and what is said of that.
+pub(super) const PARKED: Ino = Ino(43);
+const REPORT: Ino = Ino(44);
 pub(super) const VOLUME: Uuid = Uuid::from_u128(1);
 /// More slices than this are too many for one reply.
 const SLICES_PER_REPLY_MAX: usize = 100;
@@ -109,6 +112,16 @@ struct Inner {
     boot: u64,
     /// How often something was lost.
     lost: u64,
+    /// The file is not there any more; nothing can be parked so many times.
+    gone: Option<u32>,
+    /// How often it was put back from a copy.
+    restores: u64,
+    /// Files that were made for what is parked.
+    made: u32,
+    /// What was said to be parked.
+    parked: Vec<(Ino, String, u64)>,
+    /// Bytes of the report.
+    reported: u64,
 }
 
 impl Inner {
@@ -288,6 +301,42 @@ impl MemoryMeta {
         *inner = Inner { version, boot, lost, granted: inner.granted, ..survives.0.clone() };
     }
 
+    /// The server is put back from a copy that is older than the file; at first nothing can be parked.
+    pub(super) fn restore(&self, fails: u32) {
+        let mut inner = lock(&self.inner);
+        let Inner { version, boot, granted, block_size, restores, .. } = *inner;
+        let (boot, restores, gone) = (boot + 1, restores + 1, Some(fails));
+        *inner = Inner { version, boot, granted, block_size, gone, restores, ..Inner::default() };
+    }
+
+    /// It is put back from one that has the file as it is.
+    pub(super) fn restore_with_it(&self) {
+        let mut inner = lock(&self.inner);
+        (inner.boot, inner.restores) = (inner.boot + 1, inner.restores + 1);
+    }
+
+    /// It goes on at versions far below those that it gave before, and is not said to run anew.
+    pub(super) fn set_back(&self) {
+        let mut inner = lock(&self.inner);
+        (inner.version, inner.data_version) = (1, 1);
+    }
+
+    /// Somebody removes the file.
+    pub(super) fn remove(&self) {
+        lock(&self.inner).gone = Some(0);
+    }
+
+    /// How many files were made for what is parked.
+    pub(super) fn made(&self) -> u32 {
+        lock(&self.inner).made
+    }
+
+    /// What was said to be parked, and how long the report is.
+    pub(super) fn parked_there(&self) -> (Vec<(Ino, String, u64)>, u64) {
+        let inner = lock(&self.inner);
+        (inner.parked.clone(), inner.reported)
+    }
+
     pub(super) fn take_only(&self, session: SessionId) {
         lock(&self.inner).session = Some(session);
     }
@@ -367,6 +416,14 @@ impl Meta for MemoryMeta {
             if fails {
                 return Err(PublishError::Answered(Errno::EAGAIN));
             }
+            match publish.ino {
+                INO if inner.gone.is_some() => return Err(PublishError::Answered(Errno::ENOENT)),
+                REPORT => {
+                    inner.reported = inner.reported.max(publish.size_min.unwrap_or(0));
+                    return Ok(Attr { size: inner.reported, ..testing::attr(REPORT.0) });
+                }
+                _ => {}
+            }
             inner.apply(publish).map_err(PublishError::Answered)?;
             inner.attr()
         };
@@ -380,6 +437,35 @@ impl Meta for MemoryMeta {
         let first = inner.granted;
         inner.granted += 10;
         Ok((first, first + 10))
+    }
+
+    fn restores(&self) -> u64 {
+        lock(&self.inner).restores
+    }
+
+    async fn park(&self, _: Ino, made: &mut Made) -> Result<ParkedAt, Errno> {
+        self.faults.delay().await;
+        let mut inner = lock(&self.inner);
+        if made.file.is_none() {
+            inner.made += 1;
+            made.file = Some((testing::attr(PARKED.0), "43".to_owned()));
+        }
+        match &mut inner.gone {
+            Some(fails @ 1..) => {
+                *fails -= 1;
+                Err(Errno::EAGAIN)
+            }
+            _ => Ok(ParkedAt {
+                attr: Attr { size: 0, ..testing::attr(PARKED.0) },
+                report: Attr { size: 0, ..testing::attr(REPORT.0) },
+                path: "lost+found/43".to_owned(),
+                head: "lost\n".to_owned(),
+            }),
+        }
+    }
+
+    fn parked(&self, ino: Ino, path: &str, bytes: u64) {
+        lock(&self.inner).parked.push((ino, path.to_owned(), bytes));
     }
 
     fn now_ns(&self) -> i64 {

@@ -1,6 +1,7 @@
 //! Behaviours of the data path as a whole, over a server and a store in memory.
 
 mod disk;
+mod encrypted;
 mod lost;
 mod model;
 mod order;
@@ -19,13 +20,14 @@ struct World {
     faults: Arc<Faults>,
     block_size: u32,
     disk: Option<Arc<DiskCache>>,
+    keys: Option<Arc<KeyRing>>,
 }
 
 impl World {
     fn new(seed: u64, block_size: u32, fail_one_in: u64, delay_ms_max: u64, exclusive: bool) -> World {
         let faults = Faults::new(seed, fail_one_in, delay_ms_max);
         let meta = MemoryMeta::new(faults.clone(), exclusive, block_size);
-        World { meta, port: MemoryPort::new(faults.clone()), faults, block_size, disk: None }
+        World { meta, port: MemoryPort::new(faults.clone()), faults, block_size, disk: None, keys: None }
     }
 
     fn mount(&self, session: u64, tuning: Tuning) -> Arc<Data<MemoryMeta>> {
@@ -37,6 +39,7 @@ impl World {
             block_size: self.block_size,
             compression: if self.block_size > 1024 { Compression::None } else { Compression::Lz4 },
             read_only: false,
+            keys: self.keys.clone(),
             disk: self.disk.clone(),
             tuning,
         };

@@ -7,6 +7,7 @@ use super::file::FileData;
 use super::lock;
 use super::merge;
 use super::meta::{Meta, Publish, PublishError};
+use super::parked::is_hopeless;
 use crate::clock::jittered_by;
 use bytes::Bytes;
 use chronofs_blocks::plan::{Content, Draft, Piece, Sealed, Target};
@@ -34,8 +35,9 @@ const PUT_PATIENCE: Duration = Duration::from_secs(5);
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
 const PUBLISH_RETRY: Duration = Duration::from_millis(10);
 const PUBLISH_RETRY_MAX: Duration = Duration::from_secs(1);
-/// How often to look whether the grant of a new session is known.
+/// How often to look whether the grant of a new session is known, and for how long.
 const SESSION_CHECK: Duration = Duration::from_millis(10);
+const SESSION_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Written ranges that go on their way together. They do not overlap.
 #[derive(Debug)]
@@ -146,12 +148,19 @@ impl Batch {
         let config = &file.data.config;
         let draft = Draft::new(&self.pieces, config.block_size);
         let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
-        let target = Target { volume: config.volume, ino: file.ino, compression: config.compression };
-        if self.bytes < SEAL_BLOCKING_MIN {
-            return Ok(draft.seal(&target, &ids));
-        }
-        let sealing = off_thread(move || draft.seal(&target, &ids)).await;
-        sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))
+        let keys = config.keys.as_ref().map(|ring| ring.now());
+        let target = Target { volume: config.volume, ino: file.ino, compression: config.compression, keys };
+        let sealed = match self.bytes < SEAL_BLOCKING_MIN {
+            true => draft.seal(&target, &ids),
+            false => {
+                let sealing = off_thread(move || draft.seal(&target, &ids)).await;
+                sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))?
+            }
+        };
+        sealed.map_err(|error| {
+            tracing::error!("what was written cannot be encrypted, and waits: {error}");
+            Failure::Passing(Errno::EIO)
+        })
     }
 
     /// The first of the batch's bytes at or after `from`, if the file was cut at `cut` since.
@@ -246,11 +255,20 @@ impl<M: Meta> FileData<M> {
         end: u64,
     ) -> Result<(), Errno> {
         let mut first_error = None;
+        let mut session_by = None;
         loop {
             let next = self.state().frozen.front().map(|frozen| frozen.batch.clone());
             let Some(batch) = next.filter(|batch| batch.seq < end) else { break };
             match self.publish(&batch, order).await {
-                Ok(()) => self.state().stuck = None,
+                Ok(()) => (self.state().stuck, session_by) = (None, None),
+                // Whoever waits for the bytes is not to wait for ever; they stay, and are tried again.
+                Err(Failure::SessionOver)
+                    if Instant::now()
+                        >= *session_by.get_or_insert_with(|| Instant::now() + SESSION_PATIENCE) =>
+                {
+                    self.state().stuck = Some(Errno::EIO);
+                    return Err(first_error.unwrap_or(Errno::EIO));
+                }
                 Err(Failure::SessionOver) => {
                     // The news may be on its way still; until it is here, it would be sealed for the old session.
                     if batch.is_sealed_for(self) {
@@ -261,6 +279,21 @@ impl<M: Meta> FileData<M> {
                     self.state().stuck = Some(errno);
                     return Err(first_error.unwrap_or(errno));
                 }
+                Err(Failure::Final(errno)) if self.is_lost(errno) => match self.park(&batch).await {
+                    Ok(true) => {
+                        first_error.get_or_insert(Errno::ESTALE);
+                    }
+                    // Somebody has discarded it meanwhile.
+                    Ok(false) => {}
+                    Err(errno) if is_hopeless(errno) => {
+                        first_error.get_or_insert(Errno::ESTALE);
+                        self.give_up(&batch, Errno::ESTALE);
+                    }
+                    Err(errno) => {
+                        self.state().stuck = Some(errno);
+                        return Err(first_error.unwrap_or(errno));
+                    }
+                },
                 Err(Failure::Final(errno)) => {
                     first_error.get_or_insert(errno);
                     self.give_up(&batch, errno);
@@ -293,7 +326,7 @@ impl<M: Meta> FileData<M> {
         if chunks.is_empty() && (kill_priv || cut == u64::MAX) {
             chunks.push(&[]);
         }
-        let last = chunks.len();
+        let (last, restores) = (chunks.len(), self.data.meta.restores());
         for (chunk, n) in chunks.into_iter().zip(1..) {
             let publish = Publish {
                 ino: self.ino,
@@ -310,6 +343,7 @@ impl<M: Meta> FileData<M> {
                     // Refused for its ids: it is sealed again under those of the new session.
                     false => Failure::SessionOver,
                 })?;
+            self.is_there(restores);
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }
         let mut state = self.state();
@@ -412,10 +446,15 @@ impl<M: Meta> FileData<M> {
     fn give_up(&self, batch: &Batch, errno: Errno) {
         tracing::error!(ino = %self.ino, bytes = batch.bytes, %errno, "written bytes are lost: the server refused them");
         self.data.refused.fetch_add(batch.bytes, Ordering::Relaxed);
+        self.take_leave(batch, errno, 0);
+    }
+
+    /// A batch is not this file's any more; every handle is told why. Of its memory so many bytes go with it to another file.
+    pub(super) fn take_leave(&self, batch: &Batch, errno: Errno, go: u64) {
         let mut state = self.state();
         if state.frozen.front().is_some_and(|frozen| frozen.batch.seq == batch.seq) {
             state.frozen.pop_front();
-            self.data.budget.release(batch.bytes);
+            self.data.budget.release(batch.bytes.saturating_sub(go));
         }
         state.errors += 1;
         state.last_error = errno;

@@ -1,29 +1,68 @@
 //! The child that serves a mount after the command that started it has ended.
 //!
 //! It is this executable again with the same command line, told by an environment variable; its standard output is
-//! the pipe on which it says `ready` or `error ...`, its standard error the log.
+//! the pipe on which it says `ready` or `error ...`, its standard error the log. The secret of an encrypted volume comes to it
+//! on its standard input: neither arguments nor the environment hold it for as long as the mount lasts.
 
 use super::error::MountError;
+use chronofs_keys::{Passphrase, SecretKey, VolumeSecret};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use zeroize::Zeroizing;
 
 /// Set in the child.
 const CHILD_VARIABLE: &str = "CHRONOFS_MOUNT_CHILD";
+/// May hold the passphrase of the volume: the child has it from its standard input.
+const PASSPHRASE_VARIABLE: &str = "CHRONOFS_VOLUME_PASSPHRASE";
 /// Names another folder for logs.
 pub(super) const LOG_FOLDER_VARIABLE: &str = "CHRONOFS_LOG_DIR";
 const LOG_FOLDER: &str = "/var/log/chronofs";
 
-/// Whether this process is such a child.
-pub(super) fn is_child() -> bool {
+/// What a secret begins with on its way to the child.
+const KEY: &str = "key ";
+const PASSPHRASE: &str = "passphrase ";
+/// The longest secret with what it begins with: a passphrase has at most 4 KiB.
+const SECRET_MAX: u64 = 8 << 10;
+
+/// Whether this process is a child that serves a mount: then the secret of the volume is [`handed_secret`].
+#[must_use]
+pub fn is_child() -> bool {
     std::env::var_os(CHILD_VARIABLE).is_some()
 }
 
+/// The secret that this child was given, if any. To be asked once.
+pub fn handed_secret() -> Result<Option<VolumeSecret>, MountError> {
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_MAX as usize));
+    let read = std::io::stdin().take(SECRET_MAX).read_to_string(&mut text);
+    read.map_err(MountError::system("read the secret of the volume"))?;
+    let bad = |error: chronofs_keys::Error| MountError::Child(format!("the secret of the volume: {error}"));
+    if let Some(key) = text.strip_prefix(KEY) {
+        return Ok(Some(VolumeSecret::Key(SecretKey::parse(key).map_err(bad)?)));
+    }
+    let Some(phrase) = text.strip_prefix(PASSPHRASE) else { return Ok(None) };
+    let phrase = Passphrase::new(Zeroizing::new(phrase.to_owned())).map_err(bad)?;
+    Ok(Some(VolumeSecret::Passphrase(phrase)))
+}
+
+fn hand(input: &mut impl Write, secret: &VolumeSecret) -> io::Result<()> {
+    match secret {
+        VolumeSecret::Key(key) => {
+            input.write_all(KEY.as_bytes())?;
+            input.write_all(key.reveal().as_bytes())
+        }
+        VolumeSecret::Passphrase(passphrase) => {
+            input.write_all(PASSPHRASE.as_bytes())?;
+            input.write_all(passphrase.reveal().as_bytes())
+        }
+    }
+}
+
 /// Starts the child and waits until the mount on `dir`, an absolute path, is there or the child says why not.
-pub(super) fn start_child(volume: &str, dir: &Path) -> Result<(), MountError> {
+pub(super) fn start_child(volume: &str, dir: &Path, secret: Option<&VolumeSecret>) -> Result<(), MountError> {
     let log = log_path(volume, dir);
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_else(|| "chronofs".into());
@@ -31,11 +70,16 @@ pub(super) fn start_child(volume: &str, dir: &Path) -> Result<(), MountError> {
         .arg0(name)
         .args(args)
         .env(CHILD_VARIABLE, "1")
-        .stdin(Stdio::null())
+        .env_remove(PASSPHRASE_VARIABLE)
+        .stdin(if secret.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(open_log(&log)?)
         .spawn()
         .map_err(MountError::system("start the process that serves the mount"))?;
+    if let (Some(secret), Some(mut input)) = (secret, child.stdin.take()) {
+        // A child that has ended already says why.
+        let _ = hand(&mut input, secret);
+    }
     let said = child.stdout.take().map(|output| {
         let mut line = String::new();
         // The end of the pipe without a word is an answer too.

@@ -1,6 +1,7 @@
 //! What can go wrong when a mount is started, stopped or asked, for the person at the terminal.
 
 use crate::connection::OpenError;
+use crate::keys::KeyError;
 use chronofs_core::time::BadInstant;
 use chronofs_wire::http::ClientError;
 use chronofs_wire::token::BadToken;
@@ -44,6 +45,9 @@ pub enum MountError {
     /// The admin server did not help.
     #[error(transparent)]
     Admin(#[from] ClientError),
+    /// The keys of an encrypted volume are not to be had.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// No session.
     #[error("cannot mount the volume '{volume}': {source}")]
     Open {

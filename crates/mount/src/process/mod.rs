@@ -10,6 +10,7 @@ pub(crate) mod procstatus;
 mod start;
 
 pub use control::{Listed, State, instant, list, stop};
+pub use daemon::{handed_secret, is_child};
 pub use error::MountError;
 pub use mounted::{DiskCacheSpec, MountSpec, Mounted};
 pub use options::MountOptions;

@@ -6,11 +6,13 @@ use super::options::MountOptions;
 use crate::connection::{Connection, Credentials, Source, Wanted};
 use crate::fuse::Face;
 use crate::fuse::pages::{self, Pages};
+use crate::keys::KeyRing;
 use crate::objects::direct::{self, DirectKeys};
 use crate::objects::outage::{OnStoreOutage, Patience};
-use crate::vfs::{Labels, Vfs};
+use crate::vfs::{Labels, Own, Vfs};
 use chronofs_blocks::DiskCache;
 use chronofs_core::Version;
+use chronofs_keys::VolumeSecret;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::mount::{UnmountFlags, mount_remount, unmount};
 use std::io;
@@ -44,6 +46,8 @@ pub struct MountSpec {
     pub on_store_outage: OnStoreOutage,
     /// Credentials of the bucket, if this mount uses its own.
     pub direct: Option<DirectKeys>,
+    /// What opens the volume, if it is encrypted.
+    pub secret: Option<VolumeSecret>,
 }
 
 /// Where and how large a disk cache is.
@@ -66,7 +70,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Opens a session, then mounts: what the server refuses is refused before anything is mounted.
+    /// Opens an encrypted volume's keys, then a session, then mounts: what is refused is refused before anything is mounted.
     pub fn mount(spec: MountSpec) -> Result<Mounted, MountError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
@@ -74,6 +78,7 @@ impl Mounted {
             .enable_all()
             .build()
             .map_err(MountError::system("start threads"))?;
+        let keys = open_keys(&runtime, &spec)?;
         let direct = match spec.direct {
             Some(keys) => Some(
                 runtime
@@ -89,6 +94,7 @@ impl Mounted {
             at: spec.at,
             read_only: spec.options.read_only() || spec.at.is_some(),
             direct: direct.is_some(),
+            sealed: keys.is_some(),
         };
         let opened = runtime.block_on(Connection::open(wanted));
         let (connection, welcome, events) = opened
@@ -97,7 +103,8 @@ impl Mounted {
         let disk = spec.disk_cache.map(|disk| DiskCache::start(&disk.dir, disk.bytes_max));
         let vfs = {
             let _within = runtime.enter();
-            Vfs::new(connection, &welcome, events, labels, disk, direct, Patience::new(spec.on_store_outage))
+            let own = Own { disk, direct, keys };
+            Vfs::new(connection, &welcome, events, labels, own, Patience::new(spec.on_store_outage))
         };
         let volume = welcome.volume.name.clone();
         let (session, pages) = attach(&vfs, &runtime, &spec.dir, &spec.volume, spec.options)?;
@@ -160,6 +167,20 @@ impl Mounted {
         self.unmounter().unmount_or_detach()?;
         self.wait()
     }
+}
+
+/// The keys of the volume, if it is encrypted. From then on the process leaves nothing of its memory behind when it fails.
+fn open_keys(runtime: &Runtime, spec: &MountSpec) -> Result<Option<Arc<KeyRing>>, MountError> {
+    let target = runtime
+        .block_on(spec.source.resolve())
+        .map_err(|error| MountError::Open { volume: spec.volume.clone(), source: Box::new(error.into()) })?;
+    let keys = KeyRing::open(&spec.source, &target, &spec.volume, spec.secret.as_ref())?;
+    if keys.is_some() {
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .map_err(io::Error::from)
+            .map_err(MountError::system("keep the keys of the volume out of core dumps"))?;
+    }
+    Ok(keys)
 }
 
 /// Asks a mount of this process to end.

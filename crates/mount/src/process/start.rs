@@ -10,6 +10,7 @@ use crate::objects::direct::DirectKeys;
 use crate::objects::outage::OnStoreOutage;
 use chronofs_blocks::cache::CACHE_BYTES_MIN;
 use chronofs_core::time::parse_instant;
+use chronofs_keys::VolumeSecret;
 use chronofs_wire::cluster::ClusterFile;
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::token::{Token, TokenKind};
@@ -37,6 +38,8 @@ pub struct StartConfig {
     pub on_store_outage: OnStoreOutage,
     /// Credentials of the bucket, if the mount is to use its own.
     pub direct: Option<DirectKeys>,
+    /// What opens the volume, if it is encrypted.
+    pub secret: Option<VolumeSecret>,
     /// Serve in this process instead of a child.
     pub foreground: bool,
     /// The volume token.
@@ -56,7 +59,7 @@ pub struct StartConfig {
 pub fn start(config: StartConfig) -> Result<(), MountError> {
     let child = daemon::is_child();
     if !child && !config.foreground {
-        return daemon::start_child(&config.volume, &check(&config)?.dir);
+        return daemon::start_child(&config.volume, &check(&config)?.dir, config.secret.as_ref());
     }
     let mut ready = daemon::Ready::new(config.ready.as_ref(), child)?;
     let checked = check(&config);
@@ -97,6 +100,7 @@ fn check(config: &StartConfig) -> Result<MountSpec, MountError> {
         volume: config.volume.clone(),
         on_store_outage: config.on_store_outage,
         direct: config.direct.clone(),
+        secret: config.secret.clone(),
     })
 }
 
@@ -216,6 +220,7 @@ mod tests {
             disk_cache: None,
             on_store_outage: OnStoreOutage::default(),
             direct: None,
+            secret: None,
             foreground: true,
             token: token.into(),
             admin: None,

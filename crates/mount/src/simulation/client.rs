@@ -138,6 +138,7 @@ impl Client {
             block_size: welcome.volume.block_size,
             compression: welcome.volume.compression,
             read_only: welcome.read_only,
+            keys: None,
             disk: None,
             tuning,
         };

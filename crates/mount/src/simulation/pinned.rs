@@ -209,6 +209,7 @@ async fn look(world: &Shared, pinned: Pinned) -> Result<(), Errno> {
         block_size: BLOCK_SIZE,
         compression: Compression::None,
         read_only: true,
+        keys: None,
         disk: None,
         tuning: Tuning::default(),
     };

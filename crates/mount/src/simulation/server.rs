@@ -147,7 +147,7 @@ impl World {
             past: true,
             ends_ns: None,
         };
-        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }];
+        let volumes = vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store, keys: None }];
         Assignment {
             revision: 1,
             volumes,
@@ -158,6 +158,7 @@ impl World {
             accepted_restore: None,
             copy_restored: false,
             reader_stores: Vec::new(),
+            admin_epoch: 0,
         }
     }
 

@@ -20,7 +20,8 @@ impl Vfs {
 
     /// The attributes of `ino`.
     pub(crate) async fn getattr(&self, caller: Caller, ino: Ino) -> Result<Shown, Errno> {
-        let (version, attr) = reply::attr(self.connection.call(caller, Request::GetAttr { ino }).await?)?;
+        let asked = self.call(caller, Request::GetAttr { ino }).await;
+        let (version, attr) = reply::attr(asked.map_err(|errno| self.connection.lost_or(errno))?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }
@@ -53,8 +54,7 @@ impl Vfs {
     async fn apply(&self, caller: Caller, ino: Ino, set: SetAttr) -> Result<Attr, Errno> {
         let content = set.size.is_some();
         let exclusive = self.connection.exclusive();
-        let (version, attr) =
-            reply::attr(self.connection.call(caller, Request::SetAttr { ino, set }).await?)?;
+        let (version, attr) = reply::attr(self.call(caller, Request::SetAttr { ino, set }).await?)?;
         self.cache.changed(ino, version);
         let exclusive = exclusive && self.connection.exclusive();
         if content {

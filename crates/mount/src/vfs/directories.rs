@@ -111,7 +111,7 @@ impl Vfs {
     async fn read_page(&self, dir: Ino, after: u64, attrs: bool) -> Result<Page, Errno> {
         let request = Request::ReadDir { dir, after, limit: PAGE_ENTRIES, attrs };
         // Both questions travel together.
-        let page = self.connection.call(Caller::ROOT, request);
+        let page = self.call(Caller::ROOT, request);
         let (version, entries, end) = match tokio::join!(page, self.learn_rights(dir)).0? {
             (version, Reply::Entries { entries, end }) => (version, entries, end),
             (_, other) => return Err(reply::unexpected(&other)),
@@ -119,6 +119,9 @@ impl Vfs {
         if self.ttl().is_some() {
             for entry in &entries {
                 let Ok(name) = Name::new(entry.name.clone()) else { continue };
+                if self.is_unreadable(dir, entry) {
+                    continue;
+                }
                 self.cache.put_entry(dir, &name, CachedEntry::Names(entry.ino), version);
                 if let Some(attr) = &entry.attr {
                     self.cache.put_attr(attr, version);
@@ -126,6 +129,11 @@ impl Vfs {
             }
         }
         Ok(Page { after, entries, attrs, version, end })
+    }
+
+    /// Whether the entry's name did not open, so that it names nothing.
+    fn is_unreadable(&self, dir: Ino, entry: &DirEntry) -> bool {
+        self.veil.as_ref().is_some_and(|veil| veil.is_unreadable(dir, &entry.name))
     }
 
     /// Joins entries with attributes that are right now: those of a page may be from before a change.
@@ -141,7 +149,7 @@ impl Vfs {
             let attr = entry.attr.take().filter(|attr| self.cache.is_current(attr.ino, version));
             let shown = match attr {
                 Some(attr) => Some(self.show_in(dir, Some(attr))),
-                None if is_dot(&entry) => None,
+                None if is_dot(&entry) || self.is_unreadable(dir, &entry) => None,
                 None => match self.cache.attr(entry.ino).filter(|_| self.ttl().is_some()) {
                     Some(attr) => Some(self.show_in(dir, Some(attr))),
                     None if refreshed >= REFRESHED_MAX && !listed.is_empty() => break,

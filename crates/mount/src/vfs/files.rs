@@ -152,11 +152,14 @@ impl Vfs {
             self.access(caller.clone(), ino, EXEC).await?;
         }
         let request = Request::Open { ino, read: access.read, write: access.write };
-        let (version, attr, slices) = reply::opened(self.connection.call(caller, request).await?)?;
+        let restores = self.connection.restores();
+        let opened = self.call(caller, request).await;
+        // For ESTALE the kernel looks the name up again: it may be another file's by now.
+        let (version, attr, slices) = reply::opened(opened.map_err(|errno| self.connection.lost_or(errno))?)?;
         if self.ttl().is_some() {
             self.cache.put_attr(&attr, version);
         }
-        Ok(self.hold(&attr, slices, access))
+        Ok(self.hold(&attr, slices, access, restores))
     }
 
     /// Makes a file (or opens the one that is there, unless `exclusive`) and opens it.
@@ -179,10 +182,11 @@ impl Vfs {
             open: true,
             exclusive,
         };
-        let answer = self.connection.call(caller.clone(), request).await?;
+        let restores = self.connection.restores();
+        let answer = self.call(caller.clone(), request).await?;
         let (version, attr, slices) = reply::opened(answer)?;
         self.made(parent, &name, &attr, version);
-        let opened = self.hold(&attr, slices, access);
+        let opened = self.hold(&attr, slices, access, restores);
         if truncate && attr.size > 0 {
             // Somebody else made the file a moment ago; the kernel takes it for new and does not truncate it.
             let set =
@@ -193,8 +197,10 @@ impl Vfs {
         Ok((self.show(attr), opened))
     }
 
-    fn hold(&self, attr: &Attr, slices: Option<Vec<PlacedSlice>>, access: Access) -> Opened {
+    /// A handle of what the server has opened, when it had been restored so often.
+    fn hold(&self, attr: &Attr, slices: Option<Vec<PlacedSlice>>, access: Access, restores: u64) -> Opened {
         let file = self.data.file(attr);
+        file.is_there(restores);
         file.opened(attr, slices);
         let keep_cache = self.at.is_some() || self.cache.opened(attr.ino, attr.data_version);
         let mark = file.error_mark();

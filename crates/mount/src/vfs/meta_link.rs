@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::reply;
 use crate::connection::Connection;
-use crate::data::{Meta, Publish, PublishError, SliceList};
+use crate::data::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request};
 use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
@@ -17,7 +17,8 @@ pub(crate) struct MetaLink {
 
 impl Meta for MetaLink {
     async fn attributes(&self, ino: Ino) -> Result<Attr, Errno> {
-        let (_, attr) = reply::attr(self.connection.call(Caller::ROOT, Request::GetAttr { ino }).await?)?;
+        let asked = self.connection.call(Caller::ROOT, Request::GetAttr { ino }).await;
+        let (_, attr) = reply::attr(asked.map_err(|errno| self.connection.lost_or(errno))?)?;
         Ok(attr)
     }
 
@@ -31,7 +32,8 @@ impl Meta for MetaLink {
 
     async fn slices(&self, ino: Ino, first: u32, count: u32) -> Result<SliceList, Errno> {
         let request = Request::Slices { ino, first, count, staged: true };
-        match self.connection.call(Caller::ROOT, request).await? {
+        let asked = self.connection.call(Caller::ROOT, request).await;
+        match asked.map_err(|errno| self.connection.lost_or(errno))? {
             (version, Reply::Slices(slices)) => Ok(SliceList { version, slices }),
             (_, other) => Err(reply::unexpected(&other)),
         }
@@ -76,6 +78,18 @@ impl Meta for MetaLink {
         // After a power cut that took the grant, nothing would explain what was stored under it.
         self.connection.call(Caller::ROOT, Request::Sync).await?;
         Ok((first, end))
+    }
+
+    fn restores(&self) -> u64 {
+        self.connection.restores()
+    }
+
+    async fn park(&self, ino: Ino, made: &mut Made) -> Result<ParkedAt, Errno> {
+        self.make_parked(ino, made).await
+    }
+
+    fn parked(&self, ino: Ino, path: &str, bytes: u64) {
+        self.connection.tell_parked(ino, path, bytes);
     }
 
     fn now_ns(&self) -> i64 {

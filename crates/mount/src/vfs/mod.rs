@@ -8,11 +8,13 @@ pub(crate) mod cache;
 mod callers;
 mod directories;
 mod files;
+mod lost_found;
 mod meta_link;
 mod namespace;
 mod reply;
 mod rights;
 mod upkeep;
+mod veil;
 mod xattrs;
 
 pub(crate) use attributes::Change;
@@ -23,8 +25,9 @@ pub(crate) use namespace::NewFile;
 pub use xattrs::Status;
 pub(crate) use xattrs::{INSTANT_XATTR, STATUS_XATTR_UNCHECKED};
 
-use crate::connection::{Connection, Event};
+use crate::connection::{Answer, Connection, Event};
 use crate::data::{Config, Data};
+use crate::keys::KeyRing;
 use crate::objects;
 use crate::objects::outage::Patience;
 use cache::{Cache, FOR_EVER, KERNEL_TTL_MAX};
@@ -39,6 +42,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
+use veil::Veil;
 
 /// How long the end of a mount goes on trying when the object store fails or the server refuses, and how often.
 const LAST_PATIENCE: Duration = Duration::from_secs(60);
@@ -51,6 +55,14 @@ pub(crate) struct Labels {
     pub(crate) volume: String,
     /// The directory it is mounted on.
     pub(crate) dir: PathBuf,
+}
+
+/// What a mount has of its own: a disk, a way to the bucket, and the keys of an encrypted volume.
+#[derive(Default)]
+pub(crate) struct Own {
+    pub(crate) disk: Option<Arc<DiskCache>>,
+    pub(crate) direct: Option<Arc<RemoteStore>>,
+    pub(crate) keys: Option<Arc<KeyRing>>,
 }
 
 /// What an operation that names an inode says about it, and how long the kernel may believe that.
@@ -67,6 +79,8 @@ pub(crate) struct Shown {
 /// See the module.
 pub(crate) struct Vfs {
     connection: Arc<Connection>,
+    /// Between this and the server, if the volume is encrypted.
+    veil: Option<Veil>,
     data: Arc<Data<MetaLink>>,
     cache: Arc<Cache>,
     files: Files,
@@ -87,10 +101,12 @@ impl Vfs {
         welcome: &Welcome,
         events: UnboundedReceiver<Event>,
         labels: Labels,
-        disk: Option<Arc<DiskCache>>,
-        direct: Option<Arc<RemoteStore>>,
+        own: Own,
         patience: Arc<Patience>,
     ) -> Arc<Self> {
+        let Own { disk, direct, keys } = own;
+        // The key of names never changes.
+        let veil = keys.as_ref().map(|keys| Veil::new(keys.now()));
         let cache = Arc::new(Cache::new());
         let link = MetaLink { connection: Arc::clone(&connection), cache: Arc::clone(&cache) };
         let port = objects::port(welcome, &connection, direct, &patience);
@@ -102,12 +118,14 @@ impl Vfs {
             block_size: welcome.volume.block_size,
             compression: welcome.volume.compression,
             read_only: welcome.read_only,
+            keys,
             disk,
             tuning: Default::default(),
         };
         let data = Data::start(config, Arc::new(link), port);
         let vfs = Arc::new(Vfs {
             connection,
+            veil,
             data,
             cache,
             files: Files::default(),
@@ -141,6 +159,21 @@ impl Vfs {
     /// Whether writing is refused.
     pub(crate) fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Asks the server, which sees of an encrypted volume what it may.
+    async fn ask(&self, caller: Caller, request: Request) -> Result<Answer, Errno> {
+        let Some(veil) = &self.veil else { return self.connection.ask(caller, request).await };
+        let (sealed, asked) = veil.seal(request)?;
+        let answer = self.connection.ask(caller, sealed).await?;
+        let Answer { version, result } = answer;
+        Ok(Answer { version, result: result.and_then(|reply| veil.open(&asked, reply)) })
+    }
+
+    /// As [`Vfs::ask`], for what the server can only do or refuse.
+    async fn call(&self, caller: Caller, request: Request) -> Result<(Version, Reply), Errno> {
+        let answer = self.ask(caller, request).await?;
+        answer.result.map(|reply| (answer.version, reply))
     }
 
     /// Figures of the volume.

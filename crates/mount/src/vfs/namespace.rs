@@ -51,9 +51,9 @@ impl Vfs {
                 }
             }
             // Both questions travel together.
-            tokio::join!(self.connection.ask(caller.clone(), request), self.learn_rights(parent)).0?
+            tokio::join!(self.ask(caller.clone(), request), self.learn_rights(parent)).0?
         } else {
-            self.connection.ask(caller.clone(), request).await?
+            self.ask(caller.clone(), request).await?
         };
         let believed = self.ttl().is_some();
         if self.at.is_some() && matches!(answer.result, Ok(_) | Err(Errno::ENOENT)) {
@@ -80,13 +80,13 @@ impl Vfs {
 
     /// The directory above `dir`.
     pub(crate) async fn parent(&self, caller: Caller, dir: Ino) -> Result<Shown, Errno> {
-        let (_, attr) = reply::attr(self.connection.call(caller, Request::Parent { dir }).await?)?;
+        let (_, attr) = reply::attr(self.call(caller, Request::Parent { dir }).await?)?;
         Ok(self.show(attr))
     }
 
     /// The target of a symbolic link.
     pub(crate) async fn readlink(&self, caller: Caller, ino: Ino) -> Result<Bytes, Errno> {
-        match self.connection.call(caller, Request::ReadLink { ino }).await? {
+        match self.call(caller, Request::ReadLink { ino }).await? {
             (_, Reply::Bytes(target)) => Ok(target),
             (_, other) => Err(reply::unexpected(&other)),
         }
@@ -105,7 +105,7 @@ impl Vfs {
         let NewFile { node, mode, umask } = new;
         let request =
             Request::Create { parent, name: name.clone(), node, mode, umask, open: false, exclusive: true };
-        let (version, attr) = reply::attr(self.connection.call(caller, request).await?)?;
+        let (version, attr) = reply::attr(self.call(caller, request).await?)?;
         self.made(parent, &name, &attr, version);
         if attr.kind == FileKind::Dir && self.ttl().is_some() {
             self.cache.made_dir(attr.ino, version);
@@ -124,7 +124,7 @@ impl Vfs {
         self.writable()?;
         self.cache.naming(parent, &name);
         let request = Request::Link { ino, parent, name: name.clone() };
-        let (version, attr) = reply::attr(self.connection.call(caller, request).await?)?;
+        let (version, attr) = reply::attr(self.call(caller, request).await?)?;
         self.cache.changed(ino, version);
         self.files.linked(ino);
         self.made(parent, &name, &attr, version);
@@ -134,8 +134,7 @@ impl Vfs {
     /// Removes a name that is no directory.
     pub(crate) async fn unlink(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) =
-            self.connection.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
+        let (version, _) = self.call(caller, Request::Unlink { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }
@@ -143,8 +142,7 @@ impl Vfs {
     /// Removes an empty directory.
     pub(crate) async fn rmdir(&self, caller: Caller, parent: Ino, name: Name) -> Result<(), Errno> {
         self.writable()?;
-        let (version, _) =
-            self.connection.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
+        let (version, _) = self.call(caller, Request::Rmdir { parent, name: name.clone() }).await?;
         self.removed(parent, &name, version);
         Ok(())
     }
@@ -160,7 +158,7 @@ impl Vfs {
         self.writable()?;
         let replaces_nothing = self.cache.naming(to, &new_name);
         let request = Request::Rename { from, name: name.clone(), to, new_name: new_name.clone(), mode };
-        let (version, _) = self.connection.call(caller, request).await?;
+        let (version, _) = self.call(caller, request).await?;
         let moved = self.cache.changed_entry(from, &name, version);
         match moved {
             Some(CachedEntry::Names(ino)) => self.cache.changed(ino, version),
@@ -181,7 +179,7 @@ impl Vfs {
 
     /// access(2) by the server's rules.
     pub(crate) async fn access(&self, caller: Caller, ino: Ino, mask: u8) -> Result<(), Errno> {
-        self.connection.call(caller, Request::Access { ino, mask }).await.map(drop)
+        self.call(caller, Request::Access { ino, mask }).await.map(drop)
     }
 
     /// `name` names `attr.ino` since `version`.

@@ -79,7 +79,7 @@ impl Vfs {
         if name == INSTANT_XATTR.as_bytes() {
             return Ok(Bytes::from(self.sync_all().await?.to_string()));
         }
-        match self.connection.call(caller, Request::GetXattr { ino, name }).await? {
+        match self.call(caller, Request::GetXattr { ino, name }).await? {
             (_, Reply::Bytes(value)) => Ok(value),
             (_, other) => Err(reply::unexpected(&other)),
         }
@@ -87,7 +87,7 @@ impl Vfs {
 
     /// The names of the attributes of `ino`, each ended by a NUL as listxattr(2) gives them.
     pub(crate) async fn listxattr(&self, caller: Caller, ino: Ino) -> Result<Vec<u8>, Errno> {
-        match self.connection.call(caller, Request::ListXattr { ino }).await? {
+        match self.call(caller, Request::ListXattr { ino }).await? {
             (_, Reply::Names(names)) => {
                 Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect())
             }
@@ -105,7 +105,7 @@ impl Vfs {
     ) -> Result<(), Errno> {
         self.writable()?;
         refuse_virtual(&name)?;
-        let (version, _) = self.connection.call(caller, Request::SetXattr { ino, name, value, mode }).await?;
+        let (version, _) = self.call(caller, Request::SetXattr { ino, name, value, mode }).await?;
         // The ctime changed, and with an ACL the mode.
         self.cache.changed(ino, version);
         Ok(())
@@ -115,7 +115,7 @@ impl Vfs {
     pub(crate) async fn removexattr(&self, caller: Caller, ino: Ino, name: Bytes) -> Result<(), Errno> {
         self.writable()?;
         refuse_virtual(&name)?;
-        let (version, _) = self.connection.call(caller, Request::RemoveXattr { ino, name }).await?;
+        let (version, _) = self.call(caller, Request::RemoveXattr { ino, name }).await?;
         self.cache.changed(ino, version);
         Ok(())
     }

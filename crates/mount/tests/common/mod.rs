@@ -100,7 +100,7 @@ fn assignment(blocks: &Path) -> Assignment {
     };
     Assignment {
         revision: 1,
-        volumes: vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store }],
+        volumes: vec![AssignedVolume { spec, deleted: false, give_up_after_s: None, store, keys: None }],
         tokens: vec![token],
         probes: Vec::new(),
         log: Default::default(),
@@ -108,6 +108,7 @@ fn assignment(blocks: &Path) -> Assignment {
         accepted_restore: None,
         copy_restored: false,
         reader_stores: Vec::new(),
+        admin_epoch: 0,
     }
 }
 
@@ -128,6 +129,7 @@ pub fn mount_if_asked() {
         volume: "docs".to_owned(),
         on_store_outage: Default::default(),
         direct: None,
+        secret: None,
     };
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let said = PathBuf::from(format!("{dir}.said"));
@@ -156,7 +158,7 @@ pub fn credentials() -> Credentials {
 pub fn target(folder: &Path) -> Target {
     let address = fs::read_to_string(folder.join("address")).unwrap();
     let pin = ServerIdentity::load_existing(&folder.join("meta")).unwrap().pin();
-    Target { volume: VOLUME, address, pin, epoch: 0 }
+    Target { volume: VOLUME, address, pin, epoch: 0, keys: None }
 }
 
 /// A server with an empty volume.

@@ -185,9 +185,14 @@ fn rows_of_volume_and_store() {
     );
     let (flags, deleted) = (Volume::COUNTED | Volume::GIVEN_UP, Some(Version(300)));
     golden(
-        &Volume { flags, deleted, ..volume },
+        &Volume { flags, deleted, ..volume.clone() },
         "0310000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050101ac02",
     );
+    golden(
+        &Volume { flags: Volume::COUNTED | Volume::ENCRYPTED, ..volume.clone() },
+        "0910000000000000000000000000000001020176808080020202316801ac02000707070707070707070707070707070703010201010104050100",
+    );
+    golden(&VolumeKeys { flags: 0, revision: 300, sealed: "{}".to_owned() }, "00ac02027b7d");
     let session = Session {
         flags: Session::READ_ONLY,
         volume: VolumeIndex(1),

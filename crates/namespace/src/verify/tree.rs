@@ -166,7 +166,9 @@ fn entry_row<R: Reads + Copy>(check: &mut Check<'_, R>, key: &[u8], entry: Entry
     if entry.is_tombstone() {
         return Ok(());
     }
-    if Name::new(entry.name.clone()).is_err() {
+    let name_max = check.volume.name_max();
+    let is_name = |name: Name| !name.is_longer_than(name_max);
+    if !Name::sealed(entry.name.clone()).is_ok_and(is_name) {
         check.fault(ENTRY, key, format!("name \"{}\"", entry.name.escape_ascii()), "a name");
     }
     let Some(inode) = check.get::<Inode>(INODE, &ino_key(entry.ino))? else {

@@ -62,6 +62,11 @@ impl Mapping {
         }
     }
 
+    /// A server of which nothing is said stays where it was.
+    pub(crate) fn stays(&mut self, old: &Address) -> Result<(), Refused> {
+        if self.0.contains_key(old) { Ok(()) } else { self.add(old.clone(), old.clone()) }
+    }
+
     pub(crate) fn of(&self, old: &Address) -> Result<Address, Refused> {
         self.0.get(old).cloned().ok_or_else(|| Refused::NotMapped(old.clone()))
     }

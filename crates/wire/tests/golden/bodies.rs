@@ -3,8 +3,9 @@
 use super::*;
 use chronofs_core::store::{Bucket, Credentials, Secret};
 use chronofs_wire::admin::{
-    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, Probe, Probed, Problem, Register,
-    Registered, Report, Resolve, Resolved, StoreKind, StorePlace, VolumeReport,
+    AssignedStore, AssignedToken, AssignedVolume, Assignment, Cluster, KeptKeys, Known, ParkedBytes, Probe,
+    Probed, Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
+    VolumeReport,
 };
 use chronofs_wire::analyze::{
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
@@ -55,6 +56,7 @@ fn assignment() -> Assignment {
         deleted: true,
         give_up_after_s: Some(23),
         store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
+        keys: Some(KeptKeys { revision: 24, sealed: "{}".to_owned() }),
     };
     let token = AssignedToken {
         id: uuid(2),
@@ -93,6 +95,7 @@ fn assignment() -> Assignment {
             credentials: Credentials::Ambient,
             create_only: false,
         }],
+        admin_epoch: 91,
     }
 }
 
@@ -107,6 +110,7 @@ fn report() -> Report {
         problem: Some("what is wrong".to_owned()),
         given_up: true,
         gone: true,
+        keys: Some(KeptKeys { revision: 25, sealed: "{}".to_owned() }),
     };
     let probed = Probed { id: 14, problem: Some("not empty".to_owned()) };
     Report { revision: 15, volumes: vec![volume], probed: vec![probed] }
@@ -127,8 +131,16 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         certificate_sha256: certificate_sha256.clone(),
         boot: 16,
         epoch: 17,
+        restore: Some(restore()),
+        recovers: true,
     };
     assert_body("register.json", &register);
+    let named = |n| [(uuid(n), format!("v{n}"))].into();
+    let (volumes, deleted) = (named(82), named(83));
+    let known = Known { tokens: vec![uuid(81)], volumes, deleted, admin_epoch: 92 };
+    assert_body("known.json", &known);
+    let (mount, path) = ("host:/mnt".to_owned(), "lost+found/a".to_owned());
+    assert_body("parked.json", &ParkedBytes { mount, path, files: 84, bytes: 85 });
     assert_body("registered.json", &registered());
     assert_body("assignment.json", &assignment());
     let members = LogCopies { copies: vec!["/disk2/log".to_owned()], anti_quorum: 0 };
@@ -136,8 +148,9 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("open-log.json", &OpenLog { boot: 9, above: 10, change });
     assert_body("report.json", &report());
     assert_body("resolve.json", &Resolve { volume: "work".to_owned() });
+    let keys = Some("{}".to_owned());
     let resolved =
-        Resolved { volume: uuid(20), name: "work".to_owned(), address, certificate_sha256, epoch: 21 };
+        Resolved { volume: uuid(20), name: "work".to_owned(), address, certificate_sha256, epoch: 21, keys };
     assert_body("resolved.json", &resolved);
     let kind = StoreKind::S3(Bucket { bucket: "bytes".to_owned(), ..Bucket::default() });
     assert_body("store_place.json", &StorePlace { id: uuid(22), kind, create_only: true });
@@ -323,8 +336,14 @@ fn answers() -> Answers {
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
 
+fn restore() -> RestoreEpoch {
+    let (id, uid) = ("86".to_owned(), "c5".to_owned());
+    RestoreEpoch { epoch: 86, id, uid, cut_ns: 87, began_ns: Some(88), prepared_ns: Some(90) }
+}
+
 fn registered() -> Registered {
-    Registered { store: uuid(18), name: "main".to_owned(), epoch: 19, cluster: Some("lab:23".to_owned()) }
+    let (store, name, cluster) = (uuid(18), "main".to_owned(), Some("lab:23".to_owned()));
+    Registered { store, name, epoch: 19, cluster, restore: Some(restore()), review: true, admin_epoch: 89 }
 }
 
 #[test]
@@ -339,6 +358,10 @@ fn bodies_of_programs_that_are_older_are_understood() {
     assert_eq!(older, Registered { cluster: None, ..registered() });
     let register: Register = serde_json::from_value(read("register.json", "epoch")).unwrap();
     assert_eq!((register.boot, register.epoch), (16, 0));
+    let register: Register = serde_json::from_value(read("register.json", "restore")).unwrap();
+    assert_eq!((register.restore, register.recovers), (None, true));
+    let older: Registered = serde_json::from_value(read("registered.json", "restore")).unwrap();
+    assert_eq!(older, Registered { restore: None, ..registered() });
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "probes")).unwrap();
     assert_eq!(assigned, Assignment { probes: vec![], ..assignment() });
     let assigned: Assignment = serde_json::from_value(read("assignment.json", "log")).unwrap();

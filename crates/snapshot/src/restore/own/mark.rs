@@ -62,6 +62,9 @@ pub struct Mark {
     /// The clone is registered no longer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
+    /// The server goes on in the place of the one that the images are of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
     /// The files that were put into the data folder; empty once a server has started on it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<Entry>,
@@ -70,6 +73,19 @@ pub struct Mark {
 impl Mark {
     /// The format that this program writes.
     pub const FORMAT: u32 = FORMAT;
+
+    /// What tells this restore from others of the same server: no two prepared folders draw alike.
+    #[must_use]
+    pub fn restore_id(&self) -> String {
+        format!("{:016x}{:016x}", self.draw[0], self.draw[1])
+    }
+
+    /// By what the admin server says that this restore is accepted: of a clone that is the snapshot, which all of its servers are
+    /// of; a server in place may have been restored from the same one before.
+    #[must_use]
+    pub fn accepted_by(&self) -> String {
+        if self.in_place { self.restore_id() } else { self.uid.to_string() }
+    }
 
     /// That of a data folder; none if nobody prepared it.
     pub fn read(folder: &Path) -> Result<Option<Mark>, Error> {

@@ -27,6 +27,9 @@ pub struct OwnPlan {
     /// copies, and never asks a log server of its source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
+    /// The servers go on in the place of those that the images are of: same cluster, same names, same tokens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
     #[serde(skip)]
     pub(super) folders: Vec<PathBuf>,
 }
@@ -83,6 +86,38 @@ impl OwnPlan {
             node.map(|node| address(&node.address)).transpose()
         };
         let mapping = Mapping::read_named(pairs, file, &named)?;
+        OwnPlan::mapped(set, &mapping, false)
+    }
+
+    /// Servers that go on in the place of those that the images are of: all, or the `only` one, by name, id or old address. One
+    /// whose address is not said has the one it had.
+    pub fn in_place(
+        set: &OwnSet,
+        only: Option<&str>,
+        pairs: &[String],
+        file: Option<&Path>,
+    ) -> Result<OwnPlan, Error> {
+        let servers = || set.nodes.iter().filter(|node| !node.keeps_copies());
+        let called =
+            |node: &Node, text: &str| [&node.name, &node.id, &node.address].iter().any(|of| *of == text);
+        let named = |text: &str| -> Result<Option<Address>, Error> {
+            servers().find(|node| called(node, text)).map(|node| address(&node.address)).transpose()
+        };
+        let mut mapping = Mapping::read_named(pairs, file, &named)?;
+        for node in servers() {
+            mapping.stays(&address(&node.address)?)?;
+        }
+        let mut plan = OwnPlan::mapped(set, &mapping, true)?;
+        let Some(only) = only else { return Ok(plan) };
+        let wanted = servers().find(|node| called(node, only));
+        let id = &wanted.ok_or_else(|| Refused::UnknownServer(only.to_owned()))?.id;
+        plan.machines.retain(|machine| machine.node == *id);
+        // What the copies have that are left is the live admin server's to say.
+        plan.left_out.clear();
+        Ok(plan)
+    }
+
+    fn mapped(set: &OwnSet, mapping: &Mapping, in_place: bool) -> Result<OwnPlan, Error> {
         let mut machines = Vec::new();
         for node in set.nodes.iter().filter(|node| !node.keeps_copies()) {
             let old = address(&node.address)?;
@@ -118,6 +153,7 @@ impl OwnPlan {
             source: set.cluster.clone(),
             machines,
             left_out: left_out.iter().map(|node| node.name.clone()).collect(),
+            in_place,
             folders: set.folders.clone(),
         })
     }

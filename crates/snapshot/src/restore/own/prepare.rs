@@ -27,8 +27,8 @@ pub struct Staged {
     machines: Vec<(OwnMachine, PathBuf, PathBuf)>,
 }
 
-/// Makes the folders of a plan below `out`; `cluster` is the clone's name, `draw` are random. With `dry_run` it only refuses
-/// what it would refuse; nothing is made.
+/// Makes the folders of a plan below `out`; `cluster` is the clone's name, or that of the source for servers that go on in its
+/// place; `draw` are random. With `dry_run` it only refuses what it would refuse; nothing is made.
 pub fn stage(
     plan: &OwnPlan,
     out: &Path,
@@ -69,6 +69,7 @@ pub fn stage(
             readers: Vec::new(),
             kept: None,
             detached: false,
+            in_place: plan.in_place,
             entries: Vec::new(),
         };
         assemble(machine, &staging, mark)?;

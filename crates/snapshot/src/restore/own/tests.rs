@@ -295,6 +295,36 @@ fn every_server_has_one_new_address() {
     says(&refused(&[MAP[0], MAP[1], MAP[2], "10.0.0.9:1=127.0.0.1:4"]), &["'10.0.0.9:1' is neither"]);
 }
 
+#[test]
+fn a_server_in_place_keeps_its_address_unless_another_is_said() {
+    let set = Example::new();
+    let made = |only, pairs: &[&str]| {
+        let pairs: Vec<String> = pairs.iter().map(|&pair| pair.to_owned()).collect();
+        OwnPlan::in_place(&set.read().unwrap(), only, &pairs, None)
+    };
+    let names = |plan: OwnPlan| -> Vec<String> {
+        assert!(plan.in_place);
+        plan.machines.iter().map(|m| format!("{} {}", m.name, m.new)).collect()
+    };
+    let all = made(None, &["two=127.0.0.1:3"]).unwrap();
+    assert_eq!(names(all), ["admin 10.0.0.1:8443", "one 10.0.0.1:8444", "two 127.0.0.1:3"]);
+    for only in ["one", "01", "10.0.0.1:8444"] {
+        assert_eq!(names(made(Some(only), &[]).unwrap()), ["one 10.0.0.1:8444"]);
+    }
+    // A log server has nothing that the metadata server does not have.
+    for stranger in ["three", "far"] {
+        says(&made(Some(stranger), &[]).unwrap_err().to_string(), &[&format!("'{stranger}' is neither")]);
+    }
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("out");
+    let plan = made(Some("one"), &[]).unwrap();
+    stage(&plan, &out, &plan.source, [4, 5], NOW, false).unwrap().finish().unwrap();
+    let mark = Mark::read(&out.join("10.0.0.1:8444/data")).unwrap().unwrap();
+    assert!(mark.in_place && mark.cluster == mark.source, "{mark:?}");
+    assert_eq!(mark.accepted_by(), "00000000000000040000000000000005");
+    assert_eq!(Mark { in_place: false, ..mark }.accepted_by(), UID);
+}
+
 fn staged(set: &Example, out: &Path, dry_run: bool) -> Result<Staged, Error> {
     stage(&plan(set, &MAP).unwrap(), out, "lab:99", [4, 5], NOW, dry_run)
 }
@@ -404,6 +434,7 @@ fn the_form_of_the_mark_stays() {
         readers: vec!["03".to_owned()],
         kept: Some(true),
         detached: true,
+        in_place: true,
         entries: Vec::new(),
     };
     assert_eq!(Mark::read(folder.path()).unwrap(), None);
