@@ -9,7 +9,8 @@ use chronofs_wire::http::{ADMIN_PORT, with_port};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-const ROOT: &str = "root";
+/// The account that is made first.
+pub(crate) const ROOT: &str = "root";
 
 /// How to set up the folder of an admin server.
 #[derive(Clone, Debug)]
@@ -31,8 +32,7 @@ pub struct InitConfig {
 /// unless it is to be rotated.
 pub fn init_creds(config: &InitConfig) -> Result<String, AdminError> {
     let folder = &config.db_folder;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(AdminError::io(format!("make folder {} (--db-folder chooses another)", folder.display())))?;
+    make_folder(folder)?;
     let _lock = FolderLock::take(folder)?;
     let database = Database::open(folder)?;
     let pin = load_identity(folder, config.tls.as_ref())?.pin();
@@ -61,6 +61,11 @@ pub fn init_creds(config: &InitConfig) -> Result<String, AdminError> {
     })?;
     database.checkpoint()?;
     Ok(token.to_string())
+}
+
+pub(crate) fn make_folder(folder: &Path) -> Result<(), AdminError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(AdminError::io(format!("make folder {} (--db-folder chooses another)", folder.display())))
 }
 
 /// What is known of the admin server of a folder.

@@ -70,6 +70,7 @@ async fn keys_come_with_the_volume_and_change_one_step_at_a_time() {
             used_inodes: 1,
             sessions: 0,
             problem: None,
+            missing: false,
             given_up: false,
             gone: false,
             keys,

@@ -12,6 +12,7 @@
 //! [`probe`] does so with its own.
 
 pub mod cache;
+pub mod described;
 pub mod grant;
 pub mod hedge;
 pub mod keys;
@@ -33,6 +34,7 @@ mod testing;
 pub mod work;
 
 pub use cache::{CacheFigures, CacheSalvage, DiskCache};
+pub use described::{Described, DescribedName};
 pub use name::{object_name, parse_object_name};
 pub use outage::{Outage, StoreOutage};
 pub use pin::Pin;

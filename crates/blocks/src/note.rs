@@ -1,6 +1,7 @@
 //! Notes in a block store: what lies beside the objects and is none of them. Two lines of text, for people who look into a
 //! bucket: what is said as JSON, and the CRC32C of that line.
 
+use crate::described::VOLUMES;
 use crate::keys::KEYS;
 use crate::pin::PINS;
 use crate::port::StoreError;
@@ -31,7 +32,7 @@ pub(crate) fn check_note(name: &str) -> Result<(), StoreError> {
     let is_plain =
         |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     match name.split_once('/') {
-        Some((KEYS | PINS | READERS | SNAPSHOTS, rest)) if rest.split('/').all(is_plain) => Ok(()),
+        Some((KEYS | PINS | READERS | SNAPSHOTS | VOLUMES, rest)) if rest.split('/').all(is_plain) => Ok(()),
         _ => Err(StoreError::missing(name, "that is not the name of a note")),
     }
 }

@@ -100,12 +100,19 @@ impl BlockStore {
         Self::open(path, id)
     }
 
+    /// The id of the store that the folder `path` is, by its marker. Blocks the calling thread.
+    pub fn id_of(path: &Path) -> Result<Uuid, FolderError> {
+        read_marker(path).map_err(|reason| FolderError {
+            path: path.to_owned(),
+            reason,
+            next_step: "check that the right disk is mounted there and that this user may read it",
+        })
+    }
+
     /// Opens the folder `path`, which must carry the marker of the store `id`. Blocks the calling thread.
     pub fn open(path: &Path, id: Uuid) -> Result<BlockStore, FolderError> {
         let refuse = |reason: String, next_step| FolderError { path: path.to_owned(), reason, next_step };
-        let found = read_marker(path).map_err(|reason| {
-            refuse(reason, "check that the right disk is mounted there and that this user may read it")
-        })?;
+        let found = Self::id_of(path)?;
         if found != id {
             return Err(refuse(
                 format!("its {MARKER} names the store {found}, not {id}"),

@@ -3,7 +3,7 @@
 use crate::cluster::LocalityArgs;
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
-use crate::{deploy, output, serve};
+use crate::{deploy, output, rebuild, serve};
 use anyhow::{Context, Result, bail};
 use chronofs_admin::{InitConfig, SnapshotConfig, StartConfig, Status};
 use chronofs_wire::http::{AdminClient, parse_address};
@@ -18,6 +18,12 @@ pub(crate) struct Folder {
     /// Folder of the configuration database
     #[arg(long, value_name = "DIR", default_value = "/var/lib/chronofs/admin")]
     db_folder: PathBuf,
+}
+
+impl Folder {
+    pub(crate) fn path(self) -> PathBuf {
+        self.db_folder
+    }
 }
 
 /// Programs for disk snapshots.
@@ -54,7 +60,7 @@ pub(crate) struct OwnClusterFile {
 }
 
 impl OwnClusterFile {
-    fn path(self) -> Option<PathBuf> {
+    pub(crate) fn path(self) -> Option<PathBuf> {
         self.cluster_file.filter(|path| !path.as_os_str().is_empty())
     }
 }
@@ -89,6 +95,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         log: LogArgs,
     },
+    /// Make the server anew of what a block store says of its volumes, when its database and every backup are lost
+    #[command(
+        after_help = "Example:\n  chronofs admin rebuild --address admin.example:8443 --name main --kind s3 --bucket bytes --region eu-central-1\n\n\
+                      Again with another block store, it brings the volumes of that one back, too"
+    )]
+    Rebuild(Box<rebuild::Rebuild>),
     /// Sign executables and offer them to the machines of the cluster
     Deploy(deploy::Deploy),
     /// Say whether the server runs and is ready
@@ -157,6 +169,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
                 StartConfig { db_folder, bind_addr, tls, cluster_file, snapshots, locality, deploy_folder };
             serve(chronofs_admin::start(config))?.context("admin start")
         }
+        Command::Rebuild(asked) => rebuild::run(*asked).context("admin rebuild"),
         Command::Deploy(asked) => deploy::run(asked).context("admin deploy"),
         Command::Status { folder } => status(&folder.db_folder).context("admin status"),
     }

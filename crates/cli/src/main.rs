@@ -20,6 +20,7 @@ mod meta;
 mod mount;
 mod options;
 mod output;
+mod rebuild;
 mod restore;
 mod secrets;
 mod shell;

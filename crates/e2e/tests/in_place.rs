@@ -231,6 +231,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     fs::create_dir(&quiet).unwrap();
     change::random_batch(&quiet, 120, &mut Rng::new(seed)).unwrap();
     fs::write(mount.path("kept"), "0123456789").unwrap();
+    fs::write(quiet_large(&mount), vec![0; 1 << 20]).unwrap();
     let moment = mount.instant();
     let (was, was_quiet) = (of(&mount.dir), of(&quiet));
     let load = Load::on(mount.path("busy"));
@@ -239,6 +240,14 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     load.goes_on();
     // Nothing of this is in the backup.
     fs::write(mount.path("late"), "late and stored").unwrap();
+    let large = large(seed);
+    fs::write(mount.path("large"), &large).unwrap();
+    // Written twice, and the second time in part.
+    let changed = OpenOptions::new().write(true).open(mount.path("large")).unwrap();
+    changed.write_all_at(&large[..CHANGED], CHANGED_AT as u64).unwrap();
+    changed.sync_all().unwrap();
+    drop(changed);
+    fs::write(quiet_large(&mount), &large[..1 << 20]).unwrap();
     let late = mount.instant();
     let token = fs::read_to_string(lab.installation.path("meta/credentials")).unwrap();
     let (mut of_kept, mut of_late) = (Program::open(&mount.path("kept")), Program::open(&mount.path("late")));
@@ -258,6 +267,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     lab.installation.start_meta();
     // The mount comes back by itself.
     was_quiet.assert_same(&of(&quiet), &format!("seed {seed}: live, after the restore"));
+    assert_eq!(fs::read(quiet_large(&mount)).unwrap(), [0; 1 << 20]);
     recovered("metadata server's disk lost", lost);
     load.goes_on();
 
@@ -283,6 +293,8 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     wait_for("the audit log to say so", || {
         lab.installation.ok(&["audit", "list"]).contains("lost with restore epoch 1").then_some(())
     });
+
+    salvaged(&lab.installation, &mount, &large);
 
     // What the backup held is there, and what came after it is refused with both ends.
     let past = lab.installation.mount_past(&mount, &moment);
@@ -320,6 +332,45 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     lab.installation.meta.stop();
     lab.installation.start_meta();
     lab.installation.stop_meta_and_verify();
+}
+
+/// A file that the backup holds, and that is overwritten later.
+fn quiet_large(mount: &Mount) -> PathBuf {
+    mount.path("overwritten")
+}
+
+/// So many bytes of a large file are written a second time, too many to travel with the metadata.
+const CHANGED: usize = 200_000;
+const CHANGED_AT: usize = 1_500_000;
+
+/// Bytes that do not compress, of several blocks.
+fn large(seed: u64) -> Vec<u8> {
+    Rng::new(seed).bytes(9 << 20)
+}
+
+/// Files that were made after the backup come back from the objects alone.
+fn salvaged(installation: &Installation, mount: &Mount, large: &[u8]) {
+    let found = |said: &str| -> Vec<Value> {
+        let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter_map(|line| line.get("file").cloned()).collect()
+    };
+    let listed = found(&installation.ok(&["analyze", "salvage", "one", "--list", "--json"]));
+    let of_path = |path: Option<&str>, len: usize| {
+        let is_it = |file: &&Value| file["path"].as_str() == path && file["len"].as_u64() == Some(len as u64);
+        listed.iter().find(is_it).unwrap_or_else(|| panic!("{path:?} of {len}: {listed:?}"))["ino"].clone()
+    };
+    let (lost, overwritten) = (of_path(None, large.len()), of_path(Some("/overwritten"), 1 << 20));
+    let to = mount.path("lost+found/salvaged");
+    let made = found(&installation.ok(&["analyze", "salvage", "one", "--to", text(&to), "--json"]));
+    assert_eq!(made.len(), listed.len());
+    let mut expected = large.to_vec();
+    expected[CHANGED_AT..][..CHANGED].copy_from_slice(&large[..CHANGED]);
+    assert!(fs::read(to.join(format!("inode-{lost}"))).unwrap() == expected, "inode {lost} is another file");
+    let again = fs::read(to.join(format!("inode-{overwritten}"))).unwrap();
+    assert!(again == large[..1 << 20], "what was written to /overwritten after the backup");
+    let refused = installation.fails(&["analyze", "salvage", "one", "--to", text(&to)]);
+    assert!(refused.contains("is not empty"), "{refused}");
+    assert!(installation.ok(&["audit", "list"]).contains("salvage"));
 }
 
 /// Mounting an instant fails; gives what is said.

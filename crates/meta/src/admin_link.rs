@@ -152,6 +152,7 @@ impl AdminLink {
             tracing::error!("{error:#}");
         }
         let admin_epoch = registered.admin_epoch;
+        self.stores.set_owner(&registered);
         self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
@@ -333,17 +334,34 @@ impl AdminLink {
                     used_inodes: figures.1,
                     sessions: core.machine.sessions_of(index),
                     problem: volume.problem.clone().or_else(|| problems.get(&volume.id()).cloned()),
+                    missing: false,
                     given_up: false,
                     gone: false,
                     keys: core.machine.keys_beyond_assignment(volume),
                 });
             }
+            volumes.extend(core.machine.missing().iter().map(|(id, problem)| missing(*id, problem)));
             let revision = core.machine.figures().revision;
             drop(sender.send(Report { revision, volumes, probed: Vec::new() }));
         });
         self.queue.send(Input::Ask(ask)).await.ok()?;
-        answer.await.ok()
+        let report: Report = answer.await.ok()?;
+        // What was said to have been born is looked for after every start.
+        let born_ns = report.volumes.iter().map(|volume| volume.born_ns).max().unwrap_or(0);
+        if Version(born_ns) > self.engine.durable() {
+            let engine = self.engine.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || engine.sync()).await.ok()? {
+                tracing::error!(%error, "volumes that are not durable are not reported");
+                return None;
+            }
+        }
+        Some(report)
     }
+}
+
+/// A volume that is not here.
+fn missing(id: Uuid, problem: &str) -> VolumeReport {
+    VolumeReport { id, missing: true, problem: Some(problem.to_owned()), ..VolumeReport::default() }
 }
 
 /// What was kept is an old word by now: no volume is given up by it.
@@ -413,7 +431,7 @@ mod tests {
             create_only: false,
         };
         let give_up_after_s = deleted.then_some(0);
-        let volumes = vec![AssignedVolume { spec, deleted, give_up_after_s, store, keys: None }];
+        let volumes = vec![AssignedVolume { spec, deleted, born: false, give_up_after_s, store, keys: None }];
         Assignment { revision: 7, volumes, ..Default::default() }
     }
 

@@ -10,6 +10,7 @@
 use crate::executor::{Ask, Input};
 use crate::foreign::ForeignKnown;
 use crate::kept::Strays;
+use crate::described::DescribedPut;
 use crate::keys::KeysPut;
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::pins::Turns;
@@ -165,6 +166,8 @@ pub struct Collector {
     pub(crate) strays: Strays,
     /// Which sealed keys lie in their stores.
     pub(crate) keys_put: KeysPut,
+    /// What lies there of what volumes are.
+    pub(crate) described: DescribedPut,
 }
 
 #[derive(Default)]
@@ -204,8 +207,9 @@ struct Garbage {
 impl Collector {
     /// A collector; [`Collector::run`] does the work.
     pub fn new(queue: mpsc::Sender<Input>, stores: Stores, rhythm: Rhythm) -> Collector {
-        let (state, wake, turns, readers, foreign, strays, keys_put) = Default::default();
-        Collector { queue, stores, state, wake, rhythm, turns, readers, foreign, strays, keys_put }
+        let (state, wake, turns, readers, foreign, strays) = Default::default();
+        let (keys_put, described) = Default::default();
+        Collector { queue, stores, state, wake, rhythm, turns, readers, foreign, strays, keys_put, described }
     }
 
     /// Asks for a look through all stores. Gives its number: it is done when [`GcStatus::looks`] is that high.
@@ -219,7 +223,8 @@ impl Collector {
 
     /// Reads pins, and looks through the stores, for as long as the server runs.
     pub async fn run(self) {
-        futures::join!(self.clone().watch_pins(), self.clone().watch_keys(), self.look_now_and_then());
+        let notes = futures::future::join(self.clone().watch_keys(), self.clone().watch_described());
+        futures::join!(self.clone().watch_pins(), notes, self.look_now_and_then());
     }
 
     async fn look_now_and_then(self) {

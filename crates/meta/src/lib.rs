@@ -10,6 +10,7 @@ mod ask;
 pub mod collect;
 mod copies;
 pub mod core;
+mod described;
 pub mod executor;
 pub mod files;
 mod foreign;

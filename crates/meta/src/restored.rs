@@ -267,6 +267,7 @@ mod tests {
         let volume = |n, deleted| AssignedVolume {
             spec: spec(n),
             deleted,
+            born: false,
             give_up_after_s: None,
             store: store(),
             keys: None,

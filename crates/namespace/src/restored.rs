@@ -107,6 +107,16 @@ pub(crate) fn of_new_volume(store: &Store) -> Option<(u16, Packs)> {
     (store.flags & Store::RESTORED != 0).then_some((incarnation, packs))
 }
 
+/// Whether volumes that are made in this store have numbers far from all that one of the same id may have had elsewhere.
+///
+/// # Errors
+/// The row cannot be read.
+pub fn draws_apart<R: Reads + ?Sized>(reads: &R) -> Result<bool, ReadStop> {
+    let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(STORE, &[])?;
+    let store = row.map(|row| Store::decode(STORE, &[], &row)).transpose()?;
+    Ok(store.is_some_and(|store| store.flags & Store::RESTORED != 0))
+}
+
 fn exhausted(volume: &str) -> ReadStop {
     let what = format!("volume {volume}");
     let detail =

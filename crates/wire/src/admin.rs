@@ -201,6 +201,9 @@ pub struct AssignedVolume {
     pub spec: VolumeSpec,
     /// It is deleted: nobody reaches it, and it keeps all that it holds.
     pub deleted: bool,
+    /// Its metadata server has reported it: whoever has nothing of it has another folder than that one, or lost it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub born: bool,
     /// And its time is over: what it holds is to go, once it is known here to be deleted for so many seconds. Said by an
     /// admin server that is an old copy, it may mean a deletion that was taken back since; then there is time to see that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -272,7 +275,7 @@ pub struct Report {
 }
 
 /// A volume in a [`Report`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VolumeReport {
     /// The volume.
@@ -289,6 +292,9 @@ pub struct VolumeReport {
     pub sessions: u32,
     /// Why the volume cannot be served, if it cannot.
     pub problem: Option<String>,
+    /// It was served before, and the server has nothing of it; its figures say nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
     /// It was deleted for good: it cannot be taken back any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given_up: bool,

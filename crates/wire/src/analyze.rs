@@ -71,6 +71,13 @@ pub enum Look {
         /// As of [`Look::Blocks`].
         from: Option<Blob>,
     },
+    /// What lies in objects that nothing explains: files that the metadata lost, by what the objects say of themselves.
+    /// -> [`News::File`] for each, behind it [`News::Piece`] and [`News::Bytes`] in the order in which they were written,
+    /// [`News::Unreadable`], [`News::At`]; [`Sum::Salvage`]
+    Salvage {
+        /// Only say which files there are.
+        list_only: bool,
+    },
 }
 
 /// Parts of a volume.
@@ -149,6 +156,68 @@ pub enum Sum {
     Usage(Usage),
     /// Of [`Look::Objects`].
     Objects(Objects),
+    /// Of [`Look::Salvage`].
+    Salvage(Salvaged),
+}
+
+/// What was found in objects that nothing explains.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Salvaged {
+    /// These objects.
+    pub objects: u64,
+    /// Files of which they have something.
+    pub files: u64,
+    /// Their slices.
+    pub slices: u64,
+    /// Stored bytes of these.
+    pub bytes: u64,
+    /// Objects and slices that cannot be read.
+    pub unreadable: u64,
+}
+
+/// A file of which something was found.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct FoundFile {
+    /// Its inode number.
+    pub ino: u64,
+    /// Where it is now, if the metadata knows it: what was found was written to it and is lost there.
+    pub path: Option<String>,
+    /// Slices that were found.
+    pub slices: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+    /// It was at least so long.
+    pub len: u64,
+}
+
+/// A slice of a file that was found. Its stored bytes follow.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Piece {
+    /// The file.
+    pub ino: u64,
+    /// Where in the file it begins.
+    pub at: u64,
+    /// So many bytes of the file it is.
+    pub len: u32,
+    /// The slice's id: incarnation,
+    pub incarnation: u16,
+    /// session,
+    pub session: u64,
+    /// number of the object that it was written in,
+    pub n: u64,
+    /// and index there.
+    pub index: u32,
+    /// Number of its codec.
+    pub codec: u8,
+    /// Stored bytes.
+    pub stored_len: u32,
+    /// Bytes once it is opened.
+    pub full_len: u32,
+    /// CRC32C of what is stored.
+    pub crc32c: u32,
 }
 
 /// What a volume takes.
@@ -312,6 +381,19 @@ pub enum News {
     Rows(u64),
     /// An object of which something was put back.
     Mended(Box<MendedObject>),
+    /// A file of which something was found.
+    File(Box<FoundFile>),
+    /// A slice of the last file that was told.
+    Piece(Box<Piece>),
+    /// The next stored bytes of the last slice that was told.
+    Bytes(Blob),
+    /// An object, or a slice of one, that is none as chronofs writes it any more.
+    Unreadable {
+        /// Name of the object.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// An object of which something was lost and was put back, or could be.

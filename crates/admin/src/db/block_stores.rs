@@ -77,6 +77,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<BlockStore> {
     })
 }
 
+/// Refuses an id that is known already.
+pub fn must_be_unknown(tx: &Transaction<'_>, id: &str) -> Result<(), AdminError> {
+    match find(tx, id) {
+        Ok(known) => Err(AdminError::Taken(format!("this place is block store '{}' already", known.name))),
+        Err(AdminError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Creates a block store. `place` was checked, and so was `name`.
 pub fn create(
     tx: &Transaction<'_>,

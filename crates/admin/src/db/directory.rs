@@ -197,7 +197,8 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
     };
     let deleted = row.get::<_, Option<i64>>("deleted_ns")?.is_some();
     let (give_up_after_s, keys) = (deleted::give_up_after_s(row)?, volumes::kept_keys(row)?);
-    Ok(AssignedVolume { spec, deleted, give_up_after_s, store, keys })
+    let born = maybe_unsigned(row, "born_ns")?.is_some();
+    Ok(AssignedVolume { spec, deleted, born, give_up_after_s, store, keys })
 }
 
 fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {
@@ -233,6 +234,12 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             volumes::take_newer_keys(tx, &volume.id.to_string(), keys)?;
         }
         if volume.given_up && (deleted::note_given_up(tx, store, volume)? || volume.problem.is_none()) {
+            continue;
+        }
+        if volume.missing {
+            // All else is as it was when the volume was there.
+            let sql = "UPDATE volume SET problem = ?3, sessions = NULL WHERE id = ?2 AND metadata_store = ?1";
+            tx.execute(sql, params![store, volume.id.to_string(), volume.problem])?;
             continue;
         }
         statement.execute(params![

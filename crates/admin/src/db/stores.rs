@@ -39,6 +39,14 @@ pub fn create_metadata(tx: &Transaction<'_>, name: &str) -> Result<MetadataStore
     find_metadata(tx, &id)
 }
 
+/// A metadata store that was known before under this id, without a token.
+pub fn bring_back(tx: &Transaction<'_>, id: &str, name: &str) -> Result<(), AdminError> {
+    check_name(METADATA, name)?;
+    let sql = "INSERT INTO metadata_store (id, name, created_ns) VALUES (?1, ?2, ?3)";
+    tx.execute(sql, params![id, name, to_sql(now_ns())]).map_err(taken(METADATA, name))?;
+    Ok(())
+}
+
 const SELECT_METADATA: &str = "
 SELECT metadata_store.*, registration.address AS address
 FROM metadata_store LEFT JOIN registration

@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::retention::{Next, Standing};
 use chronofs_core::Retention;
-use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression};
+use chronofs_core::volume::{VolumeSpec, BLOCK_SIZE_DEFAULT, Compression};
 use chronofs_keys::SealedKeys;
 use chronofs_wire::admin::KeptKeys;
 use chronofs_wire::identity;
@@ -142,6 +142,45 @@ pub fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<Found, AdminError
     .map_err(taken(WHAT, &new.name))?;
     raise_revision(tx, &metadata_store.id)?;
     find(tx, &id)
+}
+
+/// Whether this database has ever heard of a volume.
+pub fn is_known(tx: &Transaction<'_>, id: &str) -> Result<bool, AdminError> {
+    Ok(tx.query_row("SELECT EXISTS (SELECT 1 FROM volume WHERE id = ?1)", [id], |row| row.get(0))?)
+}
+
+/// A volume that was known before, in the block store and the metadata store with these ids; its metadata server learns of it.
+pub fn bring_back(
+    tx: &Transaction<'_>,
+    (block_store, metadata_store): (&str, &str),
+    name: &str,
+    spec: &VolumeSpec,
+    keys: Option<&SealedKeys>,
+) -> Result<(), AdminError> {
+    check_name(WHAT, name)?;
+    check_block_size(spec.block_size.into())?;
+    tx.execute(
+        "INSERT INTO volume (id, name, block_store, metadata_store, block_size, compression, retention, max_bytes,
+            max_inodes, hash_key, created_ns, born_ns, keys, keys_revision)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13)",
+        params![
+            spec.id.to_string(),
+            name,
+            block_store,
+            metadata_store,
+            spec.block_size,
+            compression_name(spec.compression),
+            spec.retention.to_string(),
+            spec.max_bytes.map(to_sql),
+            spec.max_inodes.map(to_sql),
+            spec.hash_key,
+            to_sql(now_ns()),
+            keys.map(written).transpose()?,
+            keys.map(|keys| to_sql(keys.revision())),
+        ],
+    )
+    .map_err(taken(WHAT, name))?;
+    raise_revision(tx, metadata_store)
 }
 
 /// All volumes by name.

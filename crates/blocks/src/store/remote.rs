@@ -86,8 +86,20 @@ impl RemoteStore {
         }
     }
 
-    /// Whether the bucket carries this store's marker. *Missing*: it carries none; *damaged*: another's.
-    pub async fn check_marker(&self) -> Result<(), StoreError> {
+    /// The store that the bucket of `kind` is, by its marker.
+    pub async fn marked(kind: StoreKind, credentials: Credentials) -> Result<RemoteStore, StoreError> {
+        let unknown = Self::new(kind.clone(), Uuid::nil(), credentials.clone(), false, Patience::Asking)?;
+        let id = unknown.marker().await?;
+        Self::new(kind, id, credentials, false, Patience::Asking)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The id of the store that the bucket is.
+    async fn marker(&self) -> Result<Uuid, StoreError> {
         let read = async { self.client.objects.get(&self.at(MARKER)).await?.bytes().await };
         let text = match read.await {
             Ok(text) => text,
@@ -96,20 +108,20 @@ impl RemoteStore {
             }
             Err(error) => return Err(self.unavailable(MARKER, "it cannot be read", &error)),
         };
-        match super::parse_marker(&text) {
-            Ok(found) if found == self.id => {
-                self.seen.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(found) => {
-                let reason = format!("{} belongs to the store {found}, not to {}", self.kind, self.id);
-                Err(StoreError {
-                    next_step: "name the place of this store, or an empty one",
-                    ..StoreError::damaged(MARKER, reason)
-                })
-            }
-            Err(reason) => Err(StoreError::damaged(MARKER, format!("{}: {reason}", self.kind))),
+        let found = super::parse_marker(&text);
+        found.map_err(|reason| StoreError::damaged(MARKER, format!("{}: {reason}", self.kind)))
+    }
+
+    /// Whether the bucket carries this store's marker. *Missing*: it carries none; *damaged*: another's.
+    pub async fn check_marker(&self) -> Result<(), StoreError> {
+        let found = self.marker().await?;
+        if found != self.id {
+            let reason = format!("{} belongs to the store {found}, not to {}", self.kind, self.id);
+            let next_step = "name the place of this store, or an empty one";
+            return Err(StoreError { next_step, ..StoreError::damaged(MARKER, reason) });
         }
+        self.seen.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes an empty place this store's own. Doing it again is no error; another's place and one with objects but

@@ -173,7 +173,7 @@ fn hear(heard: &mut Heard, news: News, asked: &Blocks) -> Result<()> {
             asked.resume.as_ref().map_or(Ok(()), |path| kept.save(path))
         }
         // Not of this look.
-        News::Row(_) | News::Rows(_) | News::Mended(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ mod blocks;
 mod follow;
 mod repair;
 mod rows;
+mod salvage;
 mod usage;
 
 pub(crate) use rows::rows;
@@ -37,6 +38,13 @@ enum Command {
                       Ends with 1 if anything stays lost"
     )]
     Repair(repair::Repair),
+    /// Rebuild files that the metadata lost from objects in the block store that nothing explains any more
+    #[command(
+        after_help = "Examples:\n  chronofs analyze salvage home --list\n  chronofs analyze salvage home --to /mnt/home/lost+found/salvaged\n\n\
+                      What a file holds is what was written last, as far as it can be told: it may bring back what had been overwritten \
+                      or deleted. Ends with 1 if anything cannot be read"
+    )]
+    Salvage(salvage::Salvage),
     /// Show what the present and the past of a volume take, and what another retention would cost
     Usage(usage::Usage),
     /// Show how full the objects of a volume are, and what of its block store nothing explains
@@ -64,6 +72,10 @@ pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
             Command::Repair(repair) => {
                 let name = repair.volume.volume.clone();
                 repair::run(&client, repair).await.with_context(|| format!("analyze repair {name}"))
+            }
+            Command::Salvage(salvage) => {
+                let name = salvage.volume.volume.clone();
+                salvage::run(&client, salvage).await.with_context(|| format!("analyze salvage {name}"))
             }
             Command::Usage(usage) => {
                 let name = usage.of.volume.volume.clone();

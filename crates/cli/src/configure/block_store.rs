@@ -175,7 +175,7 @@ impl Keys {
     }
 
     /// The credentials that are given, or those of the environment.
-    pub(super) fn credentials(self, definition: &StoreKind) -> Result<Credentials> {
+    pub(crate) fn credentials(self, definition: &StoreKind) -> Result<Credentials> {
         if let StoreKind::Local { .. } = definition {
             return Ok(self.given(definition)?.unwrap_or_default());
         }

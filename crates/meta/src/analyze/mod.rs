@@ -9,6 +9,7 @@ mod desk;
 mod objects;
 mod repair;
 mod rows;
+mod salvage;
 mod sources;
 mod store;
 #[cfg(test)]
@@ -135,6 +136,9 @@ async fn look(
             repair::look(desk, volume, repair::Asked { dry_run, of, wanted }).await.map(Sum::Blocks)
         }
         (Look::Objects, Some(volume)) => objects::look(desk, volume).await.map(Sum::Objects),
+        (Look::Salvage { list_only }, Some(volume)) => {
+            salvage::look(desk, volume, list_only).await.map(Sum::Salvage)
+        }
         (Look::Rows, Some(_)) => Err(Stop::Failed("rows are looked at of a whole metadata store".to_owned())),
         (_, None) => Err(Stop::Failed("name a volume".to_owned())),
     }

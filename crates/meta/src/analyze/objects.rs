@@ -2,11 +2,12 @@
 
 use super::store::Store;
 use super::{Desk, Looked, Stop};
+use crate::machine::SharedView;
 use chronofs_blocks::parse_object_name;
 use chronofs_blocks::work::off_thread;
-use chronofs_core::{SessionId, Version};
+use chronofs_core::{ObjectId, SessionId, Version};
 use chronofs_namespace::{Judged, judge, list_objects, tally};
-use chronofs_wire::analyze::{Counted, Fill, Objects, Progress, Strange};
+use chronofs_wire::analyze::{Counted, Fill, News, Objects, Progress, Strange};
 use std::sync::Arc;
 
 /// Rows at once.
@@ -52,45 +53,60 @@ pub(super) async fn look(desk: &Desk, volume: Looked) -> Result<Objects, Stop> {
     listed(desk, &volume, found.await??).await
 }
 
-/// Judges what the block store lists, each page by rows that are read after it came.
+/// Adds up what the block store lists.
 async fn listed(desk: &Desk, volume: &Looked, mut found: Objects) -> Result<Objects, Stop> {
+    each_judged(desk, volume, |name, bytes, _, judged| match judged {
+        Judged::Known => add(&mut found.known, bytes),
+        Judged::Open => add(&mut found.open, bytes),
+        Judged::Garbage => add(&mut found.garbage, bytes),
+        Judged::Quarantined(reason) => {
+            add(&mut found.quarantined, bytes);
+            if found.examples.len() < EXAMPLES_MAX {
+                found.examples.push(Strange { object: name, bytes, reason: reason.to_owned() });
+            }
+        }
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Judges what the block store lists of a volume, each page by rows that are read after it came. `take` gets each object's
+/// name, bytes and id.
+pub(super) async fn each_judged(
+    desk: &Desk,
+    volume: &Looked,
+    mut take: impl FnMut(String, u64, ObjectId, Judged),
+) -> Result<(), Stop> {
     let store = Store::of(volume)?;
     let (mut from, mut listed) = (None, 0);
     loop {
         let page = store.page(from).await?;
-        let judged = volume.collector.ask(|core, steady_ns| {
+        let now = volume.collector.ask(|core, steady_ns| {
             let recovering = core.machine.figures().recovering;
             let before = core.machine.collects_before(steady_ns).filter(|_| !recovering);
             (core.engine.view(), before.unwrap_or(Version::ZERO))
         });
-        let (view, over_since) = judged.await.ok_or(Stop::Stops)?;
+        let (view, over_since) = now.await.ok_or(Stop::Stops)?;
         let (of, names) = (volume.clone(), page.names);
         listed += names.len() as u64;
-        found = off_thread(move || -> Result<Objects, Stop> {
-            let reads = crate::machine::SharedView(Arc::clone(&view));
+        let judged = off_thread(move || -> Result<Vec<_>, Stop> {
+            let reads = SharedView(Arc::clone(&view));
+            let mut judged = Vec::new();
             for (name, bytes) in names {
-                let Some((_, object)) = parse_object_name(&name).filter(|(id, _)| *id == of.id) else {
-                    continue;
-                };
-                match judge(&reads, of.index, &of.row, object, over_since)? {
-                    Judged::Known => add(&mut found.known, bytes),
-                    Judged::Open => add(&mut found.open, bytes),
-                    Judged::Garbage => add(&mut found.garbage, bytes),
-                    Judged::Quarantined(reason) => {
-                        add(&mut found.quarantined, bytes);
-                        if found.examples.len() < EXAMPLES_MAX {
-                            found.examples.push(Strange { object: name, bytes, reason: reason.to_owned() });
-                        }
-                    }
-                }
+                let own = parse_object_name(&name).filter(|(id, _)| *id == of.id);
+                let Some((_, object)) = own else { continue };
+                let found = judge(&reads, of.index, &of.row, object, over_since)?;
+                judged.push((name, bytes, object, found));
             }
-            Ok(found)
-        })
-        .await??;
-        desk.tell(chronofs_wire::analyze::News::At(Progress { listed, ..Progress::default() })).await;
+            Ok(judged)
+        });
+        for (name, bytes, object, judged) in judged.await?? {
+            take(name, bytes, object, judged);
+        }
+        desk.tell(News::At(Progress { listed, ..Progress::default() })).await;
         from = match page.next {
             Some(next) => Some(next),
-            None => return Ok(found),
+            None => return Ok(()),
         };
     }
 }

@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use std::sync::Mutex;
 
 mod repair;
+mod salvage;
 
 const INDEX: VolumeIndex = VolumeIndex(1);
 

@@ -220,6 +220,8 @@ pub struct Machine {
     assignment: Option<Box<Assignment>>,
     /// An assignment that is not (wholly) applied yet.
     to_assign: Option<Box<Assignment>>,
+    /// Volumes that were served before, and of which nothing is here, with the reason why none is made in their place.
+    missing: BTreeMap<Uuid, String>,
     sessions: BTreeMap<SessionId, Session>,
     conns: HashMap<ConnId, SessionId>,
     waiting: Vec<WaitingHello>,
@@ -282,6 +284,7 @@ impl Machine {
             tokens: BTreeMap::new(),
             assignment: None,
             to_assign: None,
+            missing: BTreeMap::new(),
             sessions: BTreeMap::new(),
             conns: HashMap::new(),
             waiting: Vec::new(),
@@ -348,6 +351,11 @@ impl Machine {
     /// The volumes.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeState> {
         self.volumes.values()
+    }
+
+    /// Volumes that are to be served, and of which nothing is here though they were served before: each with what to do.
+    pub fn missing(&self) -> &BTreeMap<Uuid, String> {
+        &self.missing
     }
 
     /// The volume of an index.

@@ -11,9 +11,10 @@ use super::packing::{Packing, PackingShown};
 use super::pins::PinsKnown;
 use super::tag::Tag;
 use chronofs_core::ops::SystemRequest;
+use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, rows};
+use chronofs_namespace::{FREED_MAX, draws_apart, SystemCtx, SystemError, SystemReply, rows};
 use chronofs_wire::admin::{AssignedStore, AssignedVolume, KeptKeys};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
@@ -198,6 +199,7 @@ impl Machine {
             return Ok(());
         }
         let before = group.commits.len();
+        self.missing.retain(|id, _| assignment.volumes.iter().any(|volume| volume.spec.id == *id));
         for volume in &assignment.volumes {
             self.assign_volume(group, volume)?;
         }
@@ -210,11 +212,32 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether a volume that was served before can be made anew: only where its objects and inodes would be others.
+    fn may_make(&self, group: &mut Group) -> Result<bool, EngineError> {
+        match draws_apart(&group.reads) {
+            Ok(apart) => Ok(apart),
+            Err(stop) => self.stopped(group, stop, "looking for the metadata store").map(|_| false),
+        }
+    }
+
+    /// Nothing is made in the place of a volume that was served before: its objects would be taken for leftovers, and new ones
+    /// would have their names.
+    fn is_missing(&mut self, group: &mut Group, spec: &VolumeSpec) {
+        let problem = format!(
+            "volume {} was served before, and this folder has nothing of it: start the server on the right folder (--db-folder), or              restore it from the newest backup; nothing is made in its place, and its objects stay as they are",
+            spec.name
+        );
+        if self.missing.insert(spec.id, problem.clone()).is_none() {
+            group.effects.push(Effect::Warn(problem));
+        }
+    }
+
     fn assign_volume(&mut self, group: &mut Group, assigned: &AssignedVolume) -> Result<(), EngineError> {
         let id = assigned.spec.id;
         let known = self.volumes.values().find(|volume| volume.id() == id);
         let request = match known {
             None if assigned.deleted => return Ok(()),
+            None if assigned.born && !self.may_make(group)? => return Ok(self.is_missing(group, &assigned.spec)),
             None => SystemRequest::CreateVolume(assigned.spec.clone()),
             Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
             {

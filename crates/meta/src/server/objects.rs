@@ -19,7 +19,7 @@ use chronofs_blocks::{ObjectPort, StoreError, StorePort, Trouble, object_name};
 use chronofs_core::{Errno, ObjectId, SignedRequest};
 use chronofs_engine::View;
 use chronofs_namespace::PoorObject;
-use chronofs_wire::admin::AssignedStore;
+use chronofs_wire::admin::{AssignedStore, Registered};
 use chronofs_wire::message::{SIGNED_MAX, SignedGet, ToClient};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -43,6 +43,8 @@ pub struct Stores {
     ids: Arc<RwLock<HashMap<Uuid, Uuid>>>,
     /// Where a clone may be registered, and has no volume any more.
     of_readers: Arc<RwLock<Vec<AssignedStore>>>,
+    /// What the admin server said last of the metadata store whose server this is.
+    owner: Arc<RwLock<Option<Registered>>>,
     watches: Watches,
 }
 
@@ -87,6 +89,16 @@ impl Stores {
     /// Sets these.
     pub(crate) fn set_of_readers(&self, stores: Vec<AssignedStore>) {
         *self.of_readers.write().unwrap_or_else(PoisonError::into_inner) = stores;
+    }
+
+    /// Whose volumes these are; none before the admin server has said it.
+    pub(crate) fn owner(&self) -> Option<Registered> {
+        self.owner.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets that.
+    pub(crate) fn set_owner(&self, registered: &Registered) {
+        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = Some(registered.clone());
     }
 
     /// Whether none is in reach.

@@ -262,3 +262,38 @@ fn pins_of_a_time_that_a_restore_lost_stop_no_deletion_and_those_of_before_the_c
         server.verify();
     }
 }
+
+#[test]
+fn nothing_is_made_in_the_place_of_a_volume_that_was_served_before_but_where_all_numbers_are_others() {
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    let mut other = assignment.volumes[0].clone();
+    (other.spec.id, other.spec.name, other.born) = (Uuid::from_u128(0x77), "other".to_owned(), true);
+    assignment.revision += 1;
+    assignment.volumes.push(other.clone());
+    let assigned = |server: &mut Server| -> Vec<String> {
+        let mut effects = server.run(Event::Assignment(Box::new(assignment.clone())));
+        effects.extend(server.run(Event::Tick));
+        effects.extend(server.run(Event::Tick));
+        let said = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Warn(said) => Some(said),
+            _ => None,
+        });
+        said.collect()
+    };
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let said = assigned(&mut server);
+    assert!(said.len() == 1 && said[0].contains("this folder has nothing of it"), "{said:?}");
+    assert_eq!(server.core.machine.missing()[&other.spec.id], said[0]);
+    assert_eq!(server.core.machine.volumes().count(), 1);
+    assert_eq!(assigned(&mut server), [""; 0], "it is said once");
+    let (mut restored, ..) = clone_of(&server, true, [4, 5]);
+    assert_eq!(assigned(&mut restored), [""; 0]);
+    assert!(restored.core.machine.missing().is_empty());
+    let made = restored.core.machine.volumes().find(|volume| volume.id() == other.spec.id).unwrap();
+    assert!(made.row.incarnation > 0);
+    // It is not missing any more where the admin server does not want it.
+    let before = common::assignment(std::path::Path::new("/nowhere"));
+    server.run(Event::Assignment(Box::new(before)));
+    server.run(Event::Tick);
+    assert!(server.core.machine.missing().is_empty());
+}

@@ -7,7 +7,7 @@ use chronofs_wire::admin::{
     Probed, Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
     VolumeReport,
 };
-use chronofs_wire::analyze::{
+use chronofs_wire::analyze::{FoundFile, Piece, Salvaged, 
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
     Objects, Part, Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
 };
@@ -54,6 +54,7 @@ fn assignment() -> Assignment {
     let volume = |((_, kind), (_, credentials)): ((_, StoreKind), (_, Credentials))| AssignedVolume {
         spec: spec(Compression::Zstd),
         deleted: true,
+        born: true,
         give_up_after_s: Some(23),
         store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
         keys: Some(KeptKeys { revision: 24, sealed: "{}".to_owned() }),
@@ -108,6 +109,7 @@ fn report() -> Report {
         used_inodes: 12,
         sessions: 13,
         problem: Some("what is wrong".to_owned()),
+        missing: true,
         given_up: true,
         gone: true,
         keys: Some(KeptKeys { revision: 25, sealed: "{}".to_owned() }),
@@ -168,7 +170,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("problem.json", &problem);
 }
 
-fn looks() -> [Look; 8] {
+fn looks() -> [Look; 9] {
     let from = Some(Blob::from(&[1, 255][..]));
     let by = every!(By { Nothing = By::Nothing, Folder = By::Folder, Owner = By::Owner, Age = By::Age });
     let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
@@ -182,7 +184,7 @@ fn looks() -> [Look; 8] {
         from_copy: Some("/copy".to_owned()),
         from: None,
     };
-    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects, repair]
+    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects, repair, Look::Salvage { list_only: true }]
 }
 
 #[test]
@@ -231,10 +233,38 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
     }));
     let mut news: Vec<News> = fates.into_iter().map(|(_, fate)| News::Slice(Box::new(fault(fate)))).collect();
     news.extend([News::At(at.clone()), News::Row("row".to_owned()), News::Rows(48), mended]);
-    let sums = [Sum::Blocks(at), Sum::Rows(seen), Sum::Usage(usage()), Sum::Objects(objects())];
+    let (found, piece, unreadable) = salvage();
+    let bytes = News::Bytes(Blob::from(&[7, 255][..]));
+    news.extend([News::File(Box::new(found)), News::Piece(Box::new(piece)), bytes, unreadable]);
+    let salvaged = Salvaged { objects: 84, files: 85, slices: 86, bytes: 87, unreadable: 88 };
+    let sums = [
+        Sum::Blocks(at),
+        Sum::Rows(seen),
+        Sum::Usage(usage()),
+        Sum::Objects(objects()),
+        Sum::Salvage(salvaged),
+    ];
     let ends = sums.map(Ended::Whole).into_iter().chain([Ended::Stopped("why".to_owned())]);
     let told = ends.map(|ended| Told { news: news.clone(), upto: 49, ended: Some(ended), gone: false });
     assert_body("told.json", &told.collect::<Vec<_>>());
+}
+
+fn salvage() -> (FoundFile, Piece, News) {
+    let found = FoundFile { ino: 89, path: Some("/b".to_owned()), slices: 90, bytes: 91, len: 92 };
+    let piece = Piece {
+        ino: 89,
+        at: 93,
+        len: 94,
+        incarnation: 95,
+        session: 96,
+        n: 97,
+        index: 98,
+        codec: 1,
+        stored_len: 2,
+        full_len: 94,
+        crc32c: 99,
+    };
+    (found, piece, News::Unreadable { object: "objects/01".to_owned(), reason: "why".to_owned() })
 }
 
 fn usage() -> Usage {
@@ -290,7 +320,7 @@ fn questions() -> Questions {
     let looks = looks().map(|look| Asked::Look { volume: Some(uuid(28)), replica: replica(&look), look });
     let mut looks = Vec::from(looks);
     // What came later stands behind what was there.
-    looks.insert(looks.len() - 1, Asked::Follow { look: 29, seen: 30 });
+    looks.insert(looks.len() - 2, Asked::Follow { look: 29, seen: 30 });
     let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain(last).chain(looks);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }
