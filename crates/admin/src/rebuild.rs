@@ -4,7 +4,9 @@
 //!
 //! The block store is only read. A folder that was rebuilt of one store takes another one in the same way.
 
-use crate::db::{Database, accounts, audit, block_stores, epochs, now_ns, set_setting, setting, stores, tokens, volumes};
+use crate::db::{
+    Database, accounts, audit, block_stores, epochs, now_ns, set_setting, setting, stores, tokens, volumes,
+};
 use crate::model::{check_definition, check_name};
 use crate::setup::{InitConfig, ROOT, init_creds};
 use crate::{AdminError, FolderLock, cluster};
@@ -96,10 +98,12 @@ async fn opened(config: &RebuildConfig) -> Result<(Uuid, Arc<dyn StorePort>), Ad
             let (path, id) = (Path::new(&path), BlockStore::id_of(Path::new(&path))?);
             Ok((id, Arc::new(BlockStore::open(path, id)?) as Arc<dyn StorePort>))
         });
-        let opened = opened.await.map_err(|error| AdminError::Internal(format!("the task ended: {error}")))?;
-        return opened.map_err(|error: chronofs_blocks::store::FolderError| AdminError::Invalid(error.to_string()));
+        let opened =
+            opened.await.map_err(|error| AdminError::Internal(format!("the task ended: {error}")))?;
+        return opened
+            .map_err(|error: chronofs_blocks::store::FolderError| AdminError::Invalid(error.to_string()));
     }
-    let marked = RemoteStore::marked(config.definition.clone(), config.credentials.clone()).await;
+    let marked = RemoteStore::found_at(config.definition.clone(), config.credentials.clone()).await;
     let store = marked.map_err(|error| refused(&error))?;
     Ok((store.id(), Arc::new(store)))
 }
@@ -111,7 +115,8 @@ fn refused(error: &StoreError) -> AdminError {
 async fn listen(store: &dyn StorePort) -> Result<Said, AdminError> {
     let mut said = Said::default();
     for (name, bytes) in store.notes(VOLUMES).await.map_err(|error| refused(&error))? {
-        let found = DescribedName::parse(&name).ok_or_else(|| "it is not named as what volumes are is".to_owned());
+        let found =
+            DescribedName::parse(&name).ok_or_else(|| "it is not named as what volumes are is".to_owned());
         let found = found.and_then(|named| Ok((named, Described::read(&bytes)?)));
         match found {
             Ok((named, described)) if named.volume == described.volume.id => {
@@ -140,7 +145,8 @@ async fn listen(store: &dyn StorePort) -> Result<Said, AdminError> {
 
 /// The volumes of one cluster: each as it was last.
 fn of_cluster(said: &Said, wanted: Option<&str>) -> Result<(ClusterName, Vec<Described>), AdminError> {
-    let clusters: BTreeSet<&str> = said.volumes.values().map(|described| described.cluster.as_str()).collect();
+    let clusters: BTreeSet<&str> =
+        said.volumes.values().map(|described| described.cluster.as_str()).collect();
     let all = || clusters.iter().copied().collect::<Vec<_>>().join(", ");
     let chosen = match (wanted, clusters.len()) {
         (Some(wanted), _) if clusters.contains(wanted) => wanted,
@@ -165,7 +171,9 @@ fn of_cluster(said: &Said, wanted: Option<&str>) -> Result<(ClusterName, Vec<Des
         }
     };
     let name: ClusterName = chosen.parse().map_err(|error| {
-        AdminError::Invalid(format!("the block store names the cluster '{chosen}', which is no name: {error}"))
+        AdminError::Invalid(format!(
+            "the block store names the cluster '{chosen}', which is no name: {error}"
+        ))
     })?;
     // The later ones come last.
     let mut newest = BTreeMap::new();
@@ -208,7 +216,12 @@ fn make(config: &RebuildConfig, store: Uuid, said: Said) -> Result<Rebuilt, Admi
             let row = RestoredAdmin { uid, cut_ns: since_ns, prepared_ns, epoch, accepted_ns: None, reviews };
             epochs::save_admin(tx, &row)?;
         }
-        audit::note(tx, "admin rebuild", "rebuilt", &format!("the admin server of block store {}", config.name))
+        audit::note(
+            tx,
+            "admin rebuild",
+            "rebuilt",
+            &format!("the admin server of block store {}", config.name),
+        )
     })?;
     database.checkpoint()?;
     rebuilt.unreadable = said.unreadable;

@@ -117,7 +117,7 @@ mod tests {
     fn a_description_of_format_1_is_read_for_ever() {
         let line = "{\"format\":1,\"cluster\":\"lab:42\",\"metadata_store\":\"00000000-0000-0000-0000-000000000012\",\
                     \"metadata_store_name\":\"main\",\"volume\":{\"id\":\"00000000-0000-0000-0000-000000000011\",\
-                    \"name\":\"home\",\"block_size\":4194304,\"compression\":\"lz4\",\"retention\":\"forever\",\
+                    \"name\":\"home\",\"block_size\":4194304,\"compression\":\"lz4\",\"retention\":\"-1\",\
                     \"max_bytes\":1099511627776,\"max_inodes\":null,\"hash_key\":[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7]}}";
         assert_eq!(described().note().unwrap(), note::seal(line));
         assert_eq!(Described::read(&note::seal(line)), Ok(described()));
@@ -138,10 +138,16 @@ mod tests {
         assert_eq!(name.to_string(), "volumes/00000000-0000-0000-0000-000000000011/3-70");
         assert_eq!(DescribedName::parse(&name.to_string()), Some(name));
         note::check_note(&name.to_string()).unwrap();
-        for other in [name.to_string().to_uppercase(), format!("{name}-1"), format!("{name} "), "volumes/x/1-2".to_owned()]
-        {
+        for other in [
+            name.to_string().to_uppercase(),
+            format!("{name}-1"),
+            format!("{name} "),
+            "volumes/x/1-2".to_owned(),
+        ] {
             assert_eq!(DescribedName::parse(&other), None, "{other}");
         }
-        assert!(DescribedName { since_ns: 9, ..name } < name && name < DescribedName { incarnation: 4, ..name });
+        assert!(
+            DescribedName { since_ns: 9, ..name } < name && name < DescribedName { incarnation: 4, ..name }
+        );
     }
 }

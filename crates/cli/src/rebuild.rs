@@ -51,9 +51,7 @@ pub(crate) fn run(asked: Rebuild) -> Result<()> {
 }
 
 fn shown(rebuilt: &Rebuilt) -> serde_json::Value {
-    let volume = |volume: &RebuiltVolume| {
-        json!({ "id": volume.id, "name": volume.name, "was": volume.was, "encrypted": volume.encrypted })
-    };
+    let volume = |volume: &RebuiltVolume| json!({ "id": volume.id, "name": volume.name, "was": volume.was, "encrypted": volume.encrypted });
     let store = |(name, token): &(String, String)| json!({ "name": name, "token": token });
     let unreadable = |(name, reason): &(String, String)| json!({ "name": name, "reason": reason });
     json!({
@@ -74,7 +72,8 @@ fn tell(rebuilt: &Rebuilt) -> Result<()> {
     }
     for RebuiltVolume { id, name, was, encrypted } in &rebuilt.volumes {
         let how = if *encrypted { ", encrypted" } else { "" };
-        let was = was.as_ref().map_or_else(String::new, |was| format!(", was {was}: another one has that name"));
+        let was =
+            was.as_ref().map_or_else(String::new, |was| format!(", was {was}: another one has that name"));
         output::line(format!("volume {name} ({id}){how}{was}"))?;
     }
     for (name, reason) in &rebuilt.unreadable {

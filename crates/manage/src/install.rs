@@ -176,8 +176,16 @@ pub fn version_of(path: &Path) -> Result<String> {
     must_be_safe_to_run(&path)?;
     let mut command = Command::new(&path);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().with_context(|| format!("cannot run {shown} --version"))?;
     let begun = Instant::now();
+    let mut child = loop {
+        match command.spawn() {
+            // Who began a process while it was written has it open for a moment, until that process runs its own program.
+            Err(busy) if busy.kind() == ErrorKind::ExecutableFileBusy && begun.elapsed() < SAYS_WITHIN => {
+                sleep(LOOK_EVERY);
+            }
+            spawned => break spawned.with_context(|| format!("cannot run {shown} --version"))?,
+        }
+    };
     let ended = loop {
         match child.try_wait().with_context(|| format!("cannot wait for {shown}"))? {
             Some(ended) => break ended,

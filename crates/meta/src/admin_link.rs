@@ -9,6 +9,7 @@ use crate::reader;
 use crate::restored;
 use crate::server::objects::Stores;
 use crate::stores::{look_at, open_stores};
+use chronofs_engine::Engine;
 use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_namespace::instants;
 use chronofs_wire::admin::{
@@ -348,7 +349,7 @@ impl AdminLink {
         let report: Report = answer.await.ok()?;
         // What was said to have been born is looked for after every start.
         let born_ns = report.volumes.iter().map(|volume| volume.born_ns).max().unwrap_or(0);
-        if Version(born_ns) > self.engine.durable() {
+        if chronofs_core::Version(born_ns) > self.engine.durable() {
             let engine = self.engine.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || engine.sync()).await.ok()? {
                 tracing::error!(%error, "volumes that are not durable are not reported");

@@ -7,10 +7,10 @@
 //! And while a store holds a single object of these volumes that no grant explains, nothing that was found by listing is
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
+use crate::described::DescribedPut;
 use crate::executor::{Ask, Input};
 use crate::foreign::ForeignKnown;
 use crate::kept::Strays;
-use crate::described::DescribedPut;
 use crate::keys::KeysPut;
 use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
 use crate::pins::Turns;

@@ -50,9 +50,8 @@ struct Todo {
 
 fn todo(own: &Own, found: &[(String, bytes::Bytes)], now_ns: u64) -> Todo {
     let named = found.iter().filter_map(|(name, bytes)| Some((DescribedName::parse(name)?, bytes)));
-    let mut lying: Vec<_> = named
-        .filter(|(name, _)| (name.volume, name.incarnation) == (own.volume, own.incarnation))
-        .collect();
+    let mut lying: Vec<_> =
+        named.filter(|(name, _)| (name.volume, name.incarnation) == (own.volume, own.incarnation)).collect();
     lying.sort_by_key(|(name, _)| *name);
     let Some(described) = &own.described else {
         return Todo { put: None, remove: lying.iter().map(|(name, _)| name.to_string()).collect() };
@@ -106,7 +105,9 @@ impl Collector {
         let found = match store.notes(VOLUMES).await {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!("what a block store says of its volumes cannot be read, so nothing is put there: {error}");
+                tracing::warn!(
+                    "what a block store says of its volumes cannot be read, so nothing is put there: {error}"
+                );
                 return false;
             }
         };

@@ -36,7 +36,9 @@ pub(super) async fn begin(
                     who.did("repair", "repair of volume", &found.volume.name)
                 }
                 Look::Repair { .. } => who.tried("repair of volume", &found.volume.name),
-                Look::Salvage { list_only: false } => who.did("salvage", "volume", &found.volume.name),
+                Look::Salvage { list_only: false } => {
+                    who.did("salvage", "salvage of volume", &found.volume.name)
+                }
                 _ => who.did("analyze", "volume", &found.volume.name),
             }
             (found.metadata_store, Some(id))

@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::retention::{Next, Standing};
 use chronofs_core::Retention;
-use chronofs_core::volume::{VolumeSpec, BLOCK_SIZE_DEFAULT, Compression};
+use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
 use chronofs_keys::SealedKeys;
 use chronofs_wire::admin::KeptKeys;
 use chronofs_wire::identity;

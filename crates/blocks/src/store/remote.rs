@@ -87,7 +87,7 @@ impl RemoteStore {
     }
 
     /// The store that the bucket of `kind` is, by its marker.
-    pub async fn marked(kind: StoreKind, credentials: Credentials) -> Result<RemoteStore, StoreError> {
+    pub async fn found_at(kind: StoreKind, credentials: Credentials) -> Result<RemoteStore, StoreError> {
         let unknown = Self::new(kind.clone(), Uuid::nil(), credentials.clone(), false, Patience::Asking)?;
         let id = unknown.marker().await?;
         Self::new(kind, id, credentials, false, Patience::Asking)

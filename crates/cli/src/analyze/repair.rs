@@ -126,7 +126,7 @@ fn hear(heard: &mut Heard, news: News, asked: &Repair) -> Result<()> {
             Ok(())
         }
         // Nothing of it concerns bytes.
-        News::Row(_) | News::Rows(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -73,8 +73,10 @@ async fn keys(client: &AdminClient, asked: &Salvage) -> Result<Option<VolumeKeys
 /// Nothing that is there is mixed with what is found.
 fn make_empty(dir: &Path) -> Result<()> {
     match fs::read_dir(dir) {
-        Ok(mut entries) if entries.next().is_none() => Ok(()),
-        Ok(_) => bail!("{} is not empty: name another folder, which is made", dir.display()),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => bail!("{} is not empty: name another folder, which is made", dir.display()),
+        },
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let made = DirBuilder::new().mode(0o700).create(dir);
             made.with_context(|| format!("cannot make {}", dir.display()))
@@ -110,7 +112,8 @@ impl Salvaging<'_> {
                 self.say(&found, path.as_deref())?;
                 if let Some(path) = path {
                     // Told again by a server that was started anew, it is written again.
-                    let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+                    let made =
+                        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
                     let file = made.with_context(|| format!("cannot make {}", path.display()))?;
                     self.open = Some(Open { path, file, piece: None });
                 }
@@ -213,8 +216,10 @@ fn opened(piece: &Piece, stored: Vec<u8>, keys: Option<&VolumeKeys>) -> Result<V
 
 fn tell(asked: &Salvage, sum: &Salvaged, unreadable: u64) -> Result<()> {
     if asked.json {
-        return output::line(json!({ "sum": { "unreadable": unreadable, "objects": sum.objects, "files": sum.files,
-            "slices": sum.slices, "bytes": sum.bytes } }));
+        return output::line(
+            json!({ "sum": { "unreadable": unreadable, "objects": sum.objects, "files": sum.files,
+            "slices": sum.slices, "bytes": sum.bytes } }),
+        );
     }
     let Salvaged { objects, files, slices, bytes, .. } = sum;
     let progress = Progress { slices: *slices, bytes: *bytes, ..Progress::default() };
@@ -238,7 +243,8 @@ mod tests {
 
     fn piece(bytes: &[u8]) -> (Piece, Vec<u8>) {
         let object = ObjectId { incarnation: 1, session: SessionId(2), n: 3 };
-        let (seal, stored) = seal::seal(SliceId { object, index: 4 }, Compression::Lz4, &bytes.to_vec().into());
+        let (seal, stored) =
+            seal::seal(SliceId { object, index: 4 }, Compression::Lz4, &bytes.to_vec().into());
         let piece = Piece {
             ino: 5,
             at: 6,

@@ -237,6 +237,10 @@ fn after_every_power_cut_the_log_and_each_whole_copy_hold_what_was_durable() {
             let options =
                 Options { segment_bytes: 8 << 10, flush_bytes: 1 << 30, keeper: false, ..Options::default() };
             let store = MemStore::open(medium.clone());
+            // Where the disk was so slow that copy a was left out, b alone can say that this log is the newest: a start waits for it.
+            if !lab.recorded.lock().unwrap().quorum.members.iter().any(|name| name.ends_with("/a")) {
+                toggle(&lab, false);
+            }
             let engine = Embedded::with_copies(disk.clone(), store, options, Some(lab.setup())).unwrap();
             let found = engine.opening().last_commit;
             assert!(

@@ -11,7 +11,8 @@ use super::store::Store;
 use super::{Desk, Looked, Stop, shown_path};
 use bytes::Bytes;
 use chronofs_blocks::object::{
-    ENTRY_LEN, Entry as Indexed, FOOTER_LEN, Footer, LABEL_LEN, OBJECT_LEN_MAX, read_footer, read_index, read_label,
+    ENTRY_LEN, Entry as Indexed, FOOTER_LEN, Footer, LABEL_LEN, OBJECT_LEN_MAX, read_footer, read_index,
+    read_label,
 };
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{object_name, seal};
@@ -112,6 +113,9 @@ impl Salvaging<'_> {
         if len > OBJECT_LEN_MAX {
             return Ok(Err(format!("it is {len} bytes long, and no object is longer than {OBJECT_LEN_MAX}")));
         }
+        if len < FOOTER_LEN as u64 {
+            return Ok(Err(format!("its footer needs {FOOTER_LEN} bytes and has {len}: the object was cut")));
+        }
         let tail = match self.store.get(&name, len.saturating_sub(TAIL), len.min(TAIL) as u32).await? {
             Ok(tail) => tail,
             Err(error) => return Ok(Err(error.reason)),
@@ -148,9 +152,9 @@ impl Salvaging<'_> {
         sum.bytes += bytes;
         self.desk.tell(News::File(Box::new(file))).await;
         if !list_only {
-            let reading = slices.values().map(|(object, entry)| async move {
-                (*object, entry, self.stored(*object, entry).await)
-            });
+            let reading = slices
+                .values()
+                .map(|(object, entry)| async move { (*object, entry, self.stored(*object, entry).await) });
             let mut reading = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(AT_ONCE);
             while let Some((object, entry, stored)) = reading.next().await {
                 match stored? {
@@ -172,8 +176,7 @@ impl Salvaging<'_> {
     /// Where a file is now, if it is anywhere.
     async fn path(&self, ino: Ino) -> Result<Option<String>, Stop> {
         let (reads, desk, index) = (self.volume.rows().await?, self.desk.clone(), self.volume.index);
-        let reading =
-            move || names_of(&Counted::quiet(reads, desk), index, ino, Version::ZERO, None);
+        let reading = move || names_of(&Counted::quiet(reads, desk), index, ino, Version::ZERO, None);
         let named = off_thread(reading).await??;
         let now = named.names.into_iter().find(|name| name.until.is_none());
         Ok(now.map(|name| shown_path(&name.path)))

@@ -280,6 +280,7 @@ impl Machine {
                 ),
                 false => volume.leaving.needed.clone(),
             },
+            missing: false,
             given_up: true,
             gone,
             keys: None,

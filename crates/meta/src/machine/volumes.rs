@@ -14,7 +14,7 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{FREED_MAX, draws_apart, SystemCtx, SystemError, SystemReply, rows};
+use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, draws_apart, rows};
 use chronofs_wire::admin::{AssignedStore, AssignedVolume, KeptKeys};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
@@ -237,7 +237,9 @@ impl Machine {
         let known = self.volumes.values().find(|volume| volume.id() == id);
         let request = match known {
             None if assigned.deleted => return Ok(()),
-            None if assigned.born && !self.may_make(group)? => return Ok(self.is_missing(group, &assigned.spec)),
+            None if assigned.born && !self.may_make(group)? => {
+                return Ok(self.is_missing(group, &assigned.spec));
+            }
             None => SystemRequest::CreateVolume(assigned.spec.clone()),
             Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
             {

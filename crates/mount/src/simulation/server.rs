@@ -147,7 +147,14 @@ impl World {
             past: true,
             ends_ns: None,
         };
-        let volumes = vec![AssignedVolume { spec, deleted: false, born: false, give_up_after_s: None, store, keys: None }];
+        let volumes = vec![AssignedVolume {
+            spec,
+            deleted: false,
+            born: false,
+            give_up_after_s: None,
+            store,
+            keys: None,
+        }];
         Assignment {
             revision: 1,
             volumes,

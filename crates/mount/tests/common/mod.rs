@@ -100,7 +100,14 @@ fn assignment(blocks: &Path) -> Assignment {
     };
     Assignment {
         revision: 1,
-        volumes: vec![AssignedVolume { spec, deleted: false, born: false, give_up_after_s: None, store, keys: None }],
+        volumes: vec![AssignedVolume {
+            spec,
+            deleted: false,
+            born: false,
+            give_up_after_s: None,
+            store,
+            keys: None,
+        }],
         tokens: vec![token],
         probes: Vec::new(),
         log: Default::default(),

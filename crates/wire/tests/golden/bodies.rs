@@ -7,9 +7,10 @@ use chronofs_wire::admin::{
     Probed, Problem, Register, Registered, Report, Resolve, Resolved, RestoreEpoch, StoreKind, StorePlace,
     VolumeReport,
 };
-use chronofs_wire::analyze::{FoundFile, Piece, Salvaged, 
-    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, Inodes, Look, MendedObject, NamedAt, News,
-    Objects, Part, Progress, RowsSeen, SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
+use chronofs_wire::analyze::{
+    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look, MendedObject, NamedAt,
+    News, Objects, Part, Piece, Progress, RowsSeen, Salvaged, SliceFault, Strange, Subject, Sum, Taken, Told,
+    Usage,
 };
 use chronofs_wire::deploy::Release;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
@@ -184,7 +185,17 @@ fn looks() -> [Look; 9] {
         from_copy: Some("/copy".to_owned()),
         from: None,
     };
-    [blocks, Look::Rows, usage(0), usage(1), usage(2), usage(3), Look::Objects, repair, Look::Salvage { list_only: true }]
+    [
+        blocks,
+        Look::Rows,
+        usage(0),
+        usage(1),
+        usage(2),
+        usage(3),
+        Look::Objects,
+        repair,
+        Look::Salvage { list_only: true },
+    ]
 }
 
 #[test]

@@ -101,7 +101,8 @@ fn a_file_is_what_its_slices_were_in_the_order_in_which_they_were_written() {
     assert_eq!(files[&10], b"small");
     let (listed, sum_of_list) = salvage(&bench, true);
     assert_eq!(sum_of_list, sum);
-    let told = |news: &[News]| news.iter().filter(|news| matches!(news, News::File(_))).cloned().collect::<Vec<_>>();
+    let told =
+        |news: &[News]| news.iter().filter(|news| matches!(news, News::File(_))).cloned().collect::<Vec<_>>();
     assert_eq!(told(&listed), told(&news));
     assert!(!listed.iter().any(|news| matches!(news, News::Piece(_) | News::Bytes(_))));
 }
@@ -112,8 +113,7 @@ fn what_rows_explain_is_none_of_it_and_what_is_damaged_is_told_and_leaves_the_re
     let shy = store(&bench, true);
     // An object that is counted, as all are that rows name.
     let changed = Version(7);
-    let refs =
-        Refs { flags: 0, rows: 1, bytes: 5000, retired: None, condemned: None, named: 5000, changed };
+    let refs = Refs { flags: 0, rows: 1, bytes: 5000, retired: None, condemned: None, named: 5000, changed };
     let counted = encode_plain(&postcard::to_stdvec(&refs).unwrap());
     apply(&bench, vec![Change::Put(OBJECT.live_key(INDEX, &object_key(object(3))), counted)]);
     put(&bench, &shy, object(3), slice(3).2);
