@@ -238,7 +238,8 @@ impl Machine {
         let request = match known {
             None if assigned.deleted => return Ok(()),
             None if assigned.born && !self.may_make(group)? => {
-                return Ok(self.is_missing(group, &assigned.spec));
+                self.is_missing(group, &assigned.spec);
+                return Ok(());
             }
             None => SystemRequest::CreateVolume(assigned.spec.clone()),
             Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
