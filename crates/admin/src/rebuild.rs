@@ -5,10 +5,10 @@
 //! The block store is only read. A folder that was rebuilt of one store takes another one in the same way.
 
 use crate::db::{
-    Database, accounts, audit, block_stores, epochs, now_ns, set_setting, setting, stores, tokens, volumes,
+    Database, audit, block_stores, epochs, now_ns, set_setting, setting, stores, tokens, volumes,
 };
 use crate::model::{check_definition, check_name};
-use crate::setup::{InitConfig, ROOT, init_creds};
+use crate::setup::{InitConfig, init_creds};
 use crate::{AdminError, FolderLock, cluster};
 use chronofs_blocks::described::VOLUMES;
 use chronofs_blocks::keys::{KEYS, KeysName, keys_of};
@@ -68,14 +68,16 @@ pub struct RebuiltVolume {
     pub was: Option<String>,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// It was deleted, and is kept until somebody gives it up or takes it back.
+    pub deleted: bool,
 }
 
 /// What a block store says.
 #[derive(Debug, Default)]
 struct Said {
     volumes: BTreeMap<DescribedName, Described>,
-    /// The newest of each volume.
-    keys: BTreeMap<Uuid, SealedKeys>,
+    /// The newest of each incarnation of each volume.
+    keys: BTreeMap<(Uuid, u16), SealedKeys>,
     unreadable: Vec<(String, String)>,
 }
 
@@ -127,24 +129,31 @@ async fn listen(store: &dyn StorePort) -> Result<Said, AdminError> {
         }
     }
     for (name, bytes) in store.notes(KEYS).await.map_err(|error| refused(&error))? {
-        let named = KeysName::parse(&name);
-        let fits = |keys: &SealedKeys| {
-            named.is_some_and(|named| (named.volume, named.revision) == (keys.volume(), keys.revision()))
+        let found = KeysName::parse(&name).zip(keys_of(&bytes));
+        let fits = |(named, keys): &(KeysName, SealedKeys)| {
+            (named.volume, named.revision) == (keys.volume(), keys.revision())
         };
-        let Some(keys) = keys_of(&bytes).filter(fits) else {
+        let Some((named, keys)) = found.filter(fits) else {
             said.unreadable.push((name, "these are no sealed keys of the volume that it names".to_owned()));
             continue;
         };
-        let newest = said.keys.get(&keys.volume()).is_none_or(|known| known.revision() < keys.revision());
-        if newest {
-            said.keys.insert(keys.volume(), keys);
+        let of = (named.volume, named.incarnation);
+        if said.keys.get(&of).is_none_or(|known| known.revision() < keys.revision()) {
+            said.keys.insert(of, keys);
         }
     }
     Ok(said)
 }
 
-/// The volumes of one cluster: each as it was last.
-fn of_cluster(said: &Said, wanted: Option<&str>) -> Result<(ClusterName, Vec<Described>), AdminError> {
+/// A volume as it was last, since then, with its sealed keys.
+struct Found<'a> {
+    since_ns: u64,
+    described: &'a Described,
+    keys: Option<&'a SealedKeys>,
+}
+
+/// The volumes of one cluster: those that are not deleted first, and of these those that changed last.
+fn of_cluster<'a>(said: &'a Said, wanted: Option<&str>) -> Result<(ClusterName, Vec<Found<'a>>), AdminError> {
     let clusters: BTreeSet<&str> =
         said.volumes.values().map(|described| described.cluster.as_str()).collect();
     let all = || clusters.iter().copied().collect::<Vec<_>>().join(", ");
@@ -175,17 +184,21 @@ fn of_cluster(said: &Said, wanted: Option<&str>) -> Result<(ClusterName, Vec<Des
             "the block store names the cluster '{chosen}', which is no name: {error}"
         ))
     })?;
-    // The later ones come last.
-    let mut newest = BTreeMap::new();
+    // The later ones come last. A clone has keys of its own, below another incarnation of the same volume.
+    let mut newest: BTreeMap<Uuid, Found<'_>> = BTreeMap::new();
     for (named, described) in said.volumes.iter().filter(|(_, described)| described.cluster == chosen) {
-        newest.insert(named.volume, described.clone());
+        let before = newest.get(&named.volume).and_then(|found| found.keys);
+        let keys = said.keys.get(&(named.volume, named.incarnation)).or(before);
+        newest.insert(named.volume, Found { since_ns: named.since_ns, described, keys });
     }
-    Ok((name, newest.into_values().collect()))
+    let mut found: Vec<Found<'_>> = newest.into_values().collect();
+    found.sort_by_key(|found| (found.described.deleted, std::cmp::Reverse(found.since_ns)));
+    Ok((name, found))
 }
 
 fn make(config: &RebuildConfig, store: Uuid, said: Said) -> Result<Rebuilt, AdminError> {
     let folder = &config.init.db_folder;
-    let (known, has_root) = known(folder)?;
+    let (known, is_begun) = known(folder)?;
     if let (Some(known), Some(wanted)) = (&known, &config.cluster)
         && known != wanted
     {
@@ -195,19 +208,19 @@ fn make(config: &RebuildConfig, store: Uuid, said: Said) -> Result<Rebuilt, Admi
         )));
     }
     let (cluster, found) = of_cluster(&said, known.as_deref().or(config.cluster.as_deref()))?;
-    let root = if has_root { None } else { Some(set_up(&config.init, &cluster)?) };
+    let root = if is_begun { None } else { Some(set_up(&config.init, &cluster)?) };
     let _lock = FolderLock::take(folder)?;
     let database = Database::open(folder)?;
     let secrets = SecretBox::open(folder)?;
     let mut rebuilt = Rebuilt { root, cluster: cluster.to_string(), ..Rebuilt::default() };
-    let since_ns = said.volumes.keys().map(|named| named.since_ns).max().unwrap_or(0);
+    let since_ns = found.iter().map(|found| found.since_ns).max().unwrap_or(0);
     database.write(|tx| {
         block_stores::must_be_unknown(tx, &store.to_string())?;
         let (definition, credentials) = (config.definition.clone(), config.credentials.clone());
         let place = block_stores::Place { definition, credentials, probe: None };
         block_stores::create(tx, &secrets, &store.to_string(), &config.name, &place)?;
-        for described in &found {
-            bring_back(tx, &mut rebuilt, store, described, said.keys.get(&described.volume.id))?;
+        for Found { described, keys, .. } in &found {
+            bring_back(tx, &mut rebuilt, store, described, *keys)?;
         }
         if rebuilt.root.is_some() {
             let (now_ns, reviews) = (now_ns(), BTreeMap::new());
@@ -224,17 +237,20 @@ fn make(config: &RebuildConfig, store: Uuid, said: Said) -> Result<Rebuilt, Admi
         )
     })?;
     database.checkpoint()?;
+    drop(found);
     rebuilt.unreadable = said.unreadable;
     Ok(rebuilt)
 }
 
-/// The cluster of a folder, if it has one, and whether its root account was made.
+/// The cluster of a folder, if it has one, and whether anything was brought back there: an earlier try may have come to its
+/// account only, whose token nobody has seen.
 fn known(folder: &Path) -> Result<(Option<String>, bool), AdminError> {
     if !crate::setup::is_set_up(folder)? {
         return Ok((None, false));
     }
     let _lock = FolderLock::take(folder)?;
-    Database::open(folder)?.write(|tx| Ok((setting(tx, cluster::CLUSTER)?, accounts::find(tx, ROOT).is_ok())))
+    Database::open(folder)?
+        .write(|tx| Ok((setting(tx, cluster::CLUSTER)?, !block_stores::list(tx)?.is_empty())))
 }
 
 /// Sets a new folder up as that of a server of `cluster`. Gives the token of `root`.
@@ -245,7 +261,7 @@ fn set_up(init: &InitConfig, name: &ClusterName) -> Result<String, AdminError> {
         let database = Database::open(&init.db_folder)?;
         database.write(|tx| set_setting(tx, cluster::CLUSTER, name.as_str()))?;
     }
-    init_creds(init)
+    init_creds(&InitConfig { rotate: true, ..init.clone() })
 }
 
 /// A volume, and its metadata store, if they are not there.
@@ -268,11 +284,17 @@ fn bring_back(
     if volumes::is_known(tx, &spec.id.to_string())? {
         return Ok(());
     }
-    let name = free(&spec.name, spec.id, |name| volumes::find(tx, name).is_err());
+    // Of deleted ones several may have had a name.
+    let is_free = |name: &str| described.deleted || volumes::find(tx, name).is_err();
+    let name = free(&spec.name, spec.id, is_free);
     let of = (block_store.to_string(), metadata_store);
     volumes::bring_back(tx, (&of.0, &of.1), &name, spec, keys)?;
+    if described.deleted {
+        volumes::bring_back_deleted(tx, &spec.id.to_string())?;
+    }
     let was = (name != spec.name).then(|| spec.name.clone());
-    rebuilt.volumes.push(RebuiltVolume { id: spec.id, name, was, encrypted: keys.is_some() });
+    let deleted = described.deleted;
+    rebuilt.volumes.push(RebuiltVolume { id: spec.id, name, was, encrypted: keys.is_some(), deleted });
     Ok(())
 }
 
@@ -283,4 +305,90 @@ fn free(name: &str, id: Uuid, is_free: impl Fn(&str) -> bool) -> String {
     }
     let short: String = name.chars().take(NAME_CHARS_KEPT).collect();
     format!("{short}-{}", &id.simple().to_string()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronofs_core::Retention;
+    use chronofs_core::volume::{BLOCK_SIZE_DEFAULT, Compression, VolumeSpec};
+    use chronofs_keys::{SecretKey, VolumeSecret};
+
+    const VOLUME: Uuid = Uuid::from_u128(1);
+
+    fn described(cluster: &str, id: Uuid, deleted: bool) -> Described {
+        let spec = VolumeSpec {
+            id,
+            name: "home".to_owned(),
+            block_size: BLOCK_SIZE_DEFAULT,
+            compression: Compression::None,
+            retention: Retention::None,
+            max_bytes: None,
+            max_inodes: None,
+            hash_key: [0; 16],
+        };
+        Described { deleted, ..Described::new(cluster, (Uuid::from_u128(9), "main"), spec) }
+    }
+
+    fn named(volume: Uuid, incarnation: u16, since_ns: u64) -> DescribedName {
+        DescribedName { volume, incarnation, since_ns }
+    }
+
+    /// Keys of a volume, of revisions 1 and 2.
+    fn keys() -> [SealedKeys; 2] {
+        let secret = VolumeSecret::Key(SecretKey::new([3; 32]));
+        let first = SealedKeys::draw(VOLUME, &secret).unwrap();
+        let opened = first.open(&first.kek(&secret).unwrap()).unwrap();
+        let second = first.with_secret(&opened, &secret).unwrap();
+        [first, second]
+    }
+
+    #[test]
+    fn what_a_clone_put_into_the_same_store_is_not_taken_for_the_cluster_s_own() {
+        let [first, second] = keys();
+        let mut said = Said::default();
+        said.volumes.insert(named(VOLUME, 0, 5), described("lab:1", VOLUME, false));
+        said.volumes.insert(named(VOLUME, 7, 9), described("copy:2", VOLUME, false));
+        said.keys.insert((VOLUME, 0), first.clone());
+        said.keys.insert((VOLUME, 7), second.clone());
+        let several = of_cluster(&said, None).err().unwrap().to_string();
+        assert!(several.contains("copy:2, lab:1"), "{several}");
+        assert!(of_cluster(&said, Some("lab:3")).err().unwrap().to_string().contains("copy:2, lab:1"));
+        let revision = |said: &Said, cluster: &str| {
+            let (name, found) = of_cluster(said, Some(cluster)).unwrap();
+            assert_eq!((name.as_str(), found.len()), (cluster, 1));
+            found[0].keys.map(SealedKeys::revision)
+        };
+        assert_eq!((revision(&said, "lab:1"), revision(&said, "copy:2")), (Some(1), Some(2)));
+        // After a restore in place the keys of before count until there are others.
+        said.volumes.insert(named(VOLUME, 12, 20), described("lab:1", VOLUME, false));
+        assert_eq!(revision(&said, "lab:1"), Some(1));
+        said.keys.insert((VOLUME, 12), second);
+        assert_eq!(revision(&said, "lab:1"), Some(2));
+        assert!(
+            of_cluster(&Said::default(), None)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("nothing is below volumes/")
+        );
+    }
+
+    #[test]
+    fn a_volume_that_is_not_deleted_keeps_its_name_and_of_two_the_one_that_changed_last() {
+        let mut said = Said::default();
+        for (id, since_ns, deleted) in [(1, 9, true), (2, 5, false), (3, 7, false)] {
+            let id = Uuid::from_u128(id);
+            said.volumes.insert(named(id, 0, since_ns - 4), described("lab:1", id, false));
+            said.volumes.insert(named(id, 0, since_ns), described("lab:1", id, deleted));
+        }
+        let (_, found) = of_cluster(&said, None).unwrap();
+        let order: Vec<_> = found.iter().map(|found| found.described.volume.id.as_u128()).collect();
+        assert_eq!(order, [3, 2, 1]);
+        let taken = |name: &str| name != "home";
+        let long = "x".repeat(63);
+        assert_eq!(free("home", VOLUME, taken), "home-00000000");
+        assert_eq!(free(&long, VOLUME, |name| name != long).len(), 59);
+        assert_eq!(free("other", VOLUME, taken), "other");
+    }
 }

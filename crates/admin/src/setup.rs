@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The account that is made first.
-pub(crate) const ROOT: &str = "root";
+const ROOT: &str = "root";
 
 /// How to set up the folder of an admin server.
 #[derive(Clone, Debug)]

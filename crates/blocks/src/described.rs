@@ -23,6 +23,9 @@ pub struct Described {
     pub metadata_store: Uuid,
     /// The name of that.
     pub metadata_store_name: String,
+    /// It was deleted, and can be taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
     /// The volume itself.
     pub volume: VolumeSpec,
 }
@@ -32,7 +35,7 @@ impl Described {
     #[must_use]
     pub fn new(cluster: &str, (id, name): (Uuid, &str), volume: VolumeSpec) -> Described {
         let (cluster, metadata_store_name) = (cluster.to_owned(), name.to_owned());
-        Described { format: FORMAT, cluster, metadata_store: id, metadata_store_name, volume }
+        Described { format: FORMAT, cluster, metadata_store: id, metadata_store_name, deleted: false, volume }
     }
 
     /// The note that lies in the store.
@@ -121,6 +124,12 @@ mod tests {
                     \"max_bytes\":1099511627776,\"max_inodes\":null,\"hash_key\":[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7]}}";
         assert_eq!(described().note().unwrap(), note::seal(line));
         assert_eq!(Described::read(&note::seal(line)), Ok(described()));
+        let deleted = Described { deleted: true, ..described() };
+        let line = line.replace(",\"volume\":", ",\"deleted\":true,\"volume\":");
+        assert_eq!(
+            (deleted.note().unwrap(), Described::read(&note::seal(&line))),
+            (note::seal(&line), Ok(deleted))
+        );
     }
 
     #[test]

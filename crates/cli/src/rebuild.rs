@@ -51,7 +51,10 @@ pub(crate) fn run(asked: Rebuild) -> Result<()> {
 }
 
 fn shown(rebuilt: &Rebuilt) -> serde_json::Value {
-    let volume = |volume: &RebuiltVolume| json!({ "id": volume.id, "name": volume.name, "was": volume.was, "encrypted": volume.encrypted });
+    let volume = |volume: &RebuiltVolume| {
+        json!({ "id": volume.id, "name": volume.name, "was": volume.was, "encrypted": volume.encrypted,
+            "deleted": volume.deleted })
+    };
     let store = |(name, token): &(String, String)| json!({ "name": name, "token": token });
     let unreadable = |(name, reason): &(String, String)| json!({ "name": name, "reason": reason });
     json!({
@@ -70,8 +73,12 @@ fn tell(rebuilt: &Rebuilt) -> Result<()> {
     for (name, token) in &rebuilt.metadata_stores {
         output::line(format!("metadata store {name}, token for its server: {token}"))?;
     }
-    for RebuiltVolume { id, name, was, encrypted } in &rebuilt.volumes {
+    for RebuiltVolume { id, name, was, encrypted, deleted } in &rebuilt.volumes {
         let how = if *encrypted { ", encrypted" } else { "" };
+        let how = format!(
+            "{how}{}",
+            if *deleted { ", deleted: chronofs configure undelete volume takes it back" } else { "" }
+        );
         let was =
             was.as_ref().map_or_else(String::new, |was| format!(", was {was}: another one has that name"));
         output::line(format!("volume {name} ({id}){how}{was}"))?;
@@ -80,8 +87,9 @@ fn tell(rebuilt: &Rebuilt) -> Result<()> {
         output::warn(format!("left out: {name}: {reason}"));
     }
     output::note(
-        "start the admin server; give each metadata server its token (chronofs meta init creds) and start it anew; make accounts, \
-         volume tokens, holds and schedules again; then see chronofs restore status",
+        "start the admin server; give each metadata server its token (chronofs meta init creds) and start it anew; look at the block \
+         store (chronofs configure probe block-store); make accounts, volume tokens, holds and schedules again; then see chronofs \
+         restore status",
     );
     Ok(())
 }

@@ -357,7 +357,8 @@ fn salvaged(installation: &Installation, mount: &Mount, large: &[u8]) {
     let listed = found(&installation.ok(&["analyze", "salvage", "one", "--list", "--json"]));
     let of_path = |path: Option<&str>, len: usize| {
         let is_it = |file: &&Value| file["path"].as_str() == path && file["len"].as_u64() == Some(len as u64);
-        listed.iter().find(is_it).unwrap_or_else(|| panic!("{path:?} of {len}: {listed:?}"))["ino"].clone()
+        let found = listed.iter().find(is_it).unwrap_or_else(|| panic!("{path:?} of {len}: {listed:?}"));
+        format!("inode-{}-{}", found["ino"], found["incarnation"])
     };
     let (lost, overwritten) = (of_path(None, large.len()), of_path(Some("/overwritten"), 1 << 20));
     let to = mount.path("lost+found/salvaged");
@@ -365,8 +366,8 @@ fn salvaged(installation: &Installation, mount: &Mount, large: &[u8]) {
     assert_eq!(made.len(), listed.len());
     let mut expected = large.to_vec();
     expected[CHANGED_AT..][..CHANGED].copy_from_slice(&large[..CHANGED]);
-    assert!(fs::read(to.join(format!("inode-{lost}"))).unwrap() == expected, "inode {lost} is another file");
-    let again = fs::read(to.join(format!("inode-{overwritten}"))).unwrap();
+    assert!(fs::read(to.join(&lost)).unwrap() == expected, "{lost} is another file");
+    let again = fs::read(to.join(&overwritten)).unwrap();
     assert!(again == large[..1 << 20], "what was written to /overwritten after the backup");
     let refused = installation.fails(&["analyze", "salvage", "one", "--to", text(&to)]);
     assert!(refused.contains("is not empty"), "{refused}");

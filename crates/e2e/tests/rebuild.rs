@@ -39,9 +39,13 @@ fn an_admin_server_of_which_nothing_is_left_is_made_anew_of_the_block_store() {
     let live = [of(&one.dir), of(&two.dir)];
     // What is said of a volume follows its changes.
     installation.ok(&["configure", "update", "volume", "one", "--retention", "2h"]);
+    installation.create_volume("three", &[]);
+    wait_for("the third volume to be described", || (described(&installation).len() == 3).then_some(()));
+    installation.ok(&["configure", "delete", "volume", "three"]);
     wait_for("volumes to be described in the block store", || {
         let all = described(&installation);
-        (all.len() == 2 && all.iter().any(|one| one.contains("\"2h\""))).then_some(())
+        let has = |part: &str| all.iter().any(|one| one.contains(part));
+        (all.len() == 3 && has("\"2h\"") && has("\"deleted\":true")).then_some(())
     });
     drop((one, two));
 
@@ -74,8 +78,11 @@ fn an_admin_server_of_which_nothing_is_left_is_made_anew_of_the_block_store() {
     let names = |of: &str| -> Vec<&str> {
         made[of].as_array().unwrap().iter().map(|found| found["name"].as_str().unwrap()).collect()
     };
-    assert_eq!((names("volumes"), names("metadata_stores")), (vec!["one", "two"], vec!["store"]), "{made}");
-    assert_eq!(made["volumes"][1]["encrypted"], true);
+    let mut volumes = names("volumes");
+    volumes[..2].sort_unstable();
+    assert_eq!((volumes, names("metadata_stores")), (vec!["one", "two", "three"], vec!["store"]), "{made}");
+    let of = |name: &str| made["volumes"].as_array().unwrap().iter().find(|of| of["name"] == name).unwrap();
+    assert_eq!((&of("two")["encrypted"], &of("three")["deleted"]), (&true.into(), &true.into()), "{made}");
     let again = fails(rebuild(&blocks, &[]));
     assert!(again.contains("is block store 'bytes' already"), "{again}");
 
@@ -99,6 +106,8 @@ fn an_admin_server_of_which_nothing_is_left_is_made_anew_of_the_block_store() {
         serde_json::from_str(&installation.ok(&["configure", "show", "volume", "one", "--json"])).unwrap();
     assert_eq!((&shown["retention"], &shown["state"]), (&"2h".into(), &"ready".into()), "{shown}");
     fs::write(one.path("new"), "written since").unwrap();
+    installation.ok(&["configure", "undelete", "volume", "three"]);
+    drop(installation.mount("three", &[]));
     installation.ok(&["restore", "accept"]);
     drop((one, two));
     nothing_is_made_in_an_empty_folder(&mut installation, token);

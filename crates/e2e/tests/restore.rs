@@ -116,7 +116,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     write_files(&mount.dir, 20..30);
     mount.instant();
     let clone = Clone::start(&source, &made, &SOON);
-    let of_source = objects(&source.path("blocks"));
+    let of_source = objects(&source.path("blocks/objects"));
     assert!(of_source.len() >= 6, "{}", of_source.len());
     let cluster = text(&clone.cluster_file).to_owned();
     let there = source.mount_with("one", &mount.token, &["--cluster-file", &cluster]);
@@ -128,7 +128,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     there.instant();
     fs::remove_file(there.path("gone")).unwrap();
     let own = || -> usize {
-        objects(&source.path("blocks")).keys().filter(|path| !of_source.contains_key(*path)).count()
+        objects(&source.path("blocks/objects")).keys().filter(|path| !of_source.contains_key(*path)).count()
     };
     let written = own();
     // It forgets at once what was deleted; first of all nothing goes, and when that is accepted only what it stored itself.
@@ -137,7 +137,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     assert_eq!(own(), written);
     clone.ok(&source, &["restore", "accept"]);
     wait_for("the clone to collect what is its own", || (own() < written).then_some(()));
-    let now = objects(&source.path("blocks"));
+    let now = objects(&source.path("blocks/objects"));
     assert!(
         of_source.iter().all(|(path, bytes)| now.get(path) == Some(bytes)),
         "an object of the source is gone"
@@ -147,7 +147,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     (0..30).for_each(|n| fs::remove_file(mount.path(&n.to_string())).unwrap());
     source.ok(&["configure", "update", "volume", "one", "--retention", "0", "--grace", "0"]);
     wait_for("the source to collect what came after the snapshot", || {
-        let now = objects(&source.path("blocks"));
+        let now = objects(&source.path("blocks/objects"));
         of_source.keys().any(|path| !now.contains_key(path)).then_some(())
     });
     // Nobody may let go of the set while the clone reads it, which is told by name.
@@ -201,7 +201,7 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     source.ok(&["snapshot", "delete", &uid]);
     wait_for("the source to let go of the set", || (pins() == 0).then_some(()));
     wait_for("its objects to go", || {
-        let now = objects(&source.path("blocks"));
+        let now = objects(&source.path("blocks/objects"));
         of_source
             .keys()
             .all(|path| !path.starts_with(source.path("blocks/objects")) || !now.contains_key(path))

@@ -432,7 +432,7 @@ mod tests {
             create_only: false,
         };
         let give_up_after_s = deleted.then_some(0);
-        let volumes = vec![AssignedVolume { spec, deleted, born: false, give_up_after_s, store, keys: None }];
+        let volumes = vec![AssignedVolume { spec, deleted, born_ns: 0, give_up_after_s, store, keys: None }];
         Assignment { revision: 7, volumes, ..Default::default() }
     }
 

@@ -35,6 +35,8 @@ impl DescribedPut {
 struct Own {
     volume: Uuid,
     incarnation: u16,
+    /// The cluster that it is a volume of.
+    cluster: String,
     /// None: it is given up.
     described: Option<Described>,
 }
@@ -50,8 +52,16 @@ struct Todo {
 
 fn todo(own: &Own, found: &[(String, bytes::Bytes)], now_ns: u64) -> Todo {
     let named = found.iter().filter_map(|(name, bytes)| Some((DescribedName::parse(name)?, bytes)));
-    let mut lying: Vec<_> =
-        named.filter(|(name, _)| (name.volume, name.incarnation) == (own.volume, own.incarnation)).collect();
+    // Before restores in place it had others. A clone's are of another cluster.
+    let of_before = |name: &DescribedName, bytes: &[u8]| {
+        let is_own = Described::read(bytes).is_ok_and(|described| described.cluster == own.cluster);
+        own.described.is_none() && name.incarnation < own.incarnation && is_own
+    };
+    let mut lying: Vec<_> = named
+        .filter(|(name, bytes)| {
+            name.volume == own.volume && (name.incarnation == own.incarnation || of_before(name, bytes))
+        })
+        .collect();
     lying.sort_by_key(|(name, _)| *name);
     let Some(described) = &own.described else {
         return Todo { put: None, remove: lying.iter().map(|(name, _)| name.to_string()).collect() };
@@ -89,11 +99,13 @@ impl Collector {
         let (asked, server) = (volumes.to_vec(), (owner.store, owner.name));
         let own = self.ask_at(move |core, now| {
             let of = core.machine.volumes().filter(|volume| asked.contains(&volume.id()));
-            let own = of.filter(|volume| volume.row.is_live() || volume.row.is_given_up()).map(|volume| {
-                let spec = || volume.row.spec.clone();
-                let described =
-                    volume.row.is_live().then(|| Described::new(&cluster, (server.0, &server.1), spec()));
-                Own { volume: volume.id(), incarnation: volume.row.incarnation, described }
+            let own = of.map(|volume| {
+                let described = (!volume.row.is_given_up()).then(|| Described {
+                    deleted: !volume.row.is_live(),
+                    ..Described::new(&cluster, (server.0, &server.1), volume.row.spec.clone())
+                });
+                let (volume, incarnation) = (volume.id(), volume.row.incarnation);
+                Own { volume, incarnation, cluster: cluster.clone(), described }
             });
             (own.collect::<Vec<Own>>(), now.wall_ns)
         });
@@ -139,7 +151,10 @@ async fn describe_one(
         store.put_note(&name, note).await?;
     }
     for name in remove {
-        store.remove_note(&name).await?;
+        // The newest counts: one that stays is tried again with the next change, and at the next start.
+        if let Err(error) = store.remove_note(&name).await {
+            tracing::warn!("what a volume was before stays in its block store: {error}");
+        }
     }
     Ok(())
 }
@@ -164,7 +179,7 @@ mod tests {
             hash_key: [0; 16],
         };
         let described = Some(Described::new("lab:42", (Uuid::from_u128(6), "main"), spec));
-        Own { volume: VOLUME, incarnation: 1, described }
+        Own { volume: VOLUME, incarnation: 1, cluster: "lab:42".to_owned(), described }
     }
 
     fn lying(incarnation: u16, since_ns: u64, name: &str) -> (String, bytes::Bytes) {
@@ -187,7 +202,10 @@ mod tests {
         assert_eq!(todo(&own("b"), &found, 7), Todo { put: None, remove: both[..1].to_vec() });
         assert_eq!(todo(&own("c"), &found, 2).put, named(5), "a clock that was set back");
         let given_up = Own { described: None, ..own("a") };
-        assert_eq!(todo(&given_up, &found, 7), Todo { put: None, remove: both });
+        let all = [&[lying(0, 5, "a").0][..], &both].concat();
+        assert_eq!(todo(&given_up, &found, 7), Todo { put: None, remove: all });
+        let elsewhere = Own { cluster: "lab:43".to_owned(), ..given_up };
+        assert_eq!(todo(&elsewhere, &found, 7), Todo { put: None, remove: both });
         let torn = [(lying(1, 4, "a").0, bytes::Bytes::from_static(b"torn"))];
         assert_eq!(todo(&own("a"), &torn, 7), Todo { put: named(7), remove: vec![torn[0].0.clone()] });
     }

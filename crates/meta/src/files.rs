@@ -288,7 +288,7 @@ mod tests {
                 hash_key: [0; 16],
             },
             deleted: false,
-            born: false,
+            born_ns: 0,
             give_up_after_s: None,
             store: AssignedStore {
                 id: Uuid::from_u128(n + 100),

@@ -307,7 +307,7 @@ mod tests {
         let kind = StoreKind::Local { path: "/nowhere".to_owned() };
         let id = Uuid::from_u128(id + 100);
         let store = AssignedStore { id, kind, credentials: Default::default(), create_only: false };
-        AssignedVolume { spec, deleted: false, born: false, give_up_after_s: None, store, keys: None }
+        AssignedVolume { spec, deleted: false, born_ns: 0, give_up_after_s: None, store, keys: None }
     }
 
     /// Decides what comes, for as long as anybody sends.

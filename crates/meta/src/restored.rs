@@ -267,7 +267,7 @@ mod tests {
         let volume = |n, deleted| AssignedVolume {
             spec: spec(n),
             deleted,
-            born: false,
+            born_ns: 0,
             give_up_after_s: None,
             store: store(),
             keys: None,

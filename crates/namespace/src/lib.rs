@@ -54,7 +54,7 @@ pub use publish::{CUT_SLICES_MAX, size_max};
 pub use read::SLICES_PER_REPLY_MAX;
 pub use readdir::ENTRIES_PER_REPLY_MAX;
 pub use repack::{IndexedSlice, PoorObject, needed_slices, poor_object};
-pub use restored::{draws_apart, restored};
+pub use restored::{drawn_apart_since, restored};
 pub use sealed::sealed_keys;
 pub use spent::{Lies, SpentBlock, SpentSlice, inode_page, last_known, spent_blocks};
 pub use step::GRANT_MAX;

@@ -107,14 +107,19 @@ pub(crate) fn of_new_volume(store: &Store) -> Option<(u16, Packs)> {
     (store.flags & Store::RESTORED != 0).then_some((incarnation, packs))
 }
 
-/// Whether volumes that are made in this store have numbers far from all that one of the same id may have had elsewhere.
+/// Since when volumes that are made in this store have numbers far from all that one of the same id may have had before: it was
+/// put back then, as far as a volume tells that was there.
 ///
 /// # Errors
-/// The row cannot be read.
-pub fn draws_apart<R: Reads + ?Sized>(reads: &R) -> Result<bool, ReadStop> {
+/// Rows cannot be read.
+pub fn drawn_apart_since<R: Reads + ?Sized>(reads: &R) -> Result<Option<Version>, ReadStop> {
     let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(STORE, &[])?;
     let store = row.map(|row| Store::decode(STORE, &[], &row)).transpose()?;
-    Ok(store.is_some_and(|store| store.flags & Store::RESTORED != 0))
+    if store.is_none_or(|store| store.flags & Store::RESTORED == 0) {
+        return Ok(None);
+    }
+    let volumes = list_volumes(reads)?;
+    Ok(volumes.iter().flat_map(|(_, volume)| &volume.gaps).map(|(_, began)| *began).max())
 }
 
 fn exhausted(volume: &str) -> ReadStop {

@@ -202,8 +202,9 @@ pub struct AssignedVolume {
     /// It is deleted: nobody reaches it, and it keeps all that it holds.
     pub deleted: bool,
     /// Its metadata server has reported it: whoever has nothing of it has another folder than that one, or lost it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub born: bool,
+    /// Since when, nanoseconds since the epoch; 0: it has not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub born_ns: u64,
     /// And its time is over: what it holds is to go, once it is known here to be deleted for so many seconds. Said by an
     /// admin server that is an old copy, it may mean a deletion that was taken back since; then there is time to see that.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -182,7 +182,9 @@ pub struct Salvaged {
 pub struct FoundFile {
     /// Its inode number.
     pub ino: u64,
-    /// Where it is now, if the metadata knows it: what was found was written to it and is lost there.
+    /// The incarnation of the volume that wrote it so; a clone's is another one.
+    pub incarnation: u16,
+    /// Where it is now, if the metadata knows it: what was found was written to it.
     pub path: Option<String>,
     /// Slices that were found.
     pub slices: u64,

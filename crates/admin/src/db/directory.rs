@@ -197,8 +197,8 @@ fn read_volume(row: &Row<'_>) -> rusqlite::Result<AssignedVolume> {
     };
     let deleted = row.get::<_, Option<i64>>("deleted_ns")?.is_some();
     let (give_up_after_s, keys) = (deleted::give_up_after_s(row)?, volumes::kept_keys(row)?);
-    let born = maybe_unsigned(row, "born_ns")?.is_some();
-    Ok(AssignedVolume { spec, deleted, born, give_up_after_s, store, keys })
+    let born_ns = maybe_unsigned(row, "born_ns")?.unwrap_or(0);
+    Ok(AssignedVolume { spec, deleted, born_ns, give_up_after_s, store, keys })
 }
 
 fn read_token(row: &Row<'_>) -> rusqlite::Result<AssignedToken> {

@@ -183,6 +183,13 @@ pub fn bring_back(
     raise_revision(tx, metadata_store)
 }
 
+/// A volume that was brought back was deleted before. How long it was to be kept nobody knows, so it is until somebody says.
+pub fn bring_back_deleted(tx: &Transaction<'_>, id: &str) -> Result<(), AdminError> {
+    let sql = "UPDATE volume SET deleted_ns = ?2, keep_s = NULL, keep_until_ns = NULL WHERE id = ?1";
+    tx.execute(sql, params![id, to_sql(now_ns())])?;
+    Ok(())
+}
+
 /// All volumes by name.
 pub fn list(tx: &Transaction<'_>) -> Result<Vec<Found>, AdminError> {
     let mut statement = tx.prepare_cached(&format!("{SELECT} ORDER BY volume.name"))?;

@@ -13,12 +13,17 @@ use chronofs_keys::{SealedKeys, VolumeKeys};
 use chronofs_wire::analyze::{FoundFile, Look, News, Piece, Progress, Salvaged, Subject, Sum};
 use chronofs_wire::http::{AdminClient, Method};
 use clap::{ArgGroup, Args};
+use nix::libc::O_NOFOLLOW;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// So many bytes are made durable at once: the server gives a look up that nobody follows for a minute.
+const SYNC_AFTER: u64 = 16 << 20;
 
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("what").args(["list", "to"]).required(true))]
@@ -43,10 +48,17 @@ pub(super) async fn run(client: &AdminClient, asked: Salvage) -> Result<ExitCode
     if let Some(dir) = &asked.to {
         make_empty(dir)?;
     }
-    let mut salvaging = Salvaging { asked: &asked, keys, meter: Meter::new(), open: None, unreadable: 0 };
+    let salvaging = Salvaging { asked: &asked, keys, meter: Meter::new(), open: None, unreadable: 0 };
+    let salvaging = RefCell::new(salvaging);
     let subject = Subject::Volume(asked.volume.volume.clone());
-    let look = || Look::Salvage { list_only: asked.list };
-    let ended = follow(client, &subject, look, |news| salvaging.hear(news)).await;
+    let look = || {
+        // A server that was started anew tells all again.
+        let mut salvaging = salvaging.borrow_mut();
+        (salvaging.open, salvaging.unreadable) = (None, 0);
+        Look::Salvage { list_only: asked.list }
+    };
+    let ended = follow(client, &subject, look, |news| salvaging.borrow_mut().hear(news)).await;
+    let mut salvaging = salvaging.into_inner();
     salvaging.meter.clear();
     let Sum::Salvage(sum) = ended? else {
         bail!("the server looked at something else; are the versions the same?")
@@ -100,6 +112,8 @@ struct Open {
     file: File,
     /// The slice that is being told, with what has come of it.
     piece: Option<(Box<Piece>, Vec<u8>)>,
+    /// Bytes that may not be durable yet.
+    unsynced: u64,
 }
 
 impl Salvaging<'_> {
@@ -107,15 +121,16 @@ impl Salvaging<'_> {
         match news {
             News::File(found) => {
                 self.close()?;
-                let path = self.asked.to.as_ref().map(|dir| dir.join(format!("inode-{}", found.ino)));
+                let name = format!("inode-{}-{}", found.ino, found.incarnation);
+                let path = self.asked.to.as_ref().map(|dir| dir.join(name));
                 self.meter.clear();
                 self.say(&found, path.as_deref())?;
                 if let Some(path) = path {
                     // Told again by a server that was started anew, it is written again.
-                    let made =
-                        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-                    let file = made.with_context(|| format!("cannot make {}", path.display()))?;
-                    self.open = Some(Open { path, file, piece: None });
+                    let mut open = OpenOptions::new();
+                    open.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW);
+                    let file = open.open(&path).with_context(|| format!("cannot make {}", path.display()))?;
+                    self.open = Some(Open { path, file, piece: None, unsynced: 0 });
                 }
                 Ok(())
             }
@@ -152,7 +167,12 @@ impl Salvaging<'_> {
         let Some((piece, stored)) = open.piece.take_if(whole) else { return Ok(()) };
         match opened(&piece, stored, self.keys.as_ref()) {
             Ok(bytes) => {
-                let put = open.file.write_all_at(&bytes, piece.at);
+                open.unsynced += bytes.len() as u64;
+                let synced = if open.unsynced >= SYNC_AFTER { Some(open.file.sync_data()) } else { None };
+                if synced.is_some() {
+                    open.unsynced = 0;
+                }
+                let put = synced.unwrap_or(Ok(())).and_then(|()| open.file.write_all_at(&bytes, piece.at));
                 put.with_context(|| format!("cannot write {}", open.path.display()))
             }
             Err(reason) => {
@@ -175,14 +195,14 @@ impl Salvaging<'_> {
             file["to"] = json!(to.map(|to| to.display().to_string()));
             return output::line(json!({ "file": file }));
         }
-        let FoundFile { ino, path, slices, bytes, len } = found;
+        let FoundFile { ino, incarnation, path, slices, bytes, len } = found;
         let whose = match path {
-            Some(path) => format!("; parts of {path}, which has other bytes there now"),
+            Some(path) => format!("; it is {path}, which may have these bytes or others there now"),
             None => String::new(),
         };
         let to = to.map_or_else(String::new, |to| format!(" -> {}", to.display()));
         output::line(format!(
-            "inode {ino}: slices: {slices} with {} as stored, {len} bytes long{to}{whose}",
+            "inode {ino} of incarnation {incarnation}: slices: {slices} with {} as stored, {len} bytes long{to}{whose}",
             output::show_size(*bytes)
         ))
     }

@@ -11,8 +11,7 @@ use super::store::Store;
 use super::{Desk, Looked, Stop, shown_path};
 use bytes::Bytes;
 use chronofs_blocks::object::{
-    ENTRY_LEN, Entry as Indexed, FOOTER_LEN, Footer, LABEL_LEN, OBJECT_LEN_MAX, read_footer, read_index,
-    read_label,
+    ENTRY_LEN, Entry, FOOTER_LEN, Footer, LABEL_LEN, OBJECT_LEN_MAX, read_footer, read_index, read_label,
 };
 use chronofs_blocks::work::off_thread;
 use chronofs_blocks::{object_name, seal};
@@ -20,9 +19,9 @@ use chronofs_core::{Ino, ObjectId, SliceId, Version};
 use chronofs_namespace::{Judged, names_of};
 use chronofs_wire::analyze::{FoundFile, News, Piece, Progress, Salvaged};
 use chronofs_wire::question::Blob;
+use chronofs_wire::status::memory_free_bytes;
 use futures::StreamExt;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use uuid::Uuid;
 
 /// Requests to the block store at once: clients have theirs, too.
@@ -31,12 +30,21 @@ const AT_ONCE: usize = 8;
 const TAIL: u64 = 16 << 10;
 /// Stored bytes are told in parts of this size: news that nobody has fetched yet are in memory.
 const PART: usize = 64 << 10;
-/// More slices are not held in memory at once, about a GiB.
+/// Of more slices the index is not held in memory at once,
 const SLICES_MAX: u64 = 8 << 20;
+/// each of them takes about so much there,
+const SLICE_BYTES: u64 = 300;
+/// and not more than a quarter of what is free.
+const FREE_PART: u64 = 4;
+/// Reads of so many are prepared at once.
+const BATCH: usize = 256;
+
+/// A file as one incarnation of its volume wrote it: clones write to the same numbers.
+type FileId = (Ino, u16);
 
 /// Slices of each file by their ids, which is the order in which a session wrote them. One that was packed again lies in
-/// several objects.
-type Files = BTreeMap<Ino, BTreeMap<SliceId, (ObjectId, Indexed)>>;
+/// several objects, of which one may be damaged.
+type Files = BTreeMap<FileId, BTreeMap<SliceId, Vec<(ObjectId, Entry)>>>;
 
 /// An object that nothing explains, with its length.
 type Strange = (ObjectId, u64);
@@ -44,22 +52,42 @@ type Strange = (ObjectId, u64);
 /// Looks at all that nothing explains.
 pub(super) async fn look(desk: &Desk, volume: Looked, list_only: bool) -> Result<Salvaged, Stop> {
     let (mut strange, mut sum) = (Vec::<Strange>::new(), Salvaged::default());
+    let max = match memory_free_bytes() {
+        // The machine does not say.
+        0 => SLICES_MAX,
+        free => SLICES_MAX.min(free / FREE_PART / SLICE_BYTES),
+    };
     each_judged(desk, &volume, |_, bytes, object, judged| {
-        if matches!(judged, Judged::Quarantined(_)) {
+        if matches!(judged, Judged::Quarantined(_)) && strange.len() as u64 <= max {
             strange.push((object, bytes));
         }
     })
     .await?;
+    if strange.len() as u64 > max {
+        return Err(too_many("objects", max));
+    }
     let salvage = Salvaging { desk, store: Store::of(&volume)?, volume };
     sum.objects = strange.len() as u64;
-    let files = salvage.indexes(&strange, &mut sum).await?;
+    let files = salvage.indexes(&strange, max, &mut sum).await?;
     drop(strange);
     sum.files = files.len() as u64;
-    for (ino, slices) in &files {
-        salvage.file(*ino, slices, list_only, &mut sum).await?;
+    for (file, slices) in &files {
+        salvage.file(*file, slices, list_only, &mut sum).await?;
     }
     Ok(sum)
 }
+
+fn too_many(what: &str, max: u64) -> Stop {
+    Stop::Failed(format!(
+        "more than {max} {what} are explained by nothing, which is more than fits into the memory that is free here: start the \
+         metadata server on a machine with more"
+    ))
+}
+
+/// A slice with its stored bytes.
+type Stored = (Entry, Bytes);
+/// An object, and what is wrong with it.
+type Unreadable = (ObjectId, String);
 
 struct Salvaging<'a> {
     desk: &'a Desk,
@@ -79,36 +107,35 @@ impl Salvaging<'_> {
     }
 
     /// What the objects say of themselves.
-    async fn indexes(&self, strange: &[Strange], sum: &mut Salvaged) -> Result<Files, Stop> {
+    async fn indexes(&self, strange: &[Strange], max: u64, sum: &mut Salvaged) -> Result<Files, Stop> {
         let (mut files, mut held) = (Files::new(), 0u64);
-        let reading = strange.iter().map(|found| async move { (found.0, self.index(*found).await) });
-        let mut reading = futures::stream::iter(reading.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
-        while let Some((object, entries)) = reading.next().await {
-            let entries = match entries? {
-                Ok(entries) => entries,
-                Err(reason) => {
-                    self.unreadable(object, reason, sum).await;
-                    continue;
+        for batch in strange.chunks(BATCH) {
+            let reading = batch.iter().map(|found| async move { (found.0, self.index(*found).await) });
+            let mut reading = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(AT_ONCE);
+            while let Some((object, entries)) = reading.next().await {
+                let entries = match entries? {
+                    Ok(entries) => entries,
+                    Err(reason) => {
+                        self.unreadable(object, reason, sum).await;
+                        continue;
+                    }
+                };
+                held += entries.len() as u64;
+                for entry in entries {
+                    let id = entry.seal.id;
+                    let file = files.entry((entry.ino, id.object.incarnation)).or_default();
+                    file.entry(id).or_default().push((object, entry));
                 }
-            };
-            for entry in entries {
-                if let Entry::Vacant(new) = files.entry(entry.ino).or_default().entry(entry.seal.id) {
-                    new.insert((object, entry));
-                    held += 1;
+                if held > max {
+                    return Err(too_many("slices", max));
                 }
-            }
-            if held > SLICES_MAX {
-                return Err(Stop::Failed(format!(
-                    "more than {SLICES_MAX} slices are explained by nothing, and are not held in memory at once: salvage what \
-                     a newer backup has not, or ask for help before anything is deleted"
-                )));
             }
         }
         Ok(files)
     }
 
     /// The index of an object of `len` bytes. The inner error says why it has none.
-    async fn index(&self, (object, len): Strange) -> Result<Result<Vec<Indexed>, String>, Stop> {
+    async fn index(&self, (object, len): Strange) -> Result<Result<Vec<Entry>, String>, Stop> {
         let name = self.name(object);
         if len > OBJECT_LEN_MAX {
             return Ok(Err(format!("it is {len} bytes long, and no object is longer than {OBJECT_LEN_MAX}")));
@@ -138,28 +165,33 @@ impl Salvaging<'_> {
     /// Tells of a file, and its bytes.
     async fn file(
         &self,
-        ino: Ino,
-        slices: &BTreeMap<SliceId, (ObjectId, Indexed)>,
+        (ino, incarnation): FileId,
+        slices: &BTreeMap<SliceId, Vec<(ObjectId, Entry)>>,
         list_only: bool,
         sum: &mut Salvaged,
     ) -> Result<(), Stop> {
-        let entries = || slices.values().map(|(_, entry)| entry);
+        let entries = || slices.values().filter_map(|places| places.first()).map(|(_, entry)| entry);
         let bytes = entries().map(|entry| u64::from(entry.seal.stored_len)).sum();
         let len = entries().map(|entry| self.at(entry) + u64::from(entry.len)).max().unwrap_or(0);
         let path = self.path(ino).await?;
-        let file = FoundFile { ino: ino.0, path, slices: slices.len() as u64, bytes, len };
+        let file = FoundFile { ino: ino.0, incarnation, path, slices: slices.len() as u64, bytes, len };
         sum.slices += file.slices;
         sum.bytes += bytes;
         self.desk.tell(News::File(Box::new(file))).await;
         if !list_only {
-            let reading = slices
-                .values()
-                .map(|(object, entry)| async move { (*object, entry, self.stored(*object, entry).await) });
-            let mut reading = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(AT_ONCE);
-            while let Some((object, entry, stored)) = reading.next().await {
-                match stored? {
-                    Ok(stored) => self.tell(entry, stored).await,
-                    Err(reason) => self.unreadable(object, reason, sum).await,
+            let all: Vec<_> = slices.values().collect();
+            for batch in all.chunks(BATCH) {
+                let reading = batch.iter().map(|places| self.stored(places));
+                let mut reading = futures::stream::iter(reading.collect::<Vec<_>>()).buffered(AT_ONCE);
+                while let Some(stored) = reading.next().await {
+                    match stored? {
+                        Ok((entry, stored)) => self.tell(&entry, stored).await,
+                        Err(all) => {
+                            for (object, reason) in all {
+                                self.unreadable(object, reason, sum).await;
+                            }
+                        }
+                    }
                 }
             }
         }
@@ -169,32 +201,41 @@ impl Salvaging<'_> {
         Ok(())
     }
 
-    fn at(&self, entry: &Indexed) -> u64 {
+    fn at(&self, entry: &Entry) -> u64 {
         u64::from(entry.block) * u64::from(self.volume.row.spec.block_size) + u64::from(entry.offset)
     }
 
-    /// Where a file is now, if it is anywhere.
+    /// Where a file is now, if it is anywhere. It is only told: rows that cannot be read take nothing from what is found.
     async fn path(&self, ino: Ino) -> Result<Option<String>, Stop> {
         let (reads, desk, index) = (self.volume.rows().await?, self.desk.clone(), self.volume.index);
         let reading = move || names_of(&Counted::quiet(reads, desk), index, ino, Version::ZERO, None);
-        let named = off_thread(reading).await??;
+        let Ok(named) = off_thread(reading).await? else { return Ok(None) };
         let now = named.names.into_iter().find(|name| name.until.is_none());
         Ok(now.map(|name| shown_path(&name.path)))
     }
 
-    /// The stored bytes of a slice, which are what its seal says.
-    async fn stored(&self, object: ObjectId, entry: &Indexed) -> Result<Result<Bytes, String>, Stop> {
-        let stored = self.store.get(&self.name(object), entry.at, entry.seal.stored_len).await?;
-        let stored = match stored {
-            Ok(stored) => stored,
-            Err(error) => return Ok(Err(error.reason)),
-        };
-        let (seal, checked) = (entry.seal, stored.clone());
-        let whole = off_thread(move || seal::verify(&seal, &checked)).await?;
-        Ok(whole.map(|()| stored).map_err(|error| error.to_string()))
+    /// The stored bytes of a slice, which are what its seal says, from the first of its objects that has them. The inner error
+    /// names all of them.
+    async fn stored(&self, places: &[(ObjectId, Entry)]) -> Result<Result<Stored, Vec<Unreadable>>, Stop> {
+        let mut unreadable = Vec::new();
+        for (object, entry) in places {
+            let stored = self.store.get(&self.name(*object), entry.at, entry.seal.stored_len).await?;
+            let reason = match stored {
+                Ok(stored) => {
+                    let (seal, checked) = (entry.seal, stored.clone());
+                    match off_thread(move || seal::verify(&seal, &checked)).await? {
+                        Ok(()) => return Ok(Ok((*entry, stored))),
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Err(error) => error.reason,
+            };
+            unreadable.push((*object, reason));
+        }
+        Ok(Err(unreadable))
     }
 
-    async fn tell(&self, entry: &Indexed, stored: Bytes) {
+    async fn tell(&self, entry: &Entry, stored: Bytes) {
         let SliceId { object, index } = entry.seal.id;
         let piece = Piece {
             ino: entry.ino.0,
@@ -217,7 +258,7 @@ impl Salvaging<'_> {
 }
 
 /// The entries of an object, if label and index are those of this one.
-fn read_end(volume: Uuid, object: ObjectId, footer: &Footer, end: &[u8]) -> Result<Vec<Indexed>, String> {
+fn read_end(volume: Uuid, object: ObjectId, footer: &Footer, end: &[u8]) -> Result<Vec<Entry>, String> {
     let (label, rest) = end.split_at(LABEL_LEN);
     let label = read_label(label).map_err(|error| error.to_string())?;
     if (label.volume, label.id) != (volume, object) {

@@ -108,7 +108,7 @@ fn assigned(id: Uuid, retention: Retention) -> AssignedVolume {
     let kind = StoreKind::Local { path: "/nowhere".to_owned() };
     let store =
         AssignedStore { id: Uuid::from_u128(9), kind, credentials: Default::default(), create_only: false };
-    AssignedVolume { spec, deleted: false, born: false, give_up_after_s: None, store, keys: None }
+    AssignedVolume { spec, deleted: false, born_ns: 0, give_up_after_s: None, store, keys: None }
 }
 
 pub(crate) struct Bench {

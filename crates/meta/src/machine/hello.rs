@@ -98,8 +98,9 @@ impl Machine {
         }
         let token = self.check_token(group, hello)?;
         let Some(volume) = self.volume_by_id(hello.volume) else {
-            let message =
-                format!("volume {} is not served here; ask the admin server where it is", hello.volume);
+            let elsewhere =
+                || format!("volume {} is not served here; ask the admin server where it is", hello.volume);
+            let message = self.missing.get(&hello.volume).cloned().unwrap_or_else(elsewhere);
             return Err(refusal(RefusalReason::UnknownVolume, message));
         };
         if let (Some(problem), None) = (&volume.problem, hello.resume) {

@@ -14,7 +14,7 @@ use chronofs_core::ops::SystemRequest;
 use chronofs_core::volume::VolumeSpec;
 use chronofs_core::{Ino, SessionId, Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, draws_apart, rows};
+use chronofs_namespace::{FREED_MAX, SystemCtx, SystemError, SystemReply, drawn_apart_since, rows};
 use chronofs_wire::admin::{AssignedStore, AssignedVolume, KeptKeys};
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
@@ -199,7 +199,8 @@ impl Machine {
             return Ok(());
         }
         let before = group.commits.len();
-        self.missing.retain(|id, _| assignment.volumes.iter().any(|volume| volume.spec.id == *id));
+        let wanted = |id: &Uuid| assignment.volumes.iter().any(|of| of.spec.id == *id && !of.deleted);
+        self.missing.retain(|id, _| wanted(id));
         for volume in &assignment.volumes {
             self.assign_volume(group, volume)?;
         }
@@ -213,9 +214,9 @@ impl Machine {
     }
 
     /// Whether a volume that was served before can be made anew: only where its objects and inodes would be others.
-    fn may_make(&self, group: &mut Group) -> Result<bool, EngineError> {
-        match draws_apart(&group.reads) {
-            Ok(apart) => Ok(apart),
+    fn may_make(&self, group: &mut Group, born: Version) -> Result<bool, EngineError> {
+        match drawn_apart_since(&group.reads) {
+            Ok(since) => Ok(since.is_some_and(|since| born < since)),
             Err(stop) => self.stopped(group, stop, "looking for the metadata store").map(|_| false),
         }
     }
@@ -224,7 +225,8 @@ impl Machine {
     /// would have their names.
     fn is_missing(&mut self, group: &mut Group, spec: &VolumeSpec) {
         let problem = format!(
-            "volume {} was served before, and this folder has nothing of it: start the server on the right folder (--db-folder), or              restore it from the newest backup; nothing is made in its place, and its objects stay as they are",
+            "volume {} was served before, and this folder has nothing of it: start the server on the right folder (--db-folder), or \
+             restore it from the newest backup; nothing is made in its place, and its objects stay as they are",
             spec.name
         );
         if self.missing.insert(spec.id, problem.clone()).is_none() {
@@ -237,7 +239,7 @@ impl Machine {
         let known = self.volumes.values().find(|volume| volume.id() == id);
         let request = match known {
             None if assigned.deleted => return Ok(()),
-            None if assigned.born && !self.may_make(group)? => {
+            None if assigned.born_ns > 0 && !self.may_make(group, Version(assigned.born_ns))? => {
                 self.is_missing(group, &assigned.spec);
                 return Ok(());
             }

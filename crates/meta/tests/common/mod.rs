@@ -52,7 +52,7 @@ pub fn volume(folder: &Path) -> AssignedVolume {
             hash_key: [7; 16],
         },
         deleted: false,
-        born: false,
+        born_ns: 0,
         give_up_after_s: None,
         store: AssignedStore {
             id: Uuid::from_u128(0x22),

@@ -64,7 +64,7 @@ impl World {
         tell!(self, "the server starts");
         let (disk, boot) = (lock(&self.disk), self.boots.fetch_add(1, Ordering::Relaxed) + 1);
         let options = Options {
-            segment_bytes: 1 << 20,
+            segment_bytes: 128 << 10,
             flush_bytes: 64 << 10,
             flush_log_bytes: 128 << 10,
             row_cache_bytes: 64 << 10,
@@ -150,7 +150,7 @@ impl World {
         let volumes = vec![AssignedVolume {
             spec,
             deleted: false,
-            born: false,
+            born_ns: 0,
             give_up_after_s: None,
             store,
             keys: None,

@@ -103,7 +103,7 @@ fn assignment(blocks: &Path) -> Assignment {
         volumes: vec![AssignedVolume {
             spec,
             deleted: false,
-            born: false,
+            born_ns: 0,
             give_up_after_s: None,
             store,
             keys: None,

@@ -55,7 +55,7 @@ fn assignment() -> Assignment {
     let volume = |((_, kind), (_, credentials)): ((_, StoreKind), (_, Credentials))| AssignedVolume {
         spec: spec(Compression::Zstd),
         deleted: true,
-        born: true,
+        born_ns: 26,
         give_up_after_s: Some(23),
         store: AssignedStore { id: uuid(1), create_only: kind.bucket().is_some(), kind, credentials },
         keys: Some(KeptKeys { revision: 24, sealed: "{}".to_owned() }),
@@ -261,7 +261,8 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
 }
 
 fn salvage() -> (FoundFile, Piece, News) {
-    let found = FoundFile { ino: 89, path: Some("/b".to_owned()), slices: 90, bytes: 91, len: 92 };
+    let found =
+        FoundFile { ino: 89, incarnation: 100, path: Some("/b".to_owned()), slices: 90, bytes: 91, len: 92 };
     let piece = Piece {
         ino: 89,
         at: 93,

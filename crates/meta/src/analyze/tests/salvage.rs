@@ -105,6 +105,32 @@ fn a_file_is_what_its_slices_were_in_the_order_in_which_they_were_written() {
         |news: &[News]| news.iter().filter(|news| matches!(news, News::File(_))).cloned().collect::<Vec<_>>();
     assert_eq!(told(&listed), told(&news));
     assert!(!listed.iter().any(|news| matches!(news, News::Piece(_) | News::Bytes(_))));
+    // The slice is whole in one of the two, whichever that is.
+    for damaged in [object(1), packs] {
+        let bytes = packed(damaged, object(1), &first[..if damaged == packs { 1 } else { 2 }]);
+        let mut torn = bytes.to_vec();
+        torn[100] ^= 1;
+        bench.runtime.block_on(shy.replace(&object_name(VOLUME, damaged), torn.into())).unwrap();
+        let (news, sum) = salvage(&bench, false);
+        assert!(rebuilt(&news)[&9] == expected && sum.unreadable == 0, "{damaged}");
+        bench.runtime.block_on(shy.replace(&object_name(VOLUME, damaged), bytes)).unwrap();
+    }
+}
+
+#[test]
+fn what_a_clone_wrote_to_a_file_of_the_same_number_is_a_file_of_its_own() {
+    let bench = Bench::new(Retention::Forever);
+    let shy = store(&bench, true);
+    for incarnation in [0, 3] {
+        let id = ObjectId { incarnation, ..object(1) };
+        put(&bench, &shy, id, packed(id, id, &[Written(9, 0, 0, vec![incarnation as u8 + 1; 4000])]));
+    }
+    let (news, sum) = salvage(&bench, false);
+    let told = news.iter().filter_map(|news| match news {
+        News::File(file) => Some((file.ino, file.incarnation, file.slices)),
+        _ => None,
+    });
+    assert_eq!((told.collect::<Vec<_>>(), sum.files), (vec![(9, 0, 1), (9, 3, 1)], 2));
 }
 
 #[test]
@@ -133,7 +159,7 @@ fn what_rows_explain_is_none_of_it_and_what_is_damaged_is_told_and_leaves_the_re
     let named = |n: u64| object_name(VOLUME, object(n));
     let told = unreadable(&news);
     assert_eq!(told.len(), 4, "{told:?}");
-    for (n, part) in [5, 7, 8, 9].into_iter().zip(["", "checksum", "its label says", "its footer"]) {
+    for (n, part) in [5, 7, 8, 9].into_iter().zip(["footer", "checksum", "its label says", "its footer"]) {
         let found = told.iter().find(|(object, _)| *object == named(n));
         assert!(found.is_some_and(|(_, reason)| reason.contains(part)), "{n} {part}: {told:?}");
     }
