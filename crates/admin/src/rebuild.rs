@@ -327,7 +327,7 @@ mod tests {
             max_inodes: None,
             hash_key: [0; 16],
         };
-        Described { deleted, ..Described::new(cluster, (Uuid::from_u128(9), "main"), spec) }
+        Described::new(cluster, (Uuid::from_u128(9), "main"), spec).deleted(deleted)
     }
 
     fn named(volume: Uuid, incarnation: u16, since_ns: u64) -> DescribedName {

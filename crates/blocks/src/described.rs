@@ -38,6 +38,12 @@ impl Described {
         Described { format: FORMAT, cluster, metadata_store: id, metadata_store_name, deleted: false, volume }
     }
 
+    /// The same of one that was deleted, or not.
+    #[must_use]
+    pub fn deleted(self, deleted: bool) -> Described {
+        Described { deleted, ..self }
+    }
+
     /// The note that lies in the store.
     ///
     /// # Errors

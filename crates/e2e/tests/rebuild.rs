@@ -81,8 +81,13 @@ fn an_admin_server_of_which_nothing_is_left_is_made_anew_of_the_block_store() {
     let mut volumes = names("volumes");
     volumes[..2].sort_unstable();
     assert_eq!((volumes, names("metadata_stores")), (vec!["one", "two", "three"], vec!["store"]), "{made}");
-    let of = |name: &str| made["volumes"].as_array().unwrap().iter().find(|of| of["name"] == name).unwrap();
-    assert_eq!((&of("two")["encrypted"], &of("three")["deleted"]), (&true.into(), &true.into()), "{made}");
+    let volume =
+        |name: &str| made["volumes"].as_array().unwrap().iter().find(|found| found["name"] == name).unwrap();
+    assert_eq!(
+        (&volume("two")["encrypted"], &volume("three")["deleted"]),
+        (&true.into(), &true.into()),
+        "{made}"
+    );
     let again = fails(rebuild(&blocks, &[]));
     assert!(again.contains("is block store 'bytes' already"), "{again}");
 

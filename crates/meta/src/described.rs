@@ -100,9 +100,9 @@ impl Collector {
         let own = self.ask_at(move |core, now| {
             let of = core.machine.volumes().filter(|volume| asked.contains(&volume.id()));
             let own = of.map(|volume| {
-                let described = (!volume.row.is_given_up()).then(|| Described {
-                    deleted: !volume.row.is_live(),
-                    ..Described::new(&cluster, (server.0, &server.1), volume.row.spec.clone())
+                let described = (!volume.row.is_given_up()).then(|| {
+                    let spec = volume.row.spec.clone();
+                    Described::new(&cluster, (server.0, &server.1), spec).deleted(!volume.row.is_live())
                 });
                 let (volume, incarnation) = (volume.id(), volume.row.incarnation);
                 Own { volume, incarnation, cluster: cluster.clone(), described }

@@ -243,7 +243,10 @@ impl Machine {
                 self.is_missing(group, &assigned.spec);
                 return Ok(());
             }
-            None => SystemRequest::CreateVolume(assigned.spec.clone()),
+            None => {
+                self.missing.remove(&id);
+                SystemRequest::CreateVolume(assigned.spec.clone())
+            }
             Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
             {
                 Some(request) => request,

@@ -270,7 +270,7 @@ fn nothing_is_made_in_the_place_of_a_volume_that_was_served_before_but_where_all
     (other.spec.id, other.spec.name, other.born_ns) = (Uuid::from_u128(0x77), "other".to_owned(), START_NS);
     assignment.revision += 1;
     assignment.volumes.push(other.clone());
-    let assigned = |server: &mut Server, assignment: &Assignment| -> Vec<String> {
+    let assigned = |server: &mut Server, assignment: &chronofs_wire::admin::Assignment| -> Vec<String> {
         let mut effects = server.run(Event::Assignment(Box::new(assignment.clone())));
         effects.extend(server.run(Event::Tick));
         effects.extend(server.run(Event::Tick));
