@@ -1,8 +1,8 @@
 //! The admin server: what exists (accounts, tokens, block stores, metadata stores, volumes), who may use it, and
 //! where it is served. It is not on the path of data: mounts go on while it is down.
 //!
-//! It may depend on `chronofs-core`, `chronofs-wire`, `chronofs-blocks`, `chronofs-snapshot` and `chronofs-backup` only. Of block stores it probes buckets,
-//! whose credentials it keeps; it never touches an object of a volume, nor a metadata store.
+//! It may depend on `chronofs-core`, `chronofs-wire`, `chronofs-blocks`, `chronofs-keys`, `chronofs-snapshot` and `chronofs-backup` only. Of block stores it probes buckets,
+//! whose credentials it keeps, and reads notes when its folder is made anew; it never touches an object of a volume, nor a metadata store.
 //! Configuration lives in one SQLite file ([`db`]); [`api`] is the HTTP/JSON face of it, `server` the process.
 
 pub mod api;

@@ -73,7 +73,7 @@ impl SyncState {
     }
 }
 
-/// The only one that syncs while the server runs, so it waits for nobody: the executor finds what became durable
+/// It syncs for clients, and waits for nobody: the executor finds what became durable
 /// whenever it runs next.
 pub(crate) fn sync_loop(
     state: &SyncState,
