@@ -176,6 +176,9 @@ pub(crate) enum Init {
         /// Reach the admin server here instead of where the token says
         #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
         admin: Option<String>,
+        /// Of what this store had nothing is left, no backup either: make its volumes anew, empty, in an empty folder; their objects stay
+        #[arg(long)]
+        begin_anew: bool,
         #[command(flatten)]
         folder: Folder,
     },
@@ -190,10 +193,17 @@ pub(crate) enum Init {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Init(Init::Creds { token, admin, folder }) => {
-            chronofs_meta::init_creds(&folder.db_folder, &token, admin.as_deref())
-                .context("meta init creds")?;
-            output::line(format!("kept the token in {}", folder.db_folder.display()))
+        Command::Init(Init::Creds { token, admin, begin_anew, folder }) => {
+            let save = if begin_anew { chronofs_meta::begin_anew } else { chronofs_meta::init_creds };
+            save(&folder.db_folder, &token, admin.as_deref()).context("meta init creds")?;
+            output::line(format!("kept the token in {}", folder.db_folder.display()))?;
+            if begin_anew {
+                output::line(
+                    "next: start the server, get back what objects say (chronofs analyze salvage VOLUME --to DIR), and then chronofs \
+                     restore accept",
+                )?;
+            }
+            Ok(())
         }
         Command::Init(Init::Systemd { folder, systemd }) => {
             let unit = systemd::server_unit(

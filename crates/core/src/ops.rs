@@ -238,6 +238,8 @@ pub struct Missed {
 pub enum SystemRequest {
     /// Makes the volume (and its root, owned by root, mode 0755) unless it is there.
     CreateVolume(VolumeSpec),
+    /// Makes a volume, empty, in the place of one that was served before and is lost with the metadata.
+    CreateVolumeAgain(VolumeSpec),
     /// Changes name, compression, retention and quotas.
     UpdateVolume(VolumeSpec),
     /// Marks the volume as deleted: it is out of reach, and keeps all that it holds.

@@ -33,10 +33,10 @@ pub fn repair(db_folder: &Path) -> Result<Repaired> {
     if let Some(mark) = Mark::read(&folder.0)?.filter(|mark| mark.began.is_none()) {
         // The first start has to find it just at the cut; with a commit more it would refuse it for good.
         bail!(
-            "{} was prepared from disk snapshot {}, and no server has started on it yet: start the server on it once, so that \
-             it goes its own way, stop it, and repair then",
+            "{} was prepared from {}, and no server has started on it yet: start the server on it once, so that it goes its own \
+             way, stop it, and repair then",
             db_folder.display(),
-            mark.uid
+            mark.from()
         );
     }
     if locked.maybe_lost()? {

@@ -17,10 +17,12 @@ use chronofs_engine::embedded::EmbeddedFolder;
 use chronofs_engine::{Commit, Engine};
 use chronofs_namespace::rows::Volume;
 use chronofs_namespace::{list_volumes, restored};
+use chronofs_snapshot::protocol::Cut;
 use chronofs_snapshot::restore::own::Mark;
 use chronofs_wire::admin::{Assignment, Register, Registered, RestoreEpoch};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::status::RestoredSaid;
+use chronofs_wire::token::Token;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -35,24 +37,62 @@ const FENCE_WITHIN: Duration = Duration::from_millis(2500);
 /// Held by who reads the mark to change it.
 pub(crate) static WRITING: Mutex<()> = Mutex::const_new(());
 
-/// Brings a restored store to where it may be served. Gives the snapshot's UID while the restore is not accepted.
-pub(crate) fn begin(folder: &Folder, engine: &EmbeddedFolder, now_ns: u64) -> Result<Option<String>> {
+/// What a folder is marked with in which a server begins of which nothing is left, no image either: it is put back as of before
+/// its first commit.
+pub(crate) fn of_nothing(token: &Token, draw: [u64; 2], now_ns: u64) -> Result<Mark> {
+    let place = token.admin.clone();
+    Ok(Mark {
+        format: Mark::FORMAT,
+        uid: format!("{:016x}{:016x}", draw[0], draw[1]).parse()?,
+        number: 0,
+        source: String::new(),
+        cluster: String::new(),
+        node: token.id.to_string(),
+        name: String::new(),
+        old: String::new(),
+        new: place,
+        prepared: Version(now_ns).to_string(),
+        cut: Some(Cut { store: 0, cut: 0 }),
+        draw,
+        began: None,
+        accepted: false,
+        unmatched: None,
+        readers: Vec::new(),
+        kept: None,
+        detached: false,
+        in_place: true,
+        anew: true,
+        entries: Vec::new(),
+    })
+}
+
+/// Brings a restored store to where it may be served. Gives the commit with which it goes on, and while the restore is not
+/// accepted what it is from.
+pub(crate) fn begin(
+    folder: &Folder,
+    engine: &EmbeddedFolder,
+    now_ns: u64,
+) -> Result<Option<(Version, Option<String>)>> {
     let Some(mut mark) = Mark::read(&folder.0)? else { return Ok(None) };
     let cut = mark.cut.with_context(|| {
         format!("the folder {} was prepared for an admin server: start that on it", folder.0.display())
     })?;
     let cut = Version(cut.cut);
-    if mark.began.is_none() {
-        let began = go_apart(engine, &mark, cut, now_ns)
-            .with_context(|| format!("restored from disk snapshot {}", mark.uid))?;
-        mark.began = Some(began.0);
-        mark.entries.clear();
-        mark.write(&folder.0)?;
-    }
-    let uid = mark.uid.to_string();
+    let from = mark.from();
+    let began = match mark.began {
+        Some(began) => Version(began),
+        None => {
+            let began =
+                go_apart(engine, &mark, cut, now_ns).with_context(|| format!("restored from {from}"))?;
+            mark.began = Some(began.0);
+            mark.entries.clear();
+            mark.write(&folder.0)?;
+            began
+        }
+    };
     let (accepted, in_place) = (mark.accepted, mark.in_place);
-    tracing::info!(%uid, source = mark.source, %cut, accepted, in_place, "restored from a disk snapshot, as of its cut");
-    Ok(Some(uid).filter(|_| !accepted))
+    tracing::info!(from, source = mark.source, %cut, accepted, in_place, "restored, as of the cut");
+    Ok(Some((began, Some(from).filter(|_| !accepted))))
 }
 
 /// The commit with which the clone begins.
@@ -80,9 +120,10 @@ fn go_apart(engine: &EmbeddedFolder, mark: &Mark, cut: Version, now_ns: u64) -> 
 /// What there is to say of a restore.
 pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
     let mark = Mark::read(folder).ok().flatten()?;
+    let uid = mark.known_as();
     let [only_admin, only_here] = mark.unmatched.unwrap_or_default();
     Some(RestoredSaid {
-        uid: mark.uid.to_string(),
+        uid,
         source: mark.source,
         cut: mark.cut.map(|cut| Version(cut.cut).to_string()),
         accepted: mark.accepted,
@@ -109,7 +150,7 @@ pub(crate) fn epoch_of(folder: &Folder) -> Result<Option<RestoreEpoch>> {
         known => Some(RestoreEpoch {
             epoch: known.map_or(0, |known| known.epoch),
             id,
-            uid: mark.uid.to_string(),
+            uid: mark.known_as(),
             cut_ns: cut.cut,
             began_ns: mark.began,
             prepared_ns: written_instant(&mark.prepared).map(|at| at.0),
@@ -221,7 +262,7 @@ fn compare(assignment: &Assignment, mut here: BTreeMap<Uuid, String>) -> [Vec<St
 mod tests {
     use super::*;
     use chronofs_wire::identity::Sha256;
-    use chronofs_wire::token::{Token, TokenKind};
+    use chronofs_wire::token::TokenKind;
 
     #[test]
     fn an_admin_server_of_before_a_restore_is_not_followed_and_the_message_names_the_way_out() {

@@ -27,6 +27,7 @@ use chronofs_wire::identity::random;
 use chronofs_wire::message::ToClient;
 use chronofs_wire::tls::ServerIdentity;
 use chronofs_wire::token::{Token, TokenKind};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,6 +97,21 @@ pub fn init_creds(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<
         token.admin = admin.to_owned();
     }
     Folder::make(db_folder)?.save_token(&token)
+}
+
+/// Saves the token of a metadata store of which nothing is left: the server that starts in this folder, which has to be empty, makes
+/// its volumes anew, with other numbers than before.
+pub fn begin_anew(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<()> {
+    let parsed = Token::parse_as(token, TokenKind::MetadataStore)?;
+    if fs::read_dir(db_folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!(
+            "{} is not empty: a server begins anew in a folder of its own; name an empty one with --db-folder, and keep this one",
+            db_folder.display()
+        );
+    }
+    let draw = [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)];
+    restored::of_nothing(&parsed, draw, now().wall_ns)?.write(&Folder::make(db_folder)?.0)?;
+    init_creds(db_folder, token, admin)
 }
 
 /// A server that runs.
@@ -290,7 +306,7 @@ fn reached_at(address: SocketAddr) -> String {
     if !address.ip().is_unspecified() {
         return address.to_string();
     }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
     format!("{host}:{}", address.port())
 }
@@ -343,7 +359,7 @@ async fn open_core(
     let epoch = folder.registered()?.map_or(0, |registered| registered.epoch);
     let core = tokio::task::spawn_blocking(move || {
         let engine = open_engine(&folder, log)?;
-        let restored = restored::begin(&folder, &engine, now().wall_ns)?;
+        let (began_apart, restored) = restored::begin(&folder, &engine, now().wall_ns)?.unzip();
         let opening = engine.opening();
         if opening.torn {
             tracing::warn!(
@@ -362,7 +378,8 @@ async fn open_core(
             slice_life_ms: ms(timing.slice_life),
             horizon_step_ms: ms(timing.horizon_step),
             pack_after_ms: ms(timing.pack_after),
-            restored,
+            restored: restored.flatten(),
+            began_apart,
             ..Config::default()
         };
         let reads = SharedView(engine.view());

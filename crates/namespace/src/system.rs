@@ -195,7 +195,8 @@ pub(crate) struct Steward<'a, R: Reads + ?Sized> {
 impl<R: Reads + ?Sized> Steward<'_, R> {
     fn decide(&mut self, request: &SystemRequest) -> Decided<SystemReply> {
         match request {
-            SystemRequest::CreateVolume(spec) => self.create_volume(spec),
+            SystemRequest::CreateVolume(spec) => self.create_volume(spec, false),
+            SystemRequest::CreateVolumeAgain(spec) => self.create_volume(spec, true),
             SystemRequest::UpdateVolume(spec) => self.update_volume(spec),
             SystemRequest::DeleteVolume { id } => self.delete_volume(*id),
             SystemRequest::UndeleteVolume { id } => self.undelete_volume(*id),
@@ -254,7 +255,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         }
     }
 
-    fn create_volume(&mut self, spec: &VolumeSpec) -> Decided<SystemReply> {
+    fn create_volume(&mut self, spec: &VolumeSpec, again: bool) -> Decided<SystemReply> {
         check_spec(spec)?;
         match self.live_volume(spec.id) {
             Err(Refused::Error(SystemError::UnknownVolume(_))) => {}
@@ -275,7 +276,8 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             born: version,
             horizon: version,
             history_since: (spec.retention != Retention::None).then_some(version),
-            gaps: Vec::new(),
+            // Who has files of the lost one open hears that it was put back: as of nothing.
+            gaps: if again { vec![(Version::ZERO, version)] } else { Vec::new() },
             leases: 0,
             deleted: None,
         };

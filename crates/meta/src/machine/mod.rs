@@ -99,8 +99,10 @@ pub struct Config {
     pub asks_admin: bool,
     /// The key space of operators holds no more than so many bytes of keys and values.
     pub key_bytes_max: u64,
-    /// The disk snapshot that the store was restored from, while nobody has accepted that: nothing is forgotten or deleted.
+    /// What the store was restored from, while nobody has accepted that: nothing is forgotten or deleted.
     pub restored: Option<String>,
+    /// The commit with which it went on then, whether or not that is accepted.
+    pub began_apart: Option<Version>,
 }
 
 impl Default for Config {
@@ -122,6 +124,7 @@ impl Default for Config {
             asks_admin: false,
             key_bytes_max: 256 << 20,
             restored: None,
+            began_apart: None,
         }
     }
 }

@@ -65,10 +65,8 @@ impl Machine {
     /// Why nothing of the volume may be forgotten or deleted now, if so.
     pub(super) fn unread_pins(&self, index: VolumeIndex, steady_ns: u64) -> Option<String> {
         let known = &self.volumes.get(&index)?.pins;
-        if let Some(uid) = &self.config.restored {
-            return Some(format!(
-                "restored from disk snapshot {uid}, which nobody has accepted: chronofs restore accept"
-            ));
+        if let Some(from) = &self.config.restored {
+            return Some(format!("restored from {from}, which nobody has accepted: chronofs restore accept"));
         }
         let age_ns_max = u64::from(self.config.pins_age_ms) * 1_000_000;
         if let Some(problem) = &known.problem {

@@ -216,7 +216,7 @@ impl Machine {
     /// Whether a volume that was served before can be made anew: only where its objects and inodes would be others.
     fn may_make(&self, group: &mut Group, born: Version) -> Result<bool, EngineError> {
         match drawn_apart_since(&group.reads) {
-            Ok(since) => Ok(since.is_some_and(|since| born < since)),
+            Ok(since) => Ok(since.max(self.config.began_apart).is_some_and(|since| born < since)),
             Err(stop) => self.stopped(group, stop, "looking for the metadata store").map(|_| false),
         }
     }
@@ -226,7 +226,8 @@ impl Machine {
     fn is_missing(&mut self, group: &mut Group, spec: &VolumeSpec) {
         let problem = format!(
             "volume {} was served before, and this folder has nothing of it: start the server on the right folder (--db-folder), or \
-             restore it from the newest backup; nothing is made in its place, and its objects stay as they are",
+             restore it from the newest backup; nothing is made in its place, and its objects stay as they are. If its metadata is \
+             lost for good: chronofs meta init creds --begin-anew in an empty folder, and chronofs analyze salvage",
             spec.name
         );
         if self.missing.insert(spec.id, problem.clone()).is_none() {
@@ -245,7 +246,10 @@ impl Machine {
             }
             None => {
                 self.missing.remove(&id);
-                SystemRequest::CreateVolume(assigned.spec.clone())
+                match assigned.born_ns {
+                    0 => SystemRequest::CreateVolume(assigned.spec.clone()),
+                    _ => SystemRequest::CreateVolumeAgain(assigned.spec.clone()),
+                }
             }
             Some(known) if assigned.deleted || !known.row.is_live() => match leave::assigned(known, assigned)
             {

@@ -31,6 +31,7 @@ fn mark(readers: &[Uuid]) -> Mark {
         kept: None,
         detached: false,
         in_place: false,
+        anew: false,
         entries: Vec::new(),
     }
 }

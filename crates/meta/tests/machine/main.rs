@@ -32,6 +32,7 @@ use chronofs_meta::core::Core;
 use chronofs_meta::machine::{
     Call, Config, ConnId, Effect, Event, Found, Machine, Now, PinsRead, SharedView,
 };
+use chronofs_wire::admin::Assignment;
 use chronofs_wire::message::{Hello, ToClient, ToServer, Welcome};
 use common::{attr, create, hello, name, replayed};
 use std::sync::Arc;
@@ -62,11 +63,21 @@ impl Server {
     }
 
     fn start_as(engine: Arc<dyn Engine>, now_ns: u64, maybe_lost: bool, config: Config) -> Server {
+        let assignment = common::assignment(std::path::Path::new("/nowhere"));
+        Server::start_assigned(engine, now_ns, maybe_lost, config, assignment)
+    }
+
+    fn start_assigned(
+        engine: Arc<dyn Engine>,
+        now_ns: u64,
+        maybe_lost: bool,
+        config: Config,
+        assignment: Assignment,
+    ) -> Server {
         let found = Found { recovered: Vec::<Recovered>::new(), maybe_lost, last_commit: engine.applied() };
         let machine =
             Machine::new(config, &SharedView(engine.view()), engine.applied(), found, now_ns.into()).unwrap();
         let mut server = Server { core: Core { machine, engine }, now_ns, pins: Some(Ok(Vec::new())) };
-        let assignment = common::assignment(std::path::Path::new("/nowhere"));
         server.run(Event::Assignment(Box::new(assignment)));
         server.run(Event::Tick);
         server

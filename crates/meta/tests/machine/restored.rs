@@ -19,8 +19,8 @@ pub fn clone_of(source: &Server, accepted: bool, draw: [u64; 2]) -> (Server, Ver
     let version = cut.next(now_ns);
     let batch = restored(&SharedView(engine.view()), cut, version, draw).unwrap();
     engine.apply(vec![Commit { version, tag: tag::encode(&Tag::System), batch }]).unwrap();
-    let restored = (!accepted).then(|| "c5".to_owned());
-    let config = Config { boot: now_ns, restored, ..Config::default() };
+    let restored = (!accepted).then(|| "disk snapshot c5".to_owned());
+    let config = Config { boot: now_ns, restored, began_apart: Some(version), ..Config::default() };
     (Server::start_as(engine, now_ns, false, config), cut, version)
 }
 
@@ -264,6 +264,33 @@ fn pins_of_a_time_that_a_restore_lost_stop_no_deletion_and_those_of_before_the_c
 }
 
 #[test]
+fn a_store_that_begins_anew_makes_its_volumes_empty_and_the_objects_of_the_lost_ones_stay() {
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.volumes[0].born_ns = START_NS;
+    let engine = Arc::new(Memory::default());
+    let (version, now_ns) = (Version(START_NS + SECOND), START_NS + 2 * SECOND);
+    let batch = restored(&SharedView(engine.view()), Version::ZERO, version, [4, 5]).unwrap();
+    engine.apply(vec![Commit { version, tag: tag::encode(&Tag::System), batch }]).unwrap();
+    let config = Config {
+        boot: now_ns,
+        restored: Some("nothing".to_owned()),
+        began_apart: Some(version),
+        ..Config::default()
+    };
+    let mut server = Server::start_assigned(engine, now_ns, false, config, assignment);
+    let made = row(&server);
+    assert_eq!((made.incarnation, &made.gaps[..]), (1 + 6, &[(Version::ZERO, made.born)][..]));
+    let lost = ObjectId { incarnation: 0, session: SessionId(1), n: 0 };
+    for object in [lost, ObjectId { incarnation: 7, ..lost }, ObjectId { session: SessionId::SERVER, ..lost }]
+    {
+        assert!(matches!(judged(&server, object), Judged::Quarantined(_)), "{object:?}");
+    }
+    assert_eq!(server.pass(20_000, true), []);
+    assert!(server.collection().waits.unwrap_or_default().contains("restored from nothing"));
+    server.verify();
+}
+
+#[test]
 fn nothing_is_made_in_the_place_of_a_volume_that_was_served_before_but_where_all_numbers_are_others() {
     let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
     let mut other = assignment.volumes[0].clone();
@@ -298,6 +325,8 @@ fn nothing_is_made_in_the_place_of_a_volume_that_was_served_before_but_where_all
     assert!(restored.core.machine.missing().is_empty());
     let made = restored.core.machine.volumes().find(|volume| volume.id() == other.spec.id).unwrap();
     assert!(made.row.incarnation > 0);
+    // Mounts that had files of the lost one hear that it was put back.
+    assert_eq!(made.row.gaps, [(Version::ZERO, made.row.born)]);
     // It is not missing any more where the admin server does not want it.
     let before = common::assignment(std::path::Path::new("/nowhere"));
     server.run(Event::Assignment(Box::new(before)));

@@ -435,6 +435,7 @@ fn the_form_of_the_mark_stays() {
         kept: Some(true),
         detached: true,
         in_place: true,
+        anew: true,
         entries: Vec::new(),
     };
     assert_eq!(Mark::read(folder.path()).unwrap(), None);

@@ -1,0 +1,179 @@
+//! Disaster drills: the metadata is lost, and there is no backup. The server begins anew, and files come back from the objects alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use chronofs_e2e::clone::objects;
+use chronofs_e2e::process::{text, wait_for};
+use chronofs_e2e::{Installation, Rng};
+use serde_json::Value;
+
+/// Too large to travel with the metadata, and of several blocks.
+const LARGE: usize = 9 << 20;
+/// Packed with others.
+const SMALL: usize = 5000;
+
+/// Contents that are written to files of a mount: they are all that comes back.
+fn write_files(dir: &Path, seed: u64) -> Vec<Vec<u8>> {
+    let mut random = Rng::new(seed);
+    let all: Vec<Vec<u8>> = (0..20).map(|n| random.bytes(if n == 0 { LARGE } else { SMALL + n })).collect();
+    for (n, content) in all.iter().enumerate() {
+        fs::write(dir.join(n.to_string()), content).unwrap();
+    }
+    all
+}
+
+/// Waits until nothing of a volume is only in the metadata.
+fn wait_for_packing(installation: &Installation, files: usize) {
+    wait_for("small files to be packed", || {
+        let shown =
+            installation.ok(&["meta", "gc", "--json", "--http-addr", &installation.http_address.to_string()]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let packed = |volume: &Value| volume["packing"]["slices"].as_u64();
+        let all: u64 = shown["volumes"].as_array()?.iter().filter_map(packed).sum();
+        (all >= files as u64).then_some(())
+    });
+}
+
+/// What `analyze salvage` puts into a folder, by content.
+fn salvaged(installation: &Installation, volume: &str, more: &[&str]) -> BTreeMap<Vec<u8>, String> {
+    let to = installation.path(&format!("salvaged-{volume}"));
+    let arguments = [&["analyze", "salvage", volume, "--to", text(&to)][..], more].concat();
+    installation.ok(&arguments);
+    let files = fs::read_dir(&to).unwrap().map(|file| file.unwrap());
+    files.map(|file| (fs::read(file.path()).unwrap(), file.file_name().into_string().unwrap())).collect()
+}
+
+fn assert_has_all(found: &BTreeMap<Vec<u8>, String>, wanted: &[Vec<u8>]) {
+    for (n, content) in wanted.iter().enumerate() {
+        assert!(
+            found.contains_key(content),
+            "file {n} of {} bytes is not among {:?}",
+            content.len(),
+            found.values()
+        );
+    }
+}
+
+/// A program that has a file open, and writes to it when it is told. It is a process of its own: whatever this one starts would wait for
+/// the mount, since the kernel closes in the new process what is open here.
+fn writer_of(path: &Path) -> Child {
+    let script = r#"exec 3<>"$0"; echo ready; read -r; printf 'not stored' >&3; read -r"#;
+    let mut command = Command::new("bash");
+    command.args(["-c", script, text(path)]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut writer = command.spawn().unwrap();
+    let mut ready = [0; 6];
+    writer.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    writer
+}
+
+fn begin_anew(installation: &Installation, token: &str) {
+    let meta = installation.path("meta");
+    let arguments = ["meta", "init", "creds", "--token", token, "--db-folder", text(&meta), "--begin-anew"];
+    let said = installation.ok(&arguments);
+    assert!(said.contains("analyze salvage") && said.contains("restore accept"), "{said}");
+    let again = installation.fails(&arguments);
+    assert!(again.contains("is not empty"), "{again}");
+}
+
+#[test]
+fn of_a_metadata_server_without_any_backup_the_files_come_back_from_their_objects() {
+    let seed = chronofs_e2e::seed("anew");
+    let mut installation = Installation::start_with_meta_arguments(&["--pack-after", "1"]);
+    installation.create_volume("one", &[]);
+    let mount = installation.mount("one", &[]);
+    let contents = write_files(&mount.dir, seed);
+    wait_for_packing(&installation, contents.len() - 1);
+    let mut writer = writer_of(&mount.path("0"));
+    let token = fs::read_to_string(installation.path("meta/credentials")).unwrap();
+    let before = objects(&installation.path("blocks/objects"));
+    installation.meta.kill();
+    let lost = Instant::now();
+    writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    fs::rename(installation.path("meta"), installation.path("old")).unwrap();
+
+    begin_anew(&installation, token.trim());
+    installation.start_meta();
+    wait_for("the mount to show the empty volume", || {
+        fs::read_dir(&mount.dir).ok().filter(|_| !mount.path("1").exists()).map(drop)
+    });
+    println!("drill: metadata lost, no backup: the volume is there again after {:?}", lost.elapsed());
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
+    wait_for("what was written to lie in lost+found", || {
+        let mut found = fs::read_dir(mount.path("lost+found")).ok()?.map(|entry| entry.unwrap().path());
+        found.find(|path| fs::read(path).is_ok_and(|all| all.ends_with(b"not stored")))
+    });
+    let said = installation.ok(&["restore", "status", "--wait", "60s"]);
+    for part in ["restored in place", "nothing", "one", "restore accept"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_has_all(&salvaged(&installation, "one", &[]), &contents);
+    println!("drill: metadata lost, no backup: files are salvaged after {:?}", lost.elapsed());
+    // The lost server comes back.
+    let (address, old) = (chronofs_e2e::process::free_address().to_string(), installation.path("old"));
+    let refused = installation.fails(&["meta", "start", "--db-folder", text(&old), "--bind-addr", &address]);
+    assert!(refused.contains("restored from nothing (restore epoch 1)"), "{refused}");
+
+    installation.ok(&["restore", "accept"]);
+    fs::write(mount.path("new"), "written since").unwrap();
+    let http = installation.http_address.to_string();
+    installation.ok(&["meta", "gc", "--full", "--http-addr", &http]);
+    let kept = objects(&installation.path("blocks/objects"));
+    assert!(
+        before.iter().all(|(path, bytes)| kept.get(path) == Some(bytes)),
+        "objects of the lost volume stay"
+    );
+    // Started again, it serves what it has.
+    installation.meta.stop();
+    installation.start_meta();
+    assert_eq!(fs::read_to_string(mount.path("new")).unwrap(), "written since");
+    drop(mount);
+    installation.stop_meta_and_verify();
+}
+
+#[test]
+fn of_both_servers_without_any_backup_the_files_come_back_from_the_block_store_and_the_volumes_secret() {
+    let seed = chronofs_e2e::seed("anew all");
+    let mut installation = Installation::start_with_meta_arguments(&["--pack-after", "1"]);
+    let key = installation.path("volume.key");
+    installation.ok(&["configure", "init", "volume-key", text(&key)]);
+    let with_key = ["--key-file", text(&key)];
+    installation.create_volume("two", &[&["--encrypt"][..], &with_key].concat());
+    let mut mount = installation.mount("two", &with_key);
+    let contents = write_files(&mount.dir, seed);
+    wait_for_packing(&installation, contents.len() - 1);
+    wait_for("the volume to be described in the block store", || {
+        fs::read_dir(installation.path("blocks/volumes")).ok()?.next().map(drop)
+    });
+    installation.meta.kill();
+    installation.admin.kill();
+    mount.kill();
+    let lost = Instant::now();
+    for folder in ["admin", "meta"] {
+        fs::remove_dir_all(installation.path(folder)).unwrap();
+    }
+
+    let (folder, blocks) = (installation.path("admin"), installation.path("blocks"));
+    let address = installation.admin_address.to_string();
+    let place = ["--name", "bytes", "--kind", "local", "--path", text(&blocks), "--json"];
+    let start = ["admin", "rebuild", "--db-folder", text(&folder), "--address", &address];
+    let made: Value = serde_json::from_str(&installation.ok(&[&start[..], &place].concat())).unwrap();
+    installation.start_admin();
+    installation.ok(&["configure", "init", "creds", "--token", made["root_token"].as_str().unwrap()]);
+    begin_anew(&installation, made["metadata_stores"][0]["token"].as_str().unwrap());
+    installation.start_meta();
+    installation.ok(&["restore", "status", "--wait", "60s"]);
+    assert_has_all(&salvaged(&installation, "two", &with_key), &contents);
+    println!("drill: both servers lost, no backup: files are salvaged after {:?}", lost.elapsed());
+    let mount = installation.mount("two", &with_key);
+    fs::write(mount.path("new"), "written since").unwrap();
+    installation.ok(&["restore", "accept"]);
+    drop(mount);
+    installation.stop_meta_and_verify();
+}
