@@ -284,7 +284,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
         found.find(|path| fs::read(path).is_ok_and(|all| all.ends_with(b"not stored")))
     });
     assert_eq!(fs::metadata(&parked).unwrap().len(), 110);
-    let beside = PathBuf::from(format!("{}.REPORT", parked.display()));
+    let beside = PathBuf::from(format!("{}.txt", parked.display()));
     assert!(fs::read_to_string(&beside).is_ok_and(|report| report.contains("offsets 100 and 110")));
     wait_for("the audit log to say so", || {
         lab.installation.ok(&["audit", "list"]).contains("lost with restore epoch 1").then_some(())

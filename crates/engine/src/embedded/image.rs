@@ -2,11 +2,13 @@
 //! again, and together they open as the engine was at the end of the log's image.
 //!
 //! While a [`LogHold`] lives no segment goes. So when the store's image was made under it, and the log's after that, the
-//! log's holds everything that the store's does not. Commits go on meanwhile; they wait only while the store links its
-//! files and while a segment is ended.
+//! log's holds everything that the store's does not. The store's is as of its last flush: one snapshot after the other flushes
+//! nothing that is not much, which would cost clients more than the snapshots. Commits go on meanwhile; they wait only while a
+//! segment is ended.
 
 use super::disk::Disk;
 use super::log::format::Place;
+use super::maintain::Unflushed;
 use super::store::{Position, Store};
 use super::{Embedded, lock};
 use crate::EngineError;
@@ -15,11 +17,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the store may still have to flush while nothing can be applied.
-const FLUSH_AT_ONCE_BYTES: u64 = 2 << 20;
-/// How often it is tried to get there.
-const FLUSHES_BEFORE: u32 = 3;
-/// How long one of these may take.
+/// An image of the log may have so much that the store's has not: what is restored applies it again, and programs copy it.
+const LOG_BYTES: u64 = 32 << 20;
+/// In so many segments: each image ends one, and nothing that is not flushed goes.
+const LOG_SEGMENTS: u64 = 32;
+/// The same as it is in the memory of the store.
+const UNFLUSHED_BYTES: u64 = 16 << 20;
+/// How long the flush may take that this needs.
 const FLUSH_WITHIN: Duration = Duration::from_secs(20);
 
 /// The end of an image of the log.
@@ -37,15 +41,13 @@ pub struct LogHold<S: Store, D: Disk> {
 }
 
 impl<S: Store, D: Disk> Embedded<S, D> {
-    /// Has the store flush most of what it would otherwise flush while it makes its image, and commits wait.
+    /// Has the store flush, if it has not for so long that images would be worse for it.
     pub fn prepare_image(&self) -> Result<(), EngineError> {
-        for _ in 0..FLUSHES_BEFORE {
-            if self.core.store.unflushed_bytes() <= FLUSH_AT_ONCE_BYTES {
-                break;
-            }
-            self.core.flush_within(FLUSH_WITHIN)?;
+        let Unflushed { bytes, log_bytes, log_segments } = self.core.unflushed();
+        match bytes > UNFLUSHED_BYTES || log_bytes > LOG_BYTES || log_segments > LOG_SEGMENTS {
+            true => self.core.flush_within(FLUSH_WITHIN),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// From now on no segment of the log goes.
@@ -56,24 +58,12 @@ impl<S: Store, D: Disk> Embedded<S, D> {
 }
 
 impl<S: Store, D: Disk> LogHold<S, D> {
-    /// Makes the folder `place`, on the store's volume, with everything that is applied. An error leaves the engine as it
-    /// was, and perhaps a part of the folder.
+    /// Makes the folder `place`, on the store's volume, with everything that is flushed, and says how far that goes. An error leaves
+    /// the engine as it was, and perhaps a part of the folder.
     pub fn image_store(&self, place: &Path) -> Result<Position, EngineError> {
         let core = &self.engine.core;
         core.durability.check()?;
-        // Most of the sync happens here, so that what is left to sync while nothing can be applied is little.
-        core.sync()?;
-        let writer = lock(&core.writer);
-        core.sync()?;
-        if !core.has_room() {
-            return Err(EngineError::NoSpace {
-                action: "flush the store for the image",
-                path: place.display().to_string(),
-                source: std::io::ErrorKind::StorageFull.into(),
-            });
-        }
-        core.store.image(place)?;
-        Ok(writer.position)
+        core.store.image(place)
     }
 
     /// Ends the log's segment, makes everything in it durable, and makes the folder `place`, on the log's volume, with the

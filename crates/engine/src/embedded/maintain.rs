@@ -75,6 +75,16 @@ impl Maintenance {
     }
 }
 
+/// What the store has not flushed.
+pub(super) struct Unflushed {
+    /// In its memory.
+    pub(super) bytes: u64,
+    /// In the log,
+    pub(super) log_bytes: u64,
+    /// and segments that ended since.
+    pub(super) log_segments: u64,
+}
+
 impl<S: Store, D: Disk> Core<S, D> {
     pub(crate) fn start_keeper(self: &Arc<Self>) -> Result<Option<JoinHandle<()>>, EngineError> {
         if !self.options.keeper {
@@ -132,16 +142,18 @@ impl<S: Store, D: Disk> Core<S, D> {
     }
 
     fn wants_flush(&self) -> bool {
+        let Unflushed { bytes, log_bytes, .. } = self.unflushed();
+        bytes >= self.options.flush_bytes || log_bytes >= self.options.flush_log_bytes
+    }
+
+    pub(super) fn unflushed(&self) -> Unflushed {
         let flushed = lock(&self.maintenance.state).flushed.place;
         let written = self.durability.written_mark().place;
-        // Segments in between are taken as full.
-        let log_bytes = (written.segment - flushed.segment.min(written.segment)) * self.options.segment_bytes
-            + written.offset.saturating_sub(if flushed.segment == written.segment {
-                flushed.offset
-            } else {
-                0
-            });
-        self.store.unflushed_bytes() >= self.options.flush_bytes || log_bytes >= self.options.flush_log_bytes
+        Unflushed {
+            bytes: self.store.unflushed_bytes(),
+            log_bytes: self.log.bytes_between(flushed, written),
+            log_segments: written.segment.saturating_sub(flushed.segment),
+        }
     }
 
     /// Without room for a flush the log goes on alone until it has no room either, which its users are told. The

@@ -119,17 +119,15 @@ impl Store for MemStore {
         Ok(held.filter(|position| *position != Position::default()))
     }
 
-    fn image(&self, place: &Path) -> Result<(), EngineError> {
-        let position = *self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let image = (self.state().clone(), position);
+    fn image(&self, place: &Path) -> Result<Position, EngineError> {
         let mut medium = self.medium.lock();
         if medium.broken || medium.images.contains_key(place) {
             return Err(EngineError::Store("the simulated medium makes no image".to_owned()));
         }
-        medium.pending.clear();
-        medium.durable = Some(image.clone());
+        let image = medium.durable.clone().unwrap_or_default();
+        let position = image.1;
         medium.images.insert(place.to_owned(), image);
-        Ok(())
+        Ok(position)
     }
 
     fn has_room(&self) -> bool {

@@ -31,6 +31,11 @@ const WRITE_BUFFER_BYTES: usize = 32 << 30;
 /// A flush leaves so much of the disk free, for what RocksDB writes beside it.
 const SPARE_BYTES: u64 = 16 << 20;
 
+/// So often an image is begun: merges take files away that are to be linked.
+const IMAGE_TRIES: u32 = 20;
+/// Its reader opens few of the files.
+const IMAGE_OPEN_FILES: i32 = 32;
+
 /// How RocksDB is set up.
 #[derive(Clone, Debug)]
 pub struct RocksOptions {
@@ -184,23 +189,24 @@ impl Store for RocksStore {
     }
 
     fn position(&self) -> Result<Option<Position>, EngineError> {
-        let found = self
-            .db
-            .get(POSITION_KEY)
-            .map_err(|error| failure(&self.folder, "read the position of", &error))?;
-        let Some(bytes) = found else {
-            return match self.db.iterator(IteratorMode::Start).next() {
-                None => Ok(None),
-                Some(_) => Err(no_position(&self.folder)),
-            };
-        };
-        decode_position(&bytes).map(Some).ok_or_else(|| no_position(&self.folder))
+        position_in(&self.db, &self.folder)
     }
 
-    fn image(&self, place: &Path) -> Result<(), EngineError> {
-        // It flushes first, links what never changes, and copies the rest.
-        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(place));
-        made.map_err(|error| failure(&self.folder, "make an image of", &error))
+    fn image(&self, place: &Path) -> Result<Position, EngineError> {
+        let failed = |error| failure(&self.folder, "make an image of", &error);
+        for _ in 1..IMAGE_TRIES {
+            match image(&self.folder, place) {
+                // A file that was merged into another one is gone. It is there in none of the tries only if they all meet a merge.
+                Err(Imaging::Rocks(error)) if error.kind() == rocksdb::ErrorKind::IOError && !place.exists() => {}
+                Err(Imaging::Rocks(error)) => return Err(failed(error)),
+                Err(Imaging::Position(error)) => return Err(error),
+                Ok(position) => return Ok(position),
+            }
+        }
+        image(&self.folder, place).map_err(|error| match error {
+            Imaging::Rocks(error) => failed(error),
+            Imaging::Position(error) => error,
+        })
     }
 
     fn has_room(&self) -> bool {
@@ -218,6 +224,39 @@ impl Store for RocksStore {
             std::mem::forget(self.db.clone());
         }
     }
+}
+
+enum Imaging {
+    Rocks(rocksdb::Error),
+    Position(EngineError),
+}
+
+impl From<rocksdb::Error> for Imaging {
+    fn from(error: rocksdb::Error) -> Self {
+        Imaging::Rocks(error)
+    }
+}
+
+/// Links what never changes, and copies the rest. A checkpoint of the open database would flush it; a reader of its files has
+/// nothing to flush, and sees what is flushed.
+fn image(folder: &Path, place: &Path) -> Result<Position, Imaging> {
+    let mut options = Options::default();
+    options.set_max_open_files(IMAGE_OPEN_FILES);
+    let reader = DB::open_for_read_only(&options, folder, false)?;
+    let position = position_in(&reader, folder).map_err(Imaging::Position)?;
+    Checkpoint::new(&reader)?.create_checkpoint(place)?;
+    Ok(position.unwrap_or_default())
+}
+
+fn position_in(db: &DB, folder: &Path) -> Result<Option<Position>, EngineError> {
+    let found = db.get(POSITION_KEY).map_err(|error| failure(folder, "read the position of", &error))?;
+    let Some(bytes) = found else {
+        return match db.iterator(IteratorMode::Start).next() {
+            None => Ok(None),
+            Some(_) => Err(no_position(folder)),
+        };
+    };
+    decode_position(&bytes).map(Some).ok_or_else(|| no_position(folder))
 }
 
 /// Of each key the last change: commits of one group often put the same rows (the directory of many creates, the

@@ -36,10 +36,9 @@ pub trait Store: Send + Sync + 'static {
     /// How far what is durable goes; `None` if that is nothing. Asked once, before the first write.
     fn position(&self) -> Result<Option<Position>, EngineError>;
 
-    /// Makes the folder `place`, which is not there, on the same volume: a store that holds everything written until now,
-    /// durably. Not at the same time as `write`, and only when the log holds all of it durably, because this store
-    /// becomes durable so far as well.
-    fn image(&self, place: &Path) -> Result<(), EngineError>;
+    /// Makes the folder `place`, which is not there, on the same volume: a store that holds what is durable of this one, durably.
+    /// Says how far that goes.
+    fn image(&self, place: &Path) -> Result<Position, EngineError>;
 
     /// Whether there is room on the disk for a flush of what is not flushed. One that was started without is lost
     /// with the store that failed in it.

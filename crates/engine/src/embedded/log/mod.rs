@@ -296,6 +296,15 @@ impl<D: Disk> Log<D> {
         image.sync_dir().map_err(|source| failed("fsync the folder", source))
     }
 
+    /// How much was written from one place to another that is not before it. Segments differ in length: an image ends one.
+    pub(crate) fn bytes_between(&self, from: Place, to: Place) -> u64 {
+        let segments = lock(&self.segments);
+        let between = segments.iter().filter(|one| (from.segment..to.segment).contains(&one.number));
+        let whole: u64 = between.map(|segment| segment.bytes).sum();
+        let left_out = if from.segment <= to.segment { from.offset } else { 0 };
+        (whole + to.offset).saturating_sub(left_out)
+    }
+
     /// Number of segments, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
         let segments = lock(&self.segments);
