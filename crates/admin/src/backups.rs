@@ -7,7 +7,7 @@ use crate::AdminError;
 use crate::api::{App, log_servers};
 use crate::db::{Database, backups, block_stores, now_ns, snapshots as records};
 use crate::snapshots::Snapshots;
-use chronofs_backup::record::{Backup, Judged, State, Wholeness, judge};
+use chronofs_backup::record::{Backup, Judged, Stands, State, Wholeness, judge};
 use chronofs_backup::{Depot, Error, Lease, PROGRAM, Plan, Unlock, Where};
 use chronofs_core::store::{Secret, StoreKind};
 use chronofs_snapshot::protocol::{Fault, Record, State as SnapshotState};
@@ -368,15 +368,18 @@ fn known_in(app: &App, depot: &str) -> Result<Vec<SnapshotUid>, AdminError> {
 
 /// All backups that are known, newest first.
 pub(crate) fn all(app: &App) -> Result<Vec<Shown>, AdminError> {
-    let (found, reaches) = app.database.write(|tx| Ok((backups::list(tx)?, backups::reaches(tx)?)))?;
-    let shown = |backup: Backup| {
+    let found: Vec<(Backup, Vec<Stands>)> = app.database.write(|tx| {
+        let with_volumes = |backup: Backup| backups::volumes_of(tx, &backup).map(|volumes| (backup, volumes));
+        backups::list(tx)?.into_iter().map(with_volumes).collect()
+    })?;
+    let shown = |(backup, volumes): (Backup, Vec<Stands>)| {
         let kept_until_ns = match backup.state {
             State::Complete => Some(kept_until(&app.snapshots, &backup.uid)),
             State::Registered => Some(Some(backup.keep_until_ns.unwrap_or(u64::MAX))),
             _ => None,
         };
         let judged = backup.point_ns.zip(kept_until_ns);
-        let judged = judged.map(|(point_ns, kept)| judge(point_ns, kept, &reaches, now_ns()));
+        let judged = judged.map(|(point_ns, kept)| judge(point_ns, kept, &volumes, now_ns()));
         (backup, judged)
     };
     Ok(found.into_iter().map(shown).collect())

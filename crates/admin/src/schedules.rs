@@ -5,8 +5,8 @@ use crate::AdminError;
 use crate::api::App;
 use crate::backups::{self, Shown, Wanted, refused};
 use crate::db::backups as rows;
-use crate::db::{now_ns, snapshots as records, volumes};
-use chronofs_backup::record::{State, Wholeness};
+use crate::db::{audit, now_ns, snapshots as records, volumes};
+use chronofs_backup::record::{Backup, State, Wholeness};
 use chronofs_backup::schedule::Schedule;
 use chronofs_backup::{Depot, Key, Unlock};
 use chronofs_core::Retention;
@@ -148,8 +148,17 @@ async fn turn(app: &Arc<App>, schedule: Schedule) {
     if let Err(error) = noted {
         tracing::error!(%error, "it cannot be written down how a backup by schedule ended");
     }
-    if let Err(error) = expire(app, &schedule).await {
-        tracing::warn!(schedule = name, %error, "backups whose time is over cannot be deleted now");
+    if let Err(why) = expire(app, &schedule).await {
+        tracing::warn!(schedule = name, why, "backups whose time is over cannot be deleted now");
+        let noted = note(app, &name, move |schedule| {
+            schedule.problem = Some(match schedule.problem.take() {
+                Some(earlier) => format!("{earlier}; {why}"),
+                None => why,
+            });
+        });
+        if let Err(error) = noted.await {
+            tracing::error!(%error, "it cannot be written down which backup cannot be deleted");
+        }
     }
 }
 
@@ -168,9 +177,39 @@ async fn key_of(app: &Arc<App>, name: &str) -> Result<Key, AdminError> {
     Key::parse(&app.secrets.unseal(&owner(name), &sealed)?).map_err(refused)
 }
 
+/// What a schedule does by itself is in the audit log, too: begun before it is done, and how it ended.
+async fn audited<T>(
+    app: &Arc<App>,
+    schedule: &Schedule,
+    action: &str,
+    uid: &str,
+    doing: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let object = format!("backup {uid}");
+    let (actor, address) = (format!("schedule {}", schedule.name), String::new());
+    let attempt = audit::Attempt { actor, address, action: action.to_owned(), object: object.clone() };
+    let begun = app.database.run(move |tx| audit::begin(tx, &attempt)).await;
+    let row = begun.map_err(|error| error.to_string())?;
+    let done = doing.await;
+    let outcome = match &done {
+        Ok(_) => audit::DONE.to_owned(),
+        Err(why) => format!("failed: {why}"),
+    };
+    // What was done is done; its row says then that the end is not known.
+    let ended = app.database.run(move |tx| audit::end(tx, row, &object, &outcome, false)).await;
+    if let Err(error) = ended {
+        tracing::error!(%error, uid, action, "the audit log does not say how this ended");
+    }
+    done
+}
+
 async fn make(app: &Arc<App>, schedule: &Schedule) -> Result<(), String> {
-    let said = |error: AdminError| error.to_string();
     let uid = SnapshotUid::from_bytes(chronofs_wire::identity::random().map_err(|e| e.to_string())?);
+    audited(app, schedule, "create", uid.as_str(), make_as(app, schedule, uid.clone())).await
+}
+
+async fn make_as(app: &Arc<App>, schedule: &Schedule, uid: SnapshotUid) -> Result<(), String> {
+    let said = |error: AdminError| error.to_string();
     let keep_ns = schedule.keep_seconds.map(|seconds| seconds.saturating_mul(SECOND_NS));
     let wanted = Wanted {
         uid: uid.clone(),
@@ -194,25 +233,49 @@ async fn make(app: &Arc<App>, schedule: &Schedule) -> Result<(), String> {
     }
 }
 
-/// Deletes backups of a schedule whose time is over, and forgets those that failed long ago.
-async fn expire(app: &Arc<App>, schedule: &Schedule) -> Result<(), AdminError> {
-    let now_ns = now_ns();
-    for backup in app.database.run(rows::list).await? {
-        if backup.schedule.as_ref() != Some(&schedule.name) {
-            continue;
-        }
+/// Deletes backups of a schedule whose time is over, and forgets those that failed long ago. One that cannot be deleted is in
+/// nobody's way: the others go, and what is told is the first that did not.
+async fn expire(app: &Arc<App>, schedule: &Schedule) -> Result<(), String> {
+    let all = app.database.run(rows::list).await.map_err(|error| error.to_string())?;
+    let mut first = Ok(());
+    for backup in over(all, &schedule.name, now_ns()) {
         let Ok(uid) = backup.uid.parse::<SnapshotUid>() else { continue };
-        let over = backup.keep_until_ns.is_some_and(|until_ns| until_ns <= now_ns);
-        let old = backup.started_ns.saturating_add(FAILED_FOR_NS) <= now_ns;
-        match backup.state {
-            State::Complete if over => {
-                let freed =
-                    backups::delete(app, uid, Some(key_of(app, &schedule.name).await?.into()), None).await?;
+        let doing = delete(app, schedule, &backup, uid);
+        match audited(app, schedule, "delete", &backup.uid, doing).await {
+            Ok(freed) => {
                 tracing::info!(uid = backup.uid, freed, "the time of a backup is over; it is deleted");
             }
-            State::Failed if old => drop(backups::delete(app, uid, None, None).await?),
-            _ => {}
+            Err(why) => {
+                tracing::warn!(uid = backup.uid, why, "a backup whose time is over cannot be deleted now");
+                let why = format!("backup {}, whose time is over, cannot be deleted: {why}", backup.uid);
+                first = first.and(Err(why));
+            }
         }
     }
-    Ok(())
+    first
+}
+
+/// The backups of a schedule that are to go.
+fn over(all: Vec<Backup>, schedule: &str, now_ns: u64) -> impl Iterator<Item = Backup> {
+    let of_it = all.into_iter().filter(move |backup| backup.schedule.as_deref() == Some(schedule));
+    of_it.filter(move |backup| match backup.state {
+        State::Complete => backup.keep_until_ns.is_some_and(|until_ns| until_ns <= now_ns),
+        State::Failed => backup.started_ns.saturating_add(FAILED_FOR_NS) <= now_ns,
+        _ => false,
+    })
+}
+
+async fn delete(
+    app: &Arc<App>,
+    schedule: &Schedule,
+    backup: &Backup,
+    uid: SnapshotUid,
+) -> Result<u64, String> {
+    let said = |error: AdminError| error.to_string();
+    let unlock: Option<Unlock> = match backup.state {
+        State::Complete => Some(key_of(app, &schedule.name).await.map_err(said)?.into()),
+        // Of one that failed only the record goes.
+        _ => None,
+    };
+    backups::delete(app, uid, unlock, None).await.map_err(said)
 }

@@ -12,7 +12,7 @@ use crate::model::{LogServer, MetadataStore};
 use chronofs_backup::{PROGRAM, store_image};
 use chronofs_snapshot::agent::{Agent, Host, Imaged, Setup};
 use chronofs_snapshot::protocol::{
-    Attempt, Coordinator, Cut, Fault, Intent, Node, Now, Order, Phase, Poll, Record, Request, State,
+    Attempt, Coordinator, Cut, Fault, Intent, Left, Node, Now, Order, Phase, Poll, Record, Request, State,
 };
 use chronofs_snapshot::{Guard, Role, SnapshotCode, SnapshotUid, Whereabouts, Whitelist};
 use rusqlite::Transaction;
@@ -34,6 +34,11 @@ const BESIDE: [&str; 2] = [chronofs_wire::secrets::KEY_FILE, "tls.pem"];
 const IMAGES: &str = "images";
 /// How long members may store images for a backup: the first one of a large store is a long copy.
 const BACKUP_WITHIN: Duration = Duration::from_secs(24 * 3600);
+/// A member that was not heard of for so long is gone. If a question of it was lost, that ends after 30 s, and the next
+/// one is here in time.
+const SILENT_AFTER: Duration = Duration::from_secs(60);
+/// The same for a backup, which has more to lose.
+const BACKUP_SILENT_AFTER: Duration = Duration::from_secs(600);
 
 /// How snapshots are made.
 #[derive(Clone, Debug)]
@@ -141,9 +146,13 @@ impl Snapshots {
         let (cluster, members) = self.database.write(|tx| Ok((snapshots::cluster(tx)?, members(tx)?)))?;
         let (stores, servers) = (&members.stores, &members.log_servers);
         let not_ready = stores.iter().find(|store| store.address.is_none() || !connected(&store.id));
-        let run_limit = if program == PROGRAM { BACKUP_WITHIN } else { self.run_limit };
+        let (run_limit, silent_after) = match program == PROGRAM {
+            true => (BACKUP_WITHIN, BACKUP_SILENT_AFTER),
+            false => (self.run_limit, SILENT_AFTER),
+        };
         let run_ms = u64::try_from(run_limit.as_millis()).unwrap_or(u64::MAX);
-        let request = Request { uid, program, arguments, keep_until_ns, run_ms, cluster };
+        let silent_ms = u64::try_from(silent_after.as_millis()).unwrap_or(u64::MAX);
+        let request = Request { uid, program, arguments, keep_until_ns, run_ms, silent_ms, cluster };
         let unsure =
             stores.iter().find(|store| store.log.wanted.anti_quorum > 0 || store.log.members.anti_quorum > 0);
         self.decide(|coordinator, now| {
@@ -272,16 +281,16 @@ impl Snapshots {
         coordinator.under_way().into_iter().count() as u64
     }
 
-    /// All that is known, newest first, each with the phase that it is in and how many steps are left of that.
-    pub(crate) fn all(&self) -> Vec<(Record, Option<(Phase, usize)>)> {
+    /// All that is known, newest first, each with the phase that it is in and what is left of that.
+    pub(crate) fn all(&self) -> Vec<(Record, Option<(Phase, Vec<Left>)>)> {
         let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
-        let under_way = coordinator.under_way();
+        let under_way = coordinator.under_way().map(|(uid, phase, _)| (uid, phase, coordinator.left_to_do()));
         let mut records: Vec<_> = coordinator
             .records()
             .filter(|record| record.state != State::Deleted)
             .map(|record| {
-                let at = under_way.filter(|(uid, ..)| **uid == record.intent.attempt.uid);
-                (record.clone(), at.map(|(_, phase, left)| (phase, left)))
+                let at = under_way.as_ref().filter(|(uid, ..)| **uid == record.intent.attempt.uid);
+                (record.clone(), at.map(|(_, phase, left)| (*phase, left.clone())))
             })
             .collect();
         records.sort_by_key(|(record, _)| std::cmp::Reverse(record.intent.attempt.number));

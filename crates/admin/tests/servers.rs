@@ -6,7 +6,7 @@ mod common;
 
 use chronofs_admin::{AdminError, InitConfig, Server, StartConfig, init_creds};
 use chronofs_snapshot::protocol::{Order, Poll};
-use chronofs_wire::admin::{Probed, Register, Report, StoreKind, VolumeReport};
+use chronofs_wire::admin::{Probed, Register, Report, RestoreEpoch, StoreKind, VolumeReport};
 use chronofs_wire::http::AdminClient;
 use chronofs_wire::identity::Sha256;
 use chronofs_wire::token::Token;
@@ -44,6 +44,56 @@ async fn epochs_rise_with_every_boot_and_an_old_boot_does_not_come_back() {
         let bad = Register { address: address.to_owned(), ..register(9) };
         assert_eq!(meta.register(&bad).await.unwrap_err().code(), Some("invalid"), "{address}");
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_an_older_copy_of_one_that_has_served_is_refused_with_the_way_out() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    let volume = meta.register(&register(1)).await.map(|registered| registered.epoch).unwrap();
+    assert_eq!(volume, 1);
+    let assigned = meta.assignment(1, 0).await.unwrap();
+    let of = |missing| VolumeReport { id: assigned.volumes[0].spec.id, missing, ..VolumeReport::default() };
+    let report = |missing, kept_epoch| Report {
+        revision: assigned.revision,
+        volumes: vec![of(missing)],
+        probed: Vec::new(),
+        kept_epoch,
+    };
+    let with = |boot, epoch| Register { epoch, ..register(boot) };
+    // A server that had nothing to serve has given no numbers.
+    meta.register(&with(2, 1)).await.unwrap();
+    meta.report(&report(true, 2)).await.unwrap();
+    meta.register(&with(3, 1)).await.unwrap();
+    meta.report(&report(false, 3)).await.unwrap();
+    // One that went down before it had written its epoch down comes again with the one before.
+    meta.register(&with(4, 3)).await.unwrap();
+    meta.register(&with(5, 3)).await.unwrap();
+    let server = server.restarted().await;
+    for refused in [
+        meta.check_fence(&with(6, 2)).await.unwrap_err(),
+        meta.register(&with(6, 2)).await.map(drop).unwrap_err(),
+        meta.register(&with(7, 0)).await.map(drop).unwrap_err(),
+    ] {
+        assert!(refused.is_fenced(), "{refused}");
+        for part in ["older copy", "epoch 3", "--old-copy"] {
+            assert!(refused.to_string().contains(part), "{part}: {refused}");
+        }
+    }
+    // The owner that registers again is none, whatever it says to have held; nor is a restore in place.
+    meta.register(&with(5, 0)).await.unwrap();
+    let restore = RestoreEpoch {
+        epoch: 0,
+        id: "ab".to_owned(),
+        uid: "an old copy of its folder".to_owned(),
+        cut_ns: 1,
+        began_ns: None,
+        prepared_ns: None,
+    };
+    let restored = Register { restore: Some(restore), ..with(8, 0) };
+    meta.check_fence(&restored).await.unwrap();
+    meta.register(&restored).await.unwrap();
     server.stop().await;
 }
 
@@ -263,7 +313,9 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
     let going = VolumeReport { gone: false, ..gone.clone() };
     for needed in [Some("instants of it are kept for brake 7".to_owned()), None] {
         let going = VolumeReport { problem: needed.clone(), ..going.clone() };
-        meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new() }).await.unwrap();
+        meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new(), kept_epoch: 0 })
+            .await
+            .unwrap();
         let shown = server.get("/v1/deleted-volumes/w").await;
         assert_eq!((&shown["detail"], &shown["state"]), (&json!(needed), &json!("given up")));
     }
@@ -275,7 +327,9 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
         let (code, message) = server.refused(method, path, body).await;
         assert!(code == "invalid" && message.contains("given up already"), "{message}");
     }
-    meta.report(&Report { revision: 2, volumes: vec![gone.clone()], probed: Vec::new() }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![gone.clone()], probed: Vec::new(), kept_epoch: 0 })
+        .await
+        .unwrap();
     let left = server.get("/v1/deleted-volumes").await;
     assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
     let volumes = meta.assignment(1, 0).await.unwrap().volumes;
@@ -287,7 +341,9 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
     let live = json!({"name": "x", "block_store": "b", "metadata_store": "m"});
     let live = server.post("/v1/volumes", live).await["id"].as_str().unwrap().parse().unwrap();
     let lie = VolumeReport { id: live, ..gone };
-    meta.report(&Report { revision: 2, volumes: vec![lie], probed: Vec::new() }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![lie], probed: Vec::new(), kept_epoch: 0 })
+        .await
+        .unwrap();
     delete(&server, "/v1/volumes/x").await;
     assert_eq!(server.get("/v1/deleted-volumes/x").await["state"], "kept");
     server.stop().await;
@@ -341,7 +397,9 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         gone: false,
         keys: None,
     };
-    meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new() }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new(), kept_epoch: 0 })
+        .await
+        .unwrap();
     let ready = server.get("/v1/volumes/v").await;
     assert_eq!((&ready["state"], &ready["used_bytes"]), (&json!("ready"), &json!(7)));
     assert_eq!(ready["earliest"], "1970-01-01T00:00:01.000000000Z");
@@ -349,7 +407,9 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
     assert_eq!(code, "in_use");
     assert!(message.contains("3 mounts"), "{message}");
     volume.problem = Some("folder /srv/b: permission denied".to_owned());
-    meta.report(&Report { revision: 2, volumes: vec![volume], probed: Vec::new() }).await.unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume], probed: Vec::new(), kept_epoch: 0 })
+        .await
+        .unwrap();
     let problem = server.get("/v1/volumes/v").await;
     assert_eq!(
         (&problem["state"], &problem["detail"]),
@@ -382,7 +442,7 @@ async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked(
     quick["unchecked"] = json!(true);
     let _: Value = server.client.call(Method::PATCH, "/v1/block-stores/b", Some(&quick)).await.unwrap();
     let probed = vec![Probed { id: asked, problem: None }];
-    meta.report(&Report { revision, volumes: Vec::new(), probed }).await.unwrap();
+    meta.report(&Report { revision, volumes: Vec::new(), probed, kept_epoch: 0 }).await.unwrap();
     let refused = slow.await.unwrap().unwrap_err();
     assert_eq!(refused.code(), Some("changed"), "{refused}");
     assert_eq!(server.get("/v1/block-stores/b").await["place"], "/srv/quick");

@@ -7,10 +7,13 @@
 //! | `parts/UID/NAME` | an [`Image`] that is being stored, there before its pieces are |
 //! | `sets/UID` | a [`Manifest`]: the backup |
 //! | `deleted/UID` | a manifest whose pieces are being removed |
-//! | `lease` | who changes the place |
+//! | `damaged/chunks/HH/NAME` | says of a piece that it was found damaged: the next backup that has it stores it again; readable |
+//! | `lease` | who changes the place; readable |
 //!
-//! All but the first and the last are sealed. A piece is removed only if a deleted manifest or an unfinished part names it, and
+//! All but those that are readable are sealed. A piece is removed only if a deleted manifest or an unfinished part names it, and
 //! no manifest does; what nobody names is left alone.
+
+mod store;
 
 use crate::error::Error;
 use crate::key::{Key, Name, Unlock, hex};
@@ -19,15 +22,13 @@ use crate::manifest::{FORMAT, Image, Manifest};
 use crate::piece::{CHUNKS, PIECE, Piece};
 use crate::place::Place;
 use chronofs_keys::Kdf;
-use chronofs_snapshot::label::{LABEL, Label};
-use chronofs_snapshot::protocol::{Attempt, Record};
-use chronofs_snapshot::tree::{Entry, Kind, list_tree};
+use chronofs_snapshot::tree::Entry;
 use chronofs_snapshot::{Role, SnapshotUid, record};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,7 @@ const MARKER: &str = "chronofs-backup.json";
 const PARTS: &str = "parts";
 const SETS: &str = "sets";
 const DELETED: &str = "deleted";
+const DAMAGED: &str = "damaged";
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
@@ -172,132 +174,6 @@ impl Depot {
         lease.end(self.place.as_ref())
     }
 
-    /// Stores the image of a role, as far as it is not there yet. `stop` says that nobody wants it any more.
-    pub fn store(
-        &self,
-        attempt: &Attempt,
-        node: &str,
-        role: Role,
-        image: &Path,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Stored, Error> {
-        let files = files_of(image)?;
-        let mut there: BTreeSet<String> = self.place.list(CHUNKS)?.into_keys().collect();
-        let mut wanted = Vec::new();
-        for file in &files {
-            let mut missing = self.pieces(file)?;
-            // Two files may have the same content.
-            missing.retain(|piece| there.insert(piece.object()));
-            if !missing.is_empty() {
-                wanted.push((file.clone(), missing));
-            }
-        }
-        let bytes = files.iter().map(|file| file.size).sum();
-        let sealed = BTreeMap::new();
-        let mut part =
-            Image { number: attempt.number, node: node.to_owned(), role, files, sealed, stored: 0 };
-        // Before its pieces: whatever becomes of this attempt, they are known by it.
-        let name = self.part(&attempt.uid, node, role);
-        let object = format!("{PARTS}/{}/{}", attempt.uid, hex(&name));
-        self.put_sealed(&object, &name, &part)?;
-        for (file, missing) in wanted {
-            part.stored += self.store_file(&image.join(&file.path), &file, &missing, stop)?;
-        }
-        self.put_sealed(&object, &name, &part)?;
-        Ok(Stored { bytes, new: part.stored })
-    }
-
-    /// The content of the file is known to be what its checksum says before any of it is stored under a name that says so.
-    fn store_file(
-        &self,
-        path: &Path,
-        file: &Entry,
-        missing: &[Piece],
-        stop: &dyn Fn() -> bool,
-    ) -> Result<u64, Error> {
-        let changed = || Error::Changed { file: path.display().to_string() };
-        let expected = sum(file).ok_or_else(changed)?;
-        let open = || File::open(path).map_err(Error::io("read", path));
-        let missing: BTreeSet<Name> = missing.iter().map(|piece| piece.name).collect();
-        let pieces = self.pieces(file)?;
-        if pieces.len() > 1 {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update_reader(open()?).map_err(Error::io("read", path))?;
-            if hasher.finalize() != expected {
-                return Err(changed());
-            }
-        }
-        let mut opened = open()?;
-        let mut hasher = blake3::Hasher::new();
-        let mut put = Vec::new();
-        let mut stored = 0;
-        for piece in &pieces {
-            if stop() {
-                return Err(Error::Stopped);
-            }
-            let mut bytes = Vec::with_capacity(piece.length as usize);
-            let read = (&mut opened).take(piece.length).read_to_end(&mut bytes);
-            read.map_err(Error::io("read", path))?;
-            hasher.update(&bytes);
-            if bytes.len() as u64 != piece.length || (pieces.len() == 1 && hasher.finalize() != expected) {
-                return Err(changed());
-            }
-            if missing.contains(&piece.name) {
-                let sealed = self.key.seal(&piece.name, &Piece::pack(&bytes))?;
-                self.place.put(&piece.object(), &sealed)?;
-                stored += sealed.len() as u64;
-                put.push(piece.object());
-            }
-        }
-        if hasher.finalize() != expected {
-            put.iter().try_for_each(|object| self.place.remove(object))?;
-            return Err(changed());
-        }
-        Ok(stored)
-    }
-
-    /// The set is complete: writes its manifest, if everything is there.
-    pub fn finish(&self, record: &Record) -> Result<Manifest, Error> {
-        let attempt = &record.intent.attempt;
-        let mut images = Vec::new();
-        let mut parts = Vec::new();
-        for (node, role) in
-            record.intent.nodes.iter().flat_map(|node| node.roles.iter().map(move |r| (node, *r)))
-        {
-            let name = self.part(&attempt.uid, &node.id, role);
-            let object = format!("{PARTS}/{}/{}", attempt.uid, hex(&name));
-            let place = self.shown();
-            let lacks = || Error::NotStored { role: role.to_string(), node: node.name.clone(), place };
-            let image: Image = self.get_sealed(&object, &name)?.ok_or_else(lacks)?;
-            if image.number != attempt.number || image.node != node.id || image.role != role {
-                let why = format!("it is of try {} of {}", image.number, image.node);
-                return Err(Error::Damaged { place: self.shown(), name: object, why });
-            }
-            images.push(image);
-            parts.push(object);
-        }
-        let there = self.place.list(CHUNKS)?;
-        for image in &mut images {
-            for file in &image.files {
-                // None of what is missing: it is found below.
-                let lengths = self
-                    .pieces(file)?
-                    .iter()
-                    .filter_map(|piece| there.get(&piece.object()).copied())
-                    .collect();
-                image.sealed.insert(file.path.clone(), lengths);
-            }
-        }
-        let manifest = Manifest { format: FORMAT, record: record.clone(), images };
-        if let Some(damage) = self.verify(&manifest, Depth::Sizes)?.into_iter().next() {
-            let (role, node) = (damage.role.to_string(), damage.node);
-            return Err(Error::NotStored { role, node, place: self.shown() });
-        }
-        self.put_sealed(&format!("{SETS}/{}", attempt.uid), &self.set_name(&attempt.uid), &manifest)?;
-        parts.iter().try_for_each(|part| self.place.remove(part))?;
-        Ok(manifest)
-    }
-
     /// The UIDs of all backups, each with its manifest, or why that cannot be read.
     pub fn sets(&self) -> Result<Vec<Listed>, Error> {
         let mut sets = Vec::new();
@@ -331,7 +207,7 @@ impl Depot {
         }
     }
 
-    /// What is wrong with a backup.
+    /// What is wrong with a backup. By its content: pieces of what is damaged are marked, so that a later backup stores them again.
     pub fn verify(&self, manifest: &Manifest, depth: Depth) -> Result<Vec<Damage>, Error> {
         let there = self.place.list(CHUNKS)?;
         let mut damages = Vec::new();
@@ -341,17 +217,21 @@ impl Depot {
             for file in &image.files {
                 let lengths = image.sealed.get(&file.path).map(Vec::as_slice).unwrap_or_default();
                 let pieces = self.pieces(file)?;
-                let is_there = |(piece, length): (&Piece, &u64)| there.get(&piece.object()) == Some(length);
-                let short = pieces.len() != lengths.len() || !pieces.iter().zip(lengths).all(is_there);
-                let found = match depth {
-                    _ if short => Err("some of its pieces are missing or have another length".to_owned()),
-                    Depth::Sizes => Ok(()),
-                    Depth::Content => match self.fetch(file, &mut std::io::sink()) {
+                let found: Option<Vec<u64>> =
+                    pieces.iter().map(|piece| there.get(&piece.object()).copied()).collect();
+                let checked = match (depth, found) {
+                    (_, None) => Err("some of its pieces are missing".to_owned()),
+                    (Depth::Sizes, Some(found)) if found == lengths => Ok(()),
+                    // Of another length is also what was stored again by another version, which packs it otherwise.
+                    (_, Some(_)) => match self.fetch(file, &mut std::io::sink()) {
                         Err(Error::Damaged { why, .. }) => Err(why),
                         other => other.map(Ok)?,
                     },
                 };
-                if let Err(why) = found {
+                if let Err(why) = checked {
+                    if depth == Depth::Content {
+                        self.mark_damaged(&pieces);
+                    }
                     let (node, file) = (node.clone(), file.path.clone());
                     damages.push(Damage { node, role: image.role, file, why });
                 }
@@ -458,6 +338,7 @@ impl Depot {
         let there = self.place.list(CHUNKS)?;
         gone.retain(|object| there.contains_key(object));
         gone.iter().try_for_each(|object| self.place.remove(object))?;
+        self.unmark(&gone)?;
         over.iter().try_for_each(|object| self.place.remove(object))?;
         Ok(gone.iter().filter_map(|object| there.get(object)).sum())
     }
@@ -556,30 +437,6 @@ fn is_plain(name: &str) -> bool {
 
 fn sum(file: &Entry) -> Option<blake3::Hash> {
     file.blake3.as_deref().and_then(|text| blake3::Hash::from_hex(text).ok())
-}
-
-/// The files of an image with the checksums of its label; of the label itself they are taken now.
-fn files_of(image: &Path) -> Result<Vec<Entry>, Error> {
-    let label = Label::read(image)?
-        .ok_or_else(|| Error::Changed { file: image.join(LABEL).display().to_string() })?;
-    let known: BTreeMap<&str, &Entry> = label.files.iter().map(|file| (file.path.as_str(), file)).collect();
-    let mut files = list_tree(image)?;
-    for file in &mut files {
-        let path = image.join(&file.path);
-        let changed = || Error::Changed { file: path.display().to_string() };
-        if file.kind != Kind::File {
-            return Err(changed());
-        }
-        match known.get(file.path.as_str()) {
-            Some(said) if said.size == file.size => file.blake3.clone_from(&said.blake3),
-            Some(_) => return Err(changed()),
-            None => {
-                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-                file.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
-            }
-        }
-    }
-    Ok(files)
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {

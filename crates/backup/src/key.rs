@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 /// What every sealed object begins with; the last two digits are the format.
 const MAGIC: &[u8; 8] = b"CFSBAK01";
 /// By so much a sealed object is longer than what is in it: with the tag at its end.
-const OVERHEAD: usize = MAGIC.len() + NONCE_LEN + 16;
+pub(crate) const OVERHEAD: usize = MAGIC.len() + NONCE_LEN + 16;
 
 /// The name of an object.
 pub(crate) type Name = [u8; 32];

@@ -1,6 +1,6 @@
 //! A piece of a file: where it lies, and how it is packed.
 
-use crate::key::{Name, hex};
+use crate::key::{Name, OVERHEAD, hex};
 
 /// Where pieces lie.
 pub(crate) const CHUNKS: &str = "chunks";
@@ -22,6 +22,11 @@ impl Piece {
     pub(crate) fn object(&self) -> String {
         let name = hex(&self.name);
         format!("{CHUNKS}/{}/{name}", name.get(..2).unwrap_or_default())
+    }
+
+    /// How long it is as it lies there, if packing does not make it smaller.
+    pub(crate) fn sealed_raw(&self) -> u64 {
+        OVERHEAD as u64 + 1 + self.length
     }
 
     /// What is sealed of it: packed, if that makes it smaller.

@@ -81,15 +81,21 @@ pub struct Judged {
     pub because: String,
 }
 
+/// A volume that a backup had, as it stands now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stands {
+    /// Its name.
+    pub name: String,
+    /// The earliest instant that its past reaches back to, as last reported.
+    pub earliest_ns: Option<u64>,
+    /// Why perhaps nothing of it is left, if that is so.
+    pub gone: Option<String>,
+}
+
 /// How whole the backup of the instant `point_ns` is. `kept_until_ns`: until when that is kept for it, if it is at all
-/// (`u64::MAX`: until somebody lets it go). `volumes`: each with the earliest instant that its past reaches back to.
+/// (`u64::MAX`: until somebody lets it go). `volumes`: those that it had, also such as are gone by now.
 #[must_use]
-pub fn judge(
-    point_ns: u64,
-    kept_until_ns: Option<u64>,
-    volumes: &[(String, Option<u64>)],
-    now_ns: u64,
-) -> Judged {
+pub fn judge(point_ns: u64, kept_until_ns: Option<u64>, volumes: &[Stands], now_ns: u64) -> Judged {
     let judged = |wholeness, because: String| Judged { wholeness, because };
     match kept_until_ns {
         Some(u64::MAX) => {
@@ -105,14 +111,23 @@ pub fn judge(
         Some(until_ns) => format!("what it needs was kept until {}", Version(until_ns)),
         None => "what it needs is not kept any more".to_owned(),
     };
-    let reaches = |earliest_ns: &Option<u64>| earliest_ns.is_some_and(|earliest_ns| earliest_ns <= point_ns);
-    let names = |wanted: bool| -> Vec<&str> {
-        let chosen = volumes.iter().filter(|(_, earliest_ns)| reaches(earliest_ns) == wanted);
-        chosen.map(|(name, _)| name.as_str()).collect()
+    let reaches = |volume: &Stands| {
+        volume.gone.is_none() && volume.earliest_ns.is_some_and(|earliest_ns| earliest_ns <= point_ns)
+    };
+    let named = |volume: &Stands| match &volume.gone {
+        Some(why) => format!("{} ({why})", volume.name),
+        None => volume.name.clone(),
+    };
+    let names = |wanted: bool| -> Vec<String> {
+        volumes.iter().filter(|volume| reaches(volume) == wanted).map(named).collect()
     };
     let (whole, hollow) = (names(true), names(false));
     match (whole.is_empty(), hollow.is_empty()) {
-        (true, _) => judged(Wholeness::Hollow, format!("{over}: files may lack their bytes")),
+        (true, true) => judged(Wholeness::Hollow, format!("{over}: files may lack their bytes")),
+        (true, false) => {
+            let because = format!("{over}: files of {} may lack their bytes", hollow.join(", "));
+            judged(Wholeness::Hollow, because)
+        }
         (false, true) => {
             judged(Wholeness::Whole, format!("{over}, but the past of every volume still reaches back to it"))
         }
@@ -133,8 +148,13 @@ mod tests {
 
     #[test]
     fn a_backup_is_whole_as_long_as_it_is_kept_and_then_as_far_as_the_past_of_volumes_reaches() {
-        let volumes = |earliest: &[Option<u64>]| -> Vec<(String, Option<u64>)> {
-            earliest.iter().enumerate().map(|(n, earliest)| (format!("v{n}"), *earliest)).collect()
+        let volumes = |earliest: &[Option<u64>]| -> Vec<Stands> {
+            let stands = |(n, earliest): (usize, &Option<u64>)| Stands {
+                name: format!("v{n}"),
+                earliest_ns: *earliest,
+                gone: None,
+            };
+            earliest.iter().enumerate().map(stands).collect()
         };
         let judged = |kept, earliest: &[Option<u64>]| judge(100, kept, &volumes(earliest), 200);
         assert_eq!(judged(Some(u64::MAX), &[Some(150)]).wholeness, Wholeness::Whole);
@@ -147,5 +167,19 @@ mod tests {
             assert_eq!(some.wholeness, Wholeness::Partly);
             assert!(some.because.contains("files of v1, v2 may") && some.because.contains("past of v0 "));
         }
+    }
+
+    #[test]
+    fn a_volume_that_is_gone_is_named_with_the_reason_however_far_its_past_reached() {
+        let there = Stands { name: "there".to_owned(), earliest_ns: Some(3), gone: None };
+        let why = Some("deleted and given up".to_owned());
+        let gone = Stands { name: "gone".to_owned(), gone: why, ..there.clone() };
+        let some = judge(100, None, &[there.clone(), gone.clone()], 200);
+        assert_eq!(some.wholeness, Wholeness::Partly);
+        assert!(some.because.contains("files of gone (deleted and given up) may lack"), "{}", some.because);
+        let none = judge(100, None, std::slice::from_ref(&gone), 200);
+        assert_eq!(none.wholeness, Wholeness::Hollow);
+        assert!(none.because.contains("files of gone (deleted and given up) may lack"), "{}", none.because);
+        assert_eq!(judge(100, Some(u64::MAX), &[there, gone], 200).wholeness, Wholeness::Whole);
     }
 }

@@ -63,7 +63,7 @@ pub struct Schedule {
     /// When it last began to make one that is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_ns: Option<u64>,
-    /// Why the last one failed.
+    /// Why the last one failed, or why one whose time is over could not be deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -107,7 +107,7 @@ impl Schedule {
             return None;
         }
         let problem =
-            self.problem.as_ref().map_or_else(String::new, |why| format!("; the last try failed: {why}"));
+            self.problem.as_ref().map_or_else(String::new, |why| format!("; its last problem: {why}"));
         let limit_s = self.limit_seconds;
         Some(match point_ns {
             Some(_) => {

@@ -299,6 +299,82 @@ fn every_byte_that_is_damaged_or_missing_is_found_and_never_restored() {
     assert!(matches!(depot.set(&uid(2)), Err(Error::Damaged { .. })));
 }
 
+/// Bytes that packing makes smaller, so that their length does not tell how long they lie there.
+fn letters(seed: u8, length: usize) -> Vec<u8> {
+    bytes(seed, length).into_iter().map(|byte| b'a' + byte % 16).collect()
+}
+
+/// Cuts all pieces off, each in the middle.
+fn cut_all(lab: &Lab) {
+    for object in lab.chunks().keys() {
+        let path = lab.root().join(object);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, &good[..good.len() / 2]).unwrap();
+    }
+}
+
+#[test]
+fn pieces_that_were_cut_off_are_stored_again_by_the_next_backup_that_has_them() {
+    let lab = Lab::new();
+    let files = [("raw", bytes(1, 5000)), ("packed", letters(2, 5000)), ("long", letters(3, (16 << 20) + 9))];
+    let first = lab.backup(1, &files);
+    assert_eq!(lab.depot().verify(&first, Depth::Content).unwrap(), []);
+    let lengths = lab.chunks();
+    cut_all(&lab);
+    assert!(!lab.depot().verify(&first, Depth::Sizes).unwrap().is_empty());
+    let second = lab.backup(2, &files);
+    assert!(second.stored() > 7 << 20, "{}", second.stored());
+    assert!(lengths.iter().filter(|(object, length)| lab.chunks()[*object] == **length).count() >= 4);
+    for depth in [Depth::Sizes, Depth::Content] {
+        assert_eq!(lab.depot().verify(&second, depth).unwrap(), []);
+    }
+    lab.depot().restore(&second, lab.folder.path()).unwrap();
+    // What only the first one has stays damaged: its log and its labels.
+    let damages = lab.depot().verify(&first, Depth::Content).unwrap();
+    assert!(damages.iter().all(|damage| !["raw", "packed", "long"].contains(&damage.file.as_str())));
+    let third = lab.backup(3, &files);
+    assert!(third.stored() < 6000, "what is whole is used again: {}", third.stored());
+}
+
+#[test]
+fn a_piece_that_is_cut_off_in_a_place_without_backups_is_not_taken_for_whole() {
+    let lab = Lab::new();
+    let files = [("packed", letters(2, 50_000)), ("raw", bytes(1, 5000))];
+    lab.store(1, Role::Storage, &files).unwrap();
+    let again = lab.store(2, Role::Storage, &files).unwrap();
+    assert!(again.new < 4000, "what no backup names is used again: {again:?}");
+    cut_all(&lab);
+    let manifest = lab.backup(3, &files);
+    assert!(manifest.stored() > 20_000, "{}", manifest.stored());
+    assert_eq!(lab.depot().verify(&manifest, Depth::Content).unwrap(), []);
+}
+
+#[test]
+fn a_piece_that_was_found_damaged_is_stored_again_though_its_length_is_right() {
+    let lab = Lab::new();
+    let files = [("a.sst", bytes(1, 5000)), ("b.sst", letters(2, 5000))];
+    let first = lab.backup(1, &files);
+    for object in lab.chunks().keys() {
+        let path = lab.root().join(object);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let marks = || lab.place().list("damaged").unwrap().len();
+    assert_eq!((lab.depot().verify(&first, Depth::Sizes).unwrap(), marks()), (Vec::new(), 0));
+    let damages = lab.depot().verify(&first, Depth::Content).unwrap();
+    assert!(damages.iter().any(|damage| damage.file == "a.sst"), "{damages:?}");
+    assert_eq!(marks(), lab.chunks().len());
+    let second = lab.backup(2, &files);
+    assert!(second.stored() > 7000, "{}", second.stored());
+    assert_eq!(lab.depot().verify(&second, Depth::Content).unwrap(), []);
+    // Marks go with what they mark: by being stored again, or by being removed.
+    assert!(marks() > 0, "what only the first has is damaged still");
+    lab.depot().delete(&uid(1), &[]).unwrap();
+    assert_eq!(marks(), 0);
+}
+
 #[test]
 fn one_at_a_time_changes_a_place_until_it_is_over() {
     const MINUTE: u64 = 60_000_000_000;

@@ -179,6 +179,9 @@ pub(crate) enum Init {
         /// Of what this store had nothing is left, no backup either: make its volumes anew, empty, in an empty folder; their objects stay
         #[arg(long)]
         begin_anew: bool,
+        /// The folder is a copy that other tools made and that was put back: go on from it as from a restore
+        #[arg(long, conflicts_with = "begin_anew")]
+        old_copy: bool,
         #[command(flatten)]
         folder: Folder,
     },
@@ -193,7 +196,16 @@ pub(crate) enum Init {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Init(Init::Creds { token, admin, begin_anew, folder }) => {
+        Command::Init(Init::Creds { token, admin, begin_anew, old_copy, folder }) => {
+            if old_copy {
+                let last = chronofs_meta::go_on_from_old_copy(&folder.db_folder, &token, admin.as_deref())
+                    .context("meta init creds")?;
+                return output::line(format_args!(
+                    "{} goes on from {last}; what was changed after that is lost\nnext: start the server, look at the volumes \
+                     (chronofs restore status), and then chronofs restore accept",
+                    folder.db_folder.display()
+                ));
+            }
             let save = if begin_anew { chronofs_meta::begin_anew } else { chronofs_meta::init_creds };
             save(&folder.db_folder, &token, admin.as_deref()).context("meta init creds")?;
             output::line(format!("kept the token in {}", folder.db_folder.display()))?;

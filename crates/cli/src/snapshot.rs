@@ -17,6 +17,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the admin server waits for a snapshot's end before it says how it stands: with somebody who sees that, without.
 const ASKED_FOR: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(20)];
@@ -26,6 +27,10 @@ const BETWEEN: Duration = Duration::from_millis(10);
 const BETWEEN_UNWAITED: Duration = Duration::from_millis(200);
 /// which is seen by an answer within this time.
 const UNWAITED: Duration = Duration::from_millis(100);
+/// Who is to end while a snapshot is being asked for hears so long whether it has begun.
+const BEGUN_WITHIN: Duration = Duration::from_secs(5);
+/// How much of what is left is shown, in characters.
+const LEFT_WIDTH: usize = 60;
 /// How long the admin server may be out of reach until the command gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -126,9 +131,11 @@ pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
             Command::Delete { uid, force } => {
                 let path = format!("/v1/snapshots/{uid}{}", if force { "?force=true" } else { "" });
                 let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
-                deleted.context("snapshot delete")?;
+                let is_old = deleted.context("snapshot delete")?["already"] == json!(true);
+                let gone =
+                    if is_old { "is gone already: it was deleted, or expired" } else { "is forgotten" };
                 output::line(format_args!(
-                    "snapshot {uid} is forgotten; delete the copies of its images yourself"
+                    "snapshot {uid} {gone}; delete the copies of its images yourself"
                 ))?;
             }
         }
@@ -157,7 +164,16 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
     let body = json!({
         "uid": uid.as_str(), "program": program, "arguments": arguments, "keep_seconds": keep_seconds,
     });
-    let begun: Value = match client.call(Method::POST, "/v1/snapshots", Some(&body)).await {
+    // Before anything is done, so that nothing is left to itself.
+    let mut interrupts = Interrupts::new()?;
+    let begin = client.call::<Value>(Method::POST, "/v1/snapshots", Some(&body));
+    tokio::pin!(begin);
+    let (begun, interrupted) = tokio::select! {
+        begun = &mut begin => (Some(begun), false),
+        () = interrupts.next() => (tokio::time::timeout(BEGUN_WITHIN, &mut begin).await.ok(), true),
+    };
+    let Some(begun) = begun else { return finished(&uid, end(client, &uid).await, wanted.json) };
+    let begun = match begun {
         Ok(begun) => begun,
         Err(error @ ClientError::Refused { .. }) => return Err(error).context("snapshot create"),
         // Nobody knows whether it began.
@@ -169,20 +185,69 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
     if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
         return Ok(refused(uid.as_str(), code, &[why, format!("advice: {}", code.advice())]));
     }
+    if interrupted {
+        return finished(&uid, end(client, &uid).await, wanted.json);
+    }
     let record = tokio::select! {
         record = until_over(client, &uid) => record,
-        _ = tokio::signal::ctrl_c() => {
-            let path = format!("/v1/snapshots/{uid}/abort");
-            client.call(Method::POST, &path, None::<&()>).await.map_err(Into::into)
-        }
+        () = interrupts.next() => end(client, &uid).await,
     };
+    finished(&uid, record, wanted.json)
+}
+
+/// Has a snapshot ended, and gives what became of it.
+async fn end(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
+    let path = format!("/v1/snapshots/{uid}/abort");
+    Ok(client.call(Method::POST, &path, None::<&()>).await?)
+}
+
+fn finished(uid: &SnapshotUid, record: Result<Record>, json: bool) -> Result<ExitCode> {
     match record {
-        Ok(record) => ended(&record, wanted.json),
+        Ok(record) => ended(&record, json),
         Err(error) => {
             let unsure = format!("{error:#}; chronofs snapshot describe {uid} says what became of it");
             Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]))
         }
     }
+}
+
+/// What tells a client to go.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Interrupts {
+    fn new() -> Result<Interrupts> {
+        let listen = |kind: SignalKind| signal(kind).context("cannot listen for signals");
+        let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
+        let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        Ok(Interrupts { interrupt, terminate, hangup })
+    }
+
+    async fn next(&mut self) {
+        let Interrupts { interrupt, terminate, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hung_up => {}
+        }
+    }
+}
+
+/// Whether it was started to outlive its terminal, as with nohup. Listening would undo that.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // SIGHUP is number 1, so it is the lowest bit.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Says on standard error that there is no set, and why.
@@ -224,11 +289,33 @@ async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Record> {
     }
 }
 
-fn show_progress(value: &Value, shown: &mut String) {
-    let text = match (value["phase"].as_str(), value["steps_left"].as_u64()) {
-        (Some(phase), Some(left)) => format!("{phase}: {left} to do"),
-        _ => String::new(),
+/// The phase, and as many of the servers that are not done with it as fit on a line, with their roles.
+fn progress(value: &Value) -> String {
+    let Some(phase) = value["phase"].as_str() else { return String::new() };
+    let words = |left: &Value| -> String {
+        let words = [&left["server"], &left["role"]].into_iter().filter_map(Value::as_str);
+        words.collect::<Vec<_>>().join(" ")
     };
+    let left: Vec<String> = value["left"].as_array().into_iter().flatten().map(words).collect();
+    if left.is_empty() {
+        // An admin server of an earlier release names nobody.
+        let steps = value["steps_left"].as_u64();
+        return steps.map_or_else(String::new, |steps| format!("{phase}: {steps} to do"));
+    }
+    let widths = left.iter().scan(0_usize, |width, words| {
+        *width += words.chars().count() + 2;
+        Some(*width)
+    });
+    let named = widths.take_while(|width| *width <= LEFT_WIDTH).count().max(1);
+    let more = match left.len() - named {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{phase}: {}{more}", left[..named].join(", "))
+}
+
+fn show_progress(value: &Value, shown: &mut String) {
+    let text = progress(value);
     if text != *shown {
         // Nobody is left to tell if this fails.
         let _ = write!(std::io::stderr(), "\r{text:<width$}\r{text}", width = shown.len());
@@ -256,7 +343,7 @@ fn ended(record: &Record, json: bool) -> Result<ExitCode> {
     }
     let code = record.code.unwrap_or(SnapshotCode::Unknown);
     let mut why = failures(record);
-    why.push(format!("advice: {}", code.advice()));
+    why.extend(record.advice().map(|advice| format!("advice: {advice}")));
     Ok(refused(uid.as_str(), code, &why))
 }
 
@@ -395,4 +482,25 @@ async fn abort(client: &AdminClient, uid: &SnapshotUid, json: bool) -> Result<()
         return output::line(serde_json::to_string_pretty(&record)?);
     }
     output::line(format_args!("snapshot {uid} is {}", json!(record.state).as_str().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_names_servers_and_roles_as_far_as_they_fit() {
+        let left = |server: &str, role: Value| json!({ "server": server, "role": role });
+        let two = [left("store", json!("tlog")), left("admin", Value::Null)];
+        let value = json!({ "phase": "run", "steps_left": 2, "left": two });
+        assert_eq!(progress(&value), "run: store tlog, admin");
+        let many: Vec<Value> = (10..30).map(|n| left(&format!("store-{n}"), json!("storage"))).collect();
+        let value = json!({ "phase": "run", "steps_left": 20, "left": many });
+        assert_eq!(progress(&value), "run: store-10 storage, store-11 storage, store-12 storage and 17 more");
+        let long = [left(&"x".repeat(100), Value::Null), left("y", Value::Null)];
+        let value = json!({ "phase": "label", "left": long });
+        assert_eq!(progress(&value), format!("label: {} and 1 more", "x".repeat(100)));
+        assert_eq!(progress(&json!({ "phase": "hold", "steps_left": 3 })), "hold: 3 to do");
+        assert_eq!(progress(&json!({ "state": "COMPLETE" })), "");
+    }
 }

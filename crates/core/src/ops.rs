@@ -271,8 +271,8 @@ pub enum SystemRequest {
     /// forgets those that no protected instant can see.
     Expire { volume: uuid::Uuid, from: Bytes, limit: u32 },
     /// Condemns up to `limit` objects, and removes staged slices, that no row names since `before` or longer. If at
-    /// least `brake` of them, and more than half of all, are retired, only those go that were released. What lost its last
-    /// name before `from` is known to be gone, and is not looked for.
+    /// least `brake` of them, and more than half of all, are retired, only those go that were released, and that is noted. What
+    /// lost its last name before `from` is known to be gone, and is not looked for.
     Condemn { volume: uuid::Uuid, from: Version, before: Version, limit: u32, brake: u64 },
     /// Condemns those of these objects of the store that a session was granted and no row names, if it is over since
     /// `over_since` or longer.

@@ -56,6 +56,64 @@ fn a_copy_of_the_folder_of_a_stopped_server_brings_everything_back() {
 }
 
 #[test]
+fn a_copy_of_the_metadata_that_is_older_than_what_was_written_is_refused_and_goes_on_as_a_restore() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &["--retention", "1h"]);
+    let mount = installation.mount("v", &[]);
+    fs::write(mount.path("kept"), "in the copy").unwrap();
+    let then = mount.instant();
+    drop(mount);
+    let (meta, copied, newer) =
+        (installation.path("meta"), installation.path("copied"), installation.path("newer"));
+    installation.meta.stop();
+    copy(&meta, &copied);
+    installation.start_meta();
+    let mount = installation.mount("v", &[]);
+    let late = Rng::new(6).bytes(1 << 20);
+    fs::write(mount.path("late"), &late).unwrap();
+    let lost = mount.instant();
+    drop(mount);
+    installation.meta.stop();
+    fs::rename(&meta, &newer).unwrap();
+    fs::rename(&copied, &meta).unwrap();
+
+    let address = installation.meta_address.to_string();
+    let start = ["meta", "start", "--db-folder", text(&meta), "--bind-addr", &address];
+    let refused = installation.fails(&start);
+    assert!(refused.contains("older copy") && refused.contains("--old-copy"), "{refused}");
+    let token = fs::read_to_string(meta.join("credentials")).unwrap();
+    let init = ["meta", "init", "creds", "--token", token.trim(), "--db-folder", text(&meta), "--old-copy"];
+    let said = installation.ok(&init);
+    assert!(said.contains("restore accept"), "{said}");
+    installation.start_meta();
+    let mount = installation.mount("v", &[]);
+    assert_eq!(fs::read_to_string(mount.path("kept")).unwrap(), "in the copy");
+    assert!(!mount.path("late").exists());
+    let past = installation.mount_past(&mount, &then);
+    assert_eq!(fs::read_to_string(past.path("kept")).unwrap(), "in the copy");
+    drop(past);
+    let dir = installation.path("never");
+    fs::create_dir(&dir).unwrap();
+    let mut gap =
+        installation.command(&["mount", "start", "v", text(&dir), "--foreground", "--at-time", &lost]);
+    let gap = chronofs_e2e::process::run(gap.env("CHRONOFS_TOKEN", &mount.token));
+    assert!(!gap.status.success(), "an instant of what is lost was mounted");
+    let said = installation.ok(&["restore", "status", "--wait", "60s"]);
+    assert!(said.contains("an old copy of its folder"), "{said}");
+    // What the copy does not know of is in the block store still.
+    let to = installation.path("salvaged");
+    installation.ok(&["analyze", "salvage", "v", "--to", text(&to)]);
+    let found = fs::read_dir(&to).unwrap().any(|file| fs::read(file.unwrap().path()).unwrap() == late);
+    assert!(found, "what was written after the copy is not salvaged");
+    installation.ok(&["restore", "accept"]);
+    let refused =
+        installation.fails(&["meta", "start", "--db-folder", text(&newer), "--bind-addr", &address]);
+    assert!(refused.contains("restored from an old copy of its folder"), "{refused}");
+    drop(mount);
+    installation.stop_meta_and_verify();
+}
+
+#[test]
 fn a_server_that_ends_by_itself_is_started_again_and_one_whose_keeper_is_gone_can_be_stopped() {
     let services = Services::of(Installation::start());
     services.ok(&["start", "admin"]);

@@ -266,12 +266,16 @@ fn a_client_that_is_interrupted_ends_the_snapshot_and_one_that_is_killed_leaves_
     let programs = Programs::new();
     let program = programs.add("mischief", MISCHIEF);
     let installation = Installation::start_with_whitelist(&[&program], &[]);
-    let [one, two] = ["a", "b"].map(|digit| digit.repeat(32));
-    let child = begin(&installation, &one, &program);
-    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = text_of(&output);
-    assert!(!output.status.success() && said.contains("aborted on demand") && said.contains(&one), "{said}");
+    let two = "b".repeat(32);
+    for (digit, signal) in [("a", Signal::INT), ("c", Signal::TERM)] {
+        let one = digit.repeat(32);
+        let child = begin(&installation, &one, &program);
+        kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = text_of(&output);
+        let told = said.contains("aborted on demand") && said.contains(&one) && !said.contains("advice");
+        assert!(!output.status.success() && told, "{said}");
+    }
     // The next one begins at once.
     let mut child = begin(&installation, &two, &program);
     child.kill().unwrap();
@@ -285,5 +289,5 @@ fn a_client_that_is_interrupted_ends_the_snapshot_and_one_that_is_killed_leaves_
     let listed: Value = serde_json::from_str(&installation.ok(&["snapshot", "list", "--json"])).unwrap();
     let states: Vec<&str> =
         listed.as_array().unwrap().iter().map(|set| set["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["COMPLETE", "COMPLETE", "ABORTED"]);
+    assert_eq!(states, ["COMPLETE", "COMPLETE", "ABORTED", "ABORTED"]);
 }

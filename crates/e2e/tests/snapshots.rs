@@ -250,6 +250,9 @@ fn a_set_taken_under_load_is_each_store_at_its_cut() {
     let said = installation.ok(&["snapshot", "delete", &uid]);
     assert!(said.contains("forgotten"), "{said}");
     assert!(installation.fails(&["snapshot", "describe", &uid]).contains("no snapshot"));
+    let said = installation.ok(&["snapshot", "delete", &uid]);
+    assert!(said.contains("gone already"), "{said}");
+    assert!(installation.fails(&["snapshot", "delete", &"0".repeat(32)]).contains("no snapshot"));
 }
 
 #[test]
@@ -349,6 +352,11 @@ fn what_goes_wrong_is_said_with_its_code_and_the_next_snapshot_succeeds() {
     let code = ["2501", "2502", "2503"].into_iter().find(|code| said.contains(&format!("failed {code}")));
     assert!(code.is_some() && said.contains("exited with 3"), "{said}");
     assert!(said.contains("there is no room for it") && said.contains("127.0.0.1:"), "{said}");
+    // Of every role, with the program's last lines.
+    for role in ["storage of store at ", "tlog of store at ", "coord of admin at "] {
+        assert!(said.contains(role), "{role}: {said}");
+    }
+    assert_eq!(said.matches("there is no room for it").count(), 3, "{said}");
     nothing(&installation);
 
     // One at a time; the one that is under way is named, and can be ended although it ignores SIGTERM.
@@ -515,9 +523,15 @@ fn old_metadata_finds_the_pins_of_a_set_that_it_does_not_know_and_deletes_nothin
     let mount = three_volumes(&installation);
     mount.instant();
     drop(mount);
+    // Both are copied, so that nobody knows of a newer folder of metadata.
+    let folders =
+        ["meta", "admin"].map(|name| (installation.path(name), installation.path(&format!("old-{name}"))));
     installation.meta.stop();
-    let (meta, old) = (installation.path("meta"), installation.path("old"));
-    assert!(std::process::Command::new("cp").arg("-a").args([&meta, &old]).status().unwrap().success());
+    installation.admin.stop();
+    for (folder, old) in &folders {
+        assert!(std::process::Command::new("cp").arg("-a").args([folder, old]).status().unwrap().success());
+    }
+    installation.start_admin();
     installation.start_meta();
     wait_for("the metadata server to take part", || {
         let tried = run(&mut installation.command(&["snapshot", "create", "--", text(&program), "nothing"]));
@@ -538,8 +552,12 @@ fn old_metadata_finds_the_pins_of_a_set_that_it_does_not_know_and_deletes_nothin
     assert_eq!(objects(), before, "a set needs it");
     drop(mount);
     installation.meta.stop();
-    fs::remove_dir_all(&meta).unwrap();
-    fs::rename(&old, &meta).unwrap();
+    installation.admin.stop();
+    for (folder, old) in &folders {
+        fs::remove_dir_all(folder).unwrap();
+        fs::rename(old, folder).unwrap();
+    }
+    installation.start_admin();
     installation.start_meta();
     let mount = installation.mount("none", &[]);
     fs::remove_file(mount.path("f")).unwrap();

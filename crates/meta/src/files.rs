@@ -187,6 +187,20 @@ impl Folder {
         Ok(self.read_json("stores.json")?.unwrap_or_default())
     }
 
+    /// Forgets what the last run knew: that it ran, what it was to serve, and which copies its log had.
+    pub fn forget_run(&self) -> Result<()> {
+        for name in ["running", "assignment.json", "log.json", "copies.json"] {
+            match fs::remove_file(self.0.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove {}", self.0.join(name).display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps which block stores' folders were seen marked.
     pub fn save_marked_stores(&self, stores: &BTreeSet<Uuid>) -> Result<()> {
         self.write_json("stores.json", stores)

@@ -38,6 +38,6 @@ mod watched;
 pub use ask::{gc, gc_status, status};
 pub use chronofs_namespace::rows::Sum;
 pub use repair::{Repaired, repair};
-pub use start::{Server, StartConfig, Timing, begin_anew, init_creds, start};
+pub use start::{Server, StartConfig, Timing, begin_anew, go_on_from_old_copy, init_creds, start};
 pub use verify::{Checked, Verified, verify};
 pub use watched::StoreStatus;

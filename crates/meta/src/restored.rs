@@ -7,9 +7,10 @@
 //! a restore epoch, and refuses folders of before.
 
 use crate::executor::{Ask, Input};
-use crate::files::Folder;
+use crate::files::{Folder, LockedFolder};
 use crate::machine::SharedView;
 use crate::machine::tag::{self, Tag};
+use crate::start::open_engine;
 use anyhow::{Context, Result, bail};
 use chronofs_core::Version;
 use chronofs_core::time::written_instant;
@@ -21,6 +22,7 @@ use chronofs_snapshot::protocol::Cut;
 use chronofs_snapshot::restore::own::Mark;
 use chronofs_wire::admin::{Assignment, Register, Registered, RestoreEpoch};
 use chronofs_wire::http::{AdminClient, ClientError};
+use chronofs_wire::identity::random;
 use chronofs_wire::status::RestoredSaid;
 use chronofs_wire::token::Token;
 use std::collections::BTreeMap;
@@ -37,10 +39,30 @@ const FENCE_WITHIN: Duration = Duration::from_millis(2500);
 /// Held by who reads the mark to change it.
 pub(crate) static WRITING: Mutex<()> = Mutex::const_new(());
 
-/// What a folder is marked with in which a server begins of which nothing is left, no image either: it is put back as of before
-/// its first commit.
-pub(crate) fn of_nothing(token: &Token, draw: [u64; 2], now_ns: u64) -> Result<Mark> {
-    let place = token.admin.clone();
+/// What a server goes on from of which nothing is left, no image either.
+const NOTHING: &str = "nothing";
+/// What it goes on from whose folder was copied by other tools, and put back later.
+const OLD_COPY: &str = "an old copy of its folder";
+
+/// Marks a folder in which a server begins of which nothing is left: it is put back as of before its first commit.
+pub(crate) fn begin_anew(folder: &Folder, token: &Token, now_ns: u64) -> Result<()> {
+    mark(token, (NOTHING, Version::ZERO), now_ns)?.write(&folder.0)?;
+    Ok(())
+}
+
+/// Marks a folder that was copied by other tools: it is put back as of its last commit. What it knows of how things were, it
+/// forgets.
+pub(crate) fn go_on_from_old_copy(locked: &LockedFolder, token: &Token, now_ns: u64) -> Result<Version> {
+    let folder = &locked.folder;
+    let last = open_engine(folder, None)?.opening().last_commit;
+    mark(token, (OLD_COPY, last), now_ns)?.write(&folder.0)?;
+    // Who was connected is not, whatever the copy says; and which copies the log had, the admin server knows.
+    folder.forget_run()?;
+    Ok(last)
+}
+
+fn mark(token: &Token, (instead, cut): (&str, Version), now_ns: u64) -> Result<Mark> {
+    let draw = [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)];
     Ok(Mark {
         format: Mark::FORMAT,
         uid: format!("{:016x}{:016x}", draw[0], draw[1]).parse()?,
@@ -50,9 +72,9 @@ pub(crate) fn of_nothing(token: &Token, draw: [u64; 2], now_ns: u64) -> Result<M
         node: token.id.to_string(),
         name: String::new(),
         old: String::new(),
-        new: place,
+        new: token.admin.clone(),
         prepared: Version(now_ns).to_string(),
-        cut: Some(Cut { store: 0, cut: 0 }),
+        cut: Some(Cut { store: 0, cut: cut.0 }),
         draw,
         began: None,
         accepted: false,
@@ -61,7 +83,7 @@ pub(crate) fn of_nothing(token: &Token, draw: [u64; 2], now_ns: u64) -> Result<M
         kept: None,
         detached: false,
         in_place: true,
-        anew: true,
+        instead: Some(instead.to_owned()),
         entries: Vec::new(),
     })
 }

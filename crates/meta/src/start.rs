@@ -16,6 +16,7 @@ use crate::server::objects::{Objects, Stores};
 use crate::server::{self, Shared};
 use crate::snapshot::{self, Part};
 use anyhow::{Context, Result, anyhow, bail};
+use chronofs_core::Version;
 use chronofs_engine::Engine;
 use chronofs_engine::copies::{Copies, Setup};
 use chronofs_engine::embedded::{self, EmbeddedFolder, Options, RocksOptions};
@@ -109,9 +110,24 @@ pub fn begin_anew(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<
             db_folder.display()
         );
     }
-    let draw = [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)];
-    restored::of_nothing(&parsed, draw, now().wall_ns)?.write(&Folder::make(db_folder)?.0)?;
+    restored::begin_anew(&Folder::make(db_folder)?, &parsed, now().wall_ns)?;
     init_creds(db_folder, token, admin)
+}
+
+/// Saves the token of a metadata store in a folder that other tools have copied, and that was put back: the server that starts in it
+/// goes on as from a restore in place. Gives the instant from which on everything is lost.
+pub fn go_on_from_old_copy(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<Version> {
+    let parsed = Token::parse_as(token, TokenKind::MetadataStore)?;
+    let folder = Folder(db_folder.to_owned());
+    if !folder.engine().is_dir() {
+        bail!(
+            "{} holds no metadata store; name the folder that was put back with --db-folder",
+            db_folder.display()
+        );
+    }
+    let last = restored::go_on_from_old_copy(&folder.lock()?, &parsed, now().wall_ns)?;
+    init_creds(db_folder, token, admin)?;
+    Ok(last)
 }
 
 /// A server that runs.

@@ -296,7 +296,11 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 Named::Staged(_) => staged += 1,
             }
         }
-        if objects + staged > 0 {
+        let noted = tally.flags & Tally::BRAKED != 0;
+        if noted != braked {
+            ledger.tally.flags ^= Tally::BRAKED;
+        }
+        if objects + staged > 0 || noted != braked {
             self.batch.0.extend(ledger.close()?.0);
         }
         // What may go at once is no reason to brake.
@@ -357,6 +361,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
         let (index, _) = self.live_volume(id)?;
         let mut ledger = Ledger::open(self.reads, index, self.ctx.version)?;
         ledger.tally.released = self.ctx.version;
+        ledger.tally.flags &= !Tally::BRAKED;
         self.batch.0.extend(ledger.close()?.0);
         Ok(SystemReply::Done)
     }

@@ -273,6 +273,9 @@ pub struct Report {
     /// Answers to the probes of the assignment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probed: Vec<Probed>,
+    /// The epoch that the server's folder holds: an older copy of it holds a lower one. 0: it could not be written.
+    #[serde(default)]
+    pub kept_epoch: u64,
 }
 
 /// A volume in a [`Report`].

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use chronofs_snapshot::SnapshotUid;
-use chronofs_snapshot::protocol::{Order, Poll, Record, State as Standing};
+use chronofs_snapshot::protocol::{Left, Order, Phase, Poll, Record, State as Standing};
 use chronofs_wire::http::{ASSIGNMENT_WAIT, CALL_TIMEOUT};
 use chronofs_wire::question::{Asked, Said};
 use futures::future::join_all;
@@ -50,13 +50,14 @@ fn not_found(uid: &str) -> AdminError {
     AdminError::NotOpened(format!("no snapshot {uid} is known; chronofs snapshot list shows which are"))
 }
 
-/// A record with the phase that it is in.
+/// A record with the phase that it is in, and what is left of that.
 fn shown(snapshots: &Snapshots) -> Vec<Value> {
-    let show = |(record, at): (Record, Option<_>)| {
+    let show = |(record, at): (Record, Option<(Phase, Vec<Left>)>)| {
         let mut value = json!(record);
         if let Some((phase, left)) = at {
             value["phase"] = json!(phase);
-            value["steps_left"] = json!(left);
+            value["steps_left"] = json!(left.len());
+            value["left"] = json!(left);
         }
         let readers = snapshots.readers(&record.intent.attempt.uid);
         if !readers.is_empty() {
@@ -177,6 +178,8 @@ pub(super) struct Force {
 }
 
 /// Forget a disk snapshot that is over: what its set needs is not kept any more. Refused while a clone reads it
+///
+/// One that is forgotten already, as a set that expired, is answered with its record and `already`.
 #[utoipa::path(delete, path = "/v1/snapshots/{uid}", params(("uid" = String, Path), ("force" = Option<bool>, Query)),
     responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn delete(
@@ -187,10 +190,14 @@ pub(super) async fn delete(
 ) -> Answer<Value> {
     who.must_be(Role::Operator)?;
     let uid = uid_of(&uid)?;
-    let is_known = find(&app.snapshots, &uid).is_ok();
+    let found = app.snapshots.find(&uid);
+    let is_known = found.as_ref().is_some_and(|record| record.state != Standing::Deleted);
     let is_kept = app.snapshots.strangers().keys().any(|attempt| attempt.uid == uid);
     if !(is_known || force && is_kept) {
-        return Err(not_found(uid.as_str()));
+        // Whoever deletes what is old every night need not know which of it has expired.
+        let mut gone = found.map(|record| json!(record)).ok_or_else(|| not_found(uid.as_str()))?;
+        gone["already"] = json!(true);
+        return Ok(Json(gone));
     }
     free_of_readers(&app, &uid, force).await?;
     who.did("delete", WORD, uid.as_str());

@@ -1,8 +1,8 @@
 //! The directory: which server owns a metadata store, under which epoch, what it is to serve and what it reports.
 
 use super::{
-    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, stores,
-    to_sql, unsigned, volumes,
+    block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, set_setting,
+    setting, stores, to_sql, unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;
@@ -31,6 +31,10 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
     let boot = register.boot.to_string();
     let (restore, restored) = epochs::admit(tx, &found, register)?;
+    if restored {
+        keep_epoch(tx, &found.id, 0)?;
+    }
+    must_be_no_old_copy(tx, &found, register)?;
     let known = epoch_of(tx, &found.id, &boot)?;
     let behind = register.epoch > found.epoch;
     if behind {
@@ -68,6 +72,47 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let review = epochs::wants_review(tx, &found.name)?;
     let admin_epoch = epochs::admin_epoch(tx)?;
     Ok(Registered { store: id, name: found.name, epoch, cluster: None, restore, review, admin_epoch })
+}
+
+/// Setting, with the id of the metadata store behind it: the highest epoch that a folder holds whose server had volumes to serve.
+const KEPT_EPOCH: &str = "kept-epoch:";
+
+fn kept_epoch(tx: &Transaction<'_>, store: &str) -> Result<u64, AdminError> {
+    let kept = setting(tx, &format!("{KEPT_EPOCH}{store}"))?;
+    Ok(kept.and_then(|kept| kept.parse().ok()).unwrap_or(0))
+}
+
+fn keep_epoch(tx: &Transaction<'_>, store: &str, epoch: u64) -> Result<(), AdminError> {
+    set_setting(tx, &format!("{KEPT_EPOCH}{store}"), &epoch.to_string())
+}
+
+/// Forgets what folders hold: they are those of another cluster.
+pub fn forget_kept_epochs(tx: &Transaction<'_>) -> Result<(), AdminError> {
+    tx.execute("DELETE FROM setting WHERE key LIKE ?1 || '%'", [KEPT_EPOCH])?;
+    Ok(())
+}
+
+/// Refuses a folder that is an older copy of one that has served since: sessions, inodes and objects would get numbers that
+/// others have, and newer objects would look like leftovers. A restore in place has other numbers, and copies of the log bring
+/// the folder up to date.
+pub fn must_be_no_old_copy(
+    tx: &Transaction<'_>,
+    found: &MetadataStore,
+    register: &Register,
+) -> Result<(), AdminError> {
+    let kept = kept_epoch(tx, &found.id)?;
+    let recovers = register.recovers && !logs::of(tx, &found.id)?.members.copies.is_empty();
+    let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
+    if register.epoch >= kept || recovers || known.is_some() {
+        return Ok(());
+    }
+    Err(AdminError::Fenced(format!(
+        "the folder of this server is an older copy of that of metadata store '{}': it knows of epoch {}, and a server has served from \
+         one with epoch {kept}. What that gave numbers to would be mistaken for something else, so this one is not started. If the newer \
+         folder is there, start the server on it; if it is lost, go on from this one as from a restore: chronofs meta init creds \
+         --old-copy --token TOKEN --db-folder DIR",
+        found.name, register.epoch
+    )))
 }
 
 fn epoch_of(tx: &Transaction<'_>, store: &str, boot: &str) -> Result<Option<u64>, AdminError> {
@@ -223,6 +268,10 @@ fn is_of(tx: &Transaction<'_>, store: &str, volume: Uuid) -> Result<bool, AdminE
 pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
     let sql = "UPDATE metadata_store SET reported_revision = ?2 WHERE id = ?1";
     tx.execute(sql, params![store, to_sql(report.revision)])?;
+    let serves = report.volumes.iter().any(|volume| !volume.missing);
+    if serves && report.kept_epoch > kept_epoch(tx, store)? {
+        keep_epoch(tx, store, report.kept_epoch.min(EPOCH_MAX))?;
+    }
     let mut statement = tx.prepare_cached(
         "UPDATE volume SET born_ns = ?3, earliest_ns = ?4, used_bytes = ?5, used_inodes = ?6, sessions = ?7,
             problem = ?8 WHERE id = ?2 AND metadata_store = ?1",

@@ -4,7 +4,9 @@
 //! server's own database is kept with what metadata servers were told since; tokens that were revoked open nothing until
 //! somebody has looked at that.
 
-use super::{audit, column, logs, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned};
+use super::{
+    audit, column, directory, logs, maybe_unsigned, now_ns, set_setting, setting, stores, to_sql, unsigned,
+};
 use crate::AdminError;
 use crate::model::MetadataStore;
 use chronofs_wire::admin::{Known, ParkedBytes, Register, RestoreEpoch};
@@ -142,9 +144,13 @@ fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Re
     Ok(Verdict::New(RestoreEpoch { epoch: said.epoch.max(current.restore.epoch + 1), ..said.clone() }))
 }
 
-/// Refuses a server whose folder is of before the newest restore; nothing is written down.
+/// Refuses a server whose folder is of before the newest restore, or an older copy; nothing is written down.
 pub fn check(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<(), AdminError> {
-    judge(tx, &stores::find_metadata(tx, store)?, register).map(drop)
+    let found = stores::find_metadata(tx, store)?;
+    match judge(tx, &found, register)? {
+        Verdict::New(_) => Ok(()),
+        _ => directory::must_be_no_old_copy(tx, &found, register),
+    }
 }
 
 /// The restore that a server goes on from which registers, and whether it is a new one; refused if its folder is of before the
@@ -268,6 +274,7 @@ pub fn parked(
 /// Forgets all: they are those of another cluster.
 pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
     tx.execute("DELETE FROM restore_epoch", [])?;
+    directory::forget_kept_epochs(tx)?;
     tx.execute("DELETE FROM setting WHERE key = ?1", [RESTORED_ADMIN])?;
     Ok(())
 }

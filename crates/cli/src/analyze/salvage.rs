@@ -90,7 +90,8 @@ fn make_empty(dir: &Path) -> Result<()> {
             Some(_) => bail!("{} is not empty: name another folder, which is made", dir.display()),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let made = DirBuilder::new().mode(0o700).create(dir);
+            // What is above it may be missing, too, such as lost+found of a volume that never needed one.
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.with_context(|| format!("cannot make {}", dir.display()))
         }
         Err(error) => Err(error).with_context(|| format!("cannot list {}", dir.display())),
@@ -306,6 +307,8 @@ mod tests {
         make_empty(&dir).unwrap();
         fs::write(dir.join("file"), "").unwrap();
         assert!(make_empty(&dir).unwrap_err().to_string().contains("is not empty"));
-        assert!(make_empty(&dir.join("file")).is_err() && make_empty(&dir.join("a/b")).is_err());
+        assert!(make_empty(&dir.join("file")).is_err() && make_empty(&dir.join("file/b")).is_err());
+        make_empty(&dir.join("lost+found/salvaged")).unwrap();
+        assert!(dir.join("lost+found/salvaged").is_dir());
     }
 }

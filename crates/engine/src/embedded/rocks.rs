@@ -197,7 +197,8 @@ impl Store for RocksStore {
         for _ in 1..IMAGE_TRIES {
             match image(&self.folder, place) {
                 // A file that was merged into another one is gone. It is there in none of the tries only if they all meet a merge.
-                Err(Imaging::Rocks(error)) if error.kind() == rocksdb::ErrorKind::IOError && !place.exists() => {}
+                Err(Imaging::Rocks(error))
+                    if error.kind() == rocksdb::ErrorKind::IOError && !place.exists() => {}
                 Err(Imaging::Rocks(error)) => return Err(failed(error)),
                 Err(Imaging::Position(error)) => return Err(error),
                 Ok(position) => return Ok(position),

@@ -180,7 +180,9 @@ impl Machine {
         let tally = self.tally(group, index, "looking for retired objects")?;
         let (mut busy, mut slowed) = (false, false);
         if let Some(before) = self.collects_before(group.steady_ns) {
-            let brake = self.config.brake_from;
+            let fell = self.volumes.get(&index).is_some_and(|volume| volume.falls_of_held.is_open());
+            let brakes = fell || tally.flags & Tally::BRAKED != 0;
+            let brake = if brakes { self.config.brake_from } else { u64::MAX };
             let limit = self.at_pace(group, &CONDEMNED, tally.retired.count) as u32;
             let from = self.volumes.get(&index).map_or(Version(0), |volume| volume.collecting.condemned_to);
             let request = SystemRequest::Condemn { volume: id, from, before, limit, brake };
@@ -189,7 +191,7 @@ impl Machine {
             {
                 busy = objects + staged > 0;
                 slowed = objects + staged >= limit && u64::from(limit) < CONDEMNED.full;
-                group.thens.push(Then::Condemned { index, staged, braked, next });
+                group.thens.push(Then::Condemned { index, staged, braked, fell, next });
             }
         }
         let condemned = tally.condemned.count;
@@ -284,9 +286,14 @@ impl Machine {
         group: &mut Group,
         index: VolumeIndex,
         (staged, braked, next): (u32, bool, Version),
+        fell: bool,
     ) {
         let Some(volume) = self.volumes.get_mut(&index) else { return };
         volume.collecting.condemned_to = next;
+        if fell {
+            // If it brakes for that, it is noted in the rows.
+            volume.falls_of_held.close();
+        }
         let shown = &mut volume.collecting.shown;
         shown.staged += u64::from(staged);
         if braked && !shown.braked {
@@ -410,6 +417,7 @@ impl Machine {
         for volume in ids {
             drop(self.system(group, &SystemRequest::ReleaseBrake { volume })?);
         }
+        self.volumes.values_mut().for_each(|volume| volume.falls_of_held.close());
         Ok(())
     }
 

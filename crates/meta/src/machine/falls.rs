@@ -2,7 +2,10 @@
 //! the instant before is held, until an operator lets it go, so that the window does not pass it by.
 //!
 //! Files are counted once a second while the server runs; what fell before a restart is not known after it. What was
-//! overwritten and not removed does not show here; its objects come to the brake of the collection, later.
+//! overwritten and not removed does not show here.
+//!
+//! What is held of objects and staged slices is counted in the same way, and the brake of the collection looks only at what fell: what
+//! loses its last name as steadily as other things get one is no accident, however much it is at a time.
 
 use super::Machine;
 use super::group::{Effect, Group, Then};
@@ -73,13 +76,18 @@ impl Falls {
         self.open
     }
 
+    /// Something fell, and nobody has acted on it.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// There is no past of the volume to go back to now, or its files cannot be counted.
     fn passed_over(&mut self, steady_ns: u64) {
         self.counted_ns = Some(steady_ns);
     }
 
     /// The fall that was told of is held, or cannot be.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.open = None;
     }
 }
@@ -105,8 +113,13 @@ impl Machine {
             // What cannot be read is no fall; it is told to whoever needs it.
             let used =
                 counts.then(|| chronofs_namespace::usage(&group.reads, index).ok().flatten()).flatten();
+            let tally = chronofs_namespace::tally(&group.reads, index).ok();
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
             volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
+            if let Some(tally) = tally {
+                let count = Count { steady_ns: group.steady_ns, at: self.last, files: tally.held.count };
+                volume.falls_of_held.count(count, Version::ZERO, self.config.brake_from);
+            }
             let Some(used) = used else {
                 volume.falls.passed_over(group.steady_ns);
                 continue;

@@ -189,8 +189,8 @@ pub(super) enum Then {
     Forgot { index: VolumeIndex, rows: u32, next: Option<Bytes> },
     /// Rows of a volume that is given up are gone, and it goes on here.
     Dropped { index: VolumeIndex, rows: u32, next: Option<Bytes> },
-    /// What was retired is condemned.
-    Condemned { index: VolumeIndex, staged: u32, braked: bool, next: Version },
+    /// What was retired is condemned; `fell`: after what is held had fallen, which it has braked for if need be.
+    Condemned { index: VolumeIndex, staged: u32, braked: bool, fell: bool, next: Version },
     /// Condemned objects are handed out for deletion.
     HandedOut(VolumeIndex, Vec<ObjectId>),
     /// So many objects are gone.

@@ -577,8 +577,8 @@ impl Machine {
                 }
             }
             Then::Dropped { index, rows, next } => self.dropped(index, rows, next),
-            Then::Condemned { index, staged, braked, next } => {
-                self.condemned(group, index, (staged, braked, next));
+            Then::Condemned { index, staged, braked, fell, next } => {
+                self.condemned(group, index, (staged, braked, next), fell);
             }
             Then::HandedOut(index, objects) => self.handed_out(group, index, objects),
             Then::PackStepped(index, step) => self.pack_stepped(group, index, step),

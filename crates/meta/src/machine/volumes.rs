@@ -81,6 +81,8 @@ pub struct VolumeState {
     pub(super) pins: PinsKnown,
     /// How many files it had lately.
     pub(super) falls: Falls,
+    /// How many objects and staged slices rows named.
+    pub(super) falls_of_held: Falls,
 }
 
 impl VolumeState {
@@ -102,6 +104,7 @@ impl VolumeState {
             leaving: Leaving::default(),
             pins: PinsKnown::default(),
             falls: Falls::default(),
+            falls_of_held: Falls::default(),
         }
     }
 

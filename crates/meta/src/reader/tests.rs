@@ -31,7 +31,7 @@ fn mark(readers: &[Uuid]) -> Mark {
         kept: None,
         detached: false,
         in_place: false,
-        anew: false,
+        instead: None,
         entries: Vec::new(),
     }
 }

@@ -239,6 +239,29 @@ fn more_than_half_at_once_waits_for_a_word_says_how_to_go_on_and_goes_then() {
 }
 
 #[test]
+fn what_is_replaced_as_steadily_as_it_comes_never_brakes() {
+    let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
+    let mut assignment = common::assignment(std::path::Path::new("/nowhere"));
+    assignment.volumes[0].spec.retention = chronofs_core::Retention::None;
+    assignment.revision += 1;
+    server.start_again(Config { brake_from: 4, ..Config::default() });
+    server.run(Event::Assignment(Box::new(assignment)));
+    let session = server.open(1, hello(1)).unwrap().session;
+    let ino = attr(server.call(1, 1, create(Ino::ROOT, "a", false)).1.unwrap()).ino;
+    // So much is replaced in the time that retired objects wait that it is many times what is held.
+    let (mut most, mut deleted) = (0, 0);
+    for n in 0..200 {
+        server.publish(2 + n, ino, ObjectId { incarnation: 0, session, n });
+        server.frame(1, ToServer::Renew);
+        deleted += server.pass(20, true).len();
+        most = most.max(server.tally().retired.count);
+        assert!(!server.collection().braked, "after {n}");
+    }
+    assert!(most > 8 && server.tally().held.count < 4 && deleted > 100, "{most} {deleted}");
+    server.verify();
+}
+
+#[test]
 fn a_row_that_cannot_be_read_stops_the_collection_and_nothing_else() {
     let (mut server, _) = with_an_object_over();
     while server.tally().retired.count == 0 {

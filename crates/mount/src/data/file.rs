@@ -22,6 +22,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The most raw bytes that go on their way together: what fits into one object.
 const BATCH_BYTES_MAX: u64 = chronofs_blocks::object::OBJECT_BYTES_MAX as u64;
@@ -41,8 +42,8 @@ pub struct FileData<M: Meta> {
     pub(super) order: tokio::sync::Mutex<()>,
     /// Held while slices are asked for, so that a crowd of readers asks once.
     pub(super) asking: tokio::sync::Mutex<()>,
-    /// Held while a block is merged.
-    pub(super) merging: tokio::sync::Mutex<()>,
+    /// Held while a block is merged in the background; says when that may be tried again.
+    pub(super) merging: tokio::sync::Mutex<Option<Instant>>,
     /// It was there after so many restores of the server.
     pub(super) there: AtomicU64,
     /// A later one has lost it: nothing is taken for it any more.
@@ -244,7 +245,7 @@ impl<M: Meta> FileData<M> {
             state: Mutex::new(state),
             order: tokio::sync::Mutex::new(()),
             asking: tokio::sync::Mutex::new(()),
-            merging: tokio::sync::Mutex::new(()),
+            merging: tokio::sync::Mutex::default(),
             gone: AtomicBool::new(false),
             parking: Default::default(),
         }

@@ -11,7 +11,9 @@ use chronofs_blocks::plan::{Content, Piece};
 use chronofs_core::Errno;
 use chronofs_core::ops::{Merge, SLICES_PER_PUBLISH_MAX};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 /// With more runs than this, the holes between them are filled with zeros: else little would be merged.
 const RUNS_MAX: usize = 16;
@@ -23,17 +25,29 @@ enum Holes {
     Keep,
 }
 
-/// Starts to merge `block` in the background, unless this file is being merged already.
+/// After a merge that came to nothing, because somebody else writes the file, so long nothing is merged in the background: what was
+/// stored for it is of no use to anybody.
+const OVERTAKEN_PAUSE: Duration = Duration::from_secs(60);
+
+/// A merge in the background that is not stored by then is given up: what is written meanwhile waits for it, and needs no store.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Starts to merge `block` in the background, unless this file is being merged already. Nothing of it is published by this mount
+/// meanwhile: else each slice that comes would overtake the merge, and have it made again.
 pub(super) fn start<M: Meta>(file: &Arc<FileData<M>>, block: u32) {
     if file.data.config.read_only {
         return;
     }
     let file = file.clone();
     file.data.runtime.clone().spawn(async move {
-        let Ok(_merging) = file.merging.try_lock() else { return };
-        match merge(&file, block, None).await {
-            // A newer slice came: the block is merged when it is next written or read.
-            Ok(()) | Err(Errno::EAGAIN) => {}
+        let Ok(mut merging) = file.merging.try_lock() else { return };
+        if merging.is_some_and(|again| Instant::now() < again) {
+            return;
+        }
+        let order = file.order.lock().await;
+        match merge(&file, block, &order, WITHIN).await {
+            Ok(()) => {}
+            Err(Errno::EAGAIN) => *merging = Some(Instant::now() + OVERTAKEN_PAUSE),
             Err(errno) => {
                 tracing::warn!(ino = %file.ino, block, %errno, "the slices of a block were not merged")
             }
@@ -48,17 +62,18 @@ pub(super) async fn now<M: Meta>(
     block: u32,
     order: &MutexGuard<'_, ()>,
 ) -> Result<(), Errno> {
-    merge(file, block, Some(order)).await
+    merge(file, block, order, Duration::MAX).await
 }
 
 async fn merge<M: Meta>(
     file: &Arc<FileData<M>>,
     number: u32,
-    order: Option<&MutexGuard<'_, ()>>,
+    order: &MutexGuard<'_, ()>,
+    within: Duration,
 ) -> Result<(), Errno> {
-    match attempt(file, number, order, Holes::Fill).await {
+    match attempt(file, number, order, within, Holes::Fill).await {
         // Zeros are content, and count.
-        Err(Errno::EDQUOT) => attempt(file, number, order, Holes::Keep).await,
+        Err(Errno::EDQUOT) => attempt(file, number, order, within, Holes::Keep).await,
         result => result,
     }
 }
@@ -66,13 +81,16 @@ async fn merge<M: Meta>(
 async fn attempt<M: Meta>(
     file: &Arc<FileData<M>>,
     number: u32,
-    order: Option<&MutexGuard<'_, ()>>,
+    order: &MutexGuard<'_, ()>,
+    within: Duration,
     holes: Holes,
 ) -> Result<(), Errno> {
-    let Some(merged) = Merged::of(file, number, holes).await? else { return Ok(()) };
-    match order {
-        Some(order) => merged.publish(file, order).await,
-        None => merged.publish(file, &file.order.lock().await).await,
+    match tokio::time::timeout(within, Merged::of(file, number, holes)).await {
+        Ok(merged) => match merged? {
+            Some(merged) => merged.publish(file, order).await,
+            None => Ok(()),
+        },
+        Err(_) => Err(Errno::EAGAIN),
     }
 }
 

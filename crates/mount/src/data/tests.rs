@@ -276,6 +276,24 @@ fn a_block_of_many_slices_is_merged_and_reads_the_same() {
 }
 
 #[test]
+fn a_file_that_is_appended_to_without_a_pause_is_not_merged_in_vain() {
+    runtime().block_on(async {
+        // Whatever goes to server or store takes a while, in which more would be appended.
+        let world = World::new(1, 2 << 20, 0, 20, false);
+        let data = world.mount(1, Tuning { slices_per_block_max: 32, ..Tuning::default() });
+        let file = world.open(&data);
+        for n in 0..400u64 {
+            file.write(n * 4096, &[n as u8 | 1; 4096], false).await.unwrap();
+            file.flush(&file.error_mark()).await.unwrap();
+        }
+        assert!(world.meta.merges() > 8, "{}", world.meta.merges());
+        assert!(world.port.len() <= 400 / 32 + 2, "{} objects", world.port.len());
+        let read = file.read(0, 2 << 20).await.unwrap();
+        assert!((0..400usize).all(|n| read[n * 4096..][..4096] == [n as u8 | 1; 4096]));
+    });
+}
+
+#[test]
 fn a_block_that_the_server_finds_too_full_is_merged_before_more_is_published() {
     runtime().block_on(async {
         let world = calm(4096);

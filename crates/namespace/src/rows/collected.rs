@@ -100,7 +100,7 @@ impl Sum {
 /// What objects and small slices there are in a volume. A slice that was moved into an object is counted with no bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tally {
-    /// [`Tally::REPACKED`].
+    /// [`Tally::REPACKED`] and [`Tally::BRAKED`].
     pub flags: u16,
     /// Named by rows, live or past.
     pub held: Sum,
@@ -117,6 +117,8 @@ pub struct Tally {
 impl Tally {
     /// Slices that were born in objects may lie elsewhere.
     pub const REPACKED: u16 = 1;
+    /// So much was retired at once that only what was released goes.
+    pub const BRAKED: u16 = 2;
 }
 
 /// Instants that are kept.
@@ -159,6 +161,6 @@ row_format!(Retired, 0);
 row_format!(Condemned, 0);
 row_format!(Moved, 0);
 row_format!(Packs, 0);
-row_format!(Tally, Tally::REPACKED);
+row_format!(Tally, Tally::REPACKED | Tally::BRAKED);
 row_format!(Kept, Kept::WHOLE | Kept::UNSURE);
 row_format!(Unproven, 0);

@@ -4,8 +4,8 @@
 //! answers are given out; who cannot save it makes a new coordinator of what was saved, as after a crash.
 
 use super::{
-    Attempt, Cut, Failure, Fault, Held, Intent, Node, Now, Order, Phase, Poll, Record, State, Step, Told,
-    What,
+    Attempt, Cut, Failure, Fault, Held, Intent, Left, Node, Now, Order, Phase, Poll, Record, State, Step,
+    Told, What,
 };
 use crate::code::SnapshotCode;
 use crate::name::{Role, SnapshotUid};
@@ -13,6 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A log that is held longer than this is let go, and the snapshot fails.
 const HOLD_MS: u64 = 30_000;
+/// When a program has failed, what those of others have to say is waited for so long.
+const LISTEN_MS: u64 = 2_000;
+/// The clock is looked at every second. Who did not look for so long stood still, and could not hear anybody.
+const STOOD_STILL_MS: u64 = 10_000;
 
 /// What a client wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +31,9 @@ pub struct Request {
     pub keep_until_ns: Option<u64>,
     /// How long a program may run.
     pub run_ms: u64,
+    /// A member that is needed and was not heard of for so long is taken to be gone. Members ask every second while
+    /// they have something to say, else every 20 s, and a lost question ends after 30 s: it must be well above that.
+    pub silent_ms: u64,
     /// Id of the cluster.
     pub cluster: String,
 }
@@ -49,6 +56,50 @@ struct Current {
     begun_ms: u64,
     deadline_ms: u64,
     done: BTreeMap<(String, Step), Told>,
+    silent_ms: u64,
+    /// When each member was last heard of.
+    heard_ms: BTreeMap<String, u64>,
+    /// Since when this coordinator has listened without a pause.
+    listening_ms: u64,
+    /// When it last looked at the clock.
+    looked_ms: u64,
+    failing: Option<Failing>,
+}
+
+/// An attempt that has failed, while others may still say what went wrong with them.
+#[derive(Clone, Debug)]
+struct Failing {
+    /// Of what was heard first.
+    code: SnapshotCode,
+    until_ms: u64,
+    failures: Vec<Failure>,
+    /// Which steps these are of.
+    steps: BTreeSet<(String, Step)>,
+}
+
+impl Current {
+    /// Whether a step was done, or has failed.
+    fn has_ended(&self, step: &(String, Step)) -> bool {
+        self.done.contains_key(step)
+            || self.failing.as_ref().is_some_and(|failing| failing.steps.contains(step))
+    }
+
+    fn take_fault(&mut self, now: Now, step: (String, Step), fault: &Fault) {
+        // Before programs run logs may be held, which must not last longer than it has to.
+        let listen_ms = if self.phase == Phase::Run { LISTEN_MS } else { 0 };
+        let (code, until_ms) = (fault.code, now.steady_ms + listen_ms);
+        let begins = || Failing { code, until_ms, failures: Vec::new(), steps: BTreeSet::new() };
+        let failing = self.failing.get_or_insert_with(begins);
+        let failure = Failure { node: Some(step.0.clone()), role: step.1.role(), why: fault.why.clone() };
+        // It is said again with every question.
+        if failing.steps.insert(step) {
+            failing.failures.push(failure);
+        }
+    }
+
+    fn last_heard_ms(&self, node: &str) -> u64 {
+        self.heard_ms.get(node).map_or(self.listening_ms, |at| self.listening_ms.max(*at))
+    }
 }
 
 /// See the module.
@@ -108,21 +159,10 @@ impl Coordinator {
             return Ok((known.clone(), false));
         }
         if let Some(current) = &self.current {
-            let (age, left) =
-                (now.steady_ms - current.begun_ms, current.deadline_ms.saturating_sub(now.steady_ms));
-            let why = format!(
-                "snapshot {} is under way: for {} s, in phase {:?}, for {} s more at the most; wait for it, or end it with \
-                 chronofs snapshot abort {}",
-                current.uid,
-                age / 1000,
-                current.phase,
-                left / 1000,
-                current.uid
-            );
-            return Err(Refusal { code: SnapshotCode::Busy, why });
+            return Err(self.busy(now, current));
         }
         self.last_number = now.wall_ns.max(self.last_number + 1);
-        let Request { uid, program, arguments, keep_until_ns, run_ms, cluster } = request;
+        let Request { uid, program, arguments, keep_until_ns, run_ms, silent_ms, cluster } = request;
         let attempt = Attempt { uid: uid.clone(), number: self.last_number };
         let started_ns = now.wall_ns;
         let intent = Intent {
@@ -140,8 +180,18 @@ impl Coordinator {
         let record = running(intent);
         self.records.insert(uid.clone(), record.clone());
         let (phase, begun_ms) = (Phase::Ready, now.steady_ms);
-        let deadline_ms = begun_ms + phase.within_ms(run_ms);
-        self.current = Some(Current { uid, phase, begun_ms, deadline_ms, done: BTreeMap::new() });
+        self.current = Some(Current {
+            uid,
+            phase,
+            begun_ms,
+            deadline_ms: begun_ms + phase.within_ms(run_ms),
+            done: BTreeMap::new(),
+            silent_ms,
+            heard_ms: BTreeMap::new(),
+            listening_ms: begun_ms,
+            looked_ms: begun_ms,
+            failing: None,
+        });
         Ok((record, true))
     }
 
@@ -185,25 +235,44 @@ impl Coordinator {
             (None, Some(node)) => (node.id.clone(), "it joined during the snapshot"),
             (None, None) => return None,
         };
-        self.fail(
-            now,
-            SnapshotCode::WithRecovery,
-            Failure { node: Some(node), role: None, why: why.to_owned() },
-        )
+        let failure = Failure { node: Some(node), role: None, why: why.to_owned() };
+        self.fail(now, SnapshotCode::WithRecovery, vec![failure])
     }
 
     /// Looks at the clock.
     pub fn tick(&mut self, now: Now) -> Option<Record> {
+        let current = self.current.as_mut()?;
+        if now.steady_ms.saturating_sub(current.looked_ms) > STOOD_STILL_MS {
+            current.listening_ms = now.steady_ms;
+        }
+        current.looked_ms = now.steady_ms;
+        if let Some(until_ms) = current.failing.as_ref().map(|failing| failing.until_ms) {
+            return if now.steady_ms >= until_ms { self.give_up(now) } else { None };
+        }
+        let silent = self.silent(now);
+        if !silent.is_empty() {
+            return self.fail(now, SnapshotCode::WithRecovery, silent);
+        }
         let current = self.current.as_ref().filter(|current| now.steady_ms >= current.deadline_ms)?;
-        let phase = current.phase;
-        let (node, step) = self.left().into_iter().next()?;
-        let why = format!("it has not done this in time (phase {phase:?}); is the server up?");
-        self.fail(now, phase.code(step), Failure { node: Some(node), role: step.role(), why })
+        let (phase, left) = (current.phase, self.left());
+        let (node, step) = left.first()?;
+        let code = phase.code(self.records.get(&current.uid)?.intent.node(node)?, *step);
+        let late = |(node, step): (String, Step)| {
+            let why = format!("it has not done this in time (phase {phase:?}); is the server up?");
+            Failure { node: Some(node), role: step.role(), why }
+        };
+        let failures = left.into_iter().map(late).collect();
+        self.fail(now, code, failures)
     }
 
     /// Ends an attempt on demand. `None`: it is not under way, see its record.
     pub fn abort(&mut self, now: Now, uid: &SnapshotUid) -> Option<Record> {
-        let current = self.current.take_if(|current| current.uid == *uid)?;
+        let current = self.current.as_ref().filter(|current| current.uid == *uid)?;
+        // Then it has failed by itself, and this ends just the waiting for others.
+        if current.failing.is_some() {
+            return self.give_up(now);
+        }
+        let current = self.current.take()?;
         let record = self.records.get_mut(&current.uid)?;
         record.state = State::Aborted;
         record.ended_ns = Some(now.wall_ns);
@@ -310,6 +379,57 @@ impl Coordinator {
         Some((&current.uid, current.phase, self.left().len()))
     }
 
+    /// What of the phase is not done.
+    #[must_use]
+    pub fn left_to_do(&self) -> Vec<Left> {
+        let intent = self.current.as_ref().and_then(|current| self.records.get(&current.uid));
+        let intent = intent.map(|record| &record.intent);
+        let name = |id: &str| intent.and_then(|intent| intent.node(id)).map(|node| node.name.clone());
+        let left = self.left().into_iter();
+        left.map(|(id, step)| Left { server: name(&id).unwrap_or(id), role: step.role() }).collect()
+    }
+
+    /// Why another snapshot cannot begin.
+    fn busy(&self, now: Now, current: &Current) -> Refusal {
+        let run_ms = self.records.get(&current.uid).map_or(0, |record| record.intent.run_ms);
+        let age_ms = now.steady_ms.saturating_sub(current.begun_ms);
+        let left_ms = current.deadline_ms.saturating_sub(now.steady_ms);
+        let following = Phase::ALL.into_iter().filter(|phase| *phase > current.phase);
+        let all_ms = left_ms + following.map(|phase| phase.within_ms(run_ms)).sum::<u64>();
+        let why = format!(
+            "snapshot {} is under way: for {} s, in phase {:?}, for {} s more at the most, {} s of them in this phase; \
+             wait for it, or end it with chronofs snapshot abort {}",
+            current.uid,
+            age_ms / 1000,
+            current.phase,
+            all_ms / 1000,
+            left_ms / 1000,
+            current.uid
+        );
+        Refusal { code: SnapshotCode::Busy, why }
+    }
+
+    /// Members that have something to do, now or later, and were not heard of for too long.
+    fn silent(&self, now: Now) -> Vec<Failure> {
+        let Some(current) = &self.current else { return Vec::new() };
+        let Some(record) = self.records.get(&current.uid) else { return Vec::new() };
+        let is_needed = |node: &&Node| {
+            let phases = Phase::ALL.into_iter().filter(|phase| *phase >= current.phase);
+            let mut steps = phases.flat_map(|phase| phase.steps(node));
+            steps.any(|step| !current.has_ended(&(node.id.clone(), step)))
+        };
+        let silence = |node: &Node| {
+            let silent_ms = now.steady_ms.saturating_sub(current.last_heard_ms(&node.id));
+            let why = format!(
+                "it has not been heard of for {} s; is the server up, and does it reach the admin server?",
+                silent_ms / 1000
+            );
+            let failure = Failure { node: Some(node.id.clone()), role: None, why };
+            (silent_ms >= current.silent_ms).then_some(failure)
+        };
+        record.intent.nodes.iter().filter(is_needed).filter_map(silence).collect()
+    }
+
     /// The steps of the phase that are not done, each with the id of its node.
     fn left(&self) -> Vec<(String, Step)> {
         let Some(current) = &self.current else { return Vec::new() };
@@ -318,39 +438,40 @@ impl Coordinator {
         for node in &record.intent.nodes {
             left.extend(current.phase.steps(node).into_iter().map(|step| (node.id.clone(), step)));
         }
-        left.retain(|step| !current.done.contains_key(step));
+        left.retain(|step| !current.has_ended(step));
         left
     }
 
     /// Takes in what was said by a member of the attempt that is under way, of the epoch that it began with.
     fn hear(&mut self, now: Now, poll: &Poll) -> Option<Record> {
-        let current = self.current.as_ref()?;
+        let current = self.current.as_mut()?;
         let intent = &self.records.get(&current.uid)?.intent;
         let node = intent.node(&poll.node)?;
         if poll.epoch > node.epoch {
             let why = "it restarted or moved during the snapshot".to_owned();
             let failure = Failure { node: Some(poll.node.clone()), role: None, why };
-            return self.fail(now, SnapshotCode::WithRecovery, failure);
+            return self.fail(now, SnapshotCode::WithRecovery, vec![failure]);
         }
         // One that was superseded knows nothing that counts.
         if poll.epoch < node.epoch {
             return None;
         }
+        current.heard_ms.insert(poll.node.clone(), now.steady_ms);
         let number = intent.attempt.number;
         for said in poll.said.iter().filter(|said| said.number == number) {
+            let key = (poll.node.clone(), said.step);
             match &said.end {
                 Ok(told) => {
-                    let key = (poll.node.clone(), said.step);
-                    self.current.as_mut()?.done.entry(key).or_insert_with(|| told.clone());
+                    current.done.entry(key).or_insert_with(|| told.clone());
                 }
-                Err(Fault { code, why }) => {
-                    let failure =
-                        Failure { node: Some(poll.node.clone()), role: said.step.role(), why: why.clone() };
-                    return self.fail(now, *code, failure);
-                }
+                Err(fault) => current.take_fault(now, key, fault),
             }
         }
-        self.advance(now)
+        let Some(until_ms) = current.failing.as_ref().map(|failing| failing.until_ms) else {
+            return self.advance(now);
+        };
+        let everybody_told = self.left().is_empty();
+        if everybody_told || now.steady_ms >= until_ms { self.give_up(now) } else { None }
     }
 
     /// Goes on while everybody has done what there is to do.
@@ -391,13 +512,22 @@ impl Coordinator {
         Some(record.clone())
     }
 
-    fn fail(&mut self, now: Now, code: SnapshotCode, failure: Failure) -> Option<Record> {
+    /// Ends an attempt that has failed.
+    fn give_up(&mut self, now: Now) -> Option<Record> {
+        let code = self.current.as_ref()?.failing.as_ref()?.code;
+        self.fail(now, code, Vec::new())
+    }
+
+    /// Ends the attempt. What was wrong before says under which code.
+    fn fail(&mut self, now: Now, code: SnapshotCode, failures: Vec<Failure>) -> Option<Record> {
         let current = self.current.take()?;
         let record = self.records.get_mut(&current.uid)?;
+        let before = current.failing.map(|failing| (failing.code, failing.failures));
+        let (code, before) = before.unwrap_or((code, Vec::new()));
         record.state = State::Failed;
         record.ended_ns = Some(now.wall_ns);
         record.code = Some(code);
-        record.failures.push(failure);
+        record.failures.extend(before.into_iter().chain(failures));
         Some(record.clone())
     }
 
@@ -420,7 +550,7 @@ impl Coordinator {
         let intent = &self.records.get(&current.uid)?.intent;
         let node = intent.node(&poll.node).filter(|node| node.epoch == poll.epoch)?;
         let mut steps = current.phase.steps(node);
-        steps.retain(|step| !current.done.contains_key(&(node.id.clone(), *step)));
+        steps.retain(|step| !current.has_ended(&(node.id.clone(), *step)));
         if let Some((_, doing)) = poll.doing.as_ref().filter(|(number, _)| *number == intent.attempt.number) {
             steps.retain(|step| !doing.contains(step));
         }
@@ -450,118 +580,4 @@ const fn running(intent: Intent) -> Record {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const fn at(seconds: u64) -> Now {
-        Now { steady_ms: seconds * 1000, wall_ns: seconds * 1_000_000_000 }
-    }
-
-    fn uid(digit: char) -> SnapshotUid {
-        digit.to_string().repeat(32).parse().unwrap()
-    }
-
-    /// A coordinator that knows one complete set, which is to be kept for 100 s.
-    fn with_a_set() -> Coordinator {
-        let mut record = super::super::tests::record();
-        record.intent.attempt = Attempt { uid: uid('a'), number: 7 };
-        record.intent.keep_until_ns = Some(at(100).wall_ns);
-        record.state = State::Complete;
-        Coordinator::new(vec![record], at(1)).0
-    }
-
-    fn poll(holding: &[char], readers: Option<&[char]>) -> Poll {
-        let held = |c: &char| {
-            let attempt = Attempt { uid: uid(*c), number: 7 };
-            Held { attempt, complete: true, resting: false }
-        };
-        let named = |c: &char| (uid(*c).to_string(), vec!["a clone".to_owned()]);
-        Poll {
-            node: "0190".to_owned(),
-            epoch: 3,
-            holding: holding.iter().map(held).collect(),
-            doing: None,
-            said: Vec::new(),
-            readers: readers.map(|readers| readers.iter().map(named).collect()),
-        }
-    }
-
-    #[test]
-    fn a_set_whose_time_is_over_goes_when_all_members_have_said_that_nobody_reads_it() {
-        let mut coordinator = with_a_set();
-        let is_there = |_: &str| true;
-        coordinator.poll(at(50), &poll(&['a'], Some(&[])));
-        assert_eq!(coordinator.expire(at(99), is_there), None, "its time is not over");
-        let mut unheard = with_a_set();
-        assert_eq!(unheard.expire(at(101), is_there), None, "a member has not said anything");
-        assert!(unheard.clone().expire(at(101), |_| false).is_some(), "it is there no more");
-        for readers in [None, Some(&['a'][..])] {
-            unheard.poll(at(101), &poll(&['a'], readers));
-            assert_eq!(unheard.expire(at(102), is_there), None, "{readers:?}");
-        }
-        assert_eq!(unheard.readers(&uid('a')), ["a clone"]);
-        unheard.poll(at(103), &poll(&['a'], Some(&['b'])));
-        let expired = unheard.expire(at(104), is_there).unwrap();
-        assert_eq!((expired.state, expired.intent.attempt.uid), (State::Deleted, uid('a')));
-        assert_eq!(unheard.expire(at(105), is_there), None);
-        let (orders, _) = unheard.poll(at(106), &poll(&['a'], Some(&[])));
-        assert!(matches!(orders[..], [Order { what: What::Finish { complete: false }, .. }]), "{orders:?}");
-    }
-
-    #[test]
-    fn what_is_kept_for_an_unknown_snapshot_is_left_alone_and_shown_until_somebody_deletes_it() {
-        let mut coordinator = with_a_set();
-        let (orders, save) = coordinator.poll(at(50), &poll(&['a', 'c'], Some(&[])));
-        assert_eq!((orders, save), (Vec::new(), None));
-        let stranger = Attempt { uid: uid('c'), number: 7 };
-        let expected = BTreeMap::from([(stranger, vec!["0190".to_owned()])]);
-        assert_eq!(coordinator.strangers(), expected);
-        assert_eq!(coordinator.delete_unknown(at(51), &uid('a')), None, "that is a set");
-        assert_eq!(coordinator.delete_unknown(at(51), &uid('d')), None, "nobody keeps anything for it");
-        let record = coordinator.delete_unknown(at(51), &uid('c')).unwrap();
-        assert_eq!(record.state, State::Deleted);
-        let (orders, _) = coordinator.poll(at(52), &poll(&['a', 'c'], Some(&[])));
-        assert!(matches!(&orders[..], [order] if order.attempt.uid == uid('c')), "{orders:?}");
-        assert_eq!(coordinator.strangers().len(), 1, "it is kept still");
-        coordinator.poll(at(53), &poll(&['a'], Some(&[])));
-        assert_eq!(coordinator.strangers(), BTreeMap::new());
-    }
-    /// The coordinator starts anew, and the old server, whose look into the block stores is of long ago, asks first.
-    #[test]
-    fn a_coordinator_that_starts_does_not_hear_a_superseded_server_either() {
-        let node = super::super::tests::record().intent.nodes.remove(0);
-        let newer = Node { epoch: 4, ..node };
-        let mut coordinator = with_a_set();
-        coordinator.members(at(2), std::slice::from_ref(&newer));
-        coordinator.poll(at(50), &poll(&['a', 'c'], Some(&[])));
-        assert_eq!(coordinator.strangers(), BTreeMap::new());
-        assert_eq!(
-            coordinator.expire(at(101), |_| true),
-            None,
-            "its owner has not said that no clone reads it"
-        );
-        coordinator.poll(at(102), &Poll { epoch: 4, ..poll(&['a'], Some(&[])) });
-        assert!(coordinator.expire(at(103), |_| true).is_some());
-    }
-
-    #[test]
-    fn neither_a_superseded_server_nor_a_deleted_one_is_heard() {
-        let mut coordinator = with_a_set();
-        let node = super::super::tests::record().intent.nodes.remove(0);
-        let newer = Node { epoch: 4, ..node.clone() };
-        coordinator.poll(at(50), &poll(&['a', 'c'], Some(&['a'])));
-        coordinator.members(at(51), std::slice::from_ref(&node));
-        assert_eq!((coordinator.strangers().len(), coordinator.readers(&uid('a')).len()), (1, 1));
-        coordinator.members(at(51), std::slice::from_ref(&newer));
-        assert_eq!((coordinator.strangers().len(), coordinator.readers(&uid('a')).len()), (0, 0));
-        coordinator.poll(at(52), &Poll { epoch: 4, ..poll(&['a'], Some(&['a'])) });
-        // The old one's block stores were read long ago.
-        coordinator.poll(at(53), &poll(&['a', 'c'], Some(&[])));
-        assert_eq!(coordinator.strangers(), BTreeMap::new());
-        assert_eq!(coordinator.expire(at(101), |_| true), None, "a clone reads it");
-        coordinator.poll(at(102), &Poll { epoch: 4, ..poll(&['d'], None) });
-        assert_eq!(coordinator.strangers().len(), 1);
-        coordinator.members(at(103), &[]);
-        assert_eq!(coordinator.strangers(), BTreeMap::new(), "nobody can ask it any more");
-    }
-}
+mod tests;

@@ -268,6 +268,26 @@ pub struct Record {
     pub failures: Vec<Failure>,
 }
 
+impl Record {
+    /// What the operator does about its failure. None where no server failed: it was ended on demand, or with the
+    /// coordinator, and that is said already.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        let code = self.code?;
+        let at_a_server = self.failures.iter().any(|failure| failure.node.is_some());
+        (at_a_server || code != SnapshotCode::Unknown).then(|| code.advice())
+    }
+}
+
+/// What of a phase a server has still to do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Left {
+    /// What people call the server.
+    pub server: String,
+    /// For which of its roles; none if it is for all of them.
+    pub role: Option<Role>,
+}
+
 /// What the clocks show.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Now {
@@ -326,15 +346,15 @@ impl Phase {
         }
     }
 
-    /// How the command ends if a step of this phase does not end, or its member does not answer.
+    /// How the command ends if a step of this phase does not end at this node, or its member does not answer.
     #[must_use]
-    pub const fn code(self, step: Step) -> SnapshotCode {
+    pub fn code(self, node: &Node, step: Step) -> SnapshotCode {
         match (self, step) {
             (Phase::Ready, _) => SnapshotCode::NotFullyRecovered,
             (Phase::Hold, _) => SnapshotCode::DisableTlogPopFailed,
             (Phase::Release, _) => SnapshotCode::EnableTlogPopFailed,
             (_, Step::Image(role) | Step::Run(role)) => role_code(role),
-            _ => SnapshotCode::StorageFailed,
+            _ => node.roles.first().map_or(SnapshotCode::Unknown, |role| role_code(*role)),
         }
     }
 

@@ -397,6 +397,8 @@ impl World {
             arguments: Vec::new(),
             keep_until_ns: None,
             run_ms: 60_000,
+            // Of a server that is up a question comes through every few seconds; one that is down may be for longer.
+            silent_ms: 45_000,
             cluster: "cluster".to_owned(),
         };
         match coordinator.start(now, request.clone(), nodes.clone()) {

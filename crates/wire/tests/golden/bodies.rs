@@ -116,7 +116,7 @@ fn report() -> Report {
         keys: Some(KeptKeys { revision: 25, sealed: "{}".to_owned() }),
     };
     let probed = Probed { id: 14, problem: Some("not empty".to_owned()) };
-    Report { revision: 15, volumes: vec![volume], probed: vec![probed] }
+    Report { revision: 15, volumes: vec![volume], probed: vec![probed], kept_epoch: 3 }
 }
 
 /// The body is that of the golden file, which also means the same.

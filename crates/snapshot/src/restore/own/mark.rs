@@ -65,9 +65,9 @@ pub struct Mark {
     /// The server goes on in the place of the one that the images are of.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_place: bool,
-    /// There were no images: what the server before had is lost, and this one begins with nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub anew: bool,
+    /// There were no images. What the server goes on from instead, in words: an old copy of its folder, or nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<String>,
     /// The files that were put into the data folder; empty once a server has started on it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<Entry>,
@@ -93,13 +93,13 @@ impl Mark {
     /// What it was restored from, in words.
     #[must_use]
     pub fn from(&self) -> String {
-        if self.anew { "nothing".to_owned() } else { format!("disk snapshot {}", self.uid) }
+        self.instead.clone().unwrap_or_else(|| format!("disk snapshot {}", self.uid))
     }
 
     /// By what that is known: the snapshot's UID.
     #[must_use]
     pub fn known_as(&self) -> String {
-        if self.anew { "nothing".to_owned() } else { self.uid.to_string() }
+        self.instead.clone().unwrap_or_else(|| self.uid.to_string())
     }
 
     /// That of a data folder; none if nobody prepared it.

@@ -70,7 +70,7 @@ pub fn stage(
             kept: None,
             detached: false,
             in_place: plan.in_place,
-            anew: false,
+            instead: None,
             entries: Vec::new(),
         };
         assemble(machine, &staging, mark)?;

@@ -435,7 +435,7 @@ fn the_form_of_the_mark_stays() {
         kept: Some(true),
         detached: true,
         in_place: true,
-        anew: true,
+        instead: Some("nothing".to_owned()),
         entries: Vec::new(),
     };
     assert_eq!(Mark::read(folder.path()).unwrap(), None);
