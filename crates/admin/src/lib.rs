@@ -14,6 +14,7 @@ mod error;
 mod lock;
 mod metrics;
 pub mod model;
+mod quiet;
 mod rebuild;
 mod restored;
 pub mod retention;

@@ -5,7 +5,7 @@ use crate::backups::Backups;
 use crate::db::{Database, block_stores, holds, set_setting, setting, tokens};
 use crate::deploy::{DEPLOY_FOLDER, Deploy};
 use crate::snapshots::{SnapshotConfig, Snapshots, take_part};
-use crate::{AdminError, FolderLock, cluster, schedules};
+use crate::{AdminError, FolderLock, cluster, quiet, schedules};
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use chronofs_snapshot::{Whereabouts, Whitelist};
@@ -92,7 +92,7 @@ impl Server {
     /// Locks the folder, opens the database and listens.
     pub async fn bind(config: StartConfig) -> Result<Self, AdminError> {
         let folder = &config.db_folder;
-        if !crate::setup::is_set_up(folder)? {
+        if !crate::setup::is_set_up(folder)? && !quiet::has_copy(folder) {
             return Err(AdminError::Invalid(format!(
                 "folder {} was not set up: run chronofs admin init creds --db-folder {} first",
                 folder.display(),
@@ -102,6 +102,7 @@ impl Server {
         let whitelist = Whitelist::new(config.snapshots.whitelist.clone());
         let whitelist = whitelist.map_err(|e| AdminError::Invalid(format!("--whitelist-binpath: {e}")))?;
         let mut lock = FolderLock::take(folder)?;
+        quiet::settle(folder)?;
         let database = Database::open(folder)?;
         let secrets = Arc::new(open_secrets(folder, &database)?);
         let snapshots = Snapshots::new(database.clone(), config.snapshots.run_limit)?;
@@ -161,6 +162,9 @@ impl Server {
         let (stopping, stopped) = watch::channel(false);
         let snapshots = self.snapshots.clone();
         let here = (self.folder.clone(), self.whereabouts.locality.clone());
+        quiet::begin(&self.folder, &self.database)?;
+        let copying = tokio::spawn(quiet::keep(self.folder.clone(), self.database.clone()));
+        let folder = self.folder.clone();
         let (database, backups) = (self.database.clone(), self.backups.clone());
         let kept = (backups, self.deploy);
         let app = App::new(database, self.secrets, snapshots, kept, self.cluster, here, stopped.clone());
@@ -196,12 +200,13 @@ impl Server {
             () = giving_up => {}
             () = deadline => tracing::warn!("some requests did not end in time and were dropped"),
         }
-        for task in [member, schedules, ending, auditing] {
+        for task in [member, schedules, ending, auditing, copying] {
             task.abort();
             let _ = task.await;
         }
         api::audit::flush(&last).await;
         self.database.checkpoint()?;
+        quiet::end(&folder)?;
         drop(self.lock);
         Ok(())
     }

@@ -83,6 +83,11 @@ impl Database {
         Ok(())
     }
 
+    /// Rises with every change that this process makes.
+    pub fn changes(&self) -> u64 {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).total_changes()
+    }
+
     /// Moves everything from the WAL into the database file.
     pub fn checkpoint(&self) -> Result<(), AdminError> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
