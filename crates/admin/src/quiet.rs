@@ -70,7 +70,8 @@ pub(crate) fn settle(folder: &Path) -> Result<(), AdminError> {
     fs::copy(&copy, &whole).map_err(failed("copy the database to", &whole))?;
     File::open(&whole).and_then(|file| file.sync_all()).map_err(failed("sync", &whole))?;
     for tail in ["", "-wal"] {
-        let (from, to) = (folder.join(format!("{DATABASE_FILE}{tail}")), folder.join(format!("{TORN}{tail}")));
+        let (from, to) =
+            (folder.join(format!("{DATABASE_FILE}{tail}")), folder.join(format!("{TORN}{tail}")));
         match fs::rename(&from, &to) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("rename", &from)(error)),
             _ => {}

@@ -74,7 +74,7 @@ async fn a_folder_that_is_an_older_copy_of_one_that_has_served_is_refused_with_t
     for refused in [
         meta.check_fence(&with(6, 2)).await.unwrap_err(),
         meta.register(&with(6, 2)).await.map(drop).unwrap_err(),
-        meta.register(&with(7, 0)).await.map(drop).unwrap_err(),
+        meta.register(&with(7, 1)).await.map(drop).unwrap_err(),
     ] {
         assert!(refused.is_fenced(), "{refused}");
         for part in ["older copy", "epoch 3", "--old-copy"] {
@@ -82,7 +82,7 @@ async fn a_folder_that_is_an_older_copy_of_one_that_has_served_is_refused_with_t
         }
     }
     // The owner that registers again is none, whatever it says to have held; nor is a restore in place.
-    meta.register(&with(5, 0)).await.unwrap();
+    meta.register(&with(5, 1)).await.unwrap();
     let restore = RestoreEpoch {
         epoch: 0,
         id: "ab".to_owned(),

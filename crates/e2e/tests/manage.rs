@@ -1,7 +1,7 @@
 //! The servers of a machine as services, where no systemd runs; and the oldest backup: stop, copy the folder, start.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
-use chronofs_e2e::process::{text, wait_for};
+use chronofs_e2e::process::{free_address, text, wait_for};
 use chronofs_e2e::services::Services;
 use chronofs_e2e::{Installation, Manifest, Rng};
 use rustix::process::{Signal, kill_process};
@@ -106,8 +106,9 @@ fn a_copy_of_the_metadata_that_is_older_than_what_was_written_is_refused_and_goe
     let found = fs::read_dir(&to).unwrap().any(|file| fs::read(file.unwrap().path()).unwrap() == late);
     assert!(found, "what was written after the copy is not salvaged");
     installation.ok(&["restore", "accept"]);
+    let elsewhere = free_address().to_string();
     let refused =
-        installation.fails(&["meta", "start", "--db-folder", text(&newer), "--bind-addr", &address]);
+        installation.fails(&["meta", "start", "--db-folder", text(&newer), "--bind-addr", &elsewhere]);
     assert!(refused.contains("restored from an old copy of its folder"), "{refused}");
     drop(mount);
     installation.stop_meta_and_verify();

@@ -113,7 +113,7 @@ pub(crate) fn begin(
         }
     };
     let (accepted, in_place) = (mark.accepted, mark.in_place);
-    tracing::info!(from, source = mark.source, %cut, accepted, in_place, "restored, as of the cut");
+    tracing::info!(from, source = mark.source, %cut, accepted, in_place, "restored, as of its cut");
     Ok(Some((began, Some(from).filter(|_| !accepted))))
 }
 

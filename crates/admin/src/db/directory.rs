@@ -94,7 +94,7 @@ pub fn forget_kept_epochs(tx: &Transaction<'_>) -> Result<(), AdminError> {
 
 /// Refuses a folder that is an older copy of one that has served since: sessions, inodes and objects would get numbers that
 /// others have, and newer objects would look like leftovers. A restore in place has other numbers, and copies of the log bring
-/// the folder up to date.
+/// the folder up to date. A folder that knows of no epoch is new, or was put together of images.
 pub fn must_be_no_old_copy(
     tx: &Transaction<'_>,
     found: &MetadataStore,
@@ -103,7 +103,7 @@ pub fn must_be_no_old_copy(
     let kept = kept_epoch(tx, &found.id)?;
     let recovers = register.recovers && !logs::of(tx, &found.id)?.members.copies.is_empty();
     let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
-    if register.epoch >= kept || recovers || known.is_some() {
+    if register.epoch == 0 || register.epoch >= kept || recovers || known.is_some() {
         return Ok(());
     }
     Err(AdminError::Fenced(format!(
