@@ -40,6 +40,9 @@ const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// The same for a backup, which has more to lose.
 const BACKUP_SILENT_AFTER: Duration = Duration::from_secs(600);
 
+/// The phase that a snapshot is in, and what is left of that.
+type UnderWay = (Phase, Vec<Left>);
+
 /// How snapshots are made.
 #[derive(Clone, Debug)]
 pub struct SnapshotConfig {
@@ -282,7 +285,7 @@ impl Snapshots {
     }
 
     /// All that is known, newest first, each with the phase that it is in and what is left of that.
-    pub(crate) fn all(&self) -> Vec<(Record, Option<(Phase, Vec<Left>)>)> {
+    pub(crate) fn all(&self) -> Vec<(Record, Option<UnderWay>)> {
         let coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = coordinator.under_way().map(|(uid, phase, _)| (uid, phase, coordinator.left_to_do()));
         let mut records: Vec<_> = coordinator
