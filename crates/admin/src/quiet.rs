@@ -3,14 +3,16 @@
 //!
 //! ```text
 //! admin.sqlite.copy  the database as it was a moment ago; replaced as a whole
-//! admin.running      while the server runs: the inode of the database's file
+//! admin.running      while the server runs: the inode of the database's file, and since when the key of the folder is as it is
 //! ```
 //!
-//! A copy of the folder has another inode. If it was copied while the server ran, the quiet copy counts in it, and what lies there
-//! of the database itself is put aside. A stopped server, a crash and an image of the disk leave what counts as it is.
+//! A copy of the folder has another inode, and another time of change of the key, which no tool can keep; file systems that number
+//! their files anew with every mount have the same time. If it was copied while the server ran, the quiet copy counts in it, and what
+//! lies there of the database itself is put aside. A stopped server, a crash and an image of the disk leave what counts as it is.
 
 use crate::AdminError;
 use crate::db::{DATABASE_FILE, Database};
+use chronofs_wire::secrets::KEY_FILE;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
@@ -33,11 +35,19 @@ fn sync_folder(folder: &Path) -> Result<(), AdminError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))
 }
 
-fn inode(path: &Path) -> Result<Option<u64>, AdminError> {
+fn look_at(path: &Path) -> Result<Option<fs::Metadata>, AdminError> {
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => Ok(Some(found.map_err(failed("look at", path))?.ino())),
+        found => found.map(Some).map_err(failed("look at", path)),
     }
+}
+
+fn inode(path: &Path) -> Result<Option<String>, AdminError> {
+    Ok(look_at(path)?.map(|found| found.ino().to_string()))
+}
+
+fn changed(path: &Path) -> Result<Option<String>, AdminError> {
+    Ok(look_at(path)?.map(|found| format!("{}.{:09}", found.ctime(), found.ctime_nsec())))
 }
 
 fn remove(path: &Path) -> Result<(), AdminError> {
@@ -54,7 +64,9 @@ pub(crate) fn settle(folder: &Path) -> Result<(), AdminError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         read => read.map_err(failed("read", &mark))?,
     };
-    if inode(&main)?.is_some_and(|inode| inode.to_string() == of.trim()) {
+    let (of_inode, of_key) = of.trim().split_once(' ').unwrap_or((of.trim(), ""));
+    let is_same = |found: Option<String>, of: &str| found.is_some_and(|found| found == of);
+    if is_same(inode(&main)?, of_inode) || is_same(changed(&folder.join(KEY_FILE))?, of_key) {
         // It went down, and the database recovers by itself.
         return Ok(());
     }
@@ -101,10 +113,10 @@ pub(crate) fn has_copy(folder: &Path) -> bool {
 pub(crate) fn begin(folder: &Path, database: &Database) -> Result<(), AdminError> {
     renew(folder, database)?;
     let (mark, main) = (folder.join(RUNNING), folder.join(DATABASE_FILE));
-    let inode = inode(&main)?.unwrap_or_default();
+    let (inode, changed) = (inode(&main)?.unwrap_or_default(), changed(&folder.join(KEY_FILE))?);
     File::create(&mark)
         .and_then(|mut file| {
-            writeln!(file, "{inode}")?;
+            writeln!(file, "{inode} {}", changed.unwrap_or_default())?;
             file.sync_all()
         })
         .map_err(failed("write", &mark))?;
@@ -183,6 +195,21 @@ mod tests {
         drop(restored);
         settle(other.path()).unwrap();
         assert_eq!(said(&Database::open(other.path()).unwrap()).as_deref(), Some("fourth"), "once is enough");
+
+        // On a file system that numbers its files anew it is the same folder all the same.
+        let renumbered = |key: &str| {
+            fs::write(other.path().join(KEY_FILE), "key").unwrap();
+            let since = changed(&other.path().join(KEY_FILE)).unwrap().unwrap();
+            fs::write(
+                other.path().join(RUNNING),
+                format!("1 {}\n", if key == "same" { &since } else { key }),
+            )
+            .unwrap();
+            settle(other.path()).unwrap();
+            said(&Database::open(other.path()).unwrap())
+        };
+        assert_eq!(renumbered("same").as_deref(), Some("fourth"));
+        assert_eq!(renumbered("1.000000000").as_deref(), Some("second"));
 
         // The folder itself goes on with its own database, whether its server went down or was stopped.
         drop(database);
