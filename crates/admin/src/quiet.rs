@@ -81,9 +81,17 @@ pub(crate) fn settle(folder: &Path) -> Result<(), AdminError> {
     let whole = folder.join("admin.sqlite.whole");
     fs::copy(&copy, &whole).map_err(failed("copy the database to", &whole))?;
     File::open(&whole).and_then(|file| file.sync_all()).map_err(failed("sync", &whole))?;
+    // A try before this one may have put aside what counts.
+    let mut aside = TORN.to_owned();
+    for n in 2.. {
+        if !folder.join(&aside).exists() {
+            break;
+        }
+        aside = format!("{TORN}.{n}");
+    }
     for tail in ["", "-wal"] {
         let (from, to) =
-            (folder.join(format!("{DATABASE_FILE}{tail}")), folder.join(format!("{TORN}{tail}")));
+            (folder.join(format!("{DATABASE_FILE}{tail}")), folder.join(format!("{aside}{tail}")));
         match fs::rename(&from, &to) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("rename", &from)(error)),
             _ => {}
@@ -98,7 +106,7 @@ pub(crate) fn settle(folder: &Path) -> Result<(), AdminError> {
     sync_folder(folder)?;
     tracing::warn!(
         "folder {} is a copy that was made while its server ran: its database is as {COPY} has it, some seconds older at the most; \
-         what was copied of the database itself is kept as {TORN}",
+         what was copied of the database itself is kept as {aside}",
         folder.display()
     );
     Ok(())
@@ -125,11 +133,17 @@ pub(crate) fn begin(folder: &Path, database: &Database) -> Result<(), AdminError
 
 fn renew(folder: &Path, database: &Database) -> Result<(), AdminError> {
     let (copy, next) = (folder.join(COPY), folder.join("admin.sqlite.next"));
-    remove(&next)?;
-    database.copy(&next)?;
-    File::open(&next).and_then(|file| file.sync_all()).map_err(failed("sync", &next))?;
-    fs::rename(&next, &copy).map_err(failed("rename", &next))?;
-    sync_folder(folder)
+    let renewed = remove(&next).and_then(|()| {
+        database.copy(&next)?;
+        File::open(&next).and_then(|file| file.sync_all()).map_err(failed("sync", &next))?;
+        fs::rename(&next, &copy).map_err(failed("rename", &next))?;
+        sync_folder(folder)
+    });
+    if renewed.is_err() {
+        // It takes no room from the database, and one that grows old must not count for it.
+        let _ = remove(&next).and(remove(&copy));
+    }
+    renewed
 }
 
 /// Renews the copy while the server runs, when there is something new.

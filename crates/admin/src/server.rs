@@ -162,7 +162,9 @@ impl Server {
         let (stopping, stopped) = watch::channel(false);
         let snapshots = self.snapshots.clone();
         let here = (self.folder.clone(), self.whereabouts.locality.clone());
-        quiet::begin(&self.folder, &self.database)?;
+        if let Err(error) = quiet::begin(&self.folder, &self.database) {
+            tracing::error!(%error, "there is no quiet copy of the database: do not copy the folder while this server runs");
+        }
         let copying = tokio::spawn(quiet::keep(self.folder.clone(), self.database.clone()));
         let folder = self.folder.clone();
         let (database, backups) = (self.database.clone(), self.backups.clone());

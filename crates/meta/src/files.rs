@@ -187,9 +187,9 @@ impl Folder {
         Ok(self.read_json("stores.json")?.unwrap_or_default())
     }
 
-    /// Forgets what the last run knew: that it ran, what it was to serve, and which copies its log had.
+    /// Forgets what the last run knew: that it ran, and what it was to serve.
     pub fn forget_run(&self) -> Result<()> {
-        for name in ["running", "assignment.json", "log.json", "copies.json"] {
+        for name in ["running", "assignment.json"] {
             match fs::remove_file(self.0.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error)

@@ -54,9 +54,25 @@ pub(crate) fn begin_anew(folder: &Folder, token: &Token, now_ns: u64) -> Result<
 /// forgets.
 pub(crate) fn go_on_from_old_copy(locked: &LockedFolder, token: &Token, now_ns: u64) -> Result<Version> {
     let folder = &locked.folder;
+    if let Some(mark) = Mark::read(&folder.0)? {
+        let is_clone = !mark.in_place && !mark.detached;
+        if is_clone || (mark.began.is_none() && mark.instead.is_none()) {
+            let why = match is_clone {
+                true => "is a clone that needs its source: prepare it anew",
+                false => "no server has started on it: start one",
+            };
+            bail!("the folder {} was prepared from {}, and {why}", folder.0.display(), mark.from());
+        }
+    }
+    if folder.log()?.is_some_and(|log| !log.members.copies.is_empty()) {
+        bail!(
+            "the log of the folder {} has copies, which know what came since: start the server with --recover-log, and nothing is lost",
+            folder.0.display()
+        );
+    }
     let last = open_engine(folder, None)?.opening().last_commit;
     mark(token, (OLD_COPY, last), now_ns)?.write(&folder.0)?;
-    // Who was connected is not, whatever the copy says; and which copies the log had, the admin server knows.
+    // Who was connected is not, whatever the copy says.
     folder.forget_run()?;
     Ok(last)
 }

@@ -31,9 +31,6 @@ pub fn register(tx: &Transaction<'_>, store: &str, register: &Register) -> Resul
     let id = found.id.parse().map_err(|e| AdminError::Internal(format!("id of metadata store: {e}")))?;
     let boot = register.boot.to_string();
     let (restore, restored) = epochs::admit(tx, &found, register)?;
-    if restored {
-        keep_epoch(tx, &found.id, 0)?;
-    }
     must_be_no_old_copy(tx, &found, register)?;
     let known = epoch_of(tx, &found.id, &boot)?;
     let behind = register.epoch > found.epoch;
@@ -82,7 +79,8 @@ fn kept_epoch(tx: &Transaction<'_>, store: &str) -> Result<u64, AdminError> {
     Ok(kept.and_then(|kept| kept.parse().ok()).unwrap_or(0))
 }
 
-fn keep_epoch(tx: &Transaction<'_>, store: &str, epoch: u64) -> Result<(), AdminError> {
+/// Keeps it; 0 when a restore in place has begun, which has numbers of its own.
+pub fn keep_epoch(tx: &Transaction<'_>, store: &str, epoch: u64) -> Result<(), AdminError> {
     set_setting(tx, &format!("{KEPT_EPOCH}{store}"), &epoch.to_string())
 }
 
@@ -103,7 +101,8 @@ pub fn must_be_no_old_copy(
     let kept = kept_epoch(tx, &found.id)?;
     let recovers = register.recovers && !logs::of(tx, &found.id)?.members.copies.is_empty();
     let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
-    if register.epoch == 0 || register.epoch >= kept || recovers || known.is_some() {
+    let begins = register.restore.as_ref().is_some_and(|restore| restore.began_ns.is_none());
+    if begins || register.epoch == 0 || register.epoch >= kept || recovers || known.is_some() {
         return Ok(());
     }
     Err(AdminError::Fenced(format!(
@@ -268,7 +267,8 @@ fn is_of(tx: &Transaction<'_>, store: &str, volume: Uuid) -> Result<bool, AdminE
 pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
     let sql = "UPDATE metadata_store SET reported_revision = ?2 WHERE id = ?1";
     tx.execute(sql, params![store, to_sql(report.revision)])?;
-    let serves = report.volumes.iter().any(|volume| !volume.missing);
+    // Where one is missing it may be the wrong folder, and the right one is to come.
+    let serves = !report.volumes.is_empty() && report.volumes.iter().all(|volume| !volume.missing);
     if serves && report.kept_epoch > kept_epoch(tx, store)? {
         keep_epoch(tx, store, report.kept_epoch.min(EPOCH_MAX))?;
     }

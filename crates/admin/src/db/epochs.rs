@@ -191,6 +191,7 @@ pub fn admit(
     if restore.began_ns.is_some() && (new || waited == id) {
         let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
         let said = format!("from {uid}, restore epoch {}", restore.epoch);
+        directory::keep_epoch(tx, &store.id, 0)?;
         audit::note(tx, &actor, "restored in place", &said)?;
         tracing::warn!(
             store = %store.name, epoch = restore.epoch, uid,

@@ -181,7 +181,11 @@ impl Depot {
             lengths.push(length);
             if new {
                 stored += length;
-                put.push(piece.object());
+                // What lay there before is named by other backups.
+                let object = piece.object();
+                if !there.found.contains_key(&object) && !there.marks.contains(&mark(&object)) {
+                    put.push(object);
+                }
             }
         }
         if hasher.finalize() != expected {

@@ -19,6 +19,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Where the position is kept.
 const POSITION_KEY: &[u8] = b"";
@@ -32,7 +33,9 @@ const WRITE_BUFFER_BYTES: usize = 32 << 30;
 const SPARE_BYTES: u64 = 16 << 20;
 
 /// So often an image is begun: merges take files away that are to be linked.
-const IMAGE_TRIES: u32 = 20;
+const IMAGE_TRIES: u32 = 50;
+/// with this pause.
+const IMAGE_PAUSE: Duration = Duration::from_millis(20);
 /// Its reader opens few of the files.
 const IMAGE_OPEN_FILES: i32 = 32;
 
@@ -193,21 +196,24 @@ impl Store for RocksStore {
     }
 
     fn image(&self, place: &Path) -> Result<Position, EngineError> {
-        let failed = |error| failure(&self.folder, "make an image of", &error);
-        for _ in 1..IMAGE_TRIES {
+        let mut tries = 1;
+        loop {
             match image(&self.folder, place) {
-                // A file that was merged into another one is gone. It is there in none of the tries only if they all meet a merge.
-                Err(Imaging::Rocks(error))
-                    if error.kind() == rocksdb::ErrorKind::IOError && !place.exists() => {}
-                Err(Imaging::Rocks(error)) => return Err(failed(error)),
-                Err(Imaging::Position(error)) => return Err(error),
                 Ok(position) => return Ok(position),
+                // A file that was merged into another one is gone, and what that looks like depends on who missed it: to the reader the
+                // folder seems to be damaged. Of what is really damaged the database itself says so.
+                Err(_) if tries < IMAGE_TRIES && !place.exists() => {
+                    std::thread::sleep(IMAGE_PAUSE);
+                    tries += 1;
+                }
+                Err(error) => {
+                    let folder = self.folder.display();
+                    return Err(EngineError::Store(format!(
+                        "make an image of {folder}: {error} (tried {tries} times)"
+                    )));
+                }
             }
         }
-        image(&self.folder, place).map_err(|error| match error {
-            Imaging::Rocks(error) => failed(error),
-            Imaging::Position(error) => error,
-        })
     }
 
     fn has_room(&self) -> bool {
@@ -227,25 +233,15 @@ impl Store for RocksStore {
     }
 }
 
-enum Imaging {
-    Rocks(rocksdb::Error),
-    Position(EngineError),
-}
-
-impl From<rocksdb::Error> for Imaging {
-    fn from(error: rocksdb::Error) -> Self {
-        Imaging::Rocks(error)
-    }
-}
-
 /// Links what never changes, and copies the rest. A checkpoint of the open database would flush it; a reader of its files has
 /// nothing to flush, and sees what is flushed.
-fn image(folder: &Path, place: &Path) -> Result<Position, Imaging> {
+fn image(folder: &Path, place: &Path) -> Result<Position, String> {
+    let said = |error: rocksdb::Error| error.to_string();
     let mut options = Options::default();
     options.set_max_open_files(IMAGE_OPEN_FILES);
-    let reader = DB::open_for_read_only(&options, folder, false)?;
-    let position = position_in(&reader, folder).map_err(Imaging::Position)?;
-    Checkpoint::new(&reader)?.create_checkpoint(place)?;
+    let reader = DB::open_for_read_only(&options, folder, false).map_err(said)?;
+    let position = position_in(&reader, folder).map_err(|error| error.to_string())?;
+    Checkpoint::new(&reader).and_then(|checkpoint| checkpoint.create_checkpoint(place)).map_err(said)?;
     Ok(position.unwrap_or_default())
 }
 

@@ -180,8 +180,8 @@ impl Machine {
         let tally = self.tally(group, index, "looking for retired objects")?;
         let (mut busy, mut slowed) = (false, false);
         if let Some(before) = self.collects_before(group.steady_ns) {
-            let fell = self.volumes.get(&index).is_some_and(|volume| volume.falls_of_held.is_open());
-            let brakes = fell || tally.flags & Tally::BRAKED != 0;
+            // What fell is noted when it is seen.
+            let brakes = tally.flags & Tally::BRAKED != 0;
             let brake = if brakes { self.config.brake_from } else { u64::MAX };
             let limit = self.at_pace(group, &CONDEMNED, tally.retired.count) as u32;
             let from = self.volumes.get(&index).map_or(Version(0), |volume| volume.collecting.condemned_to);
@@ -191,7 +191,7 @@ impl Machine {
             {
                 busy = objects + staged > 0;
                 slowed = objects + staged >= limit && u64::from(limit) < CONDEMNED.full;
-                group.thens.push(Then::Condemned { index, staged, braked, fell, next });
+                group.thens.push(Then::Condemned { index, staged, braked, fell: false, next });
             }
         }
         let condemned = tally.condemned.count;
@@ -291,7 +291,7 @@ impl Machine {
         let Some(volume) = self.volumes.get_mut(&index) else { return };
         volume.collecting.condemned_to = next;
         if fell {
-            // If it brakes for that, it is noted in the rows.
+            // It is noted in the rows whether it brakes.
             volume.falls_of_held.close();
         }
         let shown = &mut volume.collecting.shown;

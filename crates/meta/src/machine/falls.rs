@@ -13,7 +13,7 @@ use crate::holds::{brake_note, brake_of};
 use chronofs_core::ops::SystemRequest;
 use chronofs_core::{Version, VolumeIndex};
 use chronofs_engine::EngineError;
-use chronofs_namespace::{KeptInstant, instants, list_kept};
+use chronofs_namespace::{KeptInstant, SystemReply, instants, list_kept};
 use std::collections::VecDeque;
 
 /// How often files are counted,
@@ -76,11 +76,6 @@ impl Falls {
         self.open
     }
 
-    /// Something fell, and nobody has acted on it.
-    pub(super) fn is_open(&self) -> bool {
-        self.open.is_some()
-    }
-
     /// There is no past of the volume to go back to now, or its files cannot be counted.
     fn passed_over(&mut self, steady_ns: u64) {
         self.counted_ns = Some(steady_ns);
@@ -118,8 +113,11 @@ impl Machine {
             volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
             if let Some(tally) = tally {
                 let count = Count { steady_ns: group.steady_ns, at: self.last, files: tally.held.count };
-                volume.falls_of_held.count(count, Version::ZERO, self.config.brake_from);
+                if volume.falls_of_held.count(count, Version::ZERO, self.config.brake_from).is_some() {
+                    self.brake(group, index)?;
+                }
             }
+            let Some(volume) = self.volumes.get_mut(&index) else { continue };
             let Some(used) = used else {
                 volume.falls.passed_over(group.steady_ns);
                 continue;
@@ -132,6 +130,19 @@ impl Machine {
             if let Some(fall) = volume.falls.count(count, instants(&volume.row, now).0, least) {
                 self.hold_before(group, index, fall, held.len())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Notes at once that what fell is to wait for a word, if it is more than what is left: the collection may not begin for a while,
+    /// and a start that comes before that knows nothing of the fall. Nothing is condemned here.
+    fn brake(&mut self, group: &mut Group, index: VolumeIndex) -> Result<(), EngineError> {
+        let Some(volume) = self.volumes.get(&index) else { return Ok(()) };
+        let (id, next, never) = (volume.id(), volume.collecting.condemned_to, Version::ZERO);
+        let brake = self.config.brake_from;
+        let request = SystemRequest::Condemn { volume: id, from: never, before: never, limit: 0, brake };
+        if let Ok(SystemReply::Condemned { braked, .. }) = self.system(group, &request)? {
+            group.thens.push(Then::Condemned { index, staged: 0, braked, fell: true, next });
         }
         Ok(())
     }
