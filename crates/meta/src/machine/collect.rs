@@ -58,7 +58,7 @@ pub(super) struct Collecting {
     /// Until then there is nothing to look for.
     next_ns: u64,
     /// All that was retired before is condemned.
-    condemned_to: Version,
+    pub(super) condemned_to: Version,
     /// Objects that were deleted.
     lately: Lately,
     /// For people.
