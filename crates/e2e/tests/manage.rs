@@ -73,6 +73,10 @@ fn a_copy_of_the_metadata_that_is_older_than_what_was_written_is_refused_and_goe
     fs::write(mount.path("late"), &late).unwrap();
     let lost = mount.instant();
     drop(mount);
+    wait_for("the admin server to know of the second start", || {
+        let log = fs::read_to_string(installation.path("admin.log")).ok()?;
+        log.lines().any(|line| line.contains("epoch=2") && line.contains("older copies")).then_some(())
+    });
     installation.meta.stop();
     fs::rename(&meta, &newer).unwrap();
     fs::rename(&copied, &meta).unwrap();

@@ -271,6 +271,11 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
     let serves = !report.volumes.is_empty() && report.volumes.iter().all(|volume| !volume.missing);
     if serves && report.kept_epoch > kept_epoch(tx, store)? {
         keep_epoch(tx, store, report.kept_epoch.min(EPOCH_MAX))?;
+        tracing::info!(
+            id = store,
+            epoch = report.kept_epoch,
+            "older copies of its folder are refused from now on"
+        );
     }
     let mut statement = tx.prepare_cached(
         "UPDATE volume SET born_ns = ?3, earliest_ns = ?4, used_bytes = ?5, used_inodes = ?6, sessions = ?7,
