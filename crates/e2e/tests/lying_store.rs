@@ -210,6 +210,9 @@ fn object_files(server: &ObjectServer) -> BTreeMap<PathBuf, Vec<u8>> {
 /// over goes, and nothing else.
 fn collects_nothing_that_is_needed(installation: &Installation, server: &ObjectServer, path: &Path) {
     let mut rng = Rng::new(1);
+    // After all that went wrong the store may be taken for one that is away for a moment.
+    let first = path.with_extension("first");
+    wait_for("the store to be used again", || write_synced(&first, &[7; 100_000]).then_some(()));
     let mut kept = object_files(server);
     assert!(!kept.is_empty());
     assert!(write_synced(path, &rng.bytes(200_000)));
