@@ -17,6 +17,16 @@ impl Grant {
         Grant { incarnation, session, next: range.0, end: range.1 }
     }
 
+    /// Whose they are.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The next counter that is handed out.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// The next `count` ids, or `None` if fewer are left: ask the server for more.
     pub fn take(&mut self, count: usize) -> Option<Vec<ObjectId>> {
         let end = self.next.checked_add(count as u64).filter(|end| *end <= self.end)?;

@@ -255,6 +255,8 @@ pub enum SystemRequest {
     },
     /// Renews the lease of a session on an instant.
     RenewSession { session: SessionId },
+    /// The session has published what it will of the objects with counters below `floor`.
+    NoteFloor { session: SessionId, floor: u64 },
     /// The session is over: its lease goes, its grant is closed.
     EndSession { session: SessionId },
     /// Frees an inode without links that nobody has open any more.

@@ -76,7 +76,7 @@ async fn who_may_not_come_in_is_told_why() {
         (over, RefusalReason::SessionOver, "over"),
     ] {
         // Only one that passes the checks would have to wait until the owner lets go of its caches.
-        owner.send(ToServer::Renew).await;
+        owner.send(ToServer::Renew { floor: 0 }).await;
         let refusal = match hello.token_id.as_u128() {
             2 => {
                 owner.send(ToServer::SharedAck).await;

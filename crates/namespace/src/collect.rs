@@ -7,7 +7,7 @@
 //!
 //! Staged slices lie in the same log as their rows, so they go with the commit of step 1. So does a slice that was moved
 //! into an object, and with the last of them the object is retired. An object that a session was granted and never
-//! published has no row; it is judged by its name when a store is listed.
+//! published (it says up to where it has published what it will) has no row; it is judged by its name when a store is listed.
 
 use crate::counted::{Ledger, Named};
 use crate::pack::packs;
@@ -36,7 +36,7 @@ pub enum Judged {
     Known,
     /// Its session may still publish it, or is not over for long enough.
     Open,
-    /// A session was granted it and is over, and no row names it: it may go. Also what was deleted and is still there.
+    /// A session was granted it and is over, or has said that it publishes nothing of it any more, and no row names it: it may go. Also what was deleted and is still there.
     Garbage,
     /// Nothing explains it. It is never deleted; the reason is for people.
     Quarantined(&'static str),
@@ -77,11 +77,10 @@ pub fn judge<R: Reads + ?Sized>(
         });
     }
     if let Some(session) = system::session(reads, object.session)?.filter(|found| found.volume == index) {
-        let granted = object.n < session.granted;
-        return Ok(if granted {
-            Judged::Open
-        } else {
-            Judged::Quarantined("its session was not granted it")
+        return Ok(match object.n {
+            n if n < session.floor => Judged::Garbage,
+            n if n < session.granted => Judged::Open,
+            _ => Judged::Quarantined("its session was not granted it"),
         });
     }
     let key = object.session.0.to_be_bytes();
@@ -149,7 +148,7 @@ pub fn tally<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<Tally, 
     Ok(row.map(|row| Tally::decode(TALLY, &[], &row)).transpose()?.unwrap_or_default())
 }
 
-/// Objects that are deleted, and whose session is over: their rows stand for nothing any more.
+/// Objects that are deleted, and of which their session publishes nothing any more: their rows stand for nothing any more.
 pub fn gone_objects<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<Vec<ObjectId>, ReadStop> {
     let mut gone = Vec::new();
     let mut after = None;
@@ -158,7 +157,7 @@ pub fn gone_objects<R: Reads + ?Sized>(reads: &R, index: VolumeIndex) -> Result<
         for (id, refs) in &page {
             if refs.condemned.is_some()
                 && Snapshot::new(reads, index, None).get_plain(CONDEMNED, &object_key(*id))?.is_none()
-                && system::session(reads, id.session)?.is_none()
+                && system::is_over(reads, *id)?
             {
                 gone.push(*id);
             }
@@ -345,10 +344,9 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 ledger.tally.condemned.take(row.bytes);
                 ledger.txn.delete_plain(CONDEMNED, &key);
             }
-            // A session that lives could publish it again, and must find that it is condemned.
+            // A session that may publish it again must find that it is condemned.
             let refs = ledger.get::<Refs>(OBJECT, &key)?;
-            let over = system::session(self.reads, object.session)?.is_none();
-            if over && refs.is_some_and(|refs| refs.condemned.is_some()) {
+            if system::is_over(self.reads, *object)? && refs.is_some_and(|refs| refs.condemned.is_some()) {
                 ledger.txn.delete_plain(OBJECT, &key);
             }
         }

@@ -14,6 +14,7 @@ use chronofs_core::slice::{Codec, INLINE_MAX, NewSlice, Place, STAGED_MAX, Seal,
 use chronofs_core::{Errno, Ino};
 use chronofs_engine::{ReadStop, Reads};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The fields of a publish request.
 pub(crate) struct Published<'a> {
@@ -70,19 +71,20 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         if new.size_min.is_some_and(|size| size > size_max(self.volume.spec.block_size)) {
             return Err(Errno::EFBIG.into());
         }
-        let mut granted = 0;
+        let mut granted = 0..0;
         if new.slices.iter().any(|slice| slice.slice.place.seal().is_some()) {
             let session = crate::system::session(self.reads, self.ctx.session)?;
             let session = session.filter(|session| session.volume == self.ctx.volume);
-            granted = session.ok_or(Errno::ESTALE)?.granted;
+            let session = session.ok_or(Errno::ESTALE)?;
+            granted = session.floor..session.granted;
         }
         for slice in new.slices {
-            self.check_slice(slice, granted)?;
+            self.check_slice(slice, &granted)?;
         }
         Ok(())
     }
 
-    fn check_slice(&self, new: &NewSlice, granted: u64) -> Result<(), Errno> {
+    fn check_slice(&self, new: &NewSlice, granted: &Range<u64>) -> Result<(), Errno> {
         let slice = &new.slice;
         let block_size = self.volume.spec.block_size;
         let fits = slice.len > 0 && slice.offset.checked_add(slice.len).is_some_and(|end| end <= block_size);
@@ -101,12 +103,12 @@ impl<R: Reads + ?Sized> Op<'_, R> {
         if fits && placed && sealed { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    fn seal_is_sound(&self, seal: &Seal, slice: &Slice, granted: u64) -> bool {
+    fn seal_is_sound(&self, seal: &Seal, slice: &Slice, granted: &Range<u64>) -> bool {
         let object = seal.id.object;
         let ours = object.session == self.ctx.session && object.incarnation == self.volume.incarnation;
         let shown = slice.skip.checked_add(slice.len).is_some_and(|end| end <= seal.full_len);
         let sized = seal.stored_len > 0 && seal.full_len <= self.volume.spec.block_size;
-        ours && object.n < granted
+        ours && granted.contains(&object.n)
             && shown
             && sized
             && (seal.codec != Codec::Raw || seal.stored_len == seal.full_len)

@@ -2,7 +2,7 @@
 //!
 //! A slice that is moved is counted by itself from then on, whatever it was born in, and has a row in [`MOVED`]; rows of
 //! slices stay as they are. An object of the server is taken slice by slice. One that a session put is taken whole, in
-//! one commit, when the session is over: what rows name of it was found outside of that commit, by the index in the
+//! one commit, when the session publishes nothing of it any more: what rows name of it was found outside of that commit, by the index in the
 //! object, so it is taken only if nothing of it has changed since and nothing was overlooked.
 
 use crate::counted::{Ledger, Named};
@@ -62,7 +62,7 @@ pub fn poor_object<R: Reads + ?Sized>(
 fn is_over<R: Reads + ?Sized>(reads: &R, tables: &Snapshot<&R>, id: ObjectId) -> Result<bool, ReadStop> {
     match id.session {
         SessionId::SERVER => Ok(packs(tables, id.incarnation)?.open != Some(id.n)),
-        session => Ok(system::session(reads, session)?.is_none()),
+        _ => system::is_over(reads, id),
     }
 }
 

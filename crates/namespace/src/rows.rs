@@ -472,6 +472,8 @@ pub struct Session {
     pub renewed: Version,
     /// Object counters `0..granted` are its own.
     pub granted: u64,
+    /// Of those below it published what it will.
+    pub floor: u64,
     /// What it may see.
     pub scope: Scope,
     /// It has not replayed yet what a power cut took.

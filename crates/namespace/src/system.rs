@@ -211,6 +211,9 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
                 let version = self.ctx.version;
                 self.change_session(*session, |row| row.renewed = version)
             }
+            SystemRequest::NoteFloor { session, floor } => self.change_session(*session, |row| {
+                row.floor = row.floor.max((*floor).min(row.granted));
+            }),
             SystemRequest::EndSession { session } => self.end_session(*session),
             SystemRequest::Reap { volume, ino } => self.free(*volume, *ino, false),
             SystemRequest::Purge { volume, ino } => self.free(*volume, *ino, true),
@@ -384,6 +387,7 @@ impl<R: Reads + ?Sized> Steward<'_, R> {
             opened: self.ctx.version,
             renewed: self.ctx.version,
             granted: FIRST_GRANT,
+            floor: 0,
             scope,
             missed: None,
             parked: Vec::new(),
@@ -561,6 +565,11 @@ pub fn session<R: Reads + ?Sized>(reads: &R, id: SessionId) -> Result<Option<Ses
     let key = id.0.to_be_bytes();
     let row = Snapshot::new(reads, STORE_WIDE, None).get_plain(SESSION, &key)?;
     row.map(|row| Session::decode(SESSION, &key, &row)).transpose()
+}
+
+/// Whether the session that put the object, if one did, publishes nothing of it any more.
+pub(crate) fn is_over<R: Reads + ?Sized>(reads: &R, object: ObjectId) -> Result<bool, ReadStop> {
+    Ok(session(reads, object.session)?.is_none_or(|session| object.n < session.floor))
 }
 
 /// Every volume, deleted ones too.

@@ -197,8 +197,9 @@ pub enum ToServer {
     /// A request. Ids rise within a session, also over reconnects; a call whose answer did not come is sent again
     /// with its id. Answers to ids up to `acked` have all arrived.
     Call { id: u64, acked: u64, caller: Caller, request: Request },
-    /// The session lives. Sent at least every third of its time to live.
-    Renew,
+    /// The session lives. Sent at least every third of its time to live. Nothing that lies in an object of the session with a
+    /// counter below `floor` is published any more, nor replayed.
+    Renew { floor: u64 },
     /// First after every reconnect: what the session has open, with counts. Counts once for each session and start of the
     /// server, and not behind a call: what that opens is counted by itself.
     Reclaim { opens: Vec<(Ino, u32)> },

@@ -380,7 +380,7 @@ fn to_server() -> Lines<ToServer> {
     };
     every!(ToServer {
         Call = ToServer::Call { id: 83, acked: 84, caller: caller(), request: Request::Sync },
-        Renew = ToServer::Renew,
+        Renew = ToServer::Renew { floor: 300 },
         Reclaim = ToServer::Reclaim { opens: vec![(Ino(85), 86)] },
         Replay = ToServer::Replay { calls: vec![replayed], end: true },
         SharedAck = ToServer::SharedAck,

@@ -94,7 +94,7 @@ impl Client {
                 sent += 1;
             }
             if renewed.elapsed() > Duration::from_secs(1) {
-                frame::encode(&ToServer::Renew, &mut out)?;
+                frame::encode(&ToServer::Renew { floor: 0 }, &mut out)?;
                 renewed = Instant::now();
             }
             if !out.is_empty() {

@@ -183,6 +183,8 @@ pub(super) enum Then {
     SessionOver(SessionId),
     /// A session's lease on an instant was renewed.
     LeaseRenewed(SessionId),
+    /// The row of the session has this floor.
+    FloorNoted(SessionId, u64),
     /// Other sealed keys are kept.
     KeysChanged(VolumeIndex, KeptKeys),
     /// A sweep forgot rows and goes on here.

@@ -47,6 +47,7 @@ impl Machine {
         self.end_reclaim_window(group)?;
         self.admit_waiting(group)?;
         self.renew_leases(group)?;
+        self.note_floors(group)?;
         self.reap(group)?;
         self.purge(group)?;
         self.advance_horizons(group)?;
@@ -175,6 +176,41 @@ impl Machine {
     pub(super) fn lease_renewed(&mut self, group: &Group, session: SessionId) {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.leased_ns = group.steady_ns;
+        }
+    }
+
+    /// A session says up to which of its objects it has published what it will. While it has something to replay that is not
+    /// taken from it: what it replays may lie in them.
+    pub(super) fn told_floor(&mut self, session: SessionId, floor: u64) {
+        if let Some(session) = self.sessions.get_mut(&session)
+            && !session.replaying
+            && session.missed.is_none()
+        {
+            session.floor = session.floor.max(floor);
+        }
+    }
+
+    /// What sessions said of their objects is written down at every third of their life, so that what they stored in vain is
+    /// found, and what is hardly needed any more is repacked, while they run.
+    fn note_floors(&mut self, group: &mut Group) -> Result<(), EngineError> {
+        let third_ns = u64::from(self.config.life_ms) * 1_000_000 / 3;
+        let is_due = |session: &&Session| {
+            session.floor > session.floor_noted
+                && group.steady_ns.saturating_sub(session.floor_noted_ns) > third_ns
+        };
+        let due = self.sessions.values().filter(is_due).map(|session| (session.id, session.floor));
+        for (session, floor) in due.collect::<Vec<_>>() {
+            if self.system(group, &SystemRequest::NoteFloor { session, floor })?.is_ok() {
+                group.thens.push(Then::FloorNoted(session, floor));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn floor_noted(&mut self, group: &Group, session: SessionId, floor: u64) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.floor_noted = session.floor_noted.max(floor);
+            session.floor_noted_ns = group.steady_ns;
         }
     }
 

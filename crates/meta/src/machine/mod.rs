@@ -449,7 +449,8 @@ impl Machine {
             ToServer::Call { id, acked, caller, request } => {
                 self.call(group, conn, &Call { id, acked, caller, request })?;
             }
-            ToServer::Renew => {
+            ToServer::Renew { floor } => {
+                self.told_floor(session, floor);
                 group.send(conn, ToClient::Renewed { now_ns: group.now_ns });
                 self.tell_window(group, session, conn);
             }
@@ -571,6 +572,7 @@ impl Machine {
             Then::SessionOpened(session, conn) => self.session_opened(group, *session, conn),
             Then::SessionOver(session) => self.session_over(group, session),
             Then::LeaseRenewed(session) => self.lease_renewed(group, session),
+            Then::FloorNoted(session, floor) => self.floor_noted(group, session, floor),
             Then::Forgot { index, rows, next } => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
                     volume.forgetting.stepped(next, rows);

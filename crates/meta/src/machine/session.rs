@@ -171,6 +171,10 @@ pub(super) struct Session {
     pub(super) opens: BTreeMap<Ino, u32>,
     /// Object counters `0..granted` are its own, as its row says.
     pub(super) granted: u64,
+    /// How far it has published what it will of them, as it says, as its row says, and since when the row says so.
+    pub(super) floor: u64,
+    pub(super) floor_noted: u64,
+    pub(super) floor_noted_ns: u64,
     /// How it stands with others.
     pub(super) sharing: Sharing,
     /// Answers to `Shared { true }` that are on their way.

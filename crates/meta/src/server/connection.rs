@@ -308,7 +308,7 @@ mod tests {
         let put = |id| ToServer::PutObject { id, name: "o".to_owned(), bytes: vec![0; MIB].into() };
         read(&connection, vec![put(1), put(2)]);
         let _stuck = events(received(&mut inputs).await);
-        read(&connection, vec![ToServer::Renew]);
+        read(&connection, vec![ToServer::Renew { floor: 0 }]);
         assert_eq!(events(received(&mut inputs).await).len(), 1);
     }
 
@@ -337,7 +337,7 @@ mod tests {
         for _ in 0..3 {
             connection.outbox.push(&Bytes::from(vec![0; 8 * MIB])).unwrap();
         }
-        read(&connection, vec![ToServer::Renew]);
+        read(&connection, vec![ToServer::Renew { floor: 0 }]);
         assert_eq!(received(&mut inputs).await.len(), 0);
         assert!(matches!(connection.outbox.next().await, Next::Write(_)));
         assert_eq!(received(&mut inputs).await.len(), 0, "taken out, but not written");

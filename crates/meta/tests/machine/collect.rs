@@ -252,7 +252,7 @@ fn what_is_replaced_as_steadily_as_it_comes_never_brakes() {
     let (mut most, mut deleted) = (0, 0);
     for n in 0..200 {
         server.publish(2 + n, ino, ObjectId { incarnation: 0, session, n });
-        server.frame(1, ToServer::Renew);
+        server.frame(1, ToServer::Renew { floor: 0 });
         deleted += server.pass(20, true).len();
         most = most.max(server.tally().retired.count);
         assert!(!server.collection().braked, "after {n}");
@@ -279,6 +279,28 @@ fn a_row_that_cannot_be_read_stops_the_collection_and_nothing_else() {
     assert_eq!(server.pass(1200, true), []);
     assert!(server.collection().stopped);
     server.open(9, hello(1)).expect("the server serves");
+}
+
+#[test]
+fn what_a_session_that_lives_put_in_vain_goes_once_it_has_said_so() {
+    let (mut server, object) = with_an_object_over();
+    let never = ObjectId { n: 9, ..object };
+    let found = |server: &mut Server| server.run(Event::Garbage(common::VOLUME, vec![never, object]));
+    let pass = |server: &mut Server| {
+        server.frame(1, ToServer::Renew { floor: 10 });
+        server.pass(25, true)
+    };
+    server.pass(700, true);
+    server.frame(1, ToServer::Renew { floor: 9 });
+    server.pass(25, true);
+    found(&mut server);
+    assert_eq!(server.tally().condemned.count, 0, "it may be published still");
+    assert_eq!(pass(&mut server), []);
+    found(&mut server);
+    assert_eq!(server.tally().condemned.count, 1, "the other is named by a row");
+    let gone: Vec<ObjectId> = (0..3).flat_map(|_| pass(&mut server)).collect();
+    assert_eq!(gone, [never]);
+    server.verify();
 }
 
 #[test]

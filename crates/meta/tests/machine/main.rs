@@ -251,7 +251,7 @@ fn a_session_that_is_silent_for_its_life_ends_and_the_other_may_cache() {
     server.durable();
     server.run(Event::Gone(ConnId(1)));
     server.now_ns += 59 * SECOND;
-    server.frame(2, ToServer::Renew);
+    server.frame(2, ToServer::Renew { floor: 0 });
     server.now_ns += 2 * SECOND;
     let effects = server.run(Event::Tick);
     let told =

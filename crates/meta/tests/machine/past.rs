@@ -181,7 +181,7 @@ fn a_session_is_told_the_window_as_it_is_when_it_comes_and_whenever_it_renews() 
     assert_eq!(window(&effects), Some(Window { retention: hour, earliest: born }));
     // Nothing changes and no horizon moves, and what can be mounted is another all the same.
     server.now_ns += 7200 * SECOND;
-    let told = window(&server.frame(1, ToServer::Renew)).unwrap();
+    let told = window(&server.frame(1, ToServer::Renew { floor: 0 })).unwrap();
     assert_eq!(told, Window { retention: hour, earliest: Version(server.now_ns - 3600 * SECOND) });
     let at = Version(told.earliest.0 - SECOND);
     let refusal = refused(&mut server, 2, Hello { at: Some(at), ..hello(2) });
@@ -192,7 +192,7 @@ fn a_session_is_told_the_window_as_it_is_when_it_comes_and_whenever_it_renews() 
         assignment.revision = revision;
         assignment.volumes[0].spec.retention = retention;
         server.run(Event::Assignment(Box::new(assignment)));
-        window(&server.frame(1, ToServer::Renew)).unwrap()
+        window(&server.frame(1, ToServer::Renew { floor: 0 })).unwrap()
     };
     let shorter = retained(&mut server, 2, Retention::Seconds(60));
     assert_eq!(shorter.retention, Retention::Seconds(60));
@@ -201,5 +201,5 @@ fn a_session_is_told_the_window_as_it_is_when_it_comes_and_whenever_it_renews() 
     assert_eq!(longer.retention, Retention::Forever);
     assert!(longer.earliest > shorter.earliest, "what has left the window stays out of reach");
     server.now_ns += 600 * SECOND;
-    assert_eq!(window(&server.frame(1, ToServer::Renew)), Some(longer));
+    assert_eq!(window(&server.frame(1, ToServer::Renew { floor: 0 })), Some(longer));
 }

@@ -286,6 +286,11 @@ impl Connection {
         self.state().session()
     }
 
+    /// From now on nothing is published that lies in an object of `session` with a counter below `floor`.
+    pub(crate) fn published_below(&self, session: SessionId, floor: u64) {
+        self.state().set_floor(session, floor);
+    }
+
     /// The highest version that any answer named.
     pub fn seen(&self) -> Version {
         self.state().seen()

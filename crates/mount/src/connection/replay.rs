@@ -4,7 +4,7 @@
 //! in version order, until the server says that it is durable, and sends it again when asked.
 
 use chronofs_core::Version;
-use chronofs_core::ops::Replayed;
+use chronofs_core::ops::{Replayed, Request};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Answered mutations by version, and by id for those that changed nothing and were answered with the version before.
@@ -68,6 +68,11 @@ impl ReplayBuffer {
             self.kept.extract_if(.., |(_, id), _| ids.contains(id)).map(|(_, call)| call).collect();
         self.bytes -= taken.iter().map(|call| call.request.weight()).sum::<usize>();
         taken
+    }
+
+    /// What they ask for.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.kept.values().map(|call| &call.request)
     }
 
     /// How many calls are kept.

@@ -100,6 +100,8 @@ pub(crate) struct State {
     transfer_line: VecDeque<PendingTransfer>,
     replay: ReplayBuffer,
     opens: HashMap<Ino, u32>,
+    /// Of the objects of this session with lower counters nothing more is handed in to be published.
+    floor: (SessionId, u64),
     /// To be sent next, in this order.
     sending: VecDeque<Outgoing>,
 }
@@ -125,6 +127,7 @@ impl State {
             transfer_line: VecDeque::new(),
             replay: ReplayBuffer::default(),
             opens: HashMap::new(),
+            floor: (welcome.session, 0),
             sending: VecDeque::new(),
         };
         state.replay.durable(welcome.durable);
@@ -266,10 +269,28 @@ impl State {
     /// Says that the session lives, before anything else: its time must not run out behind bytes that wait for a slow
     /// network. Dropped when the server is away.
     pub(crate) fn renew(&mut self) {
-        let renewing = matches!(self.sending.front(), Some(Outgoing::Message(ToServer::Renew)));
+        let renewing = matches!(self.sending.front(), Some(Outgoing::Message(ToServer::Renew { .. })));
         if self.phase == Phase::Up && !renewing {
-            self.sending.push_front(Outgoing::Message(ToServer::Renew));
+            let floor = self.floor();
+            self.sending.push_front(Outgoing::Message(ToServer::Renew { floor }));
         }
+    }
+
+    /// From now on no call is handed in that publishes what lies in an object of `session` with a counter below `floor`.
+    pub(crate) fn set_floor(&mut self, session: SessionId, floor: u64) {
+        self.floor = (session, floor);
+    }
+
+    /// Below which counter no object of the session is named by anything that is to be published or may be replayed.
+    fn floor(&self) -> u64 {
+        let (session, floor) = self.floor;
+        if session != self.session {
+            return 0;
+        }
+        let waiting = self.calls.values().chain(&self.line).map(|call| &call.request);
+        let named =
+            waiting.chain(self.replay.requests()).filter_map(|request| lowest_named(request, session));
+        named.fold(floor, u64::min)
     }
 
     /// Queues a frame that needs no memory here. Dropped when the server is away.
@@ -489,6 +510,13 @@ impl State {
             _ => {}
         }
     }
+}
+
+/// The lowest counter of the objects of `session` that a publish names.
+fn lowest_named(request: &Request, session: SessionId) -> Option<u64> {
+    let Request::Publish { slices, .. } = request else { return None };
+    let objects = slices.iter().filter_map(|new| Some(new.slice.place.seal()?.id.object));
+    objects.filter(|object| object.session == session).map(|object| object.n).min()
 }
 
 /// The inode that a create gave: what follows names it, so a replay must give the same one.

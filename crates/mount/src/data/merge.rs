@@ -97,6 +97,8 @@ async fn attempt<M: Meta>(
 /// A block written anew, and when it was read.
 struct Merged {
     publish: Publish,
+    /// It holds the ids of what is published.
+    batch: Batch,
     truncations: u64,
 }
 
@@ -139,7 +141,8 @@ impl Merged {
             pieces.push(Piece { offset, content: Content::Bytes(bytes) });
         }
         let bytes = pieces.iter().map(|piece| piece.content.len()).sum();
-        let sealed = Batch::new(0, pieces, bytes).prepare(file).await.map_err(|_| Errno::EIO)?;
+        let batch = Batch::new(0, pieces, bytes);
+        let sealed = batch.prepare(file).await.map_err(|_| Errno::EIO)?;
         let publish = Publish {
             ino: file.ino,
             slices: sealed.slices.clone(),
@@ -148,7 +151,7 @@ impl Merged {
             kill_priv: false,
             merge: Some(Merge { block: number, newest }),
         };
-        Ok(Some(Merged { publish, truncations }))
+        Ok(Some(Merged { publish, batch, truncations }))
     }
 
     /// EAGAIN when a newer slice came.
@@ -162,6 +165,7 @@ impl Merged {
             PublishError::Answered(errno) | PublishError::NoAnswer(errno) => errno,
             PublishError::SessionOver => Errno::EAGAIN,
         })?;
+        drop(self.batch);
         block.into_iter().for_each(|block| file.state().map.forget(block));
         Ok(())
     }

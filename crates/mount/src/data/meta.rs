@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use chronofs_core::ops::Merge;
 use chronofs_core::slice::{NewSlice, PlacedSlice};
-use chronofs_core::{Attr, Errno, Ino, SliceId, Version};
+use chronofs_core::{Attr, Errno, Ino, SessionId, SliceId, Version};
 use std::future::Future;
 
 /// The slices of some blocks as of `version`.
@@ -89,6 +89,11 @@ pub trait Meta: Send + Sync + 'static {
 
     /// A further range `first..end` of object counters of the session.
     fn grant(&self, count: u64) -> impl Future<Output = Result<(u64, u64), Errno>> + Send;
+
+    /// From now on nothing is published that lies in an object of `session` with a counter below `floor`.
+    fn published_below(&self, session: SessionId, floor: u64) {
+        let _ = (session, floor);
+    }
 
     /// Another one after each start of the server, before anything of it is heard: what an earlier one answered may have
     /// been lost with its power.

@@ -51,6 +51,7 @@
 //! Dropping the last `Arc<FileData>` while bytes are unpublished is safe: the background flusher holds it.
 
 mod budget;
+mod counters;
 mod dirty;
 mod file;
 mod lost;

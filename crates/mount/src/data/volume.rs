@@ -1,6 +1,7 @@
 //! What all files of a mounted volume share: memory, caches, object counters, and the background flusher.
 
 use super::budget::Budget;
+use super::counters::{Counters, InUse};
 use super::file::FileData;
 use super::meta::Meta;
 use super::slices::SliceCache;
@@ -43,6 +44,7 @@ pub struct Data<M: Meta> {
     pub(super) read_aheads: Arc<Semaphore>,
     pub(super) runtime: tokio::runtime::Handle,
     grant: tokio::sync::Mutex<Grant>,
+    counters: Arc<Counters>,
     new_grant: Mutex<Option<Grant>>,
     /// Whose ids the server takes: incarnation and session.
     writer: Mutex<(u16, SessionId)>,
@@ -75,6 +77,7 @@ impl<M: Meta> Data<M> {
             read_aheads: Arc::new(Semaphore::new(tuning.read_aheads_max)),
             runtime: tokio::runtime::Handle::current(),
             grant: tokio::sync::Mutex::new(Grant::new(config.incarnation, config.session, config.grant)),
+            counters: Arc::new(Counters::new(config.session, config.grant.0)),
             new_grant: Mutex::new(None),
             writer: Mutex::new((config.incarnation, config.session)),
             files: Mutex::new(HashMap::new()),
@@ -176,15 +179,17 @@ impl<M: Meta> Data<M> {
         *lock(&self.writer) == (id.incarnation, id.session)
     }
 
-    /// Ids that nobody else ever gets.
-    pub(super) async fn object_ids(&self, count: usize) -> Result<Vec<ObjectId>, Errno> {
+    /// Ids that nobody else ever gets, and for as long as something may be published under them, a word of that.
+    pub(super) async fn object_ids(&self, count: usize) -> Result<(Vec<ObjectId>, Option<InUse>), Errno> {
         let mut grant = self.grant.lock().await;
         loop {
             if let Some(new) = lock(&self.new_grant).take() {
+                self.counters.begin(new.session(), new.next());
                 *grant = new;
             }
             if let Some(ids) = grant.take(count) {
-                return Ok(ids);
+                let in_use = self.counters.use_of(&ids);
+                return Ok((ids, in_use));
             }
             let range = self.meta.grant(GRANT_COUNT.max(count as u64)).await?;
             grant.extend(range);
@@ -246,8 +251,15 @@ impl<M: Meta> fmt::Debug for Data<M> {
 async fn flush_in_background<M: Meta>(data: Weak<Data<M>>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told = None;
     loop {
         tick.tick().await;
+        if let Some(strong) = data.upgrade() {
+            let (session, floor) = strong.counters.floor();
+            if told.replace((session, floor)) != Some((session, floor)) {
+                strong.meta.published_below(session, floor);
+            }
+        }
         loop {
             let Some(strong) = data.upgrade() else { return };
             let Ok(permit) = strong.flushes.clone().acquire_owned().await else { return };

@@ -3,6 +3,7 @@
 //! Seals and puts of several batches run at once; publishes of a file run one after the other. What fails in a way
 //! that another try may mend stays where it is, and everything behind it too.
 
+use super::counters::InUse;
 use super::file::FileData;
 use super::lock;
 use super::merge;
@@ -55,6 +56,8 @@ pub(super) struct Batch {
 #[derive(Debug, Default)]
 struct Progress {
     sealed: Option<Sealed>,
+    /// The ids that name them, for as long as they may be published.
+    ids: Option<InUse>,
     /// Objects of `sealed` that are in the store.
     put: usize,
 }
@@ -108,10 +111,10 @@ impl Batch {
             }
         };
         if progress.sealed.as_ref().is_none_or(|sealed| !is_own(file, sealed)) {
-            progress.sealed = Some(self.seal(file).await?);
-            progress.put = 0;
+            let (sealed, ids) = self.seal(file).await?;
+            *progress = Progress { sealed: Some(sealed), ids, put: 0 };
         }
-        let Progress { sealed: Some(sealed), put } = &mut *progress else {
+        let Progress { sealed: Some(sealed), put, .. } = &mut *progress else {
             return Err(Failure::Passing(Errno::ECANCELED));
         };
         while let Some((id, bytes)) = sealed.objects.get(*put) {
@@ -144,10 +147,10 @@ impl Batch {
         lock(&self.stored).as_ref().is_none_or(|stored| is_own(file, stored))
     }
 
-    async fn seal<M: Meta>(&self, file: &FileData<M>) -> Result<Sealed, Failure> {
+    async fn seal<M: Meta>(&self, file: &FileData<M>) -> Result<(Sealed, Option<InUse>), Failure> {
         let config = &file.data.config;
         let draft = Draft::new(&self.pieces, config.block_size);
-        let ids = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
+        let (ids, in_use) = file.data.object_ids(draft.ids_needed()).await.map_err(Failure::Passing)?;
         let keys = config.keys.as_ref().map(|ring| ring.now());
         let target = Target { volume: config.volume, ino: file.ino, compression: config.compression, keys };
         let sealed = match self.bytes < SEAL_BLOCKING_MIN {
@@ -157,7 +160,7 @@ impl Batch {
                 sealing.map_err(|_| Failure::Passing(Errno::ECANCELED))?
             }
         };
-        sealed.map_err(|error| {
+        sealed.map(|sealed| (sealed, in_use)).map_err(|error| {
             tracing::error!("what was written cannot be encrypted, and waits: {error}");
             Failure::Passing(Errno::EIO)
         })

@@ -455,6 +455,10 @@ impl Meta for Link {
         }
     }
 
+    fn published_below(&self, session: SessionId, floor: u64) {
+        lock(&self.0.state).set_floor(session, floor);
+    }
+
     fn now_ns(&self) -> i64 {
         self.0.world.now().wall_ns as i64
     }

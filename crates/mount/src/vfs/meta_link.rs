@@ -6,7 +6,7 @@ use crate::connection::Connection;
 use crate::data::{Made, Meta, ParkedAt, Publish, PublishError, SliceList};
 use bytes::Bytes;
 use chronofs_core::ops::{Reply, Request};
-use chronofs_core::{Attr, Caller, Errno, Ino, SliceId};
+use chronofs_core::{Attr, Caller, Errno, Ino, SessionId, SliceId};
 use std::sync::Arc;
 
 /// Asks on behalf of open files: whoever reads or writes was checked when the file was opened.
@@ -78,6 +78,10 @@ impl Meta for MetaLink {
         // After a power cut that took the grant, nothing would explain what was stored under it.
         self.connection.call(Caller::ROOT, Request::Sync).await?;
         Ok((first, end))
+    }
+
+    fn published_below(&self, session: SessionId, floor: u64) {
+        self.connection.published_below(session, floor);
     }
 
     fn restores(&self) -> u64 {

@@ -202,6 +202,7 @@ fn rows_of_volume_and_store() {
         opened: Version(3),
         renewed: Version(4),
         granted: 1 << 20,
+        floor: 300,
         scope: Scope { token: Uuid::from_u128(9), root: Ino(300) },
         missed: None,
         parked: Vec::new(),

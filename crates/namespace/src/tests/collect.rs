@@ -367,6 +367,41 @@ fn an_object_of_the_store_is_judged_by_who_was_granted_it() {
 }
 
 #[test]
+fn below_its_floor_a_session_publishes_nothing_and_what_it_put_in_vain_is_garbage() {
+    let mut fs = without_past();
+    let (session, f) = (fs.session, fs.file(Ino::ROOT, "f"));
+    let named = fs.seal(1).id.object;
+    let slice = object_slice(&mut fs, named, 0, 0);
+    fs.publish(f, vec![slice]).unwrap();
+    let id = |n| ObjectId { n, ..named };
+    let never = [id(named.n + 1), id(named.n + 2)];
+    assert!(never.iter().all(|object| judged(&fs, *object, Version::MAX) == Judged::Open));
+    let note = |fs: &mut Fs, floor| fs.system(SystemRequest::NoteFloor { session, floor }).unwrap();
+    note(&mut fs, never[1].n);
+    note(&mut fs, 1);
+    assert_eq!(judged(&fs, named, Version::ZERO), Judged::Known, "a row names it");
+    assert_eq!(judged(&fs, never[0], Version::ZERO), Judged::Garbage);
+    assert_eq!(judged(&fs, never[1], Version::ZERO), Judged::Open);
+    let late = |fs: &mut Fs, object| {
+        let slice = object_slice(fs, object, 1, 0);
+        fs.publish(f, vec![slice])
+    };
+    assert_eq!(late(&mut fs, never[0]).unwrap_err(), Errno::EINVAL);
+    late(&mut fs, never[1]).unwrap();
+
+    // Its row goes with it: there is nobody who could publish it again.
+    note(&mut fs, u64::MAX);
+    let granted = system::session(&fs.state, session).unwrap().unwrap();
+    assert_eq!(granted.floor, granted.granted, "never more than it was granted");
+    fs.unlink(&ROOT, Ino::ROOT, "f").unwrap();
+    condemn(&mut fs, u64::MAX);
+    assert_eq!(condemned(&fs).len(), 2);
+    deleted(&mut fs, vec![named, never[1]]);
+    assert_eq!((rows_of(&fs, named), rows_of(&fs, never[1])), (None, None));
+    assert_eq!(judged(&fs, named, Version::ZERO), Judged::Garbage, "should it be there again");
+}
+
+#[test]
 fn a_volume_that_was_not_counted_from_its_birth_is_left_alone() {
     let mut fs = without_past();
     let mut row = volume(&fs.state, VOLUME).unwrap().unwrap();
