@@ -59,28 +59,20 @@ impl StorePort for Pages {
     }
 }
 
-/// Has a store with these pages looked through. Gives what the machine is told of it, and why the look ended early.
-async fn look(server: &mut Server, pages: Pages) -> (BTreeSet<&'static str>, Option<String>) {
+/// Has a store with these pages looked through. Gives what the machine is to be told of it, and why the look ended early.
+async fn heard(server: &mut Server, pages: Pages) -> (Vec<Event>, Option<String>) {
     let (queue, mut inputs) = tokio::sync::mpsc::channel(16);
     let stores = Stores::default();
     stores.set([(common::VOLUME, Arc::new(pages) as Arc<dyn StorePort>)].into());
     let collector = Collector::new(queue, stores, Rhythm::default());
     let wanted = collector.look_soon();
     let running = tokio::spawn(collector.clone().run());
-    let mut told = BTreeSet::new();
+    let mut told = Vec::new();
     let serve = async {
         while let Some(input) = inputs.recv().await {
             match input {
                 Input::Ask(ask) => ask(&mut server.core, server.now_ns.into()),
-                Input::Events(events) => told.extend(events.iter().map(|event| match event {
-                    Event::Garbage(..) => "garbage",
-                    Event::Poor(_, objects) if objects.is_empty() => "nothing is poor",
-                    Event::Poor(..) => "poor",
-                    Event::NoneFound(_) => "none found",
-                    Event::Deleted(_) => "deleted",
-                    Event::Pins(_) => "pins",
-                    other => panic!("{other:?}"),
-                })),
+                Input::Events(events) => told.extend(events),
                 _ => panic!("a look only asks and tells"),
             }
         }
@@ -99,6 +91,22 @@ async fn look(server: &mut Server, pages: Pages) -> (BTreeSet<&'static str>, Opt
         () = serve => panic!("the collector ended"),
     };
     running.abort();
+    (told, error)
+}
+
+/// The same in words.
+async fn look(server: &mut Server, pages: Pages) -> (BTreeSet<&'static str>, Option<String>) {
+    let (events, error) = heard(server, pages).await;
+    let told = events.iter().map(|event| match event {
+        Event::Garbage(..) => "garbage",
+        Event::Poor(_, objects) if objects.is_empty() => "nothing is poor",
+        Event::Poor(..) => "poor",
+        Event::NoneFound(_) => "none found",
+        Event::Deleted(_) => "deleted",
+        Event::Pins(_) => "pins",
+        other => panic!("{other:?}"),
+    });
+    let mut told: BTreeSet<&str> = told.collect();
     assert!(told.remove("pins"));
     (told, error)
 }
@@ -126,4 +134,32 @@ async fn from_a_listing_that_fails_in_the_middle_nothing_is_concluded() {
         assert_eq!(told, BTreeSet::new());
         assert!(error.unwrap().contains("the store answers 500"));
     }
+}
+
+#[tokio::test]
+async fn a_listing_whose_second_page_fails_condemns_nothing_and_the_next_whole_one_does() {
+    let (mut server, named) = with_an_object_over();
+    server.frame(1, ToServer::Goodbye);
+    server.pass(1400, true);
+    let garbage = ObjectId { n: 9, ..named };
+    let name = |object| object_name(common::VOLUME, object);
+    let first = || Some(vec![(name(named), 100), (name(garbage), 100)]);
+    let going = |server: &Server| {
+        let tally = server.tally();
+        (tally.held.count, tally.retired.count, tally.condemned.count)
+    };
+    assert_eq!(going(&server), (2, 0, 0));
+    for _ in 0..3 {
+        let (told, error) = heard(&mut server, Pages(vec![first(), None])).await;
+        assert!(error.is_some());
+        told.into_iter().for_each(|event| drop(server.run(event)));
+        assert_eq!(server.pass(40, true), []);
+        assert_eq!(going(&server), (2, 0, 0));
+    }
+    let (told, error) = heard(&mut server, Pages(vec![first(), Some(Vec::new())])).await;
+    assert_eq!(error, None);
+    told.into_iter().for_each(|event| drop(server.run(event)));
+    assert_eq!(going(&server), (2, 0, 1));
+    assert_eq!(server.pass(40, true), [garbage]);
+    server.verify();
 }
