@@ -8,6 +8,7 @@
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
 use crate::described::DescribedPut;
+use crate::emptied::Emptied;
 use crate::executor::{Ask, Input};
 use crate::foreign::ForeignKnown;
 use crate::kept::Strays;
@@ -180,6 +181,7 @@ struct State {
     wanted: bool,
     /// What the past of volumes cost when it was last counted.
     past: BTreeMap<VolumeIndex, PastCost>,
+    emptied: Emptied,
 }
 
 /// The metadata as it is after a page of a listing came.
@@ -188,11 +190,23 @@ struct Rows {
     volumes: BTreeMap<Uuid, (VolumeIndex, Volume)>,
     over_since: Version,
     brake_from: u64,
+    slice_life: Duration,
 }
 
 impl Rows {
     fn names(&self) -> Vec<String> {
         self.volumes.values().map(|(_, volume)| volume.shown_name()).collect()
+    }
+
+    /// Whether a volume is given up and holds nothing that rows know of.
+    fn is_emptied(&self, volume: Uuid) -> Result<bool, String> {
+        let Some((index, row)) = self.volumes.get(&volume) else { return Ok(false) };
+        if !row.is_given_up() {
+            return Ok(false);
+        }
+        let tally = chronofs_namespace::tally(&SharedView(self.view.clone()), *index);
+        let Tally { held, retired, condemned, .. } = tally.map_err(|stop| stop.to_string())?;
+        Ok(held.count + retired.count + condemned.count == 0)
     }
 }
 
@@ -354,8 +368,16 @@ impl Collector {
         }
         self.forget_deleted(volumes).await?;
         // Rows of objects that are gone went with that.
-        for volume in volumes.iter().filter(|volume| !there.contains(*volume)) {
-            self.send(Event::NoneFound(*volume)).await;
+        let rows = self.rows(volumes).await?;
+        for &volume in volumes {
+            if there.contains(&volume) || !rows.is_emptied(volume)? {
+                self.lock().emptied.not_yet(volume);
+                continue;
+            }
+            let ends = self.lock().emptied.shows_nothing(volume, Instant::now(), rows.slice_life);
+            if ends {
+                self.send(Event::NoneFound(volume)).await;
+            }
         }
         Ok(())
     }
@@ -426,6 +448,7 @@ impl Collector {
                     .filter(|_| !recovering)
                     .unwrap_or(Version::ZERO),
                 brake_from: core.machine.config().brake_from,
+                slice_life: Duration::from_millis(core.machine.config().slice_life_ms.into()),
             }
         });
         rows.await.ok_or_else(|| "the server stops".to_owned())
@@ -610,7 +633,8 @@ mod tests {
     fn what_lies_in_a_store_is_there_also_of_a_volume_that_is_not_collected_when_the_page_comes() {
         let engine = chronofs_engine::memory::Memory::default();
         let view = chronofs_engine::Engine::view(&engine);
-        let rows = Rows { view, volumes: BTreeMap::new(), over_since: Version::ZERO, brake_from: 0 };
+        let (volumes, over_since) = (BTreeMap::new(), Version::ZERO);
+        let rows = Rows { view, volumes, over_since, brake_from: 0, slice_life: Duration::ZERO };
         let volume = Uuid::from_u128(1);
         let object = ObjectId { incarnation: 0, session: chronofs_core::SessionId(1), n: 1 };
         let names = [(chronofs_blocks::object_name(volume, object), 7)];

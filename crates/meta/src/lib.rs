@@ -11,6 +11,7 @@ pub mod collect;
 mod copies;
 pub mod core;
 mod described;
+mod emptied;
 pub mod executor;
 pub mod files;
 mod foreign;

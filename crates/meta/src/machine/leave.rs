@@ -235,7 +235,7 @@ impl Machine {
         }
     }
 
-    /// A store was looked through and has no object of this volume, which is given up.
+    /// A store was looked through twice, and has no object of this volume, which is given up.
     pub(super) fn none_found(&mut self, group: &mut Group, volume: Uuid) -> Result<(), EngineError> {
         let given_up = self.volumes.values().any(|found| found.id() == volume && found.row.is_given_up());
         if !given_up || group.full || self.is_recovering() {

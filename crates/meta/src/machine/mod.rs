@@ -185,7 +185,7 @@ pub enum Event {
     Poor(Uuid, Vec<PoorObject>),
     /// The admin server says whether this start owns the store.
     Owner(bool),
-    /// A store was looked through, and this volume, which is given up, has no object in it.
+    /// A store was looked through twice, and this volume, which is given up, has no object in it.
     NoneFound(Uuid),
     /// An operator asks something of the key space; [`Effect::Keyed`] brings the answer, under this number.
     Keys(u64, KeyOp),

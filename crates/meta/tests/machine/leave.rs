@@ -18,7 +18,7 @@ impl Server {
         self.durable();
     }
 
-    fn deleted(&mut self, given_up: bool) {
+    pub fn deleted(&mut self, given_up: bool) {
         let after_s = given_up.then_some(0);
         self.told(|assignment| {
             (assignment.volumes[0].deleted, assignment.volumes[0].give_up_after_s) = (true, after_s)
@@ -26,7 +26,7 @@ impl Server {
     }
 
     /// Time passes, the admin server says who owns the store, and the store deletes what it is handed out.
-    fn minutes(&mut self, minutes: u64) -> Vec<ObjectId> {
+    pub fn minutes(&mut self, minutes: u64) -> Vec<ObjectId> {
         let mut deleted = Vec::new();
         for _ in 0..minutes * 2 {
             self.now_ns += 30 * SECOND;
@@ -73,7 +73,7 @@ impl Server {
 }
 
 /// A server with files, their past, one object, and nobody who uses them.
-fn with_files() -> (Server, ObjectId) {
+pub fn with_files() -> (Server, ObjectId) {
     let mut server = Server::start(Arc::new(Memory::default()), START_NS, false);
     let session = server.open(1, hello(1)).unwrap().session;
     let inos: Vec<Ino> = (0..2500)

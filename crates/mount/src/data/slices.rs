@@ -121,9 +121,11 @@ impl<M: Meta> Data<M> {
         Err(trouble.errno)
     }
 
-    /// Whether the slice's block does not show it any more, or elsewhere: it was packed.
+    /// Whether the slice's block does not show it any more, or elsewhere: it was packed. Of one that was not staged any more
+    /// nothing has to be seen: that it was packed may have been lost with the server's power meanwhile, and it is staged again.
     async fn is_replaced(&self, ino: Ino, placed: &PlacedSlice) -> bool {
         match self.meta.slices(ino, placed.key.block, 1).await {
+            Ok(_) if matches!(placed.slice.place, Place::Staged(_)) => true,
             Ok(list) => !list.slices.iter().any(|shown| shown.slice.place == placed.slice.place),
             Err(_) => false,
         }
@@ -191,11 +193,18 @@ impl<M: Meta> Data<M> {
             Ok(stored) => {
                 Err(damaged(format!("the metadata server gave {} staged slices for one", stored.len())))
             }
+            // It is not staged any more; a program that reads did nothing wrong.
+            Err(Errno::EINVAL) => Err(Unreadable {
+                reason: "the metadata server has it not staged any more".to_owned(),
+                errno: Errno::EIO,
+                passing: true,
+                missing: true,
+            }),
             Err(errno) => Err(Unreadable {
                 reason: format!("the metadata server answered {errno}"),
                 errno,
                 passing: true,
-                missing: errno == Errno::EINVAL,
+                missing: false,
             }),
         }
     }

@@ -5,6 +5,7 @@ mod encrypted;
 mod lost;
 mod model;
 mod order;
+mod packed;
 
 use super::testing::{Faults, INO, MemoryMeta, MemoryPort, SLICES_PER_BLOCK_CAP, VOLUME};
 use super::*;

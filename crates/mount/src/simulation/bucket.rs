@@ -5,7 +5,9 @@
 use super::{Life, Random, lock};
 use bytes::Bytes;
 use chronofs_blocks::RemoteStore;
+use chronofs_blocks::name::parse_object_name;
 use chronofs_blocks::pin::PINS;
+use chronofs_core::SessionId;
 use chronofs_core::store::{Bucket as Place, Credentials, StoreKind};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -83,6 +85,8 @@ struct Inner {
     /// Requests whose effect is still to come.
     under_way: u64,
     deleted: u64,
+    /// Of them those that the server put together.
+    packs_deleted: u64,
 }
 
 impl Bucket {
@@ -95,6 +99,7 @@ impl Bucket {
             seen: BTreeMap::new(),
             under_way: 0,
             deleted: 0,
+            packs_deleted: 0,
         };
         Arc::new(Bucket(Mutex::new(inner), Notify::new()))
     }
@@ -140,6 +145,10 @@ impl Bucket {
 
     pub(super) fn deleted(&self) -> u64 {
         lock(&self.0).deleted
+    }
+
+    pub(super) fn packs_deleted(&self) -> u64 {
+        lock(&self.0).packs_deleted
     }
 
     /// Waits until an object is deleted.
@@ -197,6 +206,11 @@ struct Face {
 
 fn failed(what: &str) -> Error {
     Error::Generic { store: "simulated", source: what.to_owned().into() }
+}
+
+/// Whether the server put the object together, of small slices or of what is left of others.
+pub(super) fn is_of_the_server(name: &str) -> bool {
+    parse_object_name(name).is_some_and(|(_, object)| object.session == SessionId::SERVER)
 }
 
 fn absent(name: &str) -> Error {
@@ -288,7 +302,10 @@ impl Face {
         if matches!(fate, Fate::Fine | Fate::DoneButError | Fate::DoneLate) {
             let bucket = self.bucket.clone();
             drop(self.bucket.send(late, move |inner| {
-                inner.deleted += u64::from(inner.objects.remove(&name).is_some());
+                if inner.objects.remove(&name).is_some() {
+                    inner.deleted += 1;
+                    inner.packs_deleted += u64::from(is_of_the_server(&name));
+                }
                 bucket.1.notify_waiters();
             }));
         }

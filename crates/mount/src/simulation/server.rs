@@ -1,7 +1,8 @@
 //! The metadata server of the simulation: the machine and the engine of production on a disk in memory, its collector and
 //! its deleter over the bucket. It can be killed, and lose power, between any two steps.
 
-use super::{Life, START_NS, Shared, World, lock, tell};
+use super::bucket::is_of_the_server;
+use super::{Life, START_NS, Shared, World, count, lock, tell};
 use chronofs_blocks::store::MARKER;
 use chronofs_blocks::{StorePort, object_name};
 use chronofs_core::slice::Place;
@@ -13,7 +14,7 @@ use chronofs_engine::sim::SimDisk;
 use chronofs_meta::collect::{Collector, Rhythm};
 use chronofs_meta::core::Core;
 use chronofs_meta::executor::{Input, ObjectHandler, run_read};
-use chronofs_meta::machine::{Config, ConnId, Effect, Event, Found, Machine, Now, SharedView};
+use chronofs_meta::machine::{Config, ConnId, Effect, Event, Found, Machine, Now, SharedView, Source};
 use chronofs_meta::metrics::Metrics;
 use chronofs_meta::server::objects::{Objects, Stores};
 use chronofs_namespace::{HeldFrom, held_slices};
@@ -83,6 +84,7 @@ impl World {
             pins_age_ms: 4000,
             horizon_step_ms: 100,
             mark_after_commits: 60,
+            pack_after_ms: self.pack_after_ms,
             ..Config::default()
         };
         let found = Found { recovered: engine.recovered(), maybe_lost: disk.maybe_lost, last_commit };
@@ -318,6 +320,25 @@ impl World {
         row.is_some_and(|row| row.horizon <= at)
     }
 
+    /// Counts what the packer has stored.
+    fn note(&self, event: &Event) {
+        if let Event::Packed(job, Ok(packed)) = event
+            && packed.slices > 0
+        {
+            tell!(self, "{} slices were stored in {:?}", packed.slices, job.object);
+            count(match job.source {
+                Source::Staged(_) => &self.told.packed,
+                Source::Objects(_) => &self.told.repacked,
+            });
+        }
+    }
+
+    /// Counts the objects of the server in which slices lie.
+    pub(super) fn count_packed(&self) {
+        let packed = self.named().iter().filter(|name| is_of_the_server(name)).count();
+        self.told.lie_packed.fetch_add(packed as u64, Ordering::Relaxed);
+    }
+
     /// Whether the store holds just what rows name.
     pub(super) fn is_collected(&self) -> bool {
         let mut kept = self.bucket.names();
@@ -363,7 +384,10 @@ async fn take_inputs(world: Shared, mut inputs: mpsc::Receiver<Input>, life: Arc
             return;
         }
         match input {
-            Input::Events(events) => world.events(events),
+            Input::Events(events) => {
+                events.iter().for_each(|event| world.note(event));
+                world.events(events);
+            }
             Input::Ask(ask) => {
                 let now = world.now();
                 if let Some(server) = lock(&world.server).as_mut() {

@@ -474,6 +474,7 @@ async fn finish(world: &Shared, mut writers: Vec<Writer>) {
         }
     }
     world.check_reachable();
+    world.count_packed();
     world.verify();
     assert!(window_s > 60 || world.is_collected(), "{}", world.uncollected());
 }
