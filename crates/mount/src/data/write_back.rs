@@ -57,7 +57,7 @@ pub(super) struct Batch {
 struct Progress {
     sealed: Option<Sealed>,
     /// The ids that name them, for as long as they may be published.
-    ids: Option<InUse>,
+    _ids: Option<InUse>,
     /// Objects of `sealed` that are in the store.
     put: usize,
 }
@@ -112,7 +112,7 @@ impl Batch {
         };
         if progress.sealed.as_ref().is_none_or(|sealed| !is_own(file, sealed)) {
             let (sealed, ids) = self.seal(file).await?;
-            *progress = Progress { sealed: Some(sealed), ids, put: 0 };
+            *progress = Progress { sealed: Some(sealed), _ids: ids, put: 0 };
         }
         let Progress { sealed: Some(sealed), put, .. } = &mut *progress else {
             return Err(Failure::Passing(Errno::ECANCELED));

@@ -207,11 +207,11 @@ fn rows_of_volume_and_store() {
         missed: None,
         parked: Vec::new(),
     };
-    golden(&session, "0101ac020102e80703048080401000000000000000000000000000000009ac020000");
+    golden(&session, "0101ac020102e8070304808040ac021000000000000000000000000000000009ac020000");
     let missed = Some(Missed { recovered: Version(300), mark: Version(7) });
     golden(
         &Session { missed, parked: vec![(300, Errno::ESTALE)], ..session },
-        "0101ac020102e80703048080401000000000000000000000000000000009ac0201ac020701ac02e801",
+        "0101ac020102e8070304808040ac021000000000000000000000000000000009ac0201ac020701ac02e801",
     );
     golden(&Closed { flags: 0, volume: VolumeIndex(1), granted: 300, ended: Version(2) }, "0001ac0202");
 }
