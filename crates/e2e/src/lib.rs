@@ -11,6 +11,7 @@
     reason = "a harness: a failure ends the test with its message"
 )]
 
+pub mod bearer_front;
 pub mod change;
 pub mod clone;
 pub mod disk;

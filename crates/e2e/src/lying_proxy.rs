@@ -89,6 +89,8 @@ struct State {
     lists: BTreeMap<String, (String, Vec<u8>)>,
     told: BTreeMap<(String, Lie), u32>,
     heads: Vec<String>,
+    /// It takes no notice of the condition that a name is free.
+    puts_over: bool,
 }
 
 struct Request {
@@ -110,6 +112,7 @@ impl LyingProxy {
             lists: BTreeMap::new(),
             told: BTreeMap::new(),
             heads: Vec::new(),
+            puts_over: false,
         };
         let proxy = LyingProxy { address, upstream, state: Arc::new(Mutex::new(state)) };
         let served = proxy.clone();
@@ -125,6 +128,12 @@ impl LyingProxy {
     /// From now on every request that this lie can be told to is lied to, and no other.
     pub fn always(&self, lie: Lie) {
         self.with(|state| (state.one_in, state.only) = (1, Some(lie)));
+    }
+
+    /// From now on every put is done, also one that is to be done only if the name is free: as stores do that do not know the
+    /// condition. That is no lie, and is not counted.
+    pub fn put_over(&self) {
+        self.with(|state| state.puts_over = true);
     }
 
     /// What it did, to which kind of request, how often.
@@ -167,9 +176,15 @@ impl LyingProxy {
 
     fn serve(&self, mut connection: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(connection.try_clone()?);
-        while let Some(request) = Request::read(&mut reader)? {
+        while let Some(mut request) = Request::read(&mut reader)? {
             let head = format!("{} {}\r\n{}", request.method, request.target, request.head);
-            self.with(|state| state.heads.push(head));
+            let puts_over = self.with(|state| {
+                state.heads.push(head);
+                state.puts_over
+            });
+            if puts_over {
+                request.head = without_condition(&request.head);
+            }
             let lie = self.draw(&request);
             let refusal = match lie {
                 Some(Lie::Fails) => Some((500, "InternalError")),
@@ -311,6 +326,12 @@ fn lost(request: &Request) -> Vec<u8> {
     let body = format!("<?xml version=\"1.0\"?><DeleteResult>{deleted}</DeleteResult>");
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {}", body.len());
     format!("{head}\r\n\r\n{body}").into_bytes()
+}
+
+/// Headers without the one that wants the name to be free.
+fn without_condition(head: &str) -> String {
+    let is_condition = |line: &&str| line.to_ascii_lowercase().starts_with("if-none-match:");
+    head.split_inclusive("\r\n").filter(|line| !is_condition(line)).collect()
 }
 
 /// A listing without its first object.

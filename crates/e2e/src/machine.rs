@@ -1,4 +1,5 @@
-//! A double of the services that tell a machine of a cloud who it is: Amazon's, in its second version only, and Google's.
+//! A double of the services that tell a machine of a cloud who it is: Amazon's, in its second version only, Google's and
+//! Azure's.
 
 use crate::http::Request;
 use crate::process::serve_each;
@@ -14,12 +15,13 @@ pub const ROLE_KEY_ID: &str = "ASIAOFTHEMACHINE";
 pub const ROLE_SECRET: &str = "the-secret-of-the-machine";
 /// The token that every request with this key must carry.
 pub const ROLE_TOKEN: &str = "the-token-of-the-machine";
-/// What Google's machine shows.
+/// What Google's machine shows, and Azure's.
 pub const BEARER: &str = "the-bearer-of-the-machine";
 
 const ROLE: &str = "machines";
 const ROLES: &str = "latest/meta-data/iam/security-credentials/";
 const ASKING: &str = "a-token-for-questions";
+const IDENTITY: &str = "metadata/identity/oauth2/token";
 
 /// A running double. It ends with the process.
 #[derive(Clone)]
@@ -47,9 +49,11 @@ impl Machine {
     }
 
     /// The variables of the environment that have it asked.
-    pub fn environment(&self) -> [(&'static str, String); 2] {
+    pub fn environment(&self) -> [(&'static str, String); 3] {
         let amazon = format!("http://{}", self.address);
-        [("AWS_METADATA_ENDPOINT", amazon), ("GCE_METADATA_HOST", self.address.to_string())]
+        let azure = format!("http://{}/{IDENTITY}", self.address);
+        let google = self.address.to_string();
+        [("AWS_METADATA_ENDPOINT", amazon), ("GCE_METADATA_HOST", google), ("AZURE_MSI_ENDPOINT", azure)]
     }
 
     /// How often it gave credentials.
@@ -94,7 +98,27 @@ impl Machine {
                     serde_json::json!({"access_token": BEARER, "expires_in": 3600, "token_type": "Bearer"});
                 (200, token.to_string())
             }
+            IDENTITY if request.method == "GET" && has("metadata", "true") && request.is_for_storage() => {
+                self.given.fetch_add(1, Ordering::SeqCst);
+                let ends = jiff::Timestamp::now() + self.lives;
+                let token = serde_json::json!({
+                    "access_token": BEARER,
+                    "expires_on": ends.as_second().to_string(),
+                    "resource": "https://storage.azure.com",
+                    "token_type": "Bearer",
+                });
+                (200, token.to_string())
+            }
             _ => (401, String::new()),
         }
+    }
+}
+
+impl Request {
+    /// Whether a token for Azure's storage is asked for, and not for anything else of Azure.
+    fn is_for_storage(&self) -> bool {
+        let resource = self.query.get("resource").map(String::as_str).unwrap_or_default();
+        resource.trim_end_matches('/') == "https://storage.azure.com"
+            && self.query.contains_key("api-version")
     }
 }

@@ -7,7 +7,7 @@ use chronofs_e2e::installation::is_mount_point;
 use chronofs_e2e::lying_proxy::{Lie, LyingProxy};
 use chronofs_e2e::object_server::{BUCKET, Kind, ObjectServer, request};
 use chronofs_e2e::place::gcs_flags;
-use chronofs_e2e::process::{run_within, text, text_of, wait_for};
+use chronofs_e2e::process::{http_get, run_within, text, text_of, wait_for};
 use chronofs_e2e::{Installation, Mount, Rng, env_number, seed};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -159,6 +159,57 @@ fn over_a_store_that_lies_no_wrong_byte_is_read_and_nothing_that_was_synced_is_l
     assert_eq!(read_all(&reader, &now, &format!("seed {seed}, collected")), 0);
     reader.unmount();
     wait_for("the lies to have been told", || (proxy.told().len() > 10).then_some(()));
+    installation.stop_meta_and_verify();
+}
+
+/// A store that does not know create-only puts, and keeps its word in all else, is taken, and is used without them.
+#[test]
+fn over_a_store_that_knows_no_create_only_puts_files_are_kept_and_their_room_comes_back() {
+    let server = ObjectServer::start(Kind::Moto);
+    let proxy = LyingProxy::start(server.address, 1);
+    proxy.put_over();
+    let timing = ["--slice-life", "1", "--horizon-step", "1", "--pack-after", "1"];
+    let mut installation = Installation::start_with_meta_arguments(&timing);
+    installation.create_block_store("cloud", &flags(&server, &proxy), &[]);
+    let shown = installation.ok(&["configure", "show", "block-store", "cloud"]);
+    let found = shown.lines().find(|line| line.starts_with("create-only puts")).unwrap_or_default();
+    assert!(found.ends_with("no"), "{shown}");
+    installation.create_volume_in("cloud", "v", &["--compression", "none", "--retention", "0"]);
+    let (mut rng, mut now) = (Rng::new(seed("a weak store")), Contents::new());
+    let mut writer = installation.mount("v", &[]);
+    for round in 0..3 {
+        for n in 0..FILES {
+            let large = rng.between(100_000, 700_000);
+            for (name, len) in [(format!("small{n}"), 1000 + n), (format!("large{n}"), large)] {
+                let bytes = rng.bytes(len as usize);
+                assert!(write_synced(&writer.path(&name), &bytes), "{name} in round {round}");
+                now.insert(name, bytes);
+            }
+        }
+        // Whoever wrote it dies, and another one finds all of it.
+        writer.kill();
+        writer = installation.mount("v", &[]);
+        assert_eq!(read_all(&writer, &now, &format!("round {round}")), 0);
+    }
+    let (_, figures) = http_get(installation.http_address, "/metrics").unwrap();
+    assert!(
+        figures.contains("chronofs_meta_signed_total{action=\"put\"} 0\n"),
+        "a put that can overwrite is signed"
+    );
+    let address = installation.http_address.to_string();
+    let begun = Instant::now();
+    while objects(&server) > 2 * FILES as usize {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} objects are left", objects(&server));
+        installation.ok(&["meta", "gc", "--full", "--http-addr", &address]);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert!(objects(&server) >= FILES as usize, "an object for each large file, and what is packed");
+    writer.unmount();
+    let mut reader = installation.mount("v", &[]);
+    assert_eq!(read_all(&reader, &now, "collected"), 0);
+    reader.unmount();
+    let conditions = |head: &String| head.to_ascii_lowercase().contains("if-none-match");
+    assert!(proxy.heads().iter().any(conditions), "the probe has tried it");
     installation.stop_meta_and_verify();
 }
 

@@ -1,11 +1,12 @@
 //! How servers and mounts get to a bucket: as who, at which address, and which certificates they believe.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+use chronofs_e2e::bearer_front::BearerFront;
 use chronofs_e2e::gcs_double::GcsDouble;
 use chronofs_e2e::installation::is_mount_point;
 use chronofs_e2e::lying_proxy::LyingProxy;
 use chronofs_e2e::machine::{BEARER, Machine, ROLE_KEY_ID, ROLE_SECRET, ROLE_TOKEN};
-use chronofs_e2e::object_server::{BUCKET, KEY_ID, Kind, ObjectServer, SECRET};
+use chronofs_e2e::object_server::{AZURE_ACCOUNT, BUCKET, KEY_ID, Kind, ObjectServer, SECRET};
 use chronofs_e2e::process::{http_get, run, text, text_of};
 use chronofs_e2e::tls_front::TlsFront;
 use chronofs_e2e::{Installation, Mount, Rng};
@@ -136,6 +137,27 @@ fn servers_use_the_token_that_google_gives_their_machine() {
     writes_and_reads(&installation, &mount);
     assert!(double.names().iter().any(|name| name.contains("/objects/")), "{:?}", double.names());
     // Google's machines sign nothing: what mounts move goes through the server.
+    assert!(through_server(&installation) >= 10 << 20);
+    let given = machine.given();
+    assert!((2..20).contains(&given), "admin and meta ask, and not for each request: {given}");
+    assert_eq!(stranger.heads(), Vec::<String>::new(), "neither tokens nor bytes go through a proxy");
+}
+
+#[test]
+fn servers_use_the_token_that_azure_gives_their_machine() {
+    let (machine, server) = (Machine::start(), ObjectServer::start(Kind::Azurite));
+    let front = BearerFront::start(server.address, BEARER);
+    let stranger = LyingProxy::start(server.address, 1);
+    let installation = started_on(&machine, &stranger);
+    let endpoint = front.endpoint();
+    let flags = ["--kind", "azure", "--account", AZURE_ACCOUNT, "--bucket", BUCKET, "--endpoint", &endpoint];
+    let refused = ["configure", "create", "block-store", "other", "--anonymous"];
+    let refused = installation.fails(&[&refused[..], &flags].concat());
+    assert!(refused.contains("cannot be used") && refused.contains("401"), "{refused}");
+    assert_eq!(machine.given(), 0, "who is nobody does not ask who it is");
+    let mount = mounted(&installation, &owned(&[&flags[..], &["--ambient-credentials"]].concat()));
+    writes_and_reads(&installation, &mount);
+    // Its machines sign nothing either.
     assert!(through_server(&installation) >= 10 << 20);
     let given = machine.given();
     assert!((2..20).contains(&given), "admin and meta ask, and not for each request: {given}");
