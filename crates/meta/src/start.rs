@@ -212,7 +212,10 @@ impl Server {
             epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
             restore: restored::epoch_of(&folder)?,
             recovers: config.recover_log,
+            last_commit_ns: None,
         };
+        // A folder that knows of none is new, or was put together of images.
+        let had_server = register.epoch > 0;
         if let Some(client) = &client {
             restored::must_not_be_fenced(client, &register).await?;
         }
@@ -220,6 +223,14 @@ impl Server {
         let (core, engine) = open_told(&locked, client.as_ref(), &mut register, &log_servers, config).await?;
         // From now on it is of the restore that it has begun with, and a later one ends it.
         (register.restore, register.recovers) = (restored::epoch_of(&folder)?, false);
+        let last_commit = engine.opening().last_commit;
+        if had_server && last_commit > Version::ZERO {
+            register.last_commit_ns = Some(last_commit.0);
+            // Before anybody is served: a copy of the same start is told by what it lacks.
+            if let Some(client) = &client {
+                restored::must_not_be_fenced(client, &register).await?;
+            }
+        }
         let copies = engine.copies().cloned();
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;
