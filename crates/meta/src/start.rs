@@ -101,15 +101,10 @@ pub fn init_creds(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<
 }
 
 /// Saves the token of a metadata store of which nothing is left: the server that starts in this folder, which has to be empty, makes
-/// its volumes anew, with other numbers than before.
+/// its volumes anew, with other numbers than before. Said again before that it is said once.
 pub fn begin_anew(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<()> {
     let parsed = Token::parse_as(token, TokenKind::MetadataStore)?;
-    if fs::read_dir(db_folder).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!(
-            "{} is not empty: a server begins anew in a folder of its own; name an empty one with --db-folder, and keep this one",
-            db_folder.display()
-        );
-    }
+    restored::must_be_empty(db_folder)?;
     restored::begin_anew(&Folder::make(db_folder)?, &parsed, now().wall_ns)?;
     init_creds(db_folder, token, admin)
 }
