@@ -271,6 +271,9 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     if !status.assigned {
         output::warn("no list of volumes was received yet; is the admin server running?");
     }
+    if status.apart {
+        output::warn(chronofs_wire::status::APART);
+    }
     for copy in &status.log.copies {
         let counts = if copy.counts { "counts" } else { "does not count" };
         let how = copy.problem.clone().unwrap_or_else(|| format!("{} bytes behind", copy.behind_bytes));

@@ -81,6 +81,10 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
     });
     let mut warnings = crate::backups::warnings(&backups, volumes);
     warnings.extend(in_place(&restored_servers, restored_admin.as_ref()));
+    warnings.extend(members.iter().filter_map(|member| {
+        let warning = crate::state::warnings(&member.understood()?)?;
+        Some(format!("metadata store '{}': {warning}", member.name))
+    }));
     let faults: Vec<String> = of_members.chain(of_servers).chain(late).collect();
     Ok(Json(ClusterStatus {
         cluster: identity(&app),
