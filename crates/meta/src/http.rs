@@ -137,11 +137,10 @@ pub struct Pages {
 
 /// What `POST /gc` is asked.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GcRequest {
     /// Look through the block stores.
     pub full: bool,
-    /// Let go what the brake holds.
-    pub release_brake: bool,
 }
 
 #[derive(Deserialize)]
@@ -275,11 +274,6 @@ async fn gc(
     if !peer.ip().to_canonical().is_loopback() {
         let told = "only who is on the server's own machine may ask for this\n";
         return (StatusCode::FORBIDDEN, told).into_response();
-    }
-    if request.release_brake
-        && let Err(error) = pages.collector.release_brakes().await
-    {
-        return told(Err(error));
     }
     if request.full {
         pages.collector.look_soon();

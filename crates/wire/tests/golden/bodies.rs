@@ -342,6 +342,7 @@ fn questions() -> Questions {
     // What came later stands behind what was there.
     looks.insert(looks.len() - 2, Asked::Follow { look: 29, seen: 30 });
     let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain(last).chain(looks);
+    let asked = asked.chain([Asked::ReleaseBrake]);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }
 
@@ -382,6 +383,7 @@ fn answers() -> Answers {
         Said::Holds(vec![held]),
         Said::Looking(29),
         Said::Looked(Told { gone: true, ..Told::default() }),
+        Said::Released,
     ];
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
