@@ -58,8 +58,8 @@ impl Metrics {
         registry.register("requests", "Requests by method, route and status", self.requests.clone());
         let help = "Time to answer, long polls excluded";
         registry.register("request_seconds", help, self.request_seconds.clone());
-        let help =
-            "Age of the newest recoverable point of a schedule of backups; without any, age of the schedule";
+        let help = "Age of the newest recoverable point of a schedule of backups, without any, age of the schedule; where there is no \
+             schedule, of any backup, under an empty name";
         registry.register("backup_age_seconds", help, self.backup_age_seconds.clone());
         let help = "How old the newest recoverable point of a schedule may be";
         registry.register("backup_age_limit_seconds", help, self.backup_age_limit_seconds.clone());

@@ -1,5 +1,5 @@
 //! Backups by schedule: made when they are due, deleted when their time is over, and red when the newest recoverable point is
-//! too old, for whatever reason.
+//! too old, for whatever reason. Where there is no schedule, one a day is expected all the same: silence is no success.
 
 use crate::AdminError;
 use crate::api::App;
@@ -7,11 +7,11 @@ use crate::backups::{self, Shown, Wanted, refused};
 use crate::db::backups as rows;
 use crate::db::{audit, now_ns, snapshots as records, volumes};
 use chronofs_backup::record::{Backup, State, Wholeness};
-use chronofs_backup::schedule::Schedule;
+use chronofs_backup::schedule::{Schedule, When};
 use chronofs_backup::{Depot, Key, Unlock};
 use chronofs_core::Retention;
 use chronofs_snapshot::SnapshotUid;
-use chronofs_snapshot::protocol::Fault;
+use chronofs_snapshot::protocol::{Fault, Record, State as SnapshotState};
 use rusqlite::Transaction;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,15 +92,71 @@ pub(crate) fn health(app: &App) -> Result<Vec<Health>, AdminError> {
     let backups = backups::all(app)?;
     let now_ns = now_ns();
     let stand = |schedule: Schedule| {
-        let recoverable = backups.iter().filter(|(backup, judged)| {
-            let whole = judged.as_ref().is_some_and(|judged| judged.wholeness == Wholeness::Whole);
-            whole && backup.schedule.as_deref() == Some(&schedule.name)
-        });
-        let point_ns = recoverable.filter_map(|(backup, _): &Shown| backup.point_ns).max();
+        let of_it = |shown: &&Shown| shown.0.schedule.as_deref() == Some(&schedule.name);
+        let point_ns = backups.iter().filter(of_it).filter_map(recoverable).max();
         let (age_s, fault) = (schedule.age_s(point_ns, now_ns), schedule.fault(point_ns, now_ns));
         Health { schedule, point_ns, age_s, fault }
     };
     Ok(schedules.into_iter().map(stand).collect())
+}
+
+/// The instant that can be recovered from a backup, if it is whole.
+fn recoverable((backup, judged): &Shown) -> Option<u64> {
+    let whole = judged.as_ref().is_some_and(|judged| judged.wholeness == Wholeness::Whole);
+    backup.point_ns.filter(|_| whole)
+}
+
+/// The same; where there is no schedule, how backups stand all the same, under an empty name.
+pub(crate) fn standing(app: &App) -> Result<Vec<Health>, AdminError> {
+    let known = health(app)?;
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let (since_ns, sets) = app.database.write(|tx| Ok((rows::wanted_since(tx)?, records::list(tx)?)))?;
+    let point_ns = newest(&backups::all(app)?, &sets);
+    Ok(unscheduled(point_ns, since_ns, now_ns()).into_iter().collect())
+}
+
+/// The newest instant that can be recovered from any backup, registered copy or disk snapshot.
+fn newest(all: &[Shown], sets: &[Record]) -> Option<u64> {
+    // The set of a backup counts only with its manifest.
+    let alone = sets.iter().filter(|set| {
+        let uid = set.intent.attempt.uid.as_str();
+        set.state == SnapshotState::Complete && all.iter().all(|(backup, _)| backup.uid != uid)
+    });
+    let of_sets = alone.filter_map(|set| set.cuts.values().map(|cut| cut.cut).min());
+    all.iter().filter_map(recoverable).chain(of_sets).max()
+}
+
+/// How backups stand where nobody has said when they are to be made: one a day is expected since there is something to lose.
+fn unscheduled(point_ns: Option<u64>, since_ns: Option<u64>, now_ns: u64) -> Option<Health> {
+    let when = When::Daily(0);
+    let schedule = Schedule {
+        name: String::new(),
+        dest: String::new(),
+        when,
+        keep_seconds: None,
+        limit_seconds: Schedule::limit_for(when),
+        created_ns: since_ns?,
+        tried_ns: None,
+        made_ns: None,
+        problem: None,
+    };
+    let age_s = schedule.age_s(point_ns, now_ns);
+    // A cluster that was restored has as long as a new one.
+    let late_s = age_s.min(schedule.age_s(None, now_ns));
+    let limit_s = schedule.limit_seconds;
+    let fault = (late_s > limit_s).then(|| {
+        let found = match point_ns {
+            Some(_) => format!("the newest recoverable point is {age_s} s old"),
+            None => format!("there is no recoverable point after {age_s} s"),
+        };
+        format!(
+            "{found}, and there is no schedule of backups, without which it may be {limit_s} s old: make one (chronofs backup schedule \
+             create), or say of copies that others make when they were made (chronofs backup register)"
+        )
+    });
+    Some(Health { schedule, point_ns, age_s, fault })
 }
 
 /// Makes what is due, for as long as the server runs.
@@ -278,4 +334,39 @@ async fn delete(
         _ => None,
     };
     backups::delete(app, uid, unlock, None).await.map_err(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_NS: u64 = 3600 * SECOND_NS;
+
+    fn fault(point_ns: Option<u64>, since_ns: u64, now_ns: u64) -> Option<String> {
+        unscheduled(point_ns, Some(since_ns), now_ns).unwrap().fault
+    }
+
+    #[test]
+    fn without_a_schedule_the_newest_point_may_be_a_day_and_a_half_old_and_never_is_older_than_that() {
+        let start = 1000 * HOUR_NS;
+        assert!(unscheduled(None, None, start).is_none(), "nothing can be lost");
+        // A new installation is quiet for as long.
+        assert_eq!(fault(None, start, start + 36 * HOUR_NS), None);
+        let never = fault(None, start, start + 37 * HOUR_NS).unwrap();
+        for part in
+            ["no recoverable point after 133200 s", "no schedule", "129600 s", "backup schedule create"]
+        {
+            assert!(never.contains(part), "{part}: {never}");
+        }
+        let point = start + 100 * HOUR_NS;
+        assert_eq!(fault(Some(point), start, point + 36 * HOUR_NS), None);
+        let old = fault(Some(point), start, point + 37 * HOUR_NS).unwrap();
+        assert!(old.contains("the newest recoverable point is 133200 s old"), "{old}");
+        // Restored from what is older than that.
+        let restored = point + 200 * HOUR_NS;
+        assert_eq!(fault(Some(point), restored, restored + 36 * HOUR_NS), None);
+        assert!(fault(Some(point), restored, restored + 37 * HOUR_NS).is_some());
+        let health = unscheduled(Some(point), Some(start), point + HOUR_NS).unwrap();
+        assert_eq!((health.age_s, health.schedule.limit_seconds), (3600, 129_600));
+    }
 }

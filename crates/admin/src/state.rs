@@ -1,7 +1,7 @@
 //! What ails a metadata server: from what is known of it to a word and a sentence. Plain code, so that every fault can be
 //! tested.
 
-use chronofs_wire::status::{MemberState, MetaSaid};
+use chronofs_wire::status::{APART, MemberState, MetaSaid};
 use std::time::Duration;
 
 /// A sync that takes longer is no hiccup any more.
@@ -121,6 +121,11 @@ fn smaller_faults(said: &MetaSaid) -> Vec<String> {
     volumes.chain(held).chain(stores).chain(room).chain(epoch).chain(copies).collect()
 }
 
+/// What ails it not, and should be known.
+pub(crate) fn warnings(said: &MetaSaid) -> Option<&'static str> {
+    said.apart.then_some(APART)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +220,16 @@ mod tests {
         });
         assert!(state == Degraded && why.contains("wait for it: no room"), "{why}");
         assert!(why.contains("nothing becomes durable until another epoch"), "{why}");
+    }
+
+    #[test]
+    fn a_log_on_another_disk_than_the_store_is_a_warning_and_no_fault() {
+        let mut said = well().said.unwrap();
+        assert_eq!(warnings(&said), None);
+        said.apart = true;
+        assert_eq!(warnings(&said), Some(APART));
+        let (state, why) = judged(|_, said| said.apart = true);
+        assert_eq!((state, why.as_str()), (MemberState::Healthy, ""));
     }
 
     #[test]

@@ -42,8 +42,7 @@ async fn what_was_done_is_written_down_as_done_also_when_who_asked_for_it_has_le
         certificate_sha256,
         boot: 1,
         epoch: 0,
-        recovers: false,
-        restore: None,
+        ..Register::default()
     };
     meta.register(&register).await.unwrap();
     let client = AdminClient::new(&server.root).unwrap();

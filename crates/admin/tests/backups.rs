@@ -4,7 +4,7 @@
 mod common;
 
 use chronofs_wire::http::Method;
-use common::{Running, started};
+use common::{Running, serving, started};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -67,4 +67,37 @@ async fn a_backup_that_cannot_be_deleted_is_told_and_keeps_no_other_one_and_the_
     assert_eq!(outcomes(&server, "create", &other).await, ["done"]);
     assert_eq!(outcomes(&server, "delete", &other).await, ["done"]);
     assert!(outcomes(&server, "delete", &stuck[0]).await.iter().any(|said| said.starts_with("failed: ")));
+}
+
+async fn metrics(server: &Running) -> String {
+    let tls = (*chronofs_wire::tls::client_config(server.root.pin).unwrap()).clone();
+    let http = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
+    let request = http.get(format!("https://{}/metrics", server.address));
+    request.send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn without_a_schedule_and_any_backup_a_new_cluster_is_quiet_and_an_older_one_is_red() {
+    const RED: &str = "chronofs_admin_backup_too_old{schedule=\"\"} 1";
+    let server = started().await;
+    assert!(!metrics(&server).await.contains("backup_too_old{"), "there is nothing to lose");
+    server.with_volume().await;
+    let faults = server.get("/v1/status").await["faults"].to_string();
+    assert!(!faults.contains("recoverable point"), "{faults}");
+    let shown = metrics(&server).await;
+    assert!(shown.contains("chronofs_admin_backup_age_limit_seconds{schedule=\"\"} 129600"), "{shown}");
+    assert!(!shown.contains(RED), "{shown}");
+
+    let (folder, root, address) = server.stop().await;
+    let database = chronofs_admin::db::Database::open(folder.path()).unwrap();
+    database.write(|tx| Ok(tx.execute("UPDATE volume SET created_ns = 1", [])?)).unwrap();
+    drop(database);
+    let server = serving(folder, root, address).await;
+    let status = server.get("/v1/status").await;
+    assert_eq!(status["healthy"], false);
+    let faults = status["faults"].to_string();
+    assert!(faults.contains("backups: there is no recoverable point"), "{faults}");
+    assert!(metrics(&server).await.contains(RED));
+    assert_eq!(server.get("/v1/backup-schedules").await, json!([]));
+    server.stop().await;
 }

@@ -57,6 +57,7 @@ fn play_with(
                             KeyOp::Clear { .. } => continue,
                         }
                     }
+                    Asked::ReleaseBrake => Said::Released,
                     Asked::Readers { .. } => Said::Readers(Vec::new()),
                     Asked::Detach { .. } => Said::Detached { needed: 0, unnamed: 0 },
                     Asked::Look { replica: None, .. } => Said::Looking(5),
@@ -146,6 +147,32 @@ async fn a_viewer_reads_keys_and_status_and_changes_nothing() {
         assert_ne!(refused.code(), None, "{path} is not for a metadata server");
     }
     assert_eq!(*asked.lock().unwrap(), [get]);
+}
+
+#[tokio::test]
+async fn the_brake_is_released_by_who_may_do_so_and_it_is_written_down_who_did() {
+    let server = started().await;
+    let meta = store(&server, "m").await;
+    let path = "/v1/metadata-stores/m/release-brake";
+    let (code, why) = server.refused(Method::POST, path, Value::Null).await;
+    assert!(code == "unavailable" && why.contains("cannot be reached"), "{why}");
+    meta.register(&register(1)).await.unwrap();
+    let _asked = play(meta, 1, well(1));
+    let mut ends = Vec::new();
+    for (name, role) in [("eve", "viewer"), ("anna", "operator")] {
+        let made = server.post("/v1/accounts", json!({"name": name, "role": role})).await;
+        let token: Token = made["token"].as_str().unwrap().parse().unwrap();
+        let client = AdminClient::new(&token).unwrap();
+        let released = client.call::<Value>(Method::POST, path, None::<&()>).await;
+        ends.push(released.map_err(|error| error.code().map(str::to_owned)));
+    }
+    assert_eq!(ends, [Err(Some("forbidden".to_owned())), Ok(Value::Null)]);
+    let all = server.get("/v1/audit?who=anna").await;
+    let row = &all.as_array().unwrap()[0];
+    assert_eq!(row["action"], "POST /v1/metadata-stores/{name}/release-brake");
+    assert_eq!((&row["object"], &row["outcome"]), (&json!("brake of metadata-store m"), &json!("done")));
+    let refused = &server.get("/v1/audit?who=eve").await[0];
+    assert_eq!(refused["outcome"], "forbidden");
 }
 
 #[tokio::test]

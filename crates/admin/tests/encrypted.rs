@@ -75,8 +75,7 @@ async fn keys_come_with_the_volume_and_change_one_step_at_a_time() {
             gone: false,
             keys,
         }],
-        probed: Vec::new(),
-        kept_epoch: 0,
+        ..Report::default()
     };
     let told = KeptKeys { revision: 3, sealed: third.to_json().unwrap() };
     let shown = || async { server.get("/v1/volumes/vault").await["encryption"].clone() };

@@ -97,6 +97,65 @@ async fn a_folder_that_is_an_older_copy_of_one_that_has_served_is_refused_with_t
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_folder_that_lacks_what_its_server_told_to_be_durable_is_refused_with_the_way_out() {
+    let server = started().await;
+    let meta = server.with_volume().await;
+    meta.register(&register(1)).await.unwrap();
+    let assigned = meta.assignment(1, 0).await.unwrap();
+    let of = |missing| VolumeReport { id: assigned.volumes[0].spec.id, missing, ..VolumeReport::default() };
+    let told = |boot, durable_ns, missing| Report {
+        revision: assigned.revision,
+        volumes: vec![of(missing)],
+        kept_epoch: 1,
+        boot,
+        durable_ns,
+        ..Report::default()
+    };
+    let with = |boot, last_commit_ns| Register { epoch: 1, last_commit_ns, ..register(boot) };
+    // A server that had nothing to serve has given no numbers.
+    meta.report(&told(1, 500, true)).await.unwrap();
+    meta.register(&with(2, Some(400))).await.unwrap();
+    meta.report(&told(2, 600, false)).await.unwrap();
+    // What was told is there after whatever loss, and more may be; nobody believes one that was followed by another.
+    meta.register(&with(3, Some(600))).await.unwrap();
+    meta.report(&told(2, 900, false)).await.unwrap();
+    meta.report(&told(3, 700, false)).await.unwrap();
+    meta.report(&told(3, 0, false)).await.unwrap();
+    // It registers again with what it was opened with.
+    meta.register(&with(3, Some(600))).await.unwrap();
+    let server = server.restarted().await;
+    let old = with(4, Some(650));
+    for refused in
+        [meta.check_fence(&old).await.unwrap_err(), meta.register(&old).await.map(drop).unwrap_err()]
+    {
+        assert!(refused.is_fenced(), "{refused}");
+        for part in ["older copy", "00:00:00.000000650Z", "00:00:00.000000700Z", "--old-copy"] {
+            assert!(refused.to_string().contains(part), "{part}: {refused}");
+        }
+    }
+    // One that could not say so before is told as soon as it does.
+    meta.register(&with(4, None)).await.unwrap();
+    assert!(meta.register(&old).await.unwrap_err().is_fenced());
+    // One that was admitted with less, from images, goes on with that.
+    meta.report(&told(4, 100, false)).await.unwrap();
+    meta.register(&with(5, Some(100))).await.unwrap();
+    meta.report(&told(5, 800, false)).await.unwrap();
+    // So does a restore in place, from before it has begun.
+    let restored = |boot, began_ns| {
+        let uid = "an old copy of its folder".to_owned();
+        let id = "ab".to_owned();
+        let restore = RestoreEpoch { epoch: 0, id, uid, cut_ns: 10, began_ns, prepared_ns: None };
+        Register { restore: Some(restore), ..with(boot, Some(10)) }
+    };
+    meta.register(&restored(6, None)).await.unwrap();
+    let begun = restored(6, Some(20));
+    meta.check_fence(&begun).await.unwrap();
+    meta.register(&begun).await.unwrap();
+    meta.register(&restored(7, Some(20))).await.unwrap();
+    server.stop().await;
+}
+
 /// Each of the phases of a disk snapshot would begin with a handshake otherwise.
 #[tokio::test]
 async fn a_member_that_asks_the_coordinator_anew_ends_its_older_question_and_breaks_nothing_off() {
@@ -313,9 +372,7 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
     let going = VolumeReport { gone: false, ..gone.clone() };
     for needed in [Some("instants of it are kept for brake 7".to_owned()), None] {
         let going = VolumeReport { problem: needed.clone(), ..going.clone() };
-        meta.report(&Report { revision: 2, volumes: vec![going], probed: Vec::new(), kept_epoch: 0 })
-            .await
-            .unwrap();
+        meta.report(&Report { revision: 2, volumes: vec![going], ..Report::default() }).await.unwrap();
         let shown = server.get("/v1/deleted-volumes/w").await;
         assert_eq!((&shown["detail"], &shown["state"]), (&json!(needed), &json!("given up")));
     }
@@ -327,9 +384,7 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
         let (code, message) = server.refused(method, path, body).await;
         assert!(code == "invalid" && message.contains("given up already"), "{message}");
     }
-    meta.report(&Report { revision: 2, volumes: vec![gone.clone()], probed: Vec::new(), kept_epoch: 0 })
-        .await
-        .unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![gone.clone()], ..Report::default() }).await.unwrap();
     let left = server.get("/v1/deleted-volumes").await;
     assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
     let volumes = meta.assignment(1, 0).await.unwrap().volumes;
@@ -341,9 +396,7 @@ async fn a_deleted_volume_is_kept_and_can_be_taken_back_until_it_is_given_up() {
     let live = json!({"name": "x", "block_store": "b", "metadata_store": "m"});
     let live = server.post("/v1/volumes", live).await["id"].as_str().unwrap().parse().unwrap();
     let lie = VolumeReport { id: live, ..gone };
-    meta.report(&Report { revision: 2, volumes: vec![lie], probed: Vec::new(), kept_epoch: 0 })
-        .await
-        .unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![lie], ..Report::default() }).await.unwrap();
     delete(&server, "/v1/volumes/x").await;
     assert_eq!(server.get("/v1/deleted-volumes/x").await["state"], "kept");
     server.stop().await;
@@ -397,9 +450,7 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
         gone: false,
         keys: None,
     };
-    meta.report(&Report { revision: 2, volumes: vec![volume.clone()], probed: Vec::new(), kept_epoch: 0 })
-        .await
-        .unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume.clone()], ..Report::default() }).await.unwrap();
     let ready = server.get("/v1/volumes/v").await;
     assert_eq!((&ready["state"], &ready["used_bytes"]), (&json!("ready"), &json!(7)));
     assert_eq!(ready["earliest"], "1970-01-01T00:00:01.000000000Z");
@@ -407,9 +458,7 @@ async fn a_report_is_shown_with_the_volume_and_keeps_a_mounted_one() {
     assert_eq!(code, "in_use");
     assert!(message.contains("3 mounts"), "{message}");
     volume.problem = Some("folder /srv/b: permission denied".to_owned());
-    meta.report(&Report { revision: 2, volumes: vec![volume], probed: Vec::new(), kept_epoch: 0 })
-        .await
-        .unwrap();
+    meta.report(&Report { revision: 2, volumes: vec![volume], ..Report::default() }).await.unwrap();
     let problem = server.get("/v1/volumes/v").await;
     assert_eq!(
         (&problem["state"], &problem["detail"]),
@@ -442,7 +491,7 @@ async fn a_change_does_not_take_back_another_that_was_made_while_it_was_checked(
     quick["unchecked"] = json!(true);
     let _: Value = server.client.call(Method::PATCH, "/v1/block-stores/b", Some(&quick)).await.unwrap();
     let probed = vec![Probed { id: asked, problem: None }];
-    meta.report(&Report { revision, volumes: Vec::new(), probed, kept_epoch: 0 }).await.unwrap();
+    meta.report(&Report { revision, probed, ..Report::default() }).await.unwrap();
     let refused = slow.await.unwrap().unwrap_err();
     assert_eq!(refused.code(), Some("changed"), "{refused}");
     assert_eq!(server.get("/v1/block-stores/b").await["place"], "/srv/quick");

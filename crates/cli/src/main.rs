@@ -8,6 +8,7 @@ mod analyze;
 mod argv;
 mod audit;
 mod backup;
+mod brake;
 mod clone;
 mod cluster;
 mod configure;

@@ -1,6 +1,7 @@
 //! `chronofs meta`.
 
 use crate::admin::{Tls, Whitelist};
+use crate::brake::Brake;
 use crate::cluster::{ClusterArgs, LocalityArgs};
 use crate::logs::LogArgs;
 use crate::systemd::{self, SystemdArgs};
@@ -95,9 +96,8 @@ pub(crate) enum Command {
         /// Look through the block stores, and wait until all that can go is gone
         #[arg(long)]
         full: bool,
-        /// Let go what was held back because it is much at once
-        #[arg(long)]
-        release_brake: bool,
+        #[command(flatten)]
+        brake: Brake,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -229,8 +229,8 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
         Command::Start(args) => start(*args).context("meta start"),
         Command::Status { http_addr, json } => status(http_addr, json).context("meta status"),
-        Command::Gc { http_addr, dry_run, full, release_brake, json } => {
-            gc(http_addr, dry_run, full, release_brake, json).context("meta gc")
+        Command::Gc { http_addr, dry_run, full, brake, json } => {
+            gc(http_addr, dry_run, full, brake, json).context("meta gc")
         }
         Command::Verify { online: Online { online: true, metadata_store, admin, cluster }, .. } => {
             analyze::rows(metadata_store, admin.as_deref(), &cluster).context("meta verify")
@@ -271,6 +271,9 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     if !status.assigned {
         output::warn("no list of volumes was received yet; is the admin server running?");
     }
+    if status.apart {
+        output::warn(chronofs_wire::status::APART);
+    }
     for copy in &status.log.copies {
         let counts = if copy.counts { "counts" } else { "does not count" };
         let how = copy.problem.clone().unwrap_or_else(|| format!("{} bytes behind", copy.behind_bytes));
@@ -302,13 +305,21 @@ fn status(http_addr: SocketAddr, json: bool) -> Result<()> {
     output::line(output::table(&columns, volumes.as_array().map_or(&[][..], Vec::as_slice)))
 }
 
-fn gc(http_addr: SocketAddr, dry_run: bool, full: bool, release_brake: bool, json: bool) -> Result<()> {
+fn gc(http_addr: SocketAddr, dry_run: bool, full: bool, brake: Brake, json: bool) -> Result<()> {
+    if let Some(store) = brake.release()? {
+        let told = format!("metadata store '{store}' lets go what its brake held back");
+        match (full, json) {
+            (true, _) => output::note(told),
+            (false, true) => return output::line(serde_json::json!({ "released": store })),
+            (false, false) => return output::line(told),
+        }
+    }
     let status = serve(async {
-        if !full && !release_brake {
+        if !full {
             return chronofs_meta::gc_status(http_addr, dry_run).await;
         }
-        let begun = chronofs_meta::gc(http_addr, full, release_brake).await?;
-        if full { until_collected(http_addr, begun.asked).await } else { Ok(begun) }
+        let begun = chronofs_meta::gc(http_addr).await?;
+        until_collected(http_addr, begun.asked).await
     })??;
     if json {
         return output::line(serde_json::to_string_pretty(&status)?);

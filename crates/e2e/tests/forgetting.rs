@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use chronofs_blocks::{object_name, parse_object_name};
@@ -553,4 +554,32 @@ fn mounts_and_the_volume_show_the_window_and_how_far_back_it_goes_also_when_it_i
     assert_eq!(fs::read_to_string(past.path("file")).unwrap(), "then", "a mounted past stays");
     past.unmount();
     live.unmount();
+}
+
+#[test]
+fn who_released_the_brake_is_in_the_audit_log_and_nobody_can_do_it_elsewhere() {
+    let installation = Installation::start();
+    let address = installation.http_address;
+    // Without a word of an account nothing is released.
+    let asked = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "content-type: application/json"])
+        .args(["-d", r#"{"full":false,"release_brake":true}"#, &format!("http://{address}/gc")])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "422");
+    let said = installation.ok(&["meta", "gc", "--release-brake"]);
+    assert!(said.contains("metadata store 'store' lets go"), "{said}");
+    let refused = installation.fails(&["meta", "gc", "--release-brake", "--metadata-store", "other"]);
+    assert!(refused.contains("other"), "{refused}");
+    let all: Value = serde_json::from_str(&installation.ok(&["audit", "list", "--json"])).unwrap();
+    let released: Vec<&Value> = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["action"] == "POST /v1/metadata-stores/{name}/release-brake")
+        .collect();
+    assert_eq!(released.len(), 2, "{all}");
+    assert_eq!((&released[0]["who"], &released[0]["outcome"]), (&json!("account root"), &json!("not_found")));
+    let (object, outcome) = (&released[1]["object"], &released[1]["outcome"]);
+    assert_eq!((object, outcome), (&json!("brake of metadata-store store"), &json!("done")));
 }

@@ -118,6 +118,61 @@ fn a_copy_of_the_metadata_that_is_older_than_what_was_written_is_refused_and_goe
     installation.stop_meta_and_verify();
 }
 
+/// As when the machine is rolled back: nothing in the folder says that its server has gone on.
+#[test]
+fn a_copy_of_the_metadata_that_was_made_while_the_same_start_served_is_refused_as_well() {
+    let mut installation = Installation::start();
+    installation.create_volume("v", &["--retention", "1h"]);
+    let mount = installation.mount("v", &[]);
+    fs::write(mount.path("kept"), "in the copy").unwrap();
+    mount.instant();
+    drop(mount);
+    let (meta, copied) = (installation.path("meta"), installation.path("copied"));
+    copy(&meta, &copied);
+    let mount = installation.mount("v", &[]);
+    fs::write(mount.path("late"), Rng::new(7).bytes(1 << 20)).unwrap();
+    mount.instant();
+    // Whatever changes is an occasion to report.
+    let token = installation.create_token("v", &[]);
+    wait_for("the admin server to know of what was written", || {
+        let shown = installation.ok(&["configure", "show", "volume", "v", "--json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        (shown["used_bytes"].as_u64()? >= 1 << 20).then_some(())
+    });
+    installation.meta.kill();
+    drop(mount);
+    fs::remove_dir_all(&meta).unwrap();
+    fs::rename(&copied, &meta).unwrap();
+
+    let address = installation.meta_address.to_string();
+    let start = ["meta", "start", "--db-folder", text(&meta), "--bind-addr", &address];
+    for _ in 0..2 {
+        let refused = installation.fails(&start);
+        for part in ["older copy", "its last commit is of", "--old-copy"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(!refused.contains("serving"), "somebody could have been served: {refused}");
+    }
+    let credentials = fs::read_to_string(meta.join("credentials")).unwrap();
+    let init =
+        ["meta", "init", "creds", "--token", credentials.trim(), "--db-folder", text(&meta), "--old-copy"];
+    installation.ok(&init);
+    installation.start_meta();
+    let mount = installation.mount_with("v", &token, &[]);
+    assert_eq!(fs::read_to_string(mount.path("kept")).unwrap(), "in the copy");
+    assert!(!mount.path("late").exists());
+    fs::write(mount.path("new"), "written since").unwrap();
+    mount.instant();
+    installation.ok(&["restore", "status", "--wait", "60s"]);
+    installation.ok(&["restore", "accept"]);
+    // It is no older copy of anything when it is killed and started again.
+    installation.meta.kill();
+    installation.start_meta();
+    assert_eq!(fs::read_to_string(mount.path("new")).unwrap(), "written since");
+    drop(mount);
+    installation.stop_meta_and_verify();
+}
+
 #[test]
 fn a_server_that_ends_by_itself_is_started_again_and_one_whose_keeper_is_gone_can_be_stopped() {
     let services = Services::of(Installation::start());

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::{assert_failed_cleanly, detach};
-use chronofs_e2e::process::{run, text, text_of, wait_for};
+use chronofs_e2e::process::{http_get, run, text, text_of, wait_for};
 use serde_json::Value;
 
 /// What `cli --exec` prints, all in all, and its exit status.
@@ -249,6 +249,39 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         detach(&self.0);
     }
+}
+
+#[test]
+fn a_log_on_another_disk_than_the_store_is_told() {
+    const TOLD: &str = "log and store lie on different disks";
+    let holder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk(holder.path().join("log"));
+    fs::create_dir_all(&disk.0).unwrap();
+    let output = run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=900m", "log"]).arg(&disk.0));
+    assert!(output.status.success(), "mounting a tmpfs: {}", text_of(&output));
+    let mut installation = Installation::start();
+    let (all, _) = status(&installation);
+    assert!(!all["warnings"].to_string().contains(TOLD), "{}", all["warnings"]);
+    installation.meta.stop();
+    let log = installation.path("meta/engine/log");
+    let copied = run(Command::new("cp").arg("-a").arg(log.join(".")).arg(&disk.0));
+    assert!(copied.status.success(), "{}", text_of(&copied));
+    fs::remove_dir_all(&log).unwrap();
+    std::os::unix::fs::symlink(&disk.0, &log).unwrap();
+    installation.start_meta();
+    let all = wait_for("the warning", || {
+        let (all, code) = status(&installation);
+        (code == 0 && all["warnings"].to_string().contains(TOLD)).then_some(all)
+    });
+    assert_eq!(all["members"][0]["said"]["apart"], true);
+    let (details, _) = exec(&installation, "status details");
+    assert!(details.contains("warning: metadata store 'store': log and store lie on"), "{details}");
+    let (_, figures) = http_get(installation.http_address, "/metrics").unwrap();
+    assert!(figures.contains("chronofs_meta_log_apart_from_store 1"), "{figures}");
+    let http = installation.http_address.to_string();
+    let said = text_of(&run(&mut installation.command(&["meta", "status", "--http-addr", &http])));
+    assert!(said.contains(TOLD), "{said}");
+    installation.meta.stop();
 }
 
 #[test]

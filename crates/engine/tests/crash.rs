@@ -134,6 +134,7 @@ impl Run {
             (engine.applied(), engine.durable(), engine.view().version()),
             (engine.floor(), engine.floor(), engine.floor())
         );
+        assert_eq!(engine.durable_commit(), found.last_commit, "seed {}", self.seed);
         self.check_tags(&engine);
         self.acknowledged = survived;
         self.durable = survived;
@@ -222,6 +223,9 @@ impl Run {
             let durable = engine.durable();
             let known =
                 self.history[..self.acknowledged].iter().filter(|commit| commit.version <= durable).count();
+            // What is called so is there at every later start: see `open`.
+            let last = self.history[..known].last().map_or(Version::ZERO, |commit| commit.version);
+            assert_eq!(engine.durable_commit(), last, "seed {}: the last durable commit", self.seed);
             self.durable = self.durable.max(known);
         }
         Ok(())

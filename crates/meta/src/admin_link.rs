@@ -343,12 +343,13 @@ impl AdminLink {
             }
             volumes.extend(core.machine.missing().iter().map(|(id, problem)| missing(*id, problem)));
             let revision = core.machine.figures().revision;
-            drop(sender.send(Report { revision, volumes, probed: Vec::new(), kept_epoch: 0 }));
+            drop(sender.send(Report { revision, volumes, ..Report::default() }));
         });
         self.queue.send(Input::Ask(ask)).await.ok()?;
         let mut report: Report = answer.await.ok()?;
         // As the folder holds it, which a copy of the folder is told by.
         report.kept_epoch = self.folder.registered().ok().flatten().map_or(0, |kept| kept.epoch);
+        report.boot = self.register.boot;
         // What was said to have been born is looked for after every start.
         let born_ns = report.volumes.iter().map(|volume| volume.born_ns).max().unwrap_or(0);
         if chronofs_core::Version(born_ns) > self.engine.durable() {
@@ -358,6 +359,7 @@ impl AdminLink {
                 return None;
             }
         }
+        report.durable_ns = self.engine.durable_commit().0;
         Some(report)
     }
 }

@@ -23,9 +23,9 @@ pub async fn gc_status(http_addr: SocketAddr, dry_run: bool) -> Result<GcStatus>
     answer(http_addr, client()?.get(format!("http://{http_addr}/gc{query}"))).await
 }
 
-/// Has a running server look through its block stores (`full`), or lets go what its brake holds.
-pub async fn gc(http_addr: SocketAddr, full: bool, release_brake: bool) -> Result<GcStatus> {
-    let request = GcRequest { full, release_brake };
+/// Has a running server look through its block stores.
+pub async fn gc(http_addr: SocketAddr) -> Result<GcStatus> {
+    let request = GcRequest { full: true };
     answer(http_addr, client()?.post(format!("http://{http_addr}/gc")).json(&request)).await
 }
 

@@ -527,16 +527,22 @@ impl Collector {
         Ok(GcStatus { volumes, stores, looks, asked, unconfirmed })
     }
 
-    /// What lost its last name by now may go, however much it is.
-    pub async fn release_brakes(&self) -> Result<(), String> {
-        let (sender, answer) = oneshot::channel();
-        let ask: Ask = Box::new(move |core, now| {
-            let released = core.decide(now, |machine, group| machine.release_brakes(group));
-            drop(sender.send(released.map(drop).map_err(|error| error.to_string())));
+    /// What lost its last name by now may go, however much it is; says so when that is durable. `None`: the server stops.
+    pub(crate) async fn release_brakes(&self) -> Option<Result<(), String>> {
+        let released = self.ask_at(|core, now| {
+            let mut released = Ok(());
+            let decided = core.decide(now, |machine, group| {
+                released = machine.release_brakes(group)?;
+                Ok(())
+            });
+            let decided = decided.map_err(|error| error.to_string())?;
+            released.map_err(|error| error.to_string())?;
+            decided.full.map_or(Ok(core.engine.applied()), Err)
         });
-        let stops = |_| "the server stops".to_owned();
-        self.queue.send(Input::Ask(ask)).await.map_err(|_| "the server stops".to_owned())?;
-        answer.await.map_err(stops)?
+        Some(match released.await? {
+            Ok(as_of) => self.until_durable(as_of).await,
+            Err(why) => Err(why),
+        })
     }
 }
 

@@ -31,6 +31,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
+/// The file of the token.
+pub(crate) const CREDENTIALS: &str = "credentials";
+/// How the names of files begin that are to become it.
+pub(crate) const CREDENTIALS_BESIDE: &str = ".credentials.";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The folder, not locked.
@@ -82,12 +86,12 @@ impl Folder {
 
     /// Keeps the token of the metadata store.
     pub fn save_token(&self, token: &Token) -> Result<()> {
-        self.write("credentials", token.to_string().as_bytes())
+        self.write(CREDENTIALS, token.to_string().as_bytes())
     }
 
     /// The token of the metadata store.
     pub fn token(&self) -> Result<Token> {
-        let path = self.0.join("credentials");
+        let path = self.0.join(CREDENTIALS);
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "{} is not there: this server has no token yet; run `chronofs meta init creds --token TOKEN` with \

@@ -70,6 +70,9 @@ pub struct Status {
     /// Bytes of the store.
     #[serde(default)]
     pub store_bytes: u64,
+    /// Log and store lie on different disks: an image of one and then of the other is not whole.
+    #[serde(default)]
+    pub apart: bool,
     /// How often something happens.
     #[serde(default)]
     pub rates: Rates,
@@ -134,11 +137,10 @@ pub struct Pages {
 
 /// What `POST /gc` is asked.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GcRequest {
     /// Look through the block stores.
     pub full: bool,
-    /// Let go what the brake holds.
-    pub release_brake: bool,
 }
 
 #[derive(Deserialize)]
@@ -166,6 +168,10 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     pages.metrics.show_stores(&pages.stores.watches().status());
     if let Some(copies) = &pages.copies {
         pages.metrics.show_log(&copies::shown(copies));
+    }
+    let engine = pages.engine.clone();
+    if let Ok(apart) = tokio::task::spawn_blocking(move || are_apart(&engine)).await {
+        pages.metrics.show_apart(apart);
     }
     pages.metrics.show_hedges(pages.stores.each().iter().map(|(store, _)| store.hedges()));
     let mut text = String::new();
@@ -210,9 +216,10 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
     let looked = tokio::task::spawn_blocking(move || {
         let size = |part: &str| folder_bytes(&engine.join(part));
         let restored = engine.parent().and_then(crate::restored::said);
-        (size("log"), size("store"), ProcessStatus::look(started, &engine, locality), restored)
+        let process = ProcessStatus::look(started, &engine, locality);
+        (size("log"), size("store"), are_apart(&engine), process, restored)
     });
-    let (log_bytes, store_bytes, process, mut restored) = looked.await.ok()?;
+    let (log_bytes, store_bytes, apart, process, mut restored) = looked.await.ok()?;
     if let Some(restored) = restored.as_mut().filter(|restored| !restored.detached) {
         restored.foreign = pages.collector.foreign_said().await;
     }
@@ -221,6 +228,7 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
         process,
         log_bytes,
         store_bytes,
+        apart,
         full: pages.metrics.full_disk(),
         syncing_s: pages.metrics.syncing_s(),
         rates: pages.metrics.looks.rates(),
@@ -228,6 +236,12 @@ pub async fn status_of(pages: &Pages) -> Option<Status> {
         restored,
         ..status
     })
+}
+
+/// Whether log and store of an engine lie on different disks. What cannot be looked at is not said to.
+fn are_apart(engine: &Path) -> bool {
+    let device = |part: &str| std::fs::metadata(engine.join(part)).ok().map(|found| found.dev());
+    matches!((device("log"), device("store")), (Some(log), Some(store)) if log != store)
 }
 
 /// Bytes on the disk of the files in a folder.
@@ -260,11 +274,6 @@ async fn gc(
     if !peer.ip().to_canonical().is_loopback() {
         let told = "only who is on the server's own machine may ask for this\n";
         return (StatusCode::FORBIDDEN, told).into_response();
-    }
-    if request.release_brake
-        && let Err(error) = pages.collector.release_brakes().await
-    {
-        return told(Err(error));
     }
     if request.full {
         pages.collector.look_soon();
@@ -309,6 +318,7 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
             syncing_s: 0.0,
             log_bytes: 0,
             store_bytes: 0,
+            apart: false,
             rates: Rates::default(),
             restored: None,
             keys: key_sum(&reads).unwrap_or_default(),
@@ -325,4 +335,24 @@ async fn ask_status(queue: &mpsc::Sender<Input>) -> Option<Status> {
 
 fn shown(version: Version) -> String {
     version.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_and_store_are_apart_when_they_lie_on_different_disks_and_both_are_there() {
+        let temp = tempfile::tempdir().unwrap();
+        let engine = temp.path();
+        assert!(!are_apart(engine));
+        std::fs::create_dir(engine.join("store")).unwrap();
+        assert!(!are_apart(engine));
+        std::fs::create_dir(engine.join("log")).unwrap();
+        assert!(!are_apart(engine));
+        std::fs::remove_dir(engine.join("log")).unwrap();
+        // No disk, but a file system of its own.
+        std::os::unix::fs::symlink("/proc", engine.join("log")).unwrap();
+        assert!(are_apart(engine));
+    }
 }

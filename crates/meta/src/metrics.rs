@@ -95,6 +95,8 @@ pub struct Metrics {
     store_outage: Family<StoreLabels, Gauge>,
     /// 1 for a copy of the log that counts.
     log_copy: Family<CopyLabels, Gauge>,
+    /// 1 if log and store lie on different disks.
+    apart: Gauge,
     hedged: Counter,
     hedged_won: Counter,
     /// Rows of the past that were forgotten.
@@ -147,6 +149,7 @@ impl Metrics {
             signed: Family::default(),
             store_outage: Family::default(),
             log_copy: Family::default(),
+            apart: Gauge::default(),
             hedged: Counter::default(),
             hedged_won: Counter::default(),
             forgotten: Counter::default(),
@@ -203,6 +206,8 @@ impl Metrics {
         registry.register("store_outage_seconds", help, self.store_outage.clone());
         let help = "1 for a copy of the log that what is durable is in, 0 for one that is left out";
         registry.register("log_copy_counts", help, self.log_copy.clone());
+        let help = "1 if log and store lie on different disks, so that other tools have to image both at one instant";
+        registry.register("log_apart_from_store", help, self.apart.clone());
         let help = "Reads of buckets that were sent a second time because the first answer took long";
         registry.register("hedged", help, self.hedged.clone());
         let help = "Reads of buckets of which the second answer counted";
@@ -254,6 +259,11 @@ impl Metrics {
             let labels = CopyLabels { copy: copy.name.clone() };
             self.log_copy.get_or_create(&labels).set(i64::from(copy.counts));
         }
+    }
+
+    /// Shows whether log and store lie on different disks.
+    pub(crate) fn show_apart(&self, apart: bool) {
+        self.apart.set(i64::from(apart));
     }
 
     /// Shows how many reads of all stores were sent a second time.

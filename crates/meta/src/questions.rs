@@ -80,6 +80,10 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
             let begun = pages.looks.begin(pages.collector, volume, look, replica.map(|replica| *replica));
             begun.map_or_else(Said::Trouble, Said::Looking)
         }
+        Asked::ReleaseBrake => match pages.collector.release_brakes().await {
+            Some(released) => released.map_or_else(Said::Trouble, |()| Said::Released),
+            None => return,
+        },
         Asked::Follow { look, seen } => Said::Looked(pages.looks.follow(look, seen).await),
     };
     let answers = Answers { answers: vec![Answer { id: question.id, said }] };

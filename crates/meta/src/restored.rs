@@ -7,7 +7,7 @@
 //! a restore epoch, and refuses folders of before.
 
 use crate::executor::{Ask, Input};
-use crate::files::{Folder, LockedFolder};
+use crate::files::{CREDENTIALS, CREDENTIALS_BESIDE, Folder, LockedFolder};
 use crate::machine::SharedView;
 use crate::machine::tag::{self, Tag};
 use crate::start::open_engine;
@@ -19,7 +19,7 @@ use chronofs_engine::{Commit, Engine};
 use chronofs_namespace::rows::Volume;
 use chronofs_namespace::{list_volumes, restored};
 use chronofs_snapshot::protocol::Cut;
-use chronofs_snapshot::restore::own::Mark;
+use chronofs_snapshot::restore::own::{MARK, Mark};
 use chronofs_wire::admin::{Assignment, Register, Registered, RestoreEpoch};
 use chronofs_wire::http::{AdminClient, ClientError};
 use chronofs_wire::identity::random;
@@ -28,6 +28,7 @@ use chronofs_wire::token::Token;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
@@ -47,6 +48,36 @@ const OLD_COPY: &str = "an old copy of its folder";
 /// Marks a folder in which a server begins of which nothing is left: it is put back as of before its first commit.
 pub(crate) fn begin_anew(folder: &Folder, token: &Token, now_ns: u64) -> Result<()> {
     mark(token, (NOTHING, Version::ZERO), now_ns)?.write(&folder.0)?;
+    Ok(())
+}
+
+/// Refuses a folder with anything in it but what an earlier try to begin anew there has left: the mark, and the token after it.
+pub(crate) fn must_be_empty(folder: &Path) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.with_context(|| format!("cannot list {}", folder.display()))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    let half = format!("{MARK}.new");
+    let of_a_try = match Mark::read(folder)? {
+        Some(mark) => {
+            let ours = |name: &String| {
+                *name == MARK || *name == half || name == CREDENTIALS || name.starts_with(CREDENTIALS_BESIDE)
+            };
+            mark.instead.as_deref() == Some(NOTHING) && mark.began.is_none() && names.iter().all(ours)
+        }
+        None => names.iter().all(|name| *name == half),
+    };
+    if !of_a_try {
+        bail!(
+            "{} is not empty: a server begins anew in a folder of its own; name an empty one with --db-folder, and keep this one",
+            folder.display()
+        );
+    }
     Ok(())
 }
 
@@ -320,6 +351,40 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn beginning_anew_is_repeated_where_a_try_was_interrupted_and_refused_where_anything_else_lies() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("meta");
+        let token = Token::draw(TokenKind::MetadataStore, "127.0.0.1:1", Sha256([0; 32])).unwrap();
+        let begin = || crate::start::begin_anew(&dir, &token.to_string(), None);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(format!("{MARK}.new")), "half of it").unwrap();
+        begin().unwrap();
+        // Between the mark and the token.
+        fs::remove_file(dir.join(CREDENTIALS)).unwrap();
+        fs::write(dir.join(format!("{CREDENTIALS_BESIDE}7")), "half of it").unwrap();
+        begin().unwrap();
+        begin().unwrap();
+        assert_eq!(Folder(dir.clone()).token().unwrap().to_string(), token.to_string());
+        assert_eq!(Mark::read(&dir).unwrap().unwrap().instead.as_deref(), Some(NOTHING));
+
+        let refused = || {
+            let why = begin().unwrap_err().to_string();
+            assert!(why.contains("is not empty"), "{why}");
+        };
+        fs::create_dir(dir.join("engine")).unwrap();
+        refused();
+        fs::remove_dir(dir.join("engine")).unwrap();
+        let begun = Mark { began: Some(1), ..Mark::read(&dir).unwrap().unwrap() };
+        begun.write(&dir).unwrap();
+        refused();
+        Mark { began: None, instead: None, ..begun }.write(&dir).unwrap();
+        refused();
+        fs::remove_file(dir.join(MARK)).unwrap();
+        refused();
+    }
+
     use chronofs_core::Retention;
     use chronofs_core::store::{Credentials, StoreKind};
     use chronofs_core::volume::{Compression, VolumeSpec};

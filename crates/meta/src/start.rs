@@ -101,15 +101,10 @@ pub fn init_creds(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<
 }
 
 /// Saves the token of a metadata store of which nothing is left: the server that starts in this folder, which has to be empty, makes
-/// its volumes anew, with other numbers than before.
+/// its volumes anew, with other numbers than before. Said again before that it is said once.
 pub fn begin_anew(db_folder: &Path, token: &str, admin: Option<&str>) -> Result<()> {
     let parsed = Token::parse_as(token, TokenKind::MetadataStore)?;
-    if fs::read_dir(db_folder).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!(
-            "{} is not empty: a server begins anew in a folder of its own; name an empty one with --db-folder, and keep this one",
-            db_folder.display()
-        );
-    }
+    restored::must_be_empty(db_folder)?;
     restored::begin_anew(&Folder::make(db_folder)?, &parsed, now().wall_ns)?;
     init_creds(db_folder, token, admin)
 }
@@ -212,7 +207,10 @@ impl Server {
             epoch: folder.registered()?.map_or(0, |registered| registered.epoch),
             restore: restored::epoch_of(&folder)?,
             recovers: config.recover_log,
+            last_commit_ns: None,
         };
+        // A folder that knows of none is new, or was put together of images.
+        let had_server = register.epoch > 0;
         if let Some(client) = &client {
             restored::must_not_be_fenced(client, &register).await?;
         }
@@ -220,6 +218,14 @@ impl Server {
         let (core, engine) = open_told(&locked, client.as_ref(), &mut register, &log_servers, config).await?;
         // From now on it is of the restore that it has begun with, and a later one ends it.
         (register.restore, register.recovers) = (restored::epoch_of(&folder)?, false);
+        let last_commit = engine.opening().last_commit;
+        if had_server && last_commit > Version::ZERO {
+            register.last_commit_ns = Some(last_commit.0);
+            // Before anybody is served: a copy of the same start is told by what it lacks.
+            if let Some(client) = &client {
+                restored::must_not_be_fenced(client, &register).await?;
+            }
+        }
         let copies = engine.copies().cloned();
         let life = Duration::from_millis(u64::from(core.machine.config().life_ms));
         let epoch = core.machine.config().epoch;

@@ -33,6 +33,10 @@ pub struct Register {
     /// Its log is written anew from copies that have all of it, so it goes on from the newest restore whatever its folder says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovers: bool,
+    /// The last commit that its store was opened with. A folder whose server has told of a later one ([`Report::durable_ns`]) is an
+    /// older copy. None: the store is not open yet, has no commit, or had no server before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_commit_ns: Option<u64>,
 }
 
 /// The code of the refusal of a folder that was followed by a restore in place.
@@ -263,7 +267,7 @@ pub struct AssignedToken {
 }
 
 /// `POST /v1/meta/report` with the metadata store's token: what became of the assignment.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Report {
     /// The revision that is in force.
@@ -276,6 +280,13 @@ pub struct Report {
     /// The epoch that the server's folder holds: an older copy of it holds a lower one. 0: it could not be written.
     #[serde(default)]
     pub kept_epoch: u64,
+    /// The start that says this, as in [`Register::boot`].
+    #[serde(default)]
+    pub boot: u64,
+    /// The last commit that is durable, in the log and in the copies of it that count: a copy of the folder from before it does not have
+    /// it. 0: there is none.
+    #[serde(default)]
+    pub durable_ns: u64,
 }
 
 /// A volume in a [`Report`].

@@ -109,6 +109,8 @@ pub enum Asked {
         /// News up to this number have arrived.
         seen: u64,
     },
+    /// Let go what the brake of the collection holds back. -> [`Said::Released`] or [`Said::Trouble`]
+    ReleaseBrake,
 }
 
 /// Instants of volumes that are to be kept: of one for a hold, of all for a copy that others made.
@@ -342,6 +344,8 @@ pub enum Said {
     Looking(u64),
     /// What is new.
     Looked(Told),
+    /// The brake of the collection holds back nothing of what lost its last name by then, durably.
+    Released,
 }
 
 /// `POST /v1/meta/starting` with the metadata store's token, every 2 s until the server registers: it is starting.

@@ -117,6 +117,8 @@ pub struct MetaSaid {
     pub log_bytes: u64,
     /// Bytes of the store.
     pub store_bytes: u64,
+    /// Log and store lie on different disks.
+    pub apart: bool,
     /// How often something happens.
     pub rates: Rates,
     /// Pairs of the operators' key space.
@@ -130,6 +132,10 @@ pub struct MetaSaid {
     /// It was restored from a disk snapshot.
     pub restored: Option<RestoredSaid>,
 }
+
+/// What it means that log and store of a metadata server lie on different disks, and what to do.
+pub const APART: &str = "log and store lie on different disks: an image of running disks by other tools is whole only if both are \
+                         taken at one instant; use chronofs snapshot create or backup create";
 
 /// The copies of a log, and the epoch under which they count.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -80,7 +80,7 @@ pub(super) async fn follow(
     }
 }
 
-async fn ask(app: &App, store: &str, asked: Asked) -> Result<Said, AdminError> {
+pub(super) async fn ask(app: &App, store: &str, asked: Asked) -> Result<Said, AdminError> {
     let key = store.to_owned();
     let store = app.database.run(move |tx| stores::find_metadata(tx, &key)).await?;
     app.questions.ask(&store.id, asked, ANSWERS_WITHIN).await.map_err(|silent| {
@@ -94,6 +94,6 @@ async fn ask(app: &App, store: &str, asked: Asked) -> Result<Said, AdminError> {
     })
 }
 
-fn another() -> AdminError {
+pub(super) fn another() -> AdminError {
     AdminError::Internal("the metadata server answered another question".to_owned())
 }

@@ -73,14 +73,22 @@ pub(super) async fn status(who: Who, State(app): State<Arc<App>>) -> Answer<Clus
         .filter_map(|server| Some(format!("log server '{}': {}", server.name, server.fault.as_ref()?)));
     let asked = app.clone();
     let (backups, schedules) = crate::backups::blocking(move || {
-        Ok((crate::backups::all(&asked)?, crate::schedules::health(&asked)?))
+        Ok((crate::backups::all(&asked)?, crate::schedules::standing(&asked)?))
     })
     .await?;
     let late = schedules.iter().filter_map(|health| {
-        Some(format!("backups by schedule '{}': {}", health.schedule.name, health.fault.as_ref()?))
+        let why = health.fault.as_ref()?;
+        Some(match health.schedule.name.as_str() {
+            "" => format!("backups: {why}"),
+            name => format!("backups by schedule '{name}': {why}"),
+        })
     });
     let mut warnings = crate::backups::warnings(&backups, volumes);
     warnings.extend(in_place(&restored_servers, restored_admin.as_ref()));
+    warnings.extend(members.iter().filter_map(|member| {
+        let warning = crate::state::warnings(&member.understood()?)?;
+        Some(format!("metadata store '{}': {warning}", member.name))
+    }));
     let faults: Vec<String> = of_members.chain(of_servers).chain(late).collect();
     Ok(Json(ClusterStatus {
         cluster: identity(&app),

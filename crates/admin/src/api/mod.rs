@@ -9,6 +9,7 @@ pub(crate) mod audit;
 mod auth;
 mod backups;
 mod block_stores;
+mod brake;
 mod cluster;
 pub(crate) mod deleted;
 mod deploy;
@@ -288,6 +289,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(block_stores::probe_again))
         .routes(routes!(stores::list_metadata, stores::create_metadata))
         .routes(routes!(stores::show_metadata, stores::change_metadata, stores::delete_metadata))
+        .routes(routes!(brake::release))
         .routes(routes!(log_servers::list, log_servers::create))
         .routes(routes!(log_servers::show, log_servers::change, log_servers::delete))
         .routes(routes!(log_servers::register))

@@ -39,7 +39,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Adm
     app.metrics.metadata_stores.set(gauge(stores.len()));
     app.metrics.metadata_stores_connected.set(gauge(connected));
     let asked = app.clone();
-    let schedules = crate::backups::blocking(move || crate::schedules::health(&asked)).await?;
+    let schedules = crate::backups::blocking(move || crate::schedules::standing(&asked)).await?;
     app.metrics.backups(&schedules);
     app.metrics.log_servers.set(gauge(servers.len()));
     let connected =

@@ -1,7 +1,7 @@
 //! Backups. Their records are JSON: nothing here asks for one by what is in it. Beside what a record says, its row keeps which
 //! volumes there were when it was made: rows of volumes go in the end, and a backup that had one that is gone is not whole.
 
-use super::{maybe_unsigned, taken, to_sql};
+use super::{epochs, maybe_unsigned, restored, taken, to_sql};
 use crate::AdminError;
 use chronofs_backup::record::{Backup, Stands};
 use chronofs_backup::schedule::Schedule;
@@ -108,6 +108,16 @@ fn stands(row: &Row<'_>) -> rusqlite::Result<Stands> {
     Ok(Stands { name: row.get("name")?, earliest_ns, gone: gone.map(str::to_owned) })
 }
 
+/// Since when there has been something that could be lost: a volume. What was before a restore does not count.
+pub fn wanted_since(tx: &Transaction<'_>) -> Result<Option<u64>, AdminError> {
+    let sql = "SELECT min(created_ns) AS since_ns FROM volume WHERE deleted_ns IS NULL";
+    let oldest = tx.query_row(sql, [], |row| maybe_unsigned(row, "since_ns"))?;
+    let clone = restored::find(tx)?.map(|restored| restored.prepared_ns);
+    let admin = epochs::restored_admin(tx)?.map(|restored| restored.prepared_ns);
+    let servers = epochs::list(tx)?.into_iter().map(|restored| restored.learned_ns);
+    Ok(oldest.map(|oldest| servers.chain(clone).chain(admin).fold(oldest, u64::max)))
+}
+
 const SCHEDULE: &str = "backup-schedule";
 
 fn text(schedule: &Schedule) -> Result<String, AdminError> {
@@ -205,6 +215,34 @@ mod tests {
             params![id, to_sql(created_ns)],
         )?;
         Ok(())
+    }
+
+    #[test]
+    fn backups_are_wanted_from_the_first_volume_on_and_anew_after_a_restore() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        let since = || database.write(wanted_since).unwrap();
+        assert_eq!(since(), None);
+        let made = database.write(|tx| {
+            volume(tx, "one", 5)?;
+            volume(tx, "two", 9)
+        });
+        made.unwrap();
+        assert_eq!(since(), Some(5));
+        database
+            .write(|tx| Ok(tx.execute_batch("UPDATE volume SET deleted_ns = 7 WHERE id = 'one'")?))
+            .unwrap();
+        assert_eq!(since(), Some(9));
+        let restored = chronofs_wire::status::RestoredAdmin {
+            uid: "u".to_owned(),
+            cut_ns: 20,
+            prepared_ns: 30,
+            epoch: 30,
+            accepted_ns: Some(31),
+            reviews: BTreeMap::new(),
+        };
+        database.write(|tx| epochs::save_admin(tx, &restored)).unwrap();
+        assert_eq!(since(), Some(30));
     }
 
     #[test]

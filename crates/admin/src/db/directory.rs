@@ -2,7 +2,7 @@
 
 use super::{
     block_stores, deleted, epochs, log_servers, logs, maybe_unsigned, now_ns, parsed, restored, set_setting,
-    setting, stores, to_sql, unsigned, volumes,
+    setting, shown, stores, to_sql, unsigned, volumes,
 };
 use crate::AdminError;
 use crate::model::MetadataStore;
@@ -79,14 +79,53 @@ fn kept_epoch(tx: &Transaction<'_>, store: &str) -> Result<u64, AdminError> {
     Ok(kept.and_then(|kept| kept.parse().ok()).unwrap_or(0))
 }
 
-/// Keeps it; 0 when a restore in place has begun, which has numbers of its own.
-pub fn keep_epoch(tx: &Transaction<'_>, store: &str, epoch: u64) -> Result<(), AdminError> {
+fn keep_epoch(tx: &Transaction<'_>, store: &str, epoch: u64) -> Result<(), AdminError> {
     set_setting(tx, &format!("{KEPT_EPOCH}{store}"), &epoch.to_string())
 }
 
-/// Forgets what folders hold: they are those of another cluster.
-pub fn forget_kept_epochs(tx: &Transaction<'_>) -> Result<(), AdminError> {
-    tx.execute("DELETE FROM setting WHERE key LIKE ?1 || '%'", [KEPT_EPOCH])?;
+/// Setting, with the id of the metadata store behind it: the last commit that its owner has told to be durable, and which start told
+/// that, with a blank between them.
+const KEPT_COMMIT: &str = "kept-commit:";
+
+/// The last commit that is known of a store, and the start that told it.
+fn kept_commit(tx: &Transaction<'_>, store: &str) -> Result<Option<(u64, u64)>, AdminError> {
+    let kept = setting(tx, &format!("{KEPT_COMMIT}{store}"))?;
+    let read = |kept: String| {
+        let (commit, boot) = kept.split_once(' ')?;
+        Some((commit.parse::<u64>().ok()?, boot.parse::<u64>().ok()?))
+    };
+    Ok(kept.and_then(read))
+}
+
+/// Keeps what the owner has told. What one that was followed by another tells late is of no use; and another start may have been
+/// admitted with less, from images.
+fn keep_commit(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), AdminError> {
+    let found = stores::find_metadata(tx, store)?;
+    let owns = epoch_of(tx, &found.id, &report.boot.to_string())? == Some(found.epoch);
+    let news = match kept_commit(tx, store)? {
+        Some((commit, boot)) => boot != report.boot || commit < report.durable_ns,
+        None => true,
+    };
+    if owns && news && report.durable_ns > 0 {
+        let told = format!("{} {}", report.durable_ns, report.boot);
+        set_setting(tx, &format!("{KEPT_COMMIT}{store}"), &told)?;
+    }
+    Ok(())
+}
+
+/// Forgets what the folder of a store holds: a restore in place has begun, which has numbers of its own.
+pub fn forget_kept(tx: &Transaction<'_>, store: &str) -> Result<(), AdminError> {
+    for key in [KEPT_EPOCH, KEPT_COMMIT] {
+        tx.execute("DELETE FROM setting WHERE key = ?1 || ?2", [key, store])?;
+    }
+    Ok(())
+}
+
+/// Forgets what all folders hold: they are those of another cluster.
+pub fn forget_all_kept(tx: &Transaction<'_>) -> Result<(), AdminError> {
+    for key in [KEPT_EPOCH, KEPT_COMMIT] {
+        tx.execute("DELETE FROM setting WHERE key LIKE ?1 || '%'", [key])?;
+    }
     Ok(())
 }
 
@@ -98,19 +137,40 @@ pub fn must_be_no_old_copy(
     found: &MetadataStore,
     register: &Register,
 ) -> Result<(), AdminError> {
-    let kept = kept_epoch(tx, &found.id)?;
     let recovers = register.recovers && !logs::of(tx, &found.id)?.members.copies.is_empty();
-    let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
     let begins = register.restore.as_ref().is_some_and(|restore| restore.began_ns.is_none());
-    if begins || register.epoch == 0 || register.epoch >= kept || recovers || known.is_some() {
+    if begins || register.epoch == 0 || recovers {
         return Ok(());
     }
+    let kept = kept_epoch(tx, &found.id)?;
+    let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
+    let of_earlier_start = register.epoch < kept && known.is_none();
+    // A start that has served tells of what it has done since it was opened, and may register again.
+    let missing = match (kept_commit(tx, &found.id)?, register.last_commit_ns) {
+        (Some((commit, boot)), Some(last)) if last < commit && boot != register.boot => Some((last, commit)),
+        _ => None,
+    };
+    let why = match missing {
+        _ if of_earlier_start => {
+            format!(
+                "it knows of epoch {}, and a server has served from one with epoch {kept}",
+                register.epoch
+            )
+        }
+        Some((last, commit)) => {
+            format!(
+                "its last commit is of {}, and a server has served from one up to {}",
+                shown(last),
+                shown(commit)
+            )
+        }
+        None => return Ok(()),
+    };
     Err(AdminError::Fenced(format!(
-        "the folder of this server is an older copy of that of metadata store '{}': it knows of epoch {}, and a server has served from \
-         one with epoch {kept}. What that gave numbers to would be mistaken for something else, so this one is not started. If the newer \
-         folder is there, start the server on it; if it is lost, go on from this one as from a restore: chronofs meta init creds \
-         --old-copy --token TOKEN --db-folder DIR",
-        found.name, register.epoch
+        "the folder of this server is an older copy of that of metadata store '{}': {why}. What that gave numbers to would be mistaken \
+         for something else, so this one is not started. If the newer folder is there, start the server on it; if it is lost, go on \
+         from this one as from a restore: chronofs meta init creds --old-copy --token TOKEN --db-folder DIR",
+        found.name
     )))
 }
 
@@ -276,6 +336,9 @@ pub fn report(tx: &Transaction<'_>, store: &str, report: &Report) -> Result<(), 
             epoch = report.kept_epoch,
             "older copies of its folder are refused from now on"
         );
+    }
+    if serves {
+        keep_commit(tx, store, report)?;
     }
     let mut statement = tx.prepare_cached(
         "UPDATE volume SET born_ns = ?3, earliest_ns = ?4, used_bytes = ?5, used_inodes = ?6, sessions = ?7,

@@ -147,8 +147,13 @@ fn judge(tx: &Transaction<'_>, store: &MetadataStore, register: &Register) -> Re
 /// Refuses a server whose folder is of before the newest restore, or an older copy; nothing is written down.
 pub fn check(tx: &Transaction<'_>, store: &str, register: &Register) -> Result<(), AdminError> {
     let found = stores::find_metadata(tx, store)?;
-    match judge(tx, &found, register)? {
+    let verdict = judge(tx, &found, register)?;
+    // What was known of the folders of before ends when it registers as one that has begun.
+    let said = register.restore.as_ref().map(|restore| restore.id.as_str());
+    let begins = pending(tx, &found)?.is_some_and(|pending| said == Some(pending.restore.id.as_str()));
+    match verdict {
         Verdict::New(_) => Ok(()),
+        _ if begins => Ok(()),
         _ => directory::must_be_no_old_copy(tx, &found, register),
     }
 }
@@ -191,7 +196,7 @@ pub fn admit(
     if restore.began_ns.is_some() && (new || waited == id) {
         let (actor, uid) = (format!("metadata-store {}", store.name), &restore.uid);
         let said = format!("from {uid}, restore epoch {}", restore.epoch);
-        directory::keep_epoch(tx, &store.id, 0)?;
+        directory::forget_kept(tx, &store.id)?;
         audit::note(tx, &actor, "restored in place", &said)?;
         tracing::warn!(
             store = %store.name, epoch = restore.epoch, uid,
@@ -275,7 +280,7 @@ pub fn parked(
 /// Forgets all: they are those of another cluster.
 pub fn forget_all(tx: &Transaction<'_>) -> Result<(), AdminError> {
     tx.execute("DELETE FROM restore_epoch", [])?;
-    directory::forget_kept_epochs(tx)?;
+    directory::forget_all_kept(tx)?;
     tx.execute("DELETE FROM setting WHERE key = ?1", [RESTORED_ADMIN])?;
     Ok(())
 }

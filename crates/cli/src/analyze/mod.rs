@@ -9,7 +9,7 @@ mod rows;
 mod salvage;
 mod usage;
 
-pub(crate) use rows::rows;
+pub(crate) use rows::{only_store, rows};
 
 use crate::cluster::AdminArgs;
 use crate::serve;

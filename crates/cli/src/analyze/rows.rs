@@ -49,7 +49,8 @@ pub(crate) fn rows(store: Option<String>, admin: Option<&str>, cluster: &Cluster
     })?
 }
 
-async fn only_store(client: &AdminClient) -> Result<String> {
+/// The metadata store that is meant where none is named.
+pub(crate) async fn only_store(client: &AdminClient) -> Result<String> {
     let stores: Value = client.call(Method::GET, "/v1/metadata-stores", None::<&()>).await?;
     let names: Vec<&str> =
         stores.as_array().into_iter().flatten().filter_map(|s| s["name"].as_str()).collect();

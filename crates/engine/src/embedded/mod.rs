@@ -207,6 +207,13 @@ impl<S: Store, D: Disk> Embedded<S, D> {
         self.core.opening
     }
 
+    /// The last commit that is durable. [`Engine::durable`] begins at a version that is above it if the last start went down: that
+    /// of no commit, which a later start need not find.
+    pub fn durable_commit(&self) -> Version {
+        let durable = self.durable();
+        if durable > self.core.opening.floor { durable } else { self.core.opening.last_commit }
+    }
+
     /// The highest version that may have been handed out before this start. [`Engine::applied`] begins here.
     pub fn floor(&self) -> Version {
         self.core.opening.floor

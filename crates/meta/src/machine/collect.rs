@@ -408,17 +408,17 @@ impl Machine {
     }
 
     /// All that is retired by now may go, in every volume, however much it is.
-    pub fn release_brakes(&mut self, group: &mut Group) -> Result<(), EngineError> {
+    pub fn release_brakes(&mut self, group: &mut Group) -> Result<Result<(), SystemError>, EngineError> {
+        if let Some(refused) = self.keeps_nothing(group) {
+            return Ok(Err(refused));
+        }
         let live = self.volumes.values().filter(|volume| volume.row.deleted.is_none());
         let ids: Vec<Uuid> = live.map(|volume| volume.id()).collect();
-        if self.is_recovering() || group.full {
-            return Ok(());
-        }
         for volume in ids {
             drop(self.system(group, &SystemRequest::ReleaseBrake { volume })?);
         }
         self.volumes.values_mut().for_each(|volume| volume.falls_of_held.close());
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Why nothing can be kept or released now, if so.

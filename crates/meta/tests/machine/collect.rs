@@ -232,7 +232,11 @@ fn more_than_half_at_once_waits_for_a_word_says_how_to_go_on_and_goes_then() {
     assert!(server.collection().braked);
     let says_how = |text: &&String| text.contains("chronofs meta gc --release-brake");
     assert_eq!(told.iter().filter(says_how).count(), 1, "once, not at each tick: {told:?}");
-    server.core.decide(server.now_ns, |machine, group| machine.release_brakes(group)).unwrap();
+    let released = server.core.decide(server.now_ns, |machine, group| {
+        machine.release_brakes(group)?.unwrap();
+        Ok(())
+    });
+    released.unwrap();
     assert_eq!(server.pass(2_000, true).len(), 19);
     assert!(!server.collection().braked);
     server.verify();

@@ -116,7 +116,14 @@ fn report() -> Report {
         keys: Some(KeptKeys { revision: 25, sealed: "{}".to_owned() }),
     };
     let probed = Probed { id: 14, problem: Some("not empty".to_owned()) };
-    Report { revision: 15, volumes: vec![volume], probed: vec![probed], kept_epoch: 3 }
+    Report {
+        revision: 15,
+        volumes: vec![volume],
+        probed: vec![probed],
+        kept_epoch: 3,
+        boot: 26,
+        durable_ns: 27,
+    }
 }
 
 /// The body is that of the golden file, which also means the same.
@@ -136,6 +143,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
         epoch: 17,
         restore: Some(restore()),
         recovers: true,
+        last_commit_ns: Some(28),
     };
     assert_body("register.json", &register);
     let named = |n| [(uuid(n), format!("v{n}"))].into();
@@ -334,6 +342,7 @@ fn questions() -> Questions {
     // What came later stands behind what was there.
     looks.insert(looks.len() - 2, Asked::Follow { look: 29, seen: 30 });
     let asked = [Asked::Status].into_iter().chain(ops.map(Asked::Keys)).chain(last).chain(looks);
+    let asked = asked.chain([Asked::ReleaseBrake]);
     Questions { questions: (1..).zip(asked).map(|(id, asked)| Question { id, asked }).collect() }
 }
 
@@ -374,6 +383,7 @@ fn answers() -> Answers {
         Said::Holds(vec![held]),
         Said::Looking(29),
         Said::Looked(Told { gone: true, ..Told::default() }),
+        Said::Released,
     ];
     Answers { answers: (1..).zip(said).map(|(id, said)| Answer { id, said }).collect() }
 }
