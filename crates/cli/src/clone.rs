@@ -8,7 +8,7 @@ use crate::serve;
 use crate::snap_create::now;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::Version;
-use chronofs_snapshot::protocol::Record;
+use chronofs_snapshot::protocol::{Record, State};
 use chronofs_snapshot::restore::own::{self, Found, OwnMachine, OwnPlan, OwnSet, Proof};
 use chronofs_snapshot::{Address, record};
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
@@ -59,8 +59,12 @@ impl Committed {
             (None, false) => Proof::None,
         };
         own::check(set, proof)?;
-        let until_ns = read.as_ref().or(known).and_then(|record| record.intent.keep_until_ns);
-        match until_ns.filter(|until_ns| *until_ns <= now_ns() && !self.accept_expired) {
+        let record = read.as_ref().or(known);
+        let until_ns = record.and_then(|record| record.intent.keep_until_ns);
+        // By the coordinator's clock or by ours.
+        let has_expired = record.is_some_and(|record| record.state == State::Expired);
+        let is_over = |until_ns: &u64| has_expired || *until_ns <= now_ns();
+        match until_ns.filter(|until_ns| is_over(until_ns) && !self.accept_expired) {
             Some(until_ns) => bail!(
                 "what snapshot {} needs in the block stores was kept until {} only: files may lack their bytes; if that is \
                  meant: --accept-expired",

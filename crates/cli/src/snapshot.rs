@@ -132,8 +132,7 @@ pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
                 let path = format!("/v1/snapshots/{uid}{}", if force { "?force=true" } else { "" });
                 let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
                 let is_old = deleted.context("snapshot delete")?["already"] == json!(true);
-                let gone =
-                    if is_old { "is gone already: it was deleted, or expired" } else { "is forgotten" };
+                let gone = if is_old { "is gone already: it was deleted" } else { "is forgotten" };
                 output::line(format_args!(
                     "snapshot {uid} {gone}; delete the copies of its images yourself"
                 ))?;
@@ -382,6 +381,7 @@ fn row(record: &Record, value: &Value) -> Value {
     let kept_until = match (record.state, intent.keep_until_ns) {
         (State::Complete, Some(ns)) => json!(Version(ns).to_string()),
         (State::Complete, None) => json!("deleted"),
+        (State::Expired, Some(ns)) => json!(format!("{} (over: it may not be whole)", Version(ns))),
         _ => Value::Null,
     };
     let cuts: BTreeMap<&str, String> = record

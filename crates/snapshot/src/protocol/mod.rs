@@ -224,6 +224,17 @@ pub enum State {
     Aborted,
     /// Was complete or not, and is deleted: nothing is kept for it any more.
     Deleted,
+    /// Was complete, and its time to be kept is over: nothing is kept for it any more, so it may not be whole. Its images
+    /// are what they were.
+    Expired,
+}
+
+impl State {
+    /// Whether every member had done its part, so that the images are a set, whatever is kept for it by now.
+    #[must_use]
+    pub const fn has_images(self) -> bool {
+        matches!(self, State::Complete | State::Expired)
+    }
 }
 
 /// What of a member's store is in a set: images of its store up to one commit, of its log up to the cut.

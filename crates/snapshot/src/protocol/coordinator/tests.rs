@@ -52,10 +52,31 @@ fn a_set_whose_time_is_over_goes_when_all_members_have_said_that_nobody_reads_it
     assert_eq!(unheard.readers(&uid('a')), ["a clone"]);
     unheard.poll(at(103), &poll(&['a'], Some(&['b'])));
     let expired = unheard.expire(at(104), is_there).unwrap();
-    assert_eq!((expired.state, expired.intent.attempt.uid), (State::Deleted, uid('a')));
+    assert_eq!((expired.state, expired.intent.attempt.uid), (State::Expired, uid('a')));
     assert_eq!(unheard.expire(at(105), is_there), None);
     let (orders, _) = unheard.poll(at(106), &poll(&['a'], Some(&[])));
     assert!(matches!(orders[..], [Order { what: What::Finish { complete: false }, .. }]), "{orders:?}");
+}
+
+#[test]
+fn a_set_that_expired_stays_known_until_somebody_deletes_it_and_its_uid_stays_used() {
+    let mut coordinator = with_a_set();
+    coordinator.expire(at(101), |_| false).unwrap();
+    // Also after the next start.
+    let saved = coordinator.records().cloned().collect();
+    let (mut coordinator, closed) = Coordinator::new(saved, at(102));
+    assert_eq!(closed, Vec::new());
+    let known = coordinator.record(&uid('a')).unwrap().clone();
+    assert!(known.state == State::Expired && known.state.has_images(), "{known:?}");
+    let command = (known.intent.program.clone(), known.intent.arguments.clone());
+    let again = Request { program: command.0, arguments: command.1, ..request('a') };
+    let refused = coordinator.start(at(103), again, two().to_vec()).unwrap_err();
+    assert_eq!(refused.code, SnapshotCode::Duplicate);
+    assert!(refused.why.contains("its time to be kept is over"), "{refused}");
+    coordinator.poll(at(104), &poll(&['a'], Some(&[])));
+    assert_eq!(coordinator.strangers(), BTreeMap::new(), "it is known");
+    assert_eq!(coordinator.delete(&uid('a')).unwrap().state, State::Deleted);
+    assert!(!State::Deleted.has_images());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::{OwnImage, OwnSet, Refused};
 use crate::error::Error;
 use crate::label::{LABEL, LABEL_SUM};
 use crate::name::Role;
-use crate::protocol::{Cut, Record, State};
+use crate::protocol::{Cut, Record};
 use crate::tree::{Depth, compare_tree};
 
 /// What proves that a set is one.
@@ -64,7 +64,7 @@ fn committed(set: &OwnSet, record: &Record) -> Result<(), Refused> {
     if intent.attempt.uid != *uid {
         return Err(Refused::OtherRecord { said: intent.attempt.uid.clone(), uid: uid.clone() });
     }
-    if record.state != State::Complete {
+    if !record.state.has_images() {
         let state = format!("{:?}", record.state).to_lowercase();
         return Err(Refused::NotComplete { uid: uid.clone(), state });
     }

@@ -149,12 +149,18 @@ fn a_whole_set_is_proved_by_its_record_or_on_demand_by_its_labels() {
     let set = Example::new();
     set.verify(Proof::Record(&record())).unwrap();
     set.verify(Proof::Labels).unwrap();
+    // What is kept for it elsewhere is another question.
+    set.verify(Proof::Record(&Record { state: State::Expired, ..record() })).unwrap();
     says(
         &set.verify(Proof::None).unwrap_err().to_string(),
         &["nothing proves", "--record", "--accept-uncommitted"],
     );
-    for (state, word) in [(State::Failed, "failed"), (State::Aborted, "aborted"), (State::Running, "running")]
-    {
+    for (state, word) in [
+        (State::Failed, "failed"),
+        (State::Aborted, "aborted"),
+        (State::Running, "running"),
+        (State::Deleted, "deleted"),
+    ] {
         let record = Record { state, ..record() };
         says(&set.verify(Proof::Record(&record)).unwrap_err().to_string(), &["not complete", word]);
     }
