@@ -204,6 +204,7 @@ fn a_set_taken_under_load_is_each_store_at_its_cut() {
     installation.ok(&["snapshot", "describe", &uid, "--record", text(&record)]);
     let record = read_record(&record);
     assert_eq!(record["cuts"].as_object().unwrap().len(), 2, "{record}");
+    assert_eq!(record["labels"].as_object().unwrap().len(), 3, "{record}");
     // What was prepared is gone, and the copies are enough.
     for folder in ["meta/engine/images", "meta2/engine/images", "admin/images"] {
         let folder = installation.path(folder);

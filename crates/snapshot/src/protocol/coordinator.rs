@@ -508,8 +508,11 @@ impl Coordinator {
                 let store = version(Role::Storage).unwrap_or(cut);
                 record.cuts.insert(node.id.clone(), Cut { store, cut });
             }
-            if let Some(bytes) = told(Step::Label).and_then(|told| told.bytes) {
-                record.bytes.insert(node.id.clone(), bytes);
+            if let Some(label) = told(Step::Label) {
+                record.bytes.extend(label.bytes.map(|bytes| (node.id.clone(), bytes)));
+                if !label.labels.is_empty() {
+                    record.labels.insert(node.id.clone(), label.labels.clone());
+                }
             }
             if let Some(held_ms) = told(Step::Release).and_then(|told| told.held_ms) {
                 record.held_ms.insert(node.id.clone(), held_ms);
@@ -582,6 +585,7 @@ const fn running(intent: Intent) -> Record {
         cuts: BTreeMap::new(),
         bytes: BTreeMap::new(),
         held_ms: BTreeMap::new(),
+        labels: BTreeMap::new(),
         code: None,
         failures: Vec::new(),
     }

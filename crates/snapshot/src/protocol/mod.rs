@@ -169,6 +169,9 @@ pub struct Told {
     /// Where the log was ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+    /// The checksum of the label of each image: it stands for every file that the label lists.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Role, String>,
 }
 
 /// Why a step could not be done.
@@ -273,6 +276,9 @@ pub struct Record {
     /// How long each member that has a log held it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub held_ms: BTreeMap<String, u64>,
+    /// The checksums of the labels of each member's images. One of an earlier version says none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, BTreeMap<Role, String>>,
     /// Why it failed.
     pub code: Option<SnapshotCode>,
     /// What went wrong where.
@@ -443,6 +449,7 @@ pub(crate) mod tests {
             cuts: BTreeMap::from([("0190".to_owned(), Cut { store: 5, cut: 6 })]),
             bytes: BTreeMap::from([("0190".to_owned(), 11)]),
             held_ms: BTreeMap::from([("0190".to_owned(), 12)]),
+            labels: BTreeMap::new(),
             code: Some(SnapshotCode::TlogFailed),
             failures: vec![failure],
         }
@@ -458,7 +465,7 @@ pub(crate) mod tests {
         let orders = [what, finish].map(|what| Order { attempt: attempt.clone(), epoch: 3, what });
         let fault = Fault { code: SnapshotCode::StorageFailed, why: "no room".to_owned() };
         let note = "exited with 0".to_owned();
-        let told = Told { version: Some(6), note, bytes: Some(11), held_ms: Some(12), ended: None };
+        let told = Told { version: Some(6), note, bytes: Some(11), held_ms: Some(12), ..Told::default() };
         let said = [
             (Step::Image(Role::Tlog), Ok(told)),
             (Step::Label, Ok(Told::default())),
@@ -513,5 +520,18 @@ pub(crate) mod tests {
         assert_eq!(text, golden);
         let again: Intent = serde_json::from_str(&serde_json::to_string(&intent).unwrap()).unwrap();
         assert_eq!(again, intent);
+    }
+
+    #[test]
+    fn checksums_of_labels_keep_their_form() {
+        let labels = BTreeMap::from([(Role::Tlog, "cd".to_owned()), (Role::Storage, "ab".to_owned())]);
+        let told = Told { labels: labels.clone(), ..Told::default() };
+        let text = serde_json::to_string(&told).unwrap();
+        assert_eq!(text, r#"{"labels":{"storage":"ab","tlog":"cd"}}"#);
+        assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told);
+        let record = Record { labels: BTreeMap::from([("0190".to_owned(), labels)]), ..record() };
+        let value = serde_json::to_value(&record).unwrap();
+        assert_eq!(value["labels"]["0190"]["tlog"], "cd");
+        assert_eq!(serde_json::from_value::<Record>(value).unwrap(), record);
     }
 }

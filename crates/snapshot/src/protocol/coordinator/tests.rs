@@ -325,6 +325,25 @@ fn what_is_not_done_in_time_is_said_of_all_with_the_code_of_its_role() {
 }
 
 #[test]
+fn the_record_of_a_set_has_the_checksum_of_every_label() {
+    let [store, admin] = two();
+    let mut coordinator = before(Phase::Label);
+    let labelled = |sums: &[(Role, &str)]| {
+        let labels = sums.iter().map(|(role, sum)| (*role, (*sum).to_owned())).collect();
+        (Step::Label, Ok(Told { bytes: Some(5), labels, ..Told::default() }))
+    };
+    says(&mut coordinator, at(1), &store, &[labelled(&[(Role::Storage, "ab"), (Role::Tlog, "cd")])]);
+    says(&mut coordinator, at(1), &admin, &[labelled(&[(Role::Coord, "ef")])]);
+    says(&mut coordinator, at(2), &store, &[Role::Storage, Role::Tlog].map(|role| done(Step::Run(role))));
+    let (_, record) = says(&mut coordinator, at(2), &admin, &[done(Step::Run(Role::Coord))]);
+    let record = record.unwrap();
+    assert_eq!(record.state, State::Complete);
+    let [of_store, of_admin] = [&store, &admin].map(|node| &record.labels[&node.id]);
+    assert_eq!((of_store[&Role::Storage].as_str(), of_store[&Role::Tlog].as_str()), ("ab", "cd"));
+    assert_eq!((of_admin[&Role::Coord].as_str(), record.bytes[&admin.id]), ("ef", 5));
+}
+
+#[test]
 fn who_comes_second_hears_how_long_the_first_may_take_with_all_phases_that_follow() {
     let refusal = begun().start(at(5), request('f'), two().to_vec()).unwrap_err();
     assert_eq!(refusal.code, SnapshotCode::Busy);

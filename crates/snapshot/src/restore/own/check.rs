@@ -81,6 +81,13 @@ fn committed(set: &OwnSet, record: &Record) -> Result<(), Refused> {
             return Err(Refused::RecordCut { node: shown(node), said: text(said), cut: text(cut) });
         }
     }
+    for image in set.images.values() {
+        // A server of an earlier version has not told the sums of its labels.
+        let Some(sums) = record.labels.get(&image.label.node) else { continue };
+        if sums.get(&image.label.role) != Some(&image.label_sum) {
+            return Err(Refused::RecordLabel(image.place.clone()));
+        }
+    }
     Ok(())
 }
 
