@@ -133,6 +133,24 @@ pub(crate) fn show_status(status: &ClusterStatus, json: bool) -> Result<()> {
     )
 }
 
+/// What would be accepted in place.
+pub(crate) fn show_acceptable(waiting: &AcceptedRestores) -> Result<()> {
+    for RestoredServer { store, restore, .. } in &waiting.servers {
+        output::line(format_args!(
+            "would accept the restore of {store} in place from {} (restore epoch {}): from then on it forgets and deletes again what \
+             nothing needs; what the lost server stored stays",
+            restore.uid, restore.epoch
+        ))?;
+    }
+    if let Some(admin) = &waiting.admin {
+        output::line(format_args!(
+            "would accept the restore of the admin server from {}: volume tokens that are held back then open their volumes",
+            admin.uid
+        ))?;
+    }
+    Ok(())
+}
+
 /// What was accepted in place.
 pub(crate) fn show_accepted(accepted: &AcceptedRestores) -> Result<()> {
     for server in &accepted.servers {

@@ -109,6 +109,11 @@ pub enum Asked {
         /// News up to this number have arrived.
         seen: u64,
     },
+    /// What [`Asked::Detach`] would be answered with; nothing is done. -> [`Said::Detached`] or [`Said::Trouble`]
+    WouldDetach {
+        /// Also while objects of the source are needed.
+        force: bool,
+    },
 }
 
 /// Instants of volumes that are to be kept: of one for a hold, of all for a copy that others made.
