@@ -148,7 +148,9 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
         None => SnapshotUid::from_bytes(chronofs_wire::identity::random()?),
         Some(text) => match text.parse() {
             Ok(uid) => uid,
-            Err(error) => return Ok(refused(text, SnapshotCode::InvalidUid, &[format!("{error}")])),
+            Err(error) => {
+                return refused(text, SnapshotCode::InvalidUid, &[format!("{error}")], wanted.json);
+            }
         },
     };
     let keep_seconds = match wanted.keep {
@@ -174,15 +176,18 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
     let Some(begun) = begun else { return finished(&uid, end(client, &uid).await, wanted.json) };
     let begun = match begun {
         Ok(begun) => begun,
-        Err(error @ ClientError::Refused { .. }) => return Err(error).context("snapshot create"),
+        Err(ClientError::Refused { message, .. }) => {
+            return refused(uid.as_str(), SnapshotCode::Unknown, &[message], wanted.json);
+        }
         // Nobody knows whether it began.
         Err(error) => {
             let unsure = format!("{error}; chronofs snapshot describe {uid} says later what became of it");
-            return Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]));
+            return refused(uid.as_str(), SnapshotCode::Unknown, &[unsure], wanted.json);
         }
     };
     if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
-        return Ok(refused(uid.as_str(), code, &[why, format!("advice: {}", code.advice())]));
+        let advice = format!("advice: {}", code.advice());
+        return refused(uid.as_str(), code, &[why, advice], wanted.json);
     }
     if interrupted {
         return finished(&uid, end(client, &uid).await, wanted.json);
@@ -205,7 +210,7 @@ fn finished(uid: &SnapshotUid, record: Result<Record>, json: bool) -> Result<Exi
         Ok(record) => ended(&record, json),
         Err(error) => {
             let unsure = format!("{error:#}; chronofs snapshot describe {uid} says what became of it");
-            Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]))
+            refused(uid.as_str(), SnapshotCode::Unknown, &[unsure], json)
         }
     }
 }
@@ -249,13 +254,30 @@ fn ignores_hangup() -> bool {
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
-/// Says on standard error that there is no set, and why.
-fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
+/// There is no set, and no record either.
+fn refused(uid: &str, code: SnapshotCode, why: &[String], json: bool) -> Result<ExitCode> {
+    failed(json.then(|| json!({})), uid, code, why)
+}
+
+/// Says on standard error that there is no set, and why. What programs read is added to what is known, on standard output.
+fn failed(known: Option<Value>, uid: &str, code: SnapshotCode, why: &[String]) -> Result<ExitCode> {
+    if let Some(known) = known {
+        output::line(serde_json::to_string_pretty(&failure(known, uid, code, why))?)?;
+    }
     output::plain_note(code.failure(uid));
     for text in why {
         text.lines().for_each(|line| output::plain_note(format_args!("  {line}")));
     }
-    ExitCode::FAILURE
+    Ok(ExitCode::FAILURE)
+}
+
+fn failure(mut known: Value, uid: &str, code: SnapshotCode, why: &[String]) -> Value {
+    known["uid"] = json!(uid);
+    known["code"] = json!(code);
+    known["name"] = json!(code.name());
+    known["error"] = json!(code.text());
+    known["why"] = json!(why);
+    known
 }
 
 /// Follows a snapshot to its end; on a terminal it shows where it is.
@@ -327,11 +349,12 @@ fn show_progress(value: &Value, shown: &mut String) {
 
 fn ended(record: &Record, json: bool) -> Result<ExitCode> {
     let uid = &record.intent.attempt.uid;
-    if json {
-        output::line(serde_json::to_string_pretty(record)?)?;
-    }
+    let mut known = json.then(|| serde_json::to_value(record)).transpose()?;
     if record.state == State::Complete {
-        if !json {
+        if let Some(known) = &mut known {
+            known["uid"] = json!(uid.as_str());
+            output::line(serde_json::to_string_pretty(known)?)?;
+        } else {
             output::line(code::success(uid))?;
             for (node, cut) in &record.cuts {
                 let name = record.intent.node(node).map_or(node.as_str(), |node| &node.name);
@@ -343,7 +366,7 @@ fn ended(record: &Record, json: bool) -> Result<ExitCode> {
     let code = record.code.unwrap_or(SnapshotCode::Unknown);
     let mut why = failures(record);
     why.extend(record.advice().map(|advice| format!("advice: {advice}")));
-    Ok(refused(uid.as_str(), code, &why))
+    failed(known, uid.as_str(), code, &why)
 }
 
 /// What went wrong, each with role and address.
@@ -487,6 +510,18 @@ async fn abort(client: &AdminClient, uid: &SnapshotUid, json: bool) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_an_object_with_uid_code_and_reasons_for_programs() {
+        let why = ["it needs the role operator".to_owned()];
+        let expected = json!({
+            "uid": "c502", "code": 4000, "name": "unknown_error", "error": "An unknown error occurred", "why": why,
+        });
+        assert_eq!(failure(json!({}), "c502", SnapshotCode::Unknown, &why), expected);
+        let known =
+            failure(json!({ "state": "FAILED", "code": null }), "c502", SnapshotCode::TlogFailed, &why);
+        assert_eq!((&known["state"], &known["code"]), (&json!("FAILED"), &json!(2502)));
+    }
 
     #[test]
     fn progress_names_servers_and_roles_as_far_as_they_fit() {
