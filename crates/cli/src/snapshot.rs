@@ -3,6 +3,7 @@
 
 use crate::clone::{self, Committed};
 use crate::cluster::AdminArgs;
+use crate::interrupts::Interrupts;
 use crate::output::{self, Column};
 use crate::serve;
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,7 +18,6 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the admin server waits for a snapshot's end before it says how it stands: with somebody who sees that, without.
 const ASKED_FOR: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(20)];
@@ -27,8 +27,6 @@ const BETWEEN: Duration = Duration::from_millis(10);
 const BETWEEN_UNWAITED: Duration = Duration::from_millis(200);
 /// which is seen by an answer within this time.
 const UNWAITED: Duration = Duration::from_millis(100);
-/// Who is to end while a snapshot is being asked for hears so long whether it has begun.
-const BEGUN_WITHIN: Duration = Duration::from_secs(5);
 /// How much of what is left is shown, in characters.
 const LEFT_WIDTH: usize = 60;
 /// How long the admin server may be out of reach until the command gives up.
@@ -168,11 +166,7 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
     // Before anything is done, so that nothing is left to itself.
     let mut interrupts = Interrupts::new()?;
     let begin = client.call::<Value>(Method::POST, "/v1/snapshots", Some(&body));
-    tokio::pin!(begin);
-    let (begun, interrupted) = tokio::select! {
-        begun = &mut begin => (Some(begun), false),
-        () = interrupts.next() => (tokio::time::timeout(BEGUN_WITHIN, &mut begin).await.ok(), true),
-    };
+    let (begun, interrupted) = interrupts.beside(begin).await;
     let Some(begun) = begun else { return finished(&uid, end(client, &uid).await, wanted.json) };
     let begun = match begun {
         Ok(begun) => begun,
@@ -213,45 +207,6 @@ fn finished(uid: &SnapshotUid, record: Result<Record>, json: bool) -> Result<Exi
             refused(uid.as_str(), SnapshotCode::Unknown, &[unsure], json)
         }
     }
-}
-
-/// What tells a client to go.
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Option<Signal>,
-}
-
-impl Interrupts {
-    fn new() -> Result<Interrupts> {
-        let listen = |kind: SignalKind| signal(kind).context("cannot listen for signals");
-        let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
-        let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-        Ok(Interrupts { interrupt, terminate, hangup })
-    }
-
-    async fn next(&mut self) {
-        let Interrupts { interrupt, terminate, hangup } = self;
-        let hung_up = async {
-            match hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hung_up => {}
-        }
-    }
-}
-
-/// Whether it was started to outlive its terminal, as with nohup. Listening would undo that.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    // SIGHUP is number 1, so it is the lowest bit.
-    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// There is no set, and no record either.
