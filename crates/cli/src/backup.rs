@@ -430,17 +430,12 @@ fn row(uid: &SnapshotUid, manifest: &Result<Manifest, Error>) -> Value {
             let kept = record.intent.keep_until_ns;
             let kept = kept.map_or_else(|| "deleted".to_owned(), |ns| Version(ns).to_string());
             json!({
-                "uid": uid.as_str(), "point": Version(point_of(manifest)).to_string(), "kept_until": kept,
+                "uid": uid.as_str(), "point": Version(manifest.record.point_ns()).to_string(), "kept_until": kept,
                 "bytes": manifest.bytes(), "stored": manifest.stored(), "cluster": record.intent.cluster,
             })
         }
         Err(error) => json!({ "uid": uid.as_str(), "problem": error.to_string() }),
     }
-}
-
-fn point_of(manifest: &Manifest) -> u64 {
-    let record = &manifest.record;
-    record.cuts.values().map(|cut| cut.cut).min().unwrap_or(record.intent.started_ns)
 }
 
 fn list_place(depot: &Depot, json: bool) -> Result<()> {
@@ -507,7 +502,7 @@ fn restore(depot: &Depot, uid: Option<&SnapshotUid>, to: &Path, json: bool) -> R
         let all = json!({ "uid": manifest.record.intent.attempt.uid.as_str(), "set": set, "record": record });
         return output::line(serde_json::to_string_pretty(&all)?);
     }
-    output::line(format_args!("restored {}, as of {}", set.display(), Version(point_of(&manifest))))?;
+    output::line(format_args!("restored {}, as of {}", set.display(), Version(manifest.record.point_ns())))?;
     output::line(format_args!(
         "  go on with  chronofs restore plan {} --record {} --map-file MAP",
         set.display(),

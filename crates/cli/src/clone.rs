@@ -131,7 +131,7 @@ pub(crate) fn plan(wanted: &Wanted<'_>, json: bool) -> Result<()> {
             row["server"] = json!(machine.name);
             row["old"] = json!(machine.old.to_string());
             row["new"] = json!(machine.new.to_string());
-            row["cut"] = json!(machine.cut.map(|cut| Version(cut.cut).to_string()));
+            row["cut"] = json!(machine.cut.map(|cut| Version(cut.cut).as_of()));
             rows.push(row);
         }
     }
@@ -261,7 +261,7 @@ pub(crate) fn verify_set(
         let server = set.node(&label.node).map(|node| node.name.clone());
         rows.push(json!({
             "server": server, "role": label.role.as_str(), "files": label.files.len(), "bytes": label.bytes(),
-            "cut": label.cut.map(|cut| Version(cut.cut).to_string()), "image": image.place,
+            "cut": label.cut.map(|cut| Version(cut.cut).as_of()), "image": image.place,
         }));
     }
     let uid = set.attempt.uid.as_str();
@@ -315,7 +315,7 @@ pub(crate) fn show_folders(found: &[Found], json: bool) -> Result<()> {
         };
         json!({
             "server": mark.name, "old": mark.old, "new": mark.new, "uid": mark.uid.as_str(), "prepared": mark.prepared,
-            "cut": mark.cut.map(|cut| Version(cut.cut).to_string()), "state": state, "folder": found.folder,
+            "cut": mark.cut.map(|cut| Version(cut.cut).as_of()), "state": state, "folder": found.folder,
         })
     };
     output::line(output::table(&FOLDERS, &found.iter().map(row).collect::<Vec<_>>()))

@@ -80,7 +80,7 @@ fn row(status: &ClusterStatus, server: &RestoredServer) -> Value {
     let said = said.unwrap_or_default();
     let accepted = server.accepted_ns.map_or_else(|| "no".to_owned(), |ns| Version(ns).to_string());
     json!({
-        "server": server.store, "epoch": restore.epoch, "uid": restore.uid, "cut": Version(restore.cut_ns).to_string(),
+        "server": server.store, "epoch": restore.epoch, "uid": restore.uid, "cut": Version(restore.cut_ns).as_of(),
         "began": restore.began_ns.map(|ns| Version(ns).to_string()), "only_admin": said.only_admin, "only_here": said.only_here,
         "accepted": accepted,
     })
@@ -98,7 +98,7 @@ pub(crate) fn show_status(status: &ClusterStatus, json: bool) -> Result<()> {
     }
     if let Some(admin) = &status.restored_admin {
         rows.push(json!({
-            "server": "(admin)", "uid": admin.uid, "cut": Version(admin.cut_ns).to_string(),
+            "server": "(admin)", "uid": admin.uid, "cut": Version(admin.cut_ns).as_of(),
             "began": Version(admin.prepared_ns).to_string(),
             "accepted": admin.accepted_ns.map_or_else(|| "no".to_owned(), |ns| Version(ns).to_string()),
         }));

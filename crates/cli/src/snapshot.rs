@@ -313,7 +313,7 @@ fn ended(record: &Record, json: bool) -> Result<ExitCode> {
             output::line(code::success(uid))?;
             for (node, cut) in &record.cuts {
                 let name = record.intent.node(node).map_or(node.as_str(), |node| &node.name);
-                output::plain_note(format_args!("{name} as of {}", Version(cut.cut)));
+                output::plain_note(format_args!("{name} as of {}", Version(cut.cut).as_of()));
             }
         }
         return Ok(ExitCode::SUCCESS);
@@ -365,9 +365,7 @@ fn row(record: &Record, value: &Value) -> Value {
     let cuts: BTreeMap<&str, String> = record
         .cuts
         .iter()
-        .map(|(id, cut)| {
-            (intent.node(id).map_or(id.as_str(), |node| &node.name), Version(cut.cut).to_string())
-        })
+        .map(|(id, cut)| (intent.node(id).map_or(id.as_str(), |node| &node.name), Version(cut.cut).as_of()))
         .collect();
     let cuts: Vec<String> = cuts.into_iter().map(|(name, cut)| format!("{name} {cut}")).collect();
     let held: Vec<String> = record

@@ -286,6 +286,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Nanoseconds since the epoch, of which the set is, or a little later: the earliest cut. A store without a commit has
+    /// none that counts; where all are such it is when the snapshot began.
+    #[must_use]
+    pub fn point_ns(&self) -> u64 {
+        let cuts = self.cuts.values().map(|cut| cut.cut).filter(|cut| *cut > 0);
+        cuts.min().unwrap_or(self.intent.started_ns)
+    }
+
     /// What the operator does about its failure. None where no server failed: it was ended on demand, or with the
     /// coordinator, and that is said already.
     #[must_use]
@@ -520,6 +528,16 @@ pub(crate) mod tests {
         assert_eq!(text, golden);
         let again: Intent = serde_json::from_str(&serde_json::to_string(&intent).unwrap()).unwrap();
         assert_eq!(again, intent);
+    }
+
+    #[test]
+    fn a_store_without_a_commit_does_not_make_a_set_one_of_1970() {
+        let cut = |id: &str, cut| (id.to_owned(), Cut { store: cut, cut });
+        let point =
+            |cuts: &[(String, Cut)]| Record { cuts: cuts.iter().cloned().collect(), ..record() }.point_ns();
+        assert_eq!(point(&[cut("0190", 6), cut("0191", 0), cut("0192", 5)]), 5);
+        assert_eq!(point(&[cut("0190", 0)]), 8, "it began then");
+        assert_eq!(point(&[]), 8);
     }
 
     #[test]
