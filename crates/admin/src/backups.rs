@@ -300,9 +300,7 @@ impl Making {
             Ok(manifest)
         });
         let manifest = finished.await.map_err(|error| error.to_string())?;
-        let record = &manifest.record;
-        let cuts = record.cuts.values().map(|cut| cut.cut);
-        self.backup.point_ns = Some(cuts.min().unwrap_or(record.intent.started_ns));
+        self.backup.point_ns = Some(manifest.record.point_ns());
         (self.backup.bytes, self.backup.stored) = (Some(manifest.bytes()), Some(manifest.stored()));
         self.backup.state = State::Complete;
         self.settle().await;
@@ -319,8 +317,7 @@ impl Making {
                 let Ok(uid) = backup.uid.parse::<SnapshotUid>() else { continue };
                 match depot.set(&uid) {
                     Ok(manifest) => {
-                        let cuts = manifest.record.cuts.values().map(|cut| cut.cut);
-                        backup.point_ns = Some(cuts.min().unwrap_or(manifest.record.intent.started_ns));
+                        backup.point_ns = Some(manifest.record.point_ns());
                         (backup.bytes, backup.stored) = (Some(manifest.bytes()), Some(manifest.stored()));
                         (backup.state, backup.why) = (State::Complete, None);
                     }

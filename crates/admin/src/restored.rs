@@ -103,10 +103,9 @@ pub fn prepare_in_place(folder: &Path, wanted: &InPlace) -> Result<ClusterFile, 
     let _lock = FolderLock::take(folder)?;
     let database = Database::open(folder)?;
     let file = database.write(|tx| {
-        let intent = &wanted.record.intent;
-        let uid = intent.attempt.uid.to_string();
+        let uid = wanted.record.intent.attempt.uid.to_string();
         snapshots::save(tx, &wanted.record)?;
-        let cut_ns = wanted.record.cuts.values().map(|cut| cut.cut).min().unwrap_or(intent.started_ns);
+        let cut_ns = wanted.record.point_ns();
         if let Some(mut backup) = backups::find(tx, &uid)?.filter(|backup| backup.state == State::Running) {
             backup.state = State::Complete;
             (backup.ended_ns, backup.point_ns) = (wanted.record.ended_ns, Some(cut_ns));

@@ -59,7 +59,9 @@ fn play_with(
                     }
                     Asked::ReleaseBrake => Said::Released,
                     Asked::Readers { .. } => Said::Readers(Vec::new()),
-                    Asked::Detach { .. } => Said::Detached { needed: 0, unnamed: 0 },
+                    Asked::Detach { .. } | Asked::WouldDetach { .. } => {
+                        Said::Detached { needed: 0, unnamed: 0 }
+                    }
                     Asked::Look { replica: None, .. } => Said::Looking(5),
                     Asked::Look { replica: Some(store), .. } => {
                         Said::Trouble(format!("{} with {:?}", store.kind, store.credentials))

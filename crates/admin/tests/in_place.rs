@@ -147,13 +147,18 @@ async fn what_is_accepted_is_the_newest_restore_that_has_begun_and_no_earlier_on
     let meta = server.with_volume().await;
     let accept = || server.refused(reqwest::Method::POST, "/v1/restore/accept", Value::Null);
     assert_eq!(accept().await.0, "invalid");
+    let dry_run = "/v1/restore/accept?dry_run=true";
+    assert_eq!(server.refused(reqwest::Method::POST, dry_run, Value::Null).await.0, "invalid");
     meta.register(&restored(1, "a")).await.unwrap();
     assert_eq!(accept().await.0, "invalid", "there is nothing to look at yet");
     meta.register(&goes_on(1, "a", 1, 20)).await.unwrap();
     assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore, None);
+    assert_eq!(server.post(dry_run, Value::Null).await["servers"][0]["restore"]["id"], "a");
+    assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore, None, "a dry run does nothing");
     let accepted = server.post("/v1/restore/accept", Value::Null).await;
     assert_eq!(accepted["servers"][0]["restore"]["id"], "a");
     assert_eq!(meta.assignment(1, 0).await.unwrap().accepted_restore.as_deref(), Some("a"));
+    assert_eq!(server.post(dry_run, Value::Null).await, json!({}), "nothing is left to accept");
     meta.register(&restored(2, "b")).await.unwrap();
     server.post("/v1/restore/accept", Value::Null).await;
     meta.register(&goes_on(2, "b", 2, 30)).await.unwrap();

@@ -49,7 +49,18 @@ fn record(n: u64) -> Record {
     };
     let cuts = BTreeMap::from([("01".to_owned(), Cut { store: 10, cut: 12 })]);
     let (bytes, held_ms, failures) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    Record { intent, state: State::Complete, ended_ns: Some(2), cuts, bytes, held_ms, code: None, failures }
+    let labels = BTreeMap::new();
+    Record {
+        intent,
+        state: State::Complete,
+        ended_ns: Some(2),
+        cuts,
+        bytes,
+        held_ms,
+        labels,
+        code: None,
+        failures,
+    }
 }
 
 impl Lab {

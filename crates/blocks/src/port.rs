@@ -77,6 +77,12 @@ pub trait StorePort: ObjectPort {
     /// left out without one is not there.
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>>;
 
+    /// When the object `name` was stored, nanoseconds since the epoch by the clock of the store; none if it is not there, or the
+    /// store does not say. For people alone: nothing is decided by it.
+    fn stored_ns<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Stores a note, which is no object: a pin, a reader, the record of a snapshot. When it returns, it survives a power
     /// cut. The same again is no error; another one under its name is.
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;

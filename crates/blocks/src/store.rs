@@ -13,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Location;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::Deserialize;
 use std::error::Error as StdError;
 use std::fs::{self, File};
@@ -258,6 +258,16 @@ impl BlockStore {
         Ok(ListPage { names, next: part.checked_add(1).map(|next| format!("{next:02x}")) })
     }
 
+    async fn stored_at(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let location = location(name)?;
+        let _permit = self.permits.acquire().await;
+        match self.files.head(&location).await {
+            Ok(meta) => Ok(ns_of(&meta)),
+            Err(object_store::Error::NotFound { .. }) => self.check_marker(name).await.map(|()| None),
+            Err(error) => Err(self.unavailable(name, "it cannot be looked at", &error)),
+        }
+    }
+
     async fn too_short(&self, name: &str, location: &Location, end: u64) -> StoreError {
         match self.files.head(location).await {
             Ok(meta) if meta.size < end => StoreError::damaged(
@@ -316,6 +326,10 @@ impl StorePort for BlockStore {
         self.list_folder(from).boxed()
     }
 
+    fn stored_ns<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.stored_at(name).boxed()
+    }
+
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store_note(name, bytes).boxed()
     }
@@ -327,6 +341,11 @@ impl StorePort for BlockStore {
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<(String, Bytes)>, StoreError>> {
         self.read_notes(folder).boxed()
     }
+}
+
+/// When it was stored, as far as the store says something that can be.
+fn ns_of(meta: &ObjectMeta) -> Option<u64> {
+    meta.last_modified.timestamp_nanos_opt().and_then(|ns| u64::try_from(ns).ok())
 }
 
 fn location(name: &str) -> Result<Location, StoreError> {

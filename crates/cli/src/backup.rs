@@ -5,6 +5,7 @@ mod schedule;
 
 use crate::cluster::AdminArgs;
 use crate::configure::block_store::{self, Keys, Kind};
+use crate::interrupts::Interrupts;
 use crate::output::{self, Column, show_size};
 use crate::secrets::{Asked, Environment, Found, Named};
 use crate::serve;
@@ -298,17 +299,21 @@ async fn create(
     };
     let mut body = json!({ "uid": uid.as_str(), "dest": dest, "keep_seconds": keep_seconds });
     put_into(&mut body, unlock);
-    let begun: Value = client.call(Method::POST, "/v1/backups", Some(&body)).await?;
-    if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
+    // Before anything is done, so that nothing is left to itself.
+    let mut interrupts = Interrupts::new()?;
+    let begin = client.call::<Value>(Method::POST, "/v1/backups", Some(&body));
+    let (begun, interrupted) = interrupts.beside(begin).await;
+    if let Some(begun) = begun
+        && let Ok(Fault { code, why }) = serde_json::from_value(begun?["refused"].clone())
+    {
         bail!("{why} ({}); advice: {}", code.number(), code.advice());
+    }
+    if interrupted {
+        return end(client, &uid).await;
     }
     let ended = tokio::select! {
         ended = until_over(client, &uid) => ended?,
-        _ = tokio::signal::ctrl_c() => {
-            let path = format!("/v1/snapshots/{uid}/abort");
-            client.call::<Value>(Method::POST, &path, None::<&()>).await?;
-            bail!("backup {uid} was ended on demand; what it has stored is used by the next one, or goes");
-        }
+        () = interrupts.next() => return end(client, &uid).await,
     };
     let known: Known = serde_json::from_value(ended.clone())?;
     if known.state != State::Complete {
@@ -324,6 +329,16 @@ async fn create(
         show_size(bytes),
         show_size(stored)
     ))
+}
+
+/// Has a backup ended that is being made.
+async fn end(client: &AdminClient, uid: &SnapshotUid) -> Result<()> {
+    let path = format!("/v1/snapshots/{uid}/abort");
+    let ended = client.call::<Value>(Method::POST, &path, None::<&()>).await;
+    ended.map_err(|error| {
+        anyhow!("backup {uid} was to end, and: {error}; chronofs backup list says what became of it")
+    })?;
+    bail!("backup {uid} was ended on demand; what it has stored is used by the next one, or goes");
 }
 
 async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Value> {
@@ -415,17 +430,12 @@ fn row(uid: &SnapshotUid, manifest: &Result<Manifest, Error>) -> Value {
             let kept = record.intent.keep_until_ns;
             let kept = kept.map_or_else(|| "deleted".to_owned(), |ns| Version(ns).to_string());
             json!({
-                "uid": uid.as_str(), "point": Version(point_of(manifest)).to_string(), "kept_until": kept,
+                "uid": uid.as_str(), "point": Version(manifest.record.point_ns()).to_string(), "kept_until": kept,
                 "bytes": manifest.bytes(), "stored": manifest.stored(), "cluster": record.intent.cluster,
             })
         }
         Err(error) => json!({ "uid": uid.as_str(), "problem": error.to_string() }),
     }
-}
-
-fn point_of(manifest: &Manifest) -> u64 {
-    let record = &manifest.record;
-    record.cuts.values().map(|cut| cut.cut).min().unwrap_or(record.intent.started_ns)
 }
 
 fn list_place(depot: &Depot, json: bool) -> Result<()> {
@@ -492,7 +502,7 @@ fn restore(depot: &Depot, uid: Option<&SnapshotUid>, to: &Path, json: bool) -> R
         let all = json!({ "uid": manifest.record.intent.attempt.uid.as_str(), "set": set, "record": record });
         return output::line(serde_json::to_string_pretty(&all)?);
     }
-    output::line(format_args!("restored {}, as of {}", set.display(), Version(point_of(&manifest))))?;
+    output::line(format_args!("restored {}, as of {}", set.display(), Version(manifest.record.point_ns())))?;
     output::line(format_args!(
         "  go on with  chronofs restore plan {} --record {} --map-file MAP",
         set.display(),

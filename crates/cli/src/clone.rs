@@ -8,7 +8,7 @@ use crate::serve;
 use crate::snap_create::now;
 use anyhow::{Context, Result, anyhow, bail};
 use chronofs_core::Version;
-use chronofs_snapshot::protocol::Record;
+use chronofs_snapshot::protocol::{Record, State};
 use chronofs_snapshot::restore::own::{self, Found, OwnMachine, OwnPlan, OwnSet, Proof};
 use chronofs_snapshot::{Address, record};
 use chronofs_wire::cluster::{CLUSTER_FILE, ClusterName};
@@ -59,8 +59,12 @@ impl Committed {
             (None, false) => Proof::None,
         };
         own::check(set, proof)?;
-        let until_ns = read.as_ref().or(known).and_then(|record| record.intent.keep_until_ns);
-        match until_ns.filter(|until_ns| *until_ns <= now_ns() && !self.accept_expired) {
+        let record = read.as_ref().or(known);
+        let until_ns = record.and_then(|record| record.intent.keep_until_ns);
+        // By the coordinator's clock or by ours.
+        let has_expired = record.is_some_and(|record| record.state == State::Expired);
+        let is_over = |until_ns: &u64| has_expired || *until_ns <= now_ns();
+        match until_ns.filter(|until_ns| is_over(until_ns) && !self.accept_expired) {
             Some(until_ns) => bail!(
                 "what snapshot {} needs in the block stores was kept until {} only: files may lack their bytes; if that is \
                  meant: --accept-expired",
@@ -127,7 +131,7 @@ pub(crate) fn plan(wanted: &Wanted<'_>, json: bool) -> Result<()> {
             row["server"] = json!(machine.name);
             row["old"] = json!(machine.old.to_string());
             row["new"] = json!(machine.new.to_string());
-            row["cut"] = json!(machine.cut.map(|cut| Version(cut.cut).to_string()));
+            row["cut"] = json!(machine.cut.map(|cut| Version(cut.cut).as_of()));
             rows.push(row);
         }
     }
@@ -257,7 +261,7 @@ pub(crate) fn verify_set(
         let server = set.node(&label.node).map(|node| node.name.clone());
         rows.push(json!({
             "server": server, "role": label.role.as_str(), "files": label.files.len(), "bytes": label.bytes(),
-            "cut": label.cut.map(|cut| Version(cut.cut).to_string()), "image": image.place,
+            "cut": label.cut.map(|cut| Version(cut.cut).as_of()), "image": image.place,
         }));
     }
     let uid = set.attempt.uid.as_str();
@@ -311,7 +315,7 @@ pub(crate) fn show_folders(found: &[Found], json: bool) -> Result<()> {
         };
         json!({
             "server": mark.name, "old": mark.old, "new": mark.new, "uid": mark.uid.as_str(), "prepared": mark.prepared,
-            "cut": mark.cut.map(|cut| Version(cut.cut).to_string()), "state": state, "folder": found.folder,
+            "cut": mark.cut.map(|cut| Version(cut.cut).as_of()), "state": state, "folder": found.folder,
         })
     };
     output::line(output::table(&FOLDERS, &found.iter().map(row).collect::<Vec<_>>()))
@@ -425,13 +429,28 @@ fn show_copying(name: &str, foreign: &ForeignSaid) -> Result<()> {
 }
 
 /// The restore is as it should be.
-pub(crate) fn accept(asked: &AdminArgs, json: bool) -> Result<()> {
+pub(crate) fn accept(asked: &AdminArgs, dry_run: bool, json: bool) -> Result<()> {
     let client = asked.client()?;
+    let path = if dry_run { "/v1/restore/accept?dry_run=true" } else { "/v1/restore/accept" };
     let accepted: Result<AcceptedRestores, ClientError> =
-        serve(async move { client.call(Method::POST, "/v1/restore/accept", None::<&()>).await })?;
+        serve(async move { client.call(Method::POST, path, None::<&()>).await })?;
     let accepted = accepted?;
     if json {
-        return output::line(serde_json::to_string_pretty(&accepted)?);
+        return say(serde_json::to_value(&accepted)?, dry_run);
+    }
+    if dry_run {
+        if let Some(cluster) = &accepted.cluster {
+            output::line(format_args!(
+                "would accept the restore of {}: from then on what nothing needs any more is forgotten and deleted; what the source \
+                 stored stays",
+                cluster.uid
+            ))?;
+        }
+        in_place::show_acceptable(&accepted)?;
+        if accepted == AcceptedRestores::default() {
+            output::line("there is nothing left to accept")?;
+        }
+        return output::line("a dry run: nothing is changed");
     }
     if let Some(cluster) = &accepted.cluster {
         output::line(format_args!(
@@ -443,15 +462,29 @@ pub(crate) fn accept(asked: &AdminArgs, json: bool) -> Result<()> {
     in_place::show_accepted(&accepted)
 }
 
+/// Of a dry run it is said that it is one.
+fn say(mut value: Value, dry_run: bool) -> Result<()> {
+    if dry_run {
+        value["dry_run"] = json!(true);
+    }
+    output::line(serde_json::to_string_pretty(&value)?)
+}
+
 /// What the clone needs of its source is to be copied, or not any more.
-pub(crate) fn copy(asked: &AdminArgs, copy: bool, json: bool) -> Result<()> {
+pub(crate) fn copy(asked: &AdminArgs, copy: bool, dry_run: bool, json: bool) -> Result<()> {
     let client = asked.client()?;
-    let body = json!({ "copy": copy });
+    let body = json!({ "copy": copy, "dry_run": dry_run });
     let told: Result<RestoredCluster, ClientError> =
         serve(async move { client.call(Method::POST, "/v1/restore/copy", Some(&body)).await })?;
     let told = told?;
     if json {
-        return output::line(serde_json::to_string_pretty(&told)?);
+        return say(serde_json::to_value(&told)?, dry_run);
+    }
+    if dry_run {
+        return output::line(match copy {
+            true => "what this cluster needs of its source would be copied; a dry run: nothing is changed",
+            false => "nothing more would be copied; a dry run: nothing is changed",
+        });
     }
     output::line(match copy {
         true => {
@@ -463,14 +496,24 @@ pub(crate) fn copy(asked: &AdminArgs, copy: bool, json: bool) -> Result<()> {
 }
 
 /// The clone needs nothing of its source any more, or is to do without.
-pub(crate) fn detach(asked: &AdminArgs, force: bool, json: bool) -> Result<()> {
+pub(crate) fn detach(asked: &AdminArgs, force: bool, dry_run: bool, json: bool) -> Result<()> {
     let client = asked.client()?;
-    let body = json!({ "force": force });
-    let detached: Result<RestoredCluster, ClientError> =
+    let body = json!({ "force": force, "dry_run": dry_run });
+    let said: Result<Value, ClientError> =
         serve(async move { client.call(Method::POST, "/v1/restore/detach", Some(&body)).await })?;
-    let detached = detached?;
+    let mut said = said?;
     if json {
-        return output::line(serde_json::to_string_pretty(&detached)?);
+        return output::line(serde_json::to_string_pretty(&said)?);
+    }
+    for without in said["without"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output::warn(format_args!("{without}: files may lose their bytes once the source lets go"));
+    }
+    let detached: RestoredCluster = serde_json::from_value(said["cluster"].take())?;
+    if dry_run {
+        return output::line(format_args!(
+            "this cluster would read snapshot {} no longer; a dry run: nothing is changed",
+            detached.uid
+        ));
     }
     output::line(format_args!(
         "this cluster reads snapshot {} no longer: its source may let go of it (chronofs snapshot delete {} there)",

@@ -80,7 +80,7 @@ fn row(status: &ClusterStatus, server: &RestoredServer) -> Value {
     let said = said.unwrap_or_default();
     let accepted = server.accepted_ns.map_or_else(|| "no".to_owned(), |ns| Version(ns).to_string());
     json!({
-        "server": server.store, "epoch": restore.epoch, "uid": restore.uid, "cut": Version(restore.cut_ns).to_string(),
+        "server": server.store, "epoch": restore.epoch, "uid": restore.uid, "cut": Version(restore.cut_ns).as_of(),
         "began": restore.began_ns.map(|ns| Version(ns).to_string()), "only_admin": said.only_admin, "only_here": said.only_here,
         "accepted": accepted,
     })
@@ -98,7 +98,7 @@ pub(crate) fn show_status(status: &ClusterStatus, json: bool) -> Result<()> {
     }
     if let Some(admin) = &status.restored_admin {
         rows.push(json!({
-            "server": "(admin)", "uid": admin.uid, "cut": Version(admin.cut_ns).to_string(),
+            "server": "(admin)", "uid": admin.uid, "cut": Version(admin.cut_ns).as_of(),
             "began": Version(admin.prepared_ns).to_string(),
             "accepted": admin.accepted_ns.map_or_else(|| "no".to_owned(), |ns| Version(ns).to_string()),
         }));
@@ -131,6 +131,24 @@ pub(crate) fn show_status(status: &ClusterStatus, json: bool) -> Result<()> {
         "\nheld: nothing is forgotten or deleted by servers that are not accepted; objects that the lost server stored after the copy \
          was made stay in the block stores\nnext: look at the volumes, and at their lost+found; then chronofs restore accept",
     )
+}
+
+/// What would be accepted in place.
+pub(crate) fn show_acceptable(waiting: &AcceptedRestores) -> Result<()> {
+    for RestoredServer { store, restore, .. } in &waiting.servers {
+        output::line(format_args!(
+            "would accept the restore of {store} in place from {} (restore epoch {}): from then on it forgets and deletes again what \
+             nothing needs; what the lost server stored stays",
+            restore.uid, restore.epoch
+        ))?;
+    }
+    if let Some(admin) = &waiting.admin {
+        output::line(format_args!(
+            "would accept the restore of the admin server from {}: volume tokens that are held back then open their volumes",
+            admin.uid
+        ))?;
+    }
+    Ok(())
 }
 
 /// What was accepted in place.

@@ -15,6 +15,7 @@ mod configure;
 mod credentials;
 mod deploy;
 mod in_place;
+mod interrupts;
 mod logs;
 mod manage;
 mod meta;

@@ -89,6 +89,9 @@ pub(crate) enum Command {
     Accept {
         #[command(flatten)]
         asked: AdminArgs,
+        /// Say what would be accepted, and change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -106,6 +109,9 @@ pub(crate) enum Command {
         /// Also while the clone needs objects of the source: files of it may lose their bytes then
         #[arg(long, conflicts_with_all = ["copy", "cancel"])]
         force: bool,
+        /// Say what would be done, or why it would be refused, and change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -207,10 +213,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
             };
             clone::status(&asked, wait, json).context("restore status")
         }
-        Command::Accept { asked, json } => clone::accept(&asked, json).context("restore accept"),
-        Command::Detach { asked, copy, cancel, force, json } => match copy || cancel {
-            true => clone::copy(&asked, copy, json),
-            false => clone::detach(&asked, force, json),
+        Command::Accept { asked, dry_run, json } => {
+            clone::accept(&asked, dry_run, json).context("restore accept")
+        }
+        Command::Detach { asked, copy, cancel, force, dry_run, json } => match copy || cancel {
+            true => clone::copy(&asked, copy, dry_run, json),
+            false => clone::detach(&asked, force, dry_run, json),
         }
         .context("restore detach"),
     }

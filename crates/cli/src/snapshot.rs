@@ -3,6 +3,7 @@
 
 use crate::clone::{self, Committed};
 use crate::cluster::AdminArgs;
+use crate::interrupts::Interrupts;
 use crate::output::{self, Column};
 use crate::serve;
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,7 +18,6 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the admin server waits for a snapshot's end before it says how it stands: with somebody who sees that, without.
 const ASKED_FOR: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(20)];
@@ -27,8 +27,6 @@ const BETWEEN: Duration = Duration::from_millis(10);
 const BETWEEN_UNWAITED: Duration = Duration::from_millis(200);
 /// which is seen by an answer within this time.
 const UNWAITED: Duration = Duration::from_millis(100);
-/// Who is to end while a snapshot is being asked for hears so long whether it has begun.
-const BEGUN_WITHIN: Duration = Duration::from_secs(5);
 /// How much of what is left is shown, in characters.
 const LEFT_WIDTH: usize = 60;
 /// How long the admin server may be out of reach until the command gives up.
@@ -132,8 +130,7 @@ pub(crate) fn run(snapshot: Snapshot) -> Result<ExitCode> {
                 let path = format!("/v1/snapshots/{uid}{}", if force { "?force=true" } else { "" });
                 let deleted = client.call::<Value>(Method::DELETE, &path, None::<&()>).await;
                 let is_old = deleted.context("snapshot delete")?["already"] == json!(true);
-                let gone =
-                    if is_old { "is gone already: it was deleted, or expired" } else { "is forgotten" };
+                let gone = if is_old { "is gone already: it was deleted" } else { "is forgotten" };
                 output::line(format_args!(
                     "snapshot {uid} {gone}; delete the copies of its images yourself"
                 ))?;
@@ -149,7 +146,9 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
         None => SnapshotUid::from_bytes(chronofs_wire::identity::random()?),
         Some(text) => match text.parse() {
             Ok(uid) => uid,
-            Err(error) => return Ok(refused(text, SnapshotCode::InvalidUid, &[format!("{error}")])),
+            Err(error) => {
+                return refused(text, SnapshotCode::InvalidUid, &[format!("{error}")], wanted.json);
+            }
         },
     };
     let keep_seconds = match wanted.keep {
@@ -167,23 +166,22 @@ pub(crate) async fn create(client: &AdminClient, wanted: Wanted) -> Result<ExitC
     // Before anything is done, so that nothing is left to itself.
     let mut interrupts = Interrupts::new()?;
     let begin = client.call::<Value>(Method::POST, "/v1/snapshots", Some(&body));
-    tokio::pin!(begin);
-    let (begun, interrupted) = tokio::select! {
-        begun = &mut begin => (Some(begun), false),
-        () = interrupts.next() => (tokio::time::timeout(BEGUN_WITHIN, &mut begin).await.ok(), true),
-    };
+    let (begun, interrupted) = interrupts.beside(begin).await;
     let Some(begun) = begun else { return finished(&uid, end(client, &uid).await, wanted.json) };
     let begun = match begun {
         Ok(begun) => begun,
-        Err(error @ ClientError::Refused { .. }) => return Err(error).context("snapshot create"),
+        Err(ClientError::Refused { message, .. }) => {
+            return refused(uid.as_str(), SnapshotCode::Unknown, &[message], wanted.json);
+        }
         // Nobody knows whether it began.
         Err(error) => {
             let unsure = format!("{error}; chronofs snapshot describe {uid} says later what became of it");
-            return Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]));
+            return refused(uid.as_str(), SnapshotCode::Unknown, &[unsure], wanted.json);
         }
     };
     if let Ok(Fault { code, why }) = serde_json::from_value(begun["refused"].clone()) {
-        return Ok(refused(uid.as_str(), code, &[why, format!("advice: {}", code.advice())]));
+        let advice = format!("advice: {}", code.advice());
+        return refused(uid.as_str(), code, &[why, advice], wanted.json);
     }
     if interrupted {
         return finished(&uid, end(client, &uid).await, wanted.json);
@@ -206,57 +204,35 @@ fn finished(uid: &SnapshotUid, record: Result<Record>, json: bool) -> Result<Exi
         Ok(record) => ended(&record, json),
         Err(error) => {
             let unsure = format!("{error:#}; chronofs snapshot describe {uid} says what became of it");
-            Ok(refused(uid.as_str(), SnapshotCode::Unknown, &[unsure]))
+            refused(uid.as_str(), SnapshotCode::Unknown, &[unsure], json)
         }
     }
 }
 
-/// What tells a client to go.
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Option<Signal>,
+/// There is no set, and no record either.
+fn refused(uid: &str, code: SnapshotCode, why: &[String], json: bool) -> Result<ExitCode> {
+    failed(json.then(|| json!({})), uid, code, why)
 }
 
-impl Interrupts {
-    fn new() -> Result<Interrupts> {
-        let listen = |kind: SignalKind| signal(kind).context("cannot listen for signals");
-        let hangup = if ignores_hangup() { None } else { Some(listen(SignalKind::hangup())?) };
-        let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-        Ok(Interrupts { interrupt, terminate, hangup })
+/// Says on standard error that there is no set, and why. What programs read is added to what is known, on standard output.
+fn failed(known: Option<Value>, uid: &str, code: SnapshotCode, why: &[String]) -> Result<ExitCode> {
+    if let Some(known) = known {
+        output::line(serde_json::to_string_pretty(&failure(known, uid, code, why))?)?;
     }
-
-    async fn next(&mut self) {
-        let Interrupts { interrupt, terminate, hangup } = self;
-        let hung_up = async {
-            match hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hung_up => {}
-        }
-    }
-}
-
-/// Whether it was started to outlive its terminal, as with nohup. Listening would undo that.
-fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    // SIGHUP is number 1, so it is the lowest bit.
-    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
-}
-
-/// Says on standard error that there is no set, and why.
-fn refused(uid: &str, code: SnapshotCode, why: &[String]) -> ExitCode {
     output::plain_note(code.failure(uid));
     for text in why {
         text.lines().for_each(|line| output::plain_note(format_args!("  {line}")));
     }
-    ExitCode::FAILURE
+    Ok(ExitCode::FAILURE)
+}
+
+fn failure(mut known: Value, uid: &str, code: SnapshotCode, why: &[String]) -> Value {
+    known["uid"] = json!(uid);
+    known["code"] = json!(code);
+    known["name"] = json!(code.name());
+    known["error"] = json!(code.text());
+    known["why"] = json!(why);
+    known
 }
 
 /// Follows a snapshot to its end; on a terminal it shows where it is.
@@ -328,15 +304,16 @@ fn show_progress(value: &Value, shown: &mut String) {
 
 fn ended(record: &Record, json: bool) -> Result<ExitCode> {
     let uid = &record.intent.attempt.uid;
-    if json {
-        output::line(serde_json::to_string_pretty(record)?)?;
-    }
+    let mut known = json.then(|| serde_json::to_value(record)).transpose()?;
     if record.state == State::Complete {
-        if !json {
+        if let Some(known) = &mut known {
+            known["uid"] = json!(uid.as_str());
+            output::line(serde_json::to_string_pretty(known)?)?;
+        } else {
             output::line(code::success(uid))?;
             for (node, cut) in &record.cuts {
                 let name = record.intent.node(node).map_or(node.as_str(), |node| &node.name);
-                output::plain_note(format_args!("{name} as of {}", Version(cut.cut)));
+                output::plain_note(format_args!("{name} as of {}", Version(cut.cut).as_of()));
             }
         }
         return Ok(ExitCode::SUCCESS);
@@ -344,7 +321,7 @@ fn ended(record: &Record, json: bool) -> Result<ExitCode> {
     let code = record.code.unwrap_or(SnapshotCode::Unknown);
     let mut why = failures(record);
     why.extend(record.advice().map(|advice| format!("advice: {advice}")));
-    Ok(refused(uid.as_str(), code, &why))
+    failed(known, uid.as_str(), code, &why)
 }
 
 /// What went wrong, each with role and address.
@@ -382,14 +359,13 @@ fn row(record: &Record, value: &Value) -> Value {
     let kept_until = match (record.state, intent.keep_until_ns) {
         (State::Complete, Some(ns)) => json!(Version(ns).to_string()),
         (State::Complete, None) => json!("deleted"),
+        (State::Expired, Some(ns)) => json!(format!("{} (over: it may not be whole)", Version(ns))),
         _ => Value::Null,
     };
     let cuts: BTreeMap<&str, String> = record
         .cuts
         .iter()
-        .map(|(id, cut)| {
-            (intent.node(id).map_or(id.as_str(), |node| &node.name), Version(cut.cut).to_string())
-        })
+        .map(|(id, cut)| (intent.node(id).map_or(id.as_str(), |node| &node.name), Version(cut.cut).as_of()))
         .collect();
     let cuts: Vec<String> = cuts.into_iter().map(|(name, cut)| format!("{name} {cut}")).collect();
     let held: Vec<String> = record
@@ -487,6 +463,18 @@ async fn abort(client: &AdminClient, uid: &SnapshotUid, json: bool) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_an_object_with_uid_code_and_reasons_for_programs() {
+        let why = ["it needs the role operator".to_owned()];
+        let expected = json!({
+            "uid": "c502", "code": 4000, "name": "unknown_error", "error": "An unknown error occurred", "why": why,
+        });
+        assert_eq!(failure(json!({}), "c502", SnapshotCode::Unknown, &why), expected);
+        let known =
+            failure(json!({ "state": "FAILED", "code": null }), "c502", SnapshotCode::TlogFailed, &why);
+        assert_eq!((&known["state"], &known["code"]), (&json!("FAILED"), &json!(2502)));
+    }
 
     #[test]
     fn progress_names_servers_and_roles_as_far_as_they_fit() {

@@ -22,6 +22,11 @@ impl Version {
         Version(now_ns.max(self.0.saturating_add(1)))
     }
 
+    /// As of when a store is, for people. One without a commit is as of no instant, and not of 1970.
+    pub fn as_of(self) -> String {
+        if self == Version::ZERO { "no commits yet".to_owned() } else { self.to_string() }
+    }
+
     /// As a file time: nanoseconds since the epoch.
     pub fn as_file_time_ns(self) -> i64 {
         i64::try_from(self.0).unwrap_or(i64::MAX)
@@ -196,6 +201,12 @@ mod tests {
 
     fn shown(text: &str) -> String {
         parse_instant(text, &now()).unwrap().to_string()
+    }
+
+    #[test]
+    fn what_has_no_commit_is_as_of_no_instant() {
+        assert_eq!(Version::ZERO.as_of(), "no commits yet");
+        assert_eq!(Version(1).as_of(), "1970-01-01T00:00:00.000000001Z");
     }
 
     #[test]

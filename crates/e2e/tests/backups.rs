@@ -16,6 +16,7 @@ use chronofs_e2e::object_server::{Kind, ObjectServer};
 use chronofs_e2e::process::{run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::read_record;
 use chronofs_e2e::{Installation, Manifest, Rng, change};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// An installation with a folder for backups and a key.
@@ -543,6 +544,27 @@ fn a_backup_is_partly_and_then_hollow_when_its_blocks_really_went() {
     wait_for("all blocks to go", || (stored() < all / 10).then_some(()));
     let listed = lab.installation.ok(&["backup", "list"]);
     assert!(listed.contains("HOLLOW"), "{listed}");
+}
+
+#[test]
+fn a_client_that_is_told_to_end_ends_its_backup() {
+    let lab = Lab::new();
+    for (digit, signal) in [("a", Signal::INT), ("b", Signal::TERM)] {
+        let wanted = digit.repeat(32);
+        // It has no chance to be done.
+        lab.installation.meta.signal(Signal::STOP);
+        let mut command =
+            lab.installation.command(&lab.with_key(&["backup", "create", text(&lab.dest), "--uid", &wanted]));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the backup to begin", || lab.listed().contains_key(&wanted).then_some(()));
+        kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = text_of(&output);
+        assert!(!output.status.success() && said.contains("was ended on demand"), "{signal:?}: {said}");
+        lab.installation.meta.signal(Signal::CONT);
+        wait_for("it to be over", || (lab.listed()[&wanted]["state"] == "FAILED").then_some(()));
+    }
+    lab.create();
 }
 
 #[test]

@@ -90,7 +90,13 @@ fn the_page_step_by_step_gives_what_was_there_and_nothing_that_came_later() {
     let output = run(command.env("CHRONOFS_TOKEN", &mount.token));
     let said = assert_failed_cleanly(&output, "a mount in the gap");
     assert!(said.contains("lost by a restore"), "{said}");
+    let said = clone.ok(&source, &["restore", "accept", "--dry-run"]);
+    assert!(said.contains("would accept the restore of") && said.contains("nothing is changed"), "{said}");
+    let said = clone.ok(&source, &["restore", "status", "--wait", "60s"]);
+    assert!(said.contains("until chronofs restore accept"), "{said}");
     clone.ok(&source, &["restore", "accept"]);
+    let said = clone.ok(&source, &["restore", "accept", "--dry-run"]);
+    assert!(said.contains("nothing left to accept"), "{said}");
     wait_for("the metadata server to hear that", || {
         source.ok(&["restore", "status", text(&out)]).contains("accepted").then_some(())
     });
@@ -194,6 +200,11 @@ fn a_clone_and_its_live_source_do_not_disturb_each_other() {
     let said = source.fails(&detach);
     assert!(said.contains("objects that the source stored") && said.contains("--force"), "{said}");
     check_clone();
+    let said = source.fails(&[&detach[..], &["--dry-run"]].concat());
+    assert!(said.contains("objects that the source stored"), "{said}");
+    let said = source.ok_with_stderr(&[&detach[..], &["--force", "--dry-run"]].concat());
+    assert!(said.contains("would read snapshot") && said.contains("may lose their bytes"), "{said}");
+    assert_eq!(objects(&readers).len(), 1, "a dry run does nothing");
     source.ok(&[&detach[..], &["--force"]].concat());
     assert_eq!(objects(&readers).len(), 0);
     assert!(clone.ok(&source, &["restore", "status"]).contains("detached"));

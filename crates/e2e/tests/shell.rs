@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use chronofs_e2e::Installation;
 use chronofs_e2e::installation::{assert_failed_cleanly, detach};
 use chronofs_e2e::process::{http_get, run, text, text_of, wait_for};
+use chronofs_e2e::snapshot::{Programs, uid_in};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// What `cli --exec` prints, all in all, and its exit status.
@@ -320,4 +322,28 @@ fn a_full_disk_is_told_refuses_changes_and_loses_nothing() {
     wait_for("a healthy cluster", || (status(&installation).1 == 0).then_some(()));
     assert!(ok(&installation, "get kept").contains("`kept' is `2'"));
     drop(installation);
+}
+
+#[test]
+fn a_shell_in_which_a_snapshot_was_taken_still_ends_when_it_is_told_to() {
+    let programs = Programs::new();
+    let program = programs.add("nothing", "#!/bin/sh\nexit 0\n");
+    let installation = Installation::start_with_whitelist(&[&program], &[]);
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut command = installation.command(&["cli"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "snapshot {}", text(&program)).unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        uid_in(&said);
+        // It reads the next line soon, and nothing comes.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!(child.try_wait().unwrap(), None, "it waits for the next line");
+        kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        let status = wait_for("the shell to end", || child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(128 + signal.as_raw()), "{signal:?}");
+        drop(input);
+    }
 }

@@ -54,6 +54,18 @@ fn only_an_account_with_the_right_to_it_takes_ends_or_forgets_a_snapshot() {
         }
     }
     assert_eq!(programs.told().len(), told, "nothing ran");
+    // A refusal has a code and the UID, too, also for programs.
+    let wanted = "d".repeat(32);
+    let words = ["snapshot", "create", "--json", "--uid", &wanted, "--", text(&program)];
+    let output = run(installation.command(&words).env("CHRONOFS_TOKEN", &viewer));
+    let said = text_of(&output);
+    assert!(said.contains("Snapshot command failed 4000 (An unknown error occurred)."), "{said}");
+    assert!(said.contains(&format!("with UID {wanted}.")), "{said}");
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&object["uid"], &object["code"]), (&wanted.as_str().into(), &4000.into()));
+    assert!(object["why"].to_string().contains("needs the role operator"), "{object}");
+    let (done, said) = ask(&operator, &["snapshot", "create", "--json", "--", "/bin/not-listed"]);
+    assert!(!done && said.contains(r#""code": 2505"#) && said.contains(r#""uid": ""#), "{said}");
     let (done, said) = ask(&viewer, &["snapshot", "describe", &uid]);
     assert!(done && said.contains("COMPLETE"), "{said}");
     let (done, said) = ask(&operator, &["snapshot", "delete", &uid]);

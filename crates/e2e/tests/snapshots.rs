@@ -204,6 +204,7 @@ fn a_set_taken_under_load_is_each_store_at_its_cut() {
     installation.ok(&["snapshot", "describe", &uid, "--record", text(&record)]);
     let record = read_record(&record);
     assert_eq!(record["cuts"].as_object().unwrap().len(), 2, "{record}");
+    assert_eq!(record["labels"].as_object().unwrap().len(), 3, "{record}");
     // What was prepared is gone, and the copies are enough.
     for folder in ["meta/engine/images", "meta2/engine/images", "admin/images"] {
         let folder = installation.path(folder);
@@ -510,6 +511,33 @@ fn what_a_set_needs_is_pinned_in_the_block_store_until_it_is_deleted_and_of_a_fa
         (notes(&installation, "pins").is_empty() && !place.exists()).then_some(())
     });
     assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), content(7));
+}
+
+#[test]
+fn a_set_whose_time_is_over_is_shown_as_expired_until_it_is_deleted() {
+    let programs = Programs::new();
+    let program = programs.add("snap_create.sh", PAGE);
+    let installation = Installation::start_with_whitelist(&[&program], &[]);
+    let _mount = installation_with_volume(&installation);
+    let backup = installation.path("backup");
+    let command = ["snapshot", "create", "--keep", "1s", "--", text(&program), "--destdir", text(&backup)];
+    let set = uid_in(&installation.ok(&command));
+    let describe = ["snapshot", "describe", set.as_str()];
+    let shown = wait_for("the set to expire", || {
+        let shown = installation.ok(&describe);
+        shown.contains("EXPIRED").then_some(shown)
+    });
+    assert!(shown.contains("(over: it may not be whole)"), "{shown}");
+    let listed = installation.ok(&["snapshot", "list"]);
+    assert!(listed.contains(&set) && listed.contains("EXPIRED"), "{listed}");
+    wait_for("its pins to go", || pins(&installation, &set).is_empty().then_some(()));
+    // Its images are what they were; whoever takes them says that files may lack their bytes.
+    let verify = ["snapshot", "verify", text(&backup)];
+    let said = installation.fails(&verify);
+    assert!(said.contains("--accept-expired"), "{said}");
+    installation.ok(&[&verify[..], &["--accept-expired"]].concat());
+    assert!(installation.ok(&["snapshot", "delete", &set]).contains("is forgotten"));
+    assert!(installation.fails(&describe).contains("no snapshot"));
 }
 
 /// A set keeps what its volumes were, also where they keep no past, and one that is deleted; a copy of the metadata from

@@ -74,7 +74,11 @@ async fn answer(client: AdminClient, pages: Pages, question: Question) {
         Asked::Readers { snapshot, forget } => answer_readers(&pages.collector, &snapshot, forget).await,
         Asked::Detach { force } => {
             let folder = pages.engine.parent().unwrap_or(&pages.engine);
-            answer_detach(folder, &pages.collector, force).await
+            answer_detach(folder, &pages.collector, force, false).await
+        }
+        Asked::WouldDetach { force } => {
+            let folder = pages.engine.parent().unwrap_or(&pages.engine);
+            answer_detach(folder, &pages.collector, force, true).await
         }
         Asked::Look { volume, look, replica } => {
             let begun = pages.looks.begin(pages.collector, volume, look, replica.map(|replica| *replica));

@@ -248,8 +248,9 @@ pub(crate) async fn register(
     problems
 }
 
-/// Has this clone registered no longer, if it needs no object of its source, or that is forced.
-pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: bool) -> Said {
+/// Has this clone registered no longer, if it needs no object of its source, or that is forced. As a dry run it only says
+/// what would come of it.
+pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: bool, dry_run: bool) -> Said {
     let _writing = WRITING.lock().await;
     let mark = match Mark::read(folder) {
         Ok(mark) => mark,
@@ -285,6 +286,9 @@ pub(crate) async fn answer_detach(folder: &Path, collector: &Collector, force: b
             missing.join(", "),
             mark.uid
         ));
+    }
+    if dry_run {
+        return Said::Detached { needed, unnamed };
     }
     for store in stores {
         if let Err(why) = within(store.remove_note(&name)).await {

@@ -194,7 +194,7 @@ pub(crate) fn said(folder: &Path) -> Option<RestoredSaid> {
     Some(RestoredSaid {
         uid,
         source: mark.source,
-        cut: mark.cut.map(|cut| Version(cut.cut).to_string()),
+        cut: mark.cut.map(|cut| Version(cut.cut).as_of()),
         accepted: mark.accepted,
         only_admin,
         only_here,

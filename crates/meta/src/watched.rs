@@ -167,6 +167,10 @@ impl StorePort for Watched {
         self.store.list(from)
     }
 
+    fn stored_ns<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.store.stored_ns(name)
+    }
+
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.put_note(name, bytes)
     }

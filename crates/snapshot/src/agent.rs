@@ -327,7 +327,7 @@ impl Agent {
         let version = |role: Role| self.lock().versions.get(&(attempt.number, role)).copied();
         let cut = version(Role::Tlog).map(|cut| Cut { store: version(Role::Storage).unwrap_or(cut), cut });
         self.0.host.keep(intent, cut)?;
-        let mut bytes = 0;
+        let (mut bytes, mut labels) = (0, BTreeMap::new());
         let mut sums = Sums::read(&self.0.setup.folder.join(SUMS));
         for role in &node.roles {
             let place = self.place(attempt, *role);
@@ -338,11 +338,12 @@ impl Agent {
                 label.files = files;
                 label.write(&place)
             });
-            labelled.map_err(|error| failed(*role, &error.to_string()))?;
+            let sum = labelled.map_err(|error| failed(*role, &error.to_string()))?;
+            labels.insert(*role, sum);
             bytes += label.bytes();
         }
         sums.write();
-        Ok(Told { bytes: Some(bytes), ..Told::default() })
+        Ok(Told { bytes: Some(bytes), labels, ..Told::default() })
     }
 
     fn run(&self, intent: &Intent, role: Role) -> Result<Told, Fault> {

@@ -59,14 +59,15 @@ impl Label {
         self.files.iter().map(|entry| entry.size).sum()
     }
 
-    /// Writes it into the image, durably.
-    pub fn write(&self, image: &Path) -> Result<(), Error> {
+    /// Writes it into the image, durably. Gives its checksum.
+    pub fn write(&self, image: &Path) -> Result<String, Error> {
         let unreadable =
             |why: serde_json::Error| Error::Manifest { path: image.join(LABEL), why: why.to_string() };
         let mut text = serde_json::to_vec_pretty(self).map_err(unreadable)?;
         text.push(b'\n');
-        let sum = format!("{}  {LABEL}\n", blake3::hash(&text).to_hex());
-        for (name, bytes) in [(LABEL, &text[..]), (LABEL_SUM, sum.as_bytes())] {
+        let sum = blake3::hash(&text).to_hex().to_string();
+        let line = format!("{sum}  {LABEL}\n");
+        for (name, bytes) in [(LABEL, &text[..]), (LABEL_SUM, line.as_bytes())] {
             let path = image.join(name);
             let written = File::create_new(&path).and_then(|mut file| {
                 file.write_all(bytes)?;
@@ -74,11 +75,17 @@ impl Label {
             });
             written.map_err(Error::io("write", &path))?;
         }
-        File::open(image).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", image))
+        File::open(image).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", image))?;
+        Ok(sum)
     }
 
     /// The label of an image; none if it has none.
     pub fn read(image: &Path) -> Result<Option<Label>, Error> {
+        Ok(Label::read_with_sum(image)?.map(|(label, _)| label))
+    }
+
+    /// The same with its checksum, which is right.
+    pub fn read_with_sum(image: &Path) -> Result<Option<(Label, String)>, Error> {
         let path = image.join(LABEL);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -87,12 +94,13 @@ impl Label {
         let bad = |why: String| Error::Manifest { path: path.clone(), why };
         let sums = image.join(LABEL_SUM);
         let said = fs::read_to_string(&sums).map_err(Error::io("read", &sums))?;
-        if said.split_whitespace().next() != Some(blake3::hash(&text).to_hex().as_str()) {
+        let sum = blake3::hash(&text).to_hex().to_string();
+        if said.split_whitespace().next() != Some(sum.as_str()) {
             return Err(bad("its checksum is wrong".to_owned()));
         }
         let label: Label = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         match label.format {
-            FORMAT => Ok(Some(label)),
+            FORMAT => Ok(Some((label, sum))),
             newer => Err(bad(format!("its format is {newer}, this program knows {FORMAT}"))),
         }
     }
@@ -129,8 +137,9 @@ mod tests {
     fn a_label_is_read_as_it_was_written_and_keeps_its_form() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Label::read(folder.path()).unwrap(), None);
-        example().write(folder.path()).unwrap();
+        let sum = example().write(folder.path()).unwrap();
         assert_eq!(Label::read(folder.path()).unwrap(), Some(example()));
+        assert_eq!(Label::read_with_sum(folder.path()).unwrap(), Some((example(), sum)));
         let text = fs::read_to_string(folder.path().join(LABEL)).unwrap();
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/label-1.json");
         if std::env::var("CHRONOFS_GOLDEN").is_ok_and(|word| word == "write") {

@@ -78,6 +78,8 @@ pub enum Look {
         /// Only say which files there are.
         list_only: bool,
     },
+    /// The objects of a volume that nothing explains, each. -> [`News::Quarantined`], [`News::At`]; [`Sum::Quarantined`]
+    Quarantined,
 }
 
 /// Parts of a volume.
@@ -158,6 +160,8 @@ pub enum Sum {
     Objects(Objects),
     /// Of [`Look::Salvage`].
     Salvage(Salvaged),
+    /// Of [`Look::Quarantined`].
+    Quarantined(Counted),
 }
 
 /// What was found in objects that nothing explains.
@@ -354,6 +358,23 @@ pub struct Strange {
     pub reason: String,
 }
 
+/// An object that nothing explains, for whoever decides what becomes of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct QuarantinedObject {
+    /// Its name in the block store.
+    pub object: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The incarnation of the volume that stored it: this one, a clone, or what this one was restored from.
+    pub incarnation: u16,
+    /// When it was stored, nanoseconds since the epoch by the store's clock, if the store says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_ns: Option<u64>,
+    /// Why it is not explained.
+    pub reason: String,
+}
+
 /// Rows that were looked at.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -396,6 +417,8 @@ pub enum News {
         /// What is wrong with it.
         reason: String,
     },
+    /// An object that nothing explains.
+    Quarantined(Box<QuarantinedObject>),
 }
 
 /// An object of which something was lost and was put back, or could be.

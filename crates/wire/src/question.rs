@@ -111,6 +111,11 @@ pub enum Asked {
     },
     /// Let go what the brake of the collection holds back. -> [`Said::Released`] or [`Said::Trouble`]
     ReleaseBrake,
+    /// What [`Asked::Detach`] would be answered with; nothing is done. -> [`Said::Detached`] or [`Said::Trouble`]
+    WouldDetach {
+        /// Also while objects of the source are needed.
+        force: bool,
+    },
 }
 
 /// Instants of volumes that are to be kept: of one for a hold, of all for a copy that others made.

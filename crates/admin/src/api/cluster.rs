@@ -126,8 +126,9 @@ fn in_place(servers: &[RestoredServer], admin: Option<&RestoredAdmin>) -> Vec<St
                     server.store
                 );
             }
-            let lost = began_ns.map(|began_ns| {
-                format!("; what came between {} and {} is lost", Version(*cut_ns), Version(began_ns))
+            let lost = began_ns.map(|began_ns| match cut_ns {
+                0 => format!("; all that came before {} is lost", Version(began_ns)),
+                _ => format!("; what came between {} and {} is lost", Version(*cut_ns), Version(began_ns)),
             });
             let (store, lost) = (&server.store, lost.unwrap_or_default());
             format!("metadata store '{store}' was restored in place from {uid} (restore epoch {epoch}){lost}; {ACCEPT}")

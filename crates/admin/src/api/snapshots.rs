@@ -179,7 +179,7 @@ pub(super) struct Force {
 
 /// Forget a disk snapshot that is over: what its set needs is not kept any more. Refused while a clone reads it
 ///
-/// One that is forgotten already, as a set that expired, is answered with its record and `already`.
+/// One that is forgotten already is answered with its record and `already`.
 #[utoipa::path(delete, path = "/v1/snapshots/{uid}", params(("uid" = String, Path), ("force" = Option<bool>, Query)),
     responses((status = 200, body = Object)), security(("token" = [])))]
 pub(super) async fn delete(
@@ -194,7 +194,7 @@ pub(super) async fn delete(
     let is_known = found.as_ref().is_some_and(|record| record.state != Standing::Deleted);
     let is_kept = app.snapshots.strangers().keys().any(|attempt| attempt.uid == uid);
     if !(is_known || force && is_kept) {
-        // Whoever deletes what is old every night need not know which of it has expired.
+        // Whoever deletes what is old every night need not know which of it somebody else has deleted.
         let mut gone = found.map(|record| json!(record)).ok_or_else(|| not_found(uid.as_str()))?;
         gone["already"] = json!(true);
         return Ok(Json(gone));

@@ -96,6 +96,21 @@ impl Database {
     }
 }
 
+/// Makes a change; as a dry run it gives what that would give, or why it would be refused, and leaves everything as it was.
+pub(crate) fn tried<T>(
+    tx: &Transaction<'_>,
+    dry_run: bool,
+    change: impl FnOnce(&Transaction<'_>) -> Result<T, AdminError>,
+) -> Result<T, AdminError> {
+    if !dry_run {
+        return change(tx);
+    }
+    tx.execute_batch("SAVEPOINT dry_run")?;
+    let would = change(tx);
+    tx.execute_batch("ROLLBACK TO dry_run; RELEASE dry_run")?;
+    would
+}
+
 /// The value of a setting.
 pub fn setting(tx: &Transaction<'_>, key: &str) -> Result<Option<String>, AdminError> {
     let sql = "SELECT value FROM setting WHERE key = ?1";

@@ -323,10 +323,7 @@ pub(super) fn kept_keys(row: &Row<'_>) -> rusqlite::Result<Option<KeptKeys>> {
 
 /// How a volume would be after a change, which is not made.
 pub fn preview(tx: &Transaction<'_>, key: &str, wanted: &ChangeVolume) -> Result<Found, AdminError> {
-    tx.execute_batch("SAVEPOINT preview")?;
-    let changed = change(tx, key, wanted);
-    tx.execute_batch("ROLLBACK TO preview; RELEASE preview")?;
-    changed
+    super::tried(tx, true, |tx| change(tx, key, wanted))
 }
 
 /// Shorter retentions whose time of grace is over come into force; their metadata servers learn of it. Gives the volumes'

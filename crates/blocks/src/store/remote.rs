@@ -309,6 +309,16 @@ impl RemoteStore {
         marked.map_err(|e| StoreError::unavailable(name, Errno::EIO, format!("{what}, and {}", e.reason)))
     }
 
+    async fn stored_at(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        super::check_name(name)?;
+        let _permit = self.permits.acquire().await;
+        match self.client.objects.head(&self.at(name)).await {
+            Ok(meta) => Ok(super::ns_of(&meta)),
+            Err(Error::NotFound { .. }) => self.marked(name, "nothing is looked at").await.map(|()| None),
+            Err(error) => Err(self.unavailable(name, "it cannot be looked at", &error)),
+        }
+    }
+
     async fn too_short(&self, name: &str, end: u64) -> StoreError {
         match self.client.objects.head(&self.at(name)).await {
             Ok(meta) if meta.size < end => StoreError::damaged(
@@ -383,6 +393,10 @@ impl StorePort for RemoteStore {
 
     fn list(&self, from: Option<String>) -> BoxFuture<'_, Result<ListPage, StoreError>> {
         self.list_page(from).boxed()
+    }
+
+    fn stored_ns<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.stored_at(name).boxed()
     }
 
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -48,7 +48,7 @@ enum Command {
     /// Show what the present and the past of a volume take, and what another retention would cost
     Usage(usage::Usage),
     /// Show how full the objects of a volume are, and what of its block store nothing explains
-    Objects(usage::Of),
+    Objects(usage::Objects),
     /// Show how many files a volume has, how large they are, and how well they are compressed
     Volume(usage::Of),
 }
@@ -81,9 +81,9 @@ pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
                 let name = usage.of.volume.volume.clone();
                 usage::usage(&client, usage).await.with_context(|| format!("analyze usage {name}"))
             }
-            Command::Objects(of) => {
-                let name = of.volume.volume.clone();
-                usage::objects(&client, of).await.with_context(|| format!("analyze objects {name}"))
+            Command::Objects(asked) => {
+                let name = asked.of.volume.volume.clone();
+                usage::objects(&client, asked).await.with_context(|| format!("analyze objects {name}"))
             }
             Command::Volume(of) => {
                 let name = of.volume.volume.clone();

@@ -1,4 +1,4 @@
-//! `analyze usage`, `analyze objects` and `analyze volume`: sums.
+//! `analyze usage`, `analyze objects` and `analyze volume`: sums, and by name what nothing explains.
 
 use super::Volume;
 use super::follow::{Meter, follow};
@@ -10,6 +10,7 @@ use chronofs_wire::http::AdminClient;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 /// The volume, and how it is shown.
@@ -32,6 +33,15 @@ pub(super) struct Usage {
     /// Say what the past would take with this retention: 7d, 12h, 0
     #[arg(long)]
     retention: Option<Retention>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Objects {
+    #[command(flatten)]
+    pub(super) of: Of,
+    /// Name each object that nothing explains, with its size, when it was stored, and why it is not explained
+    #[arg(long)]
+    quarantined: bool,
 }
 
 /// Parts of a volume.
@@ -142,7 +152,55 @@ pub(super) async fn volume(client: &AdminClient, of: Of) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn objects(client: &AdminClient, of: Of) -> Result<ExitCode> {
+/// Those that nothing explains. They stay: who decides what becomes of one deletes it with the tools of the store.
+async fn quarantined(client: &AdminClient, of: &Of) -> Result<ExitCode> {
+    let (mut meter, mut found) = (Meter::new(), BTreeMap::new());
+    let hear = |news: News| {
+        match news {
+            News::At(progress) => meter.show(&progress),
+            // A server that is started anew meanwhile tells them again.
+            News::Quarantined(object) => drop(found.insert(object.object.clone(), *object)),
+            _ => {}
+        }
+        Ok(())
+    };
+    let subject = Subject::Volume(of.volume.volume.clone());
+    let ended = follow(client, &subject, || Look::Quarantined, hear).await;
+    meter.clear();
+    let Sum::Quarantined(_) = ended? else { return other() };
+    let bytes: u64 = found.values().map(|object| object.bytes).sum();
+    let mut rows = Vec::new();
+    for object in found.values() {
+        let mut row = serde_json::to_value(object)?;
+        row["stored"] = object.stored_ns.map_or(Value::Null, |ns| Version(ns).to_string().into());
+        rows.push(row);
+    }
+    if of.json {
+        let all = json!({ "count": rows.len(), "bytes": bytes, "objects": rows });
+        output::line(serde_json::to_string_pretty(&all)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let columns = [
+        ("OBJECT", "object"),
+        ("SIZE", "bytes"),
+        ("STORED", "stored"),
+        ("INCARNATION", "incarnation"),
+        ("BECAUSE", "reason"),
+    ];
+    print_table(&columns, &rows)?;
+    output::line(format_args!(
+        "\nunexplained: {}, {}; they are left alone",
+        rows.len(),
+        output::show_size(bytes)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn objects(client: &AdminClient, asked: Objects) -> Result<ExitCode> {
+    let Objects { of, quarantined: named } = asked;
+    if named {
+        return quarantined(client, &of).await;
+    }
     let Sum::Objects(objects) = sum(client, &of, Look::Objects).await? else { return other() };
     if of.json {
         return print_json(objects.at_ns, &objects);

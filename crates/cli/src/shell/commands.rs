@@ -2,8 +2,8 @@
 
 use super::words::{Command, behind_prefix, printable};
 use super::{Shell, show};
-use crate::output;
 use crate::snapshot::Wanted;
+use crate::{interrupts, output};
 use anyhow::{Result, anyhow, bail};
 use chronofs_wire::http::Method;
 use chronofs_wire::question::{Blob, KeyOp, KeyReply, KeyValue};
@@ -24,6 +24,8 @@ pub(super) enum Outcome {
     Failed,
     /// The shell is to end.
     Quit,
+    /// It failed, and the shell is to end.
+    Ended,
 }
 
 struct Known {
@@ -141,7 +143,13 @@ fn snapshot(shell: &mut Shell, arguments: &[Vec<u8>]) -> Result<Outcome> {
     });
     let wanted = Wanted { uid: None, keep: None, program: program.collect::<Result<_>>()?, json: false };
     let ended = shell.runtime.block_on(crate::snapshot::create(&shell.client, wanted))?;
-    Ok(if ended == ExitCode::SUCCESS { Outcome::Done } else { Outcome::Failed })
+    // A signal that was for the snapshot as well.
+    Ok(match (ended == ExitCode::SUCCESS, interrupts::told_to_end()) {
+        (true, false) => Outcome::Done,
+        (false, false) => Outcome::Failed,
+        (true, true) => Outcome::Quit,
+        (false, true) => Outcome::Ended,
+    })
 }
 
 fn keys(shell: &Shell, op: &KeyOp) -> Result<KeyReply> {

@@ -87,6 +87,7 @@ impl Shell {
                 Ok(Outcome::Unwell) => ran.well = false,
                 Ok(Outcome::Failed) => return Ran { well: false, ..ran },
                 Ok(Outcome::Quit) => return Ran { quit: true, ..ran },
+                Ok(Outcome::Ended) => return Ran { well: false, quit: true },
                 Err(error) => {
                     output::error(crate::told(&error));
                     return Ran { well: false, ..ran };

@@ -7,6 +7,7 @@
 mod blocks;
 mod desk;
 mod objects;
+mod quarantine;
 mod repair;
 mod rows;
 mod salvage;
@@ -139,6 +140,7 @@ async fn look(
         (Look::Salvage { list_only }, Some(volume)) => {
             salvage::look(desk, volume, list_only).await.map(Sum::Salvage)
         }
+        (Look::Quarantined, Some(volume)) => quarantine::look(desk, volume).await.map(Sum::Quarantined),
         (Look::Rows, Some(_)) => Err(Stop::Failed("rows are looked at of a whole metadata store".to_owned())),
         (_, None) => Err(Stop::Failed("name a volume".to_owned())),
     }

@@ -91,6 +91,12 @@ impl Store {
         page.map_err(|error| Stop::Failed(error.to_string()))
     }
 
+    /// When an object was stored, by the clock of the store, if it says and the object is there.
+    pub(super) async fn stored_ns(&self, name: &str) -> Result<Option<u64>, Stop> {
+        let stored = self.patiently(|| self.port.stored_ns(name)).await?;
+        Ok(stored.unwrap_or(None))
+    }
+
     /// A part of an object. The inner error says what is wrong with the object.
     pub(super) async fn get(
         &self,

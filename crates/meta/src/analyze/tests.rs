@@ -18,6 +18,7 @@ use chronofs_wire::analyze::{Ended, Fate, News, Progress, RowsSeen};
 use futures::future::BoxFuture;
 use std::sync::Mutex;
 
+mod quarantine;
 mod repair;
 mod salvage;
 
@@ -56,6 +57,9 @@ impl StorePort for Shy {
             true => self.store.list(from),
             false => Box::pin(async { Ok(ListPage::default()) }),
         }
+    }
+    fn stored_ns<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.store.stored_ns(name)
     }
     fn put_note<'a>(&'a self, name: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         self.store.put_note(name, bytes)

@@ -114,7 +114,8 @@ fn a_clone_is_detached_when_it_is_registered_nowhere_any_more() {
     mark(&[]).write(folder).unwrap();
     registered(&bench);
     bench.keeper.collector.stores.set_ids([(VOLUME, STORE)].into());
-    let detach = || bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, true));
+    let ask = |dry_run| bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, true, dry_run));
+    let detach = || ask(false);
     let before = mark(&[STORE, gone]);
     before.write(folder).unwrap();
     let Said::Trouble(why) = detach() else { panic!("it is registered in a store that is gone") };
@@ -132,9 +133,15 @@ fn a_clone_is_detached_when_it_is_registered_nowhere_any_more() {
     bench.keeper.collector.stores.set_of_readers(vec![told]);
     let marker = path.join("chronofs-store.json");
     std::fs::rename(&marker, path.join("away")).unwrap();
-    let Said::Trouble(why) = detach() else { panic!("another folder is not the store") };
-    assert!(why.contains(&gone.to_string()) && why.contains("cannot be used"), "{why}");
+    for dry_run in [true, false] {
+        let Said::Trouble(why) = ask(dry_run) else { panic!("another folder is not the store") };
+        assert!(why.contains(&gone.to_string()) && why.contains("cannot be used"), "{why}");
+    }
     std::fs::rename(path.join("away"), &marker).unwrap();
+    let untouched = Mark::read(folder).unwrap();
+    assert_eq!(ask(true), Said::Detached { needed: 0, unnamed: 0 });
+    assert_eq!((Mark::read(folder).unwrap(), notes(&bench)), (untouched, 1), "a dry run does nothing");
+    assert_eq!(bench.runtime.block_on(other.notes(READERS)).unwrap().len(), 1);
     assert_eq!(detach(), Said::Detached { needed: 0, unnamed: 0 });
     assert_eq!(bench.runtime.block_on(other.notes(READERS)).unwrap(), []);
     let after = Mark::read(folder).unwrap().unwrap();
@@ -146,7 +153,7 @@ fn a_store_that_was_made_in_a_clone_is_detached_and_needs_no_mark() {
     let bench = Bench::new(Retention::Forever);
     let folder = bench.folder.path();
     for force in [false, true] {
-        let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, force));
+        let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, force, false));
         assert_eq!(said, Said::Detached { needed: 0, unnamed: 0 });
     }
     assert_eq!(Mark::read(folder).unwrap(), None);
@@ -169,6 +176,6 @@ fn a_clone_is_detached_once_what_was_counted_is_durable() {
     };
     bench.keeper.engine.sync().unwrap();
     assert_eq!(durable(20_000), Ok(Ok(())));
-    let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, false));
+    let said = bench.runtime.block_on(answer_detach(folder, &bench.keeper.collector, false, false));
     assert_eq!((said, notes(&bench)), (Said::Detached { needed: 0, unnamed: 0 }, 0));
 }

@@ -149,6 +149,11 @@ impl Coordinator {
     pub fn start(&mut self, now: Now, request: Request, nodes: Vec<Node>) -> Result<(Record, bool), Refusal> {
         if let Some(known) = self.records.get(&request.uid) {
             let intent = &known.intent;
+            if known.state == State::Expired {
+                let why =
+                    format!("snapshot {} was taken before, and its time to be kept is over", request.uid);
+                return Err(Refusal { code: SnapshotCode::Duplicate, why });
+            }
             if known.state == State::Deleted
                 || intent.program != request.program
                 || intent.arguments != request.arguments
@@ -289,8 +294,9 @@ impl Coordinator {
         Some(record.clone())
     }
 
-    /// Forgets a set whose time is over, if nobody reads it, as far as all its members have said since this coordinator began.
-    /// Of those that `is_there` does not know any more nobody waits for a word.
+    /// Keeps nothing more for a set whose time is over, if nobody reads it, as far as all its members have said since this
+    /// coordinator began. Of those that `is_there` does not know any more nobody waits for a word. Its record stays until
+    /// somebody deletes the set.
     pub fn expire(&mut self, now: Now, is_there: impl Fn(&str) -> bool) -> Option<Record> {
         let uid = self.overdue(now).find(|uid| {
             let Some(record) = self.records.get(*uid) else { return false };
@@ -302,7 +308,9 @@ impl Coordinator {
             members.into_iter().all(is_free)
         })?;
         let uid = uid.clone();
-        self.delete(&uid)
+        let record = self.records.get_mut(&uid)?;
+        record.state = State::Expired;
+        Some(record.clone())
     }
 
     /// Sets whose time is over.
@@ -500,8 +508,11 @@ impl Coordinator {
                 let store = version(Role::Storage).unwrap_or(cut);
                 record.cuts.insert(node.id.clone(), Cut { store, cut });
             }
-            if let Some(bytes) = told(Step::Label).and_then(|told| told.bytes) {
-                record.bytes.insert(node.id.clone(), bytes);
+            if let Some(label) = told(Step::Label) {
+                record.bytes.extend(label.bytes.map(|bytes| (node.id.clone(), bytes)));
+                if !label.labels.is_empty() {
+                    record.labels.insert(node.id.clone(), label.labels.clone());
+                }
             }
             if let Some(held_ms) = told(Step::Release).and_then(|told| told.held_ms) {
                 record.held_ms.insert(node.id.clone(), held_ms);
@@ -540,7 +551,7 @@ impl Coordinator {
         match record.state {
             State::Running => (!ours).then(|| finish(false)),
             State::Complete => (!ours || !told).then(|| finish(ours)),
-            State::Failed | State::Aborted | State::Deleted => Some(finish(false)),
+            State::Failed | State::Aborted | State::Deleted | State::Expired => Some(finish(false)),
         }
     }
 
@@ -574,6 +585,7 @@ const fn running(intent: Intent) -> Record {
         cuts: BTreeMap::new(),
         bytes: BTreeMap::new(),
         held_ms: BTreeMap::new(),
+        labels: BTreeMap::new(),
         code: None,
         failures: Vec::new(),
     }

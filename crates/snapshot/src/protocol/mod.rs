@@ -169,6 +169,9 @@ pub struct Told {
     /// Where the log was ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+    /// The checksum of the label of each image: it stands for every file that the label lists.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Role, String>,
 }
 
 /// Why a step could not be done.
@@ -224,6 +227,17 @@ pub enum State {
     Aborted,
     /// Was complete or not, and is deleted: nothing is kept for it any more.
     Deleted,
+    /// Was complete, and its time to be kept is over: nothing is kept for it any more, so it may not be whole. Its images
+    /// are what they were.
+    Expired,
+}
+
+impl State {
+    /// Whether every member had done its part, so that the images are a set, whatever is kept for it by now.
+    #[must_use]
+    pub const fn has_images(self) -> bool {
+        matches!(self, State::Complete | State::Expired)
+    }
 }
 
 /// What of a member's store is in a set: images of its store up to one commit, of its log up to the cut.
@@ -262,6 +276,9 @@ pub struct Record {
     /// How long each member that has a log held it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub held_ms: BTreeMap<String, u64>,
+    /// The checksums of the labels of each member's images. One of an earlier version says none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, BTreeMap<Role, String>>,
     /// Why it failed.
     pub code: Option<SnapshotCode>,
     /// What went wrong where.
@@ -269,6 +286,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Nanoseconds since the epoch, of which the set is, or a little later: the earliest cut. A store without a commit has
+    /// none that counts; where all are such it is when the snapshot began.
+    #[must_use]
+    pub fn point_ns(&self) -> u64 {
+        let cuts = self.cuts.values().map(|cut| cut.cut).filter(|cut| *cut > 0);
+        cuts.min().unwrap_or(self.intent.started_ns)
+    }
+
     /// What the operator does about its failure. None where no server failed: it was ended on demand, or with the
     /// coordinator, and that is said already.
     #[must_use]
@@ -432,6 +457,7 @@ pub(crate) mod tests {
             cuts: BTreeMap::from([("0190".to_owned(), Cut { store: 5, cut: 6 })]),
             bytes: BTreeMap::from([("0190".to_owned(), 11)]),
             held_ms: BTreeMap::from([("0190".to_owned(), 12)]),
+            labels: BTreeMap::new(),
             code: Some(SnapshotCode::TlogFailed),
             failures: vec![failure],
         }
@@ -447,7 +473,7 @@ pub(crate) mod tests {
         let orders = [what, finish].map(|what| Order { attempt: attempt.clone(), epoch: 3, what });
         let fault = Fault { code: SnapshotCode::StorageFailed, why: "no room".to_owned() };
         let note = "exited with 0".to_owned();
-        let told = Told { version: Some(6), note, bytes: Some(11), held_ms: Some(12), ended: None };
+        let told = Told { version: Some(6), note, bytes: Some(11), held_ms: Some(12), ..Told::default() };
         let said = [
             (Step::Image(Role::Tlog), Ok(told)),
             (Step::Label, Ok(Told::default())),
@@ -502,5 +528,28 @@ pub(crate) mod tests {
         assert_eq!(text, golden);
         let again: Intent = serde_json::from_str(&serde_json::to_string(&intent).unwrap()).unwrap();
         assert_eq!(again, intent);
+    }
+
+    #[test]
+    fn a_store_without_a_commit_does_not_make_a_set_one_of_1970() {
+        let cut = |id: &str, cut| (id.to_owned(), Cut { store: cut, cut });
+        let point =
+            |cuts: &[(String, Cut)]| Record { cuts: cuts.iter().cloned().collect(), ..record() }.point_ns();
+        assert_eq!(point(&[cut("0190", 6), cut("0191", 0), cut("0192", 5)]), 5);
+        assert_eq!(point(&[cut("0190", 0)]), 8, "it began then");
+        assert_eq!(point(&[]), 8);
+    }
+
+    #[test]
+    fn checksums_of_labels_keep_their_form() {
+        let labels = BTreeMap::from([(Role::Tlog, "cd".to_owned()), (Role::Storage, "ab".to_owned())]);
+        let told = Told { labels: labels.clone(), ..Told::default() };
+        let text = serde_json::to_string(&told).unwrap();
+        assert_eq!(text, r#"{"labels":{"storage":"ab","tlog":"cd"}}"#);
+        assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told);
+        let record = Record { labels: BTreeMap::from([("0190".to_owned(), labels)]), ..record() };
+        let value = serde_json::to_value(&record).unwrap();
+        assert_eq!(value["labels"]["0190"]["tlog"], "cd");
+        assert_eq!(serde_json::from_value::<Record>(value).unwrap(), record);
     }
 }

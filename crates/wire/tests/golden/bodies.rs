@@ -9,8 +9,8 @@ use chronofs_wire::admin::{
 };
 use chronofs_wire::analyze::{
     Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look, MendedObject, NamedAt,
-    News, Objects, Part, Piece, Progress, RowsSeen, Salvaged, SliceFault, Strange, Subject, Sum, Taken, Told,
-    Usage,
+    News, Objects, Part, Piece, Progress, QuarantinedObject, RowsSeen, Salvaged, SliceFault, Strange,
+    Subject, Sum, Taken, Told, Usage,
 };
 use chronofs_wire::deploy::Release;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
@@ -179,7 +179,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("problem.json", &problem);
 }
 
-fn looks() -> [Look; 9] {
+fn looks() -> [Look; 10] {
     let from = Some(Blob::from(&[1, 255][..]));
     let by = every!(By { Nothing = By::Nothing, Folder = By::Folder, Owner = By::Owner, Age = By::Age });
     let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
@@ -203,6 +203,7 @@ fn looks() -> [Look; 9] {
         Look::Objects,
         repair,
         Look::Salvage { list_only: true },
+        Look::Quarantined,
     ]
 }
 
@@ -255,6 +256,13 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
     let (found, piece, unreadable) = salvage();
     let bytes = News::Bytes(Blob::from(&[7, 255][..]));
     news.extend([News::File(Box::new(found)), News::Piece(Box::new(piece)), bytes, unreadable]);
+    news.push(News::Quarantined(Box::new(QuarantinedObject {
+        object: "objects/02".to_owned(),
+        bytes: 101,
+        incarnation: 102,
+        stored_ns: Some(103),
+        reason: "why".to_owned(),
+    })));
     let salvaged = Salvaged { objects: 84, files: 85, slices: 86, bytes: 87, unreadable: 88 };
     let sums = [
         Sum::Blocks(at),
@@ -262,6 +270,7 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
         Sum::Usage(usage()),
         Sum::Objects(objects()),
         Sum::Salvage(salvaged),
+        Sum::Quarantined(Counted { count: 104, bytes: 105 }),
     ];
     let ends = sums.map(Ended::Whole).into_iter().chain([Ended::Stopped("why".to_owned())]);
     let told = ends.map(|ended| Told { news: news.clone(), upto: 49, ended: Some(ended), gone: false });

@@ -52,10 +52,31 @@ fn a_set_whose_time_is_over_goes_when_all_members_have_said_that_nobody_reads_it
     assert_eq!(unheard.readers(&uid('a')), ["a clone"]);
     unheard.poll(at(103), &poll(&['a'], Some(&['b'])));
     let expired = unheard.expire(at(104), is_there).unwrap();
-    assert_eq!((expired.state, expired.intent.attempt.uid), (State::Deleted, uid('a')));
+    assert_eq!((expired.state, expired.intent.attempt.uid), (State::Expired, uid('a')));
     assert_eq!(unheard.expire(at(105), is_there), None);
     let (orders, _) = unheard.poll(at(106), &poll(&['a'], Some(&[])));
     assert!(matches!(orders[..], [Order { what: What::Finish { complete: false }, .. }]), "{orders:?}");
+}
+
+#[test]
+fn a_set_that_expired_stays_known_until_somebody_deletes_it_and_its_uid_stays_used() {
+    let mut coordinator = with_a_set();
+    coordinator.expire(at(101), |_| false).unwrap();
+    // Also after the next start.
+    let saved = coordinator.records().cloned().collect();
+    let (mut coordinator, closed) = Coordinator::new(saved, at(102));
+    assert_eq!(closed, Vec::new());
+    let known = coordinator.record(&uid('a')).unwrap().clone();
+    assert!(known.state == State::Expired && known.state.has_images(), "{known:?}");
+    let command = (known.intent.program.clone(), known.intent.arguments.clone());
+    let again = Request { program: command.0, arguments: command.1, ..request('a') };
+    let refused = coordinator.start(at(103), again, two().to_vec()).unwrap_err();
+    assert_eq!(refused.code, SnapshotCode::Duplicate);
+    assert!(refused.why.contains("its time to be kept is over"), "{refused}");
+    coordinator.poll(at(104), &poll(&['a'], Some(&[])));
+    assert_eq!(coordinator.strangers(), BTreeMap::new(), "it is known");
+    assert_eq!(coordinator.delete(&uid('a')).unwrap().state, State::Deleted);
+    assert!(!State::Deleted.has_images());
 }
 
 #[test]
@@ -301,6 +322,25 @@ fn what_is_not_done_in_time_is_said_of_all_with_the_code_of_its_role() {
     let roles: Vec<_> = record.failures.iter().map(|failure| failure.role).collect();
     assert_eq!(roles, [Some(Role::Storage), Some(Role::Tlog), Some(Role::Coord)]);
     assert_eq!(record.code, Some(SnapshotCode::StorageFailed));
+}
+
+#[test]
+fn the_record_of_a_set_has_the_checksum_of_every_label() {
+    let [store, admin] = two();
+    let mut coordinator = before(Phase::Label);
+    let labelled = |sums: &[(Role, &str)]| {
+        let labels = sums.iter().map(|(role, sum)| (*role, (*sum).to_owned())).collect();
+        (Step::Label, Ok(Told { bytes: Some(5), labels, ..Told::default() }))
+    };
+    says(&mut coordinator, at(1), &store, &[labelled(&[(Role::Storage, "ab"), (Role::Tlog, "cd")])]);
+    says(&mut coordinator, at(1), &admin, &[labelled(&[(Role::Coord, "ef")])]);
+    says(&mut coordinator, at(2), &store, &[Role::Storage, Role::Tlog].map(|role| done(Step::Run(role))));
+    let (_, record) = says(&mut coordinator, at(2), &admin, &[done(Step::Run(Role::Coord))]);
+    let record = record.unwrap();
+    assert_eq!(record.state, State::Complete);
+    let [of_store, of_admin] = [&store, &admin].map(|node| &record.labels[&node.id]);
+    assert_eq!((of_store[&Role::Storage].as_str(), of_store[&Role::Tlog].as_str()), ("ab", "cd"));
+    assert_eq!((of_admin[&Role::Coord].as_str(), record.bytes[&admin.id]), ("ef", 5));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::{OwnImage, OwnSet, Refused};
 use crate::error::Error;
 use crate::label::{LABEL, LABEL_SUM};
 use crate::name::Role;
-use crate::protocol::{Cut, Record, State};
+use crate::protocol::{Cut, Record};
 use crate::tree::{Depth, compare_tree};
 
 /// What proves that a set is one.
@@ -64,7 +64,7 @@ fn committed(set: &OwnSet, record: &Record) -> Result<(), Refused> {
     if intent.attempt.uid != *uid {
         return Err(Refused::OtherRecord { said: intent.attempt.uid.clone(), uid: uid.clone() });
     }
-    if record.state != State::Complete {
+    if !record.state.has_images() {
         let state = format!("{:?}", record.state).to_lowercase();
         return Err(Refused::NotComplete { uid: uid.clone(), state });
     }
@@ -79,6 +79,13 @@ fn committed(set: &OwnSet, record: &Record) -> Result<(), Refused> {
         if said != cut {
             let text = |cut: Option<Cut>| cut.map_or_else(|| "nothing".to_owned(), |cut| cut.cut.to_string());
             return Err(Refused::RecordCut { node: shown(node), said: text(said), cut: text(cut) });
+        }
+    }
+    for image in set.images.values() {
+        // A server of an earlier version has not told the sums of its labels.
+        let Some(sums) = record.labels.get(&image.label.node) else { continue };
+        if sums.get(&image.label.role) != Some(&image.label_sum) {
+            return Err(Refused::RecordLabel(image.place.clone()));
         }
     }
     Ok(())

@@ -74,6 +74,10 @@ pub enum Refused {
     )]
     RecordCut { node: String, said: String, cut: String },
     #[error(
+        "{0} has another label (chronofs-image.json) than the one that the record has the checksum of: the image was changed, or is not the one of this set; bring the one that the snapshot's program made"
+    )]
+    RecordLabel(PathBuf),
+    #[error(
         "'{0}' is neither an address nor a server of the set: write OLD=NEW, OLD an address or a name of restore plan"
     )]
     UnknownServer(String),

@@ -23,6 +23,8 @@ pub struct OwnImage {
     pub way: Vec<String>,
     /// What it says of itself.
     pub label: Label,
+    /// The checksum of that.
+    pub label_sum: String,
 }
 
 /// All images that are there, of one attempt.
@@ -63,14 +65,15 @@ impl OwnSet {
             }
             let named = folder.file_name().and_then(|name| name.to_str()?.parse::<SnapshotUid>().ok());
             for place in places {
-                let label = Label::read(&place)?.ok_or_else(|| Refused::Unlabelled(place.clone()))?;
+                let read = Label::read_with_sum(&place)?;
+                let (label, label_sum) = read.ok_or_else(|| Refused::Unlabelled(place.clone()))?;
                 if let Some(uid) = named.as_ref().filter(|uid| **uid != label.attempt.uid) {
                     let said = label.attempt.uid.clone();
                     return Err(Refused::Mixed { place, said, other: folder, uid: uid.clone() }.into());
                 }
                 let relative = place.strip_prefix(&folder).unwrap_or(&place);
                 let way = relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-                let image = OwnImage { place, way, label };
+                let image = OwnImage { place, way, label, label_sum };
                 match &mut set {
                     None => set = Some((image.place.clone(), OwnSet::of(image))),
                     Some((first, set)) => set.add(first, image)?,

@@ -118,7 +118,7 @@ fn record() -> Record {
         ended: BTreeMap::new(),
     };
     let cuts = ["01", "02"].map(|id| (id.to_owned(), cut_of(id).unwrap())).into();
-    let (bytes, held_ms) = (BTreeMap::new(), BTreeMap::new());
+    let (bytes, held_ms, labels) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     Record {
         intent,
         state: State::Complete,
@@ -126,9 +126,38 @@ fn record() -> Record {
         cuts,
         bytes,
         held_ms,
+        labels,
         code: None,
         failures: Vec::new(),
     }
+}
+
+/// A label that is right by itself, with its checksum beside it, over files that are as it says.
+#[test]
+fn a_label_that_was_made_anew_is_refused_by_the_record() {
+    let set = Example::new();
+    let mut record = record();
+    for image in set.read().unwrap().images.values() {
+        let sums = record.labels.entry(image.label.node.clone()).or_default();
+        sums.insert(image.label.role, image.label_sum.clone());
+    }
+    set.verify(Proof::Record(&record)).unwrap();
+    let place = set.at(8445, Role::Storage);
+    fs::write(place.join("000012.sst"), "other bytes").unwrap();
+    let mut label = Label::read(&place).unwrap().unwrap();
+    [LABEL, crate::label::LABEL_SUM].iter().for_each(|name| fs::remove_file(place.join(name)).unwrap());
+    label.files = list_tree(&place).unwrap();
+    for entry in &mut label.files {
+        entry.blake3 = Some(sum_of(&place.join(&entry.path)).unwrap().1);
+    }
+    label.write(&place).unwrap();
+    says(&set.verify(Proof::Record(&record)).unwrap_err().to_string(), &["8445/storage", "another label"]);
+    set.verify(Proof::Labels).unwrap();
+    // One of a server of an earlier version, which has told none.
+    record.labels.remove("02");
+    set.verify(Proof::Record(&record)).unwrap();
+    record.labels.get_mut("01").unwrap().remove(&Role::Tlog);
+    says(&set.verify(Proof::Record(&record)).unwrap_err().to_string(), &["8444/tlog", "another label"]);
 }
 
 fn swap(a: &Path, b: &Path) {
@@ -149,12 +178,18 @@ fn a_whole_set_is_proved_by_its_record_or_on_demand_by_its_labels() {
     let set = Example::new();
     set.verify(Proof::Record(&record())).unwrap();
     set.verify(Proof::Labels).unwrap();
+    // What is kept for it elsewhere is another question.
+    set.verify(Proof::Record(&Record { state: State::Expired, ..record() })).unwrap();
     says(
         &set.verify(Proof::None).unwrap_err().to_string(),
         &["nothing proves", "--record", "--accept-uncommitted"],
     );
-    for (state, word) in [(State::Failed, "failed"), (State::Aborted, "aborted"), (State::Running, "running")]
-    {
+    for (state, word) in [
+        (State::Failed, "failed"),
+        (State::Aborted, "aborted"),
+        (State::Running, "running"),
+        (State::Deleted, "deleted"),
+    ] {
         let record = Record { state, ..record() };
         says(&set.verify(Proof::Record(&record)).unwrap_err().to_string(), &["not complete", word]);
     }
