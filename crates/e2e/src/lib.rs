@@ -14,6 +14,7 @@
 pub mod change;
 pub mod clone;
 pub mod disk;
+pub mod drill;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;
