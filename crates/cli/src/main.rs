@@ -24,6 +24,8 @@ mod rebuild;
 mod restore;
 mod secrets;
 mod shell;
+#[cfg(test)]
+mod shown;
 mod snap_create;
 mod snapshot;
 mod systemd;
