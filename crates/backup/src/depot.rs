@@ -8,7 +8,7 @@
 //! | `sets/UID` | a [`Manifest`]: the backup |
 //! | `deleted/UID` | a manifest whose pieces are being removed |
 //! | `damaged/chunks/HH/NAME` | says of a piece that it was found damaged: the next backup that has it stores it again; readable |
-//! | `lease` | who changes the place; readable |
+//! | `lease`, `lease-after/HOLDER` | who changes the place, and who took over from a holder whose time is over; readable |
 //!
 //! All but those that are readable are sealed. A piece is removed only if a deleted manifest or an unfinished part names it, and
 //! no manifest does; what nobody names is left alone.
