@@ -58,8 +58,8 @@ async fn a_folder_that_is_an_older_copy_of_one_that_has_served_is_refused_with_t
     let report = |missing, kept_epoch| Report {
         revision: assigned.revision,
         volumes: vec![of(missing)],
-        probed: Vec::new(),
         kept_epoch,
+        ..Report::default()
     };
     let with = |boot, epoch| Register { epoch, ..register(boot) };
     // A server that had nothing to serve has given no numbers.

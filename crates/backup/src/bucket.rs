@@ -7,9 +7,11 @@ use chronofs_core::store::{Credentials, StoreKind};
 use std::collections::BTreeMap;
 use tokio::runtime::{Builder, Runtime};
 
-/// See the module. Its requests run on a runtime of its own: who calls is no asynchronous task.
+/// See the module. Its requests run on a runtime of its own, those of several threads at once: who calls is no asynchronous task.
 pub(crate) struct Bucket {
     shelf: Shelf,
+    /// It was seen to refuse a name that is taken.
+    create_only: bool,
     /// There until this is dropped.
     runtime: Option<Runtime>,
 }
@@ -25,7 +27,7 @@ impl Bucket {
         let shelf = Shelf::new(kind.clone(), credentials.clone(), folder, create_only).map_err(bad)?;
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| bad(error.to_string()))?;
-        Ok(Bucket { shelf, runtime: Some(runtime) })
+        Ok(Bucket { shelf, create_only, runtime: Some(runtime) })
     }
 
     fn run<T>(&self, task: impl Future<Output = Result<T, String>>) -> Result<T, Error> {
@@ -59,6 +61,10 @@ impl Place for Bucket {
 
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
         self.run(self.shelf.put_new(name, bytes.to_vec().into()))
+    }
+
+    fn decides(&self) -> bool {
+        self.create_only
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {

@@ -8,13 +8,14 @@
 //! | `sets/UID` | a [`Manifest`]: the backup |
 //! | `deleted/UID` | a manifest whose pieces are being removed |
 //! | `damaged/chunks/HH/NAME` | says of a piece that it was found damaged: the next backup that has it stores it again; readable |
-//! | `lease` | who changes the place; readable |
+//! | `lease`, `lease-after/HOLDER` | who changes the place, and who took over from a holder whose time is over; readable |
 //!
 //! All but those that are readable are sealed. A piece is removed only if a deleted manifest or an unfinished part names it, and
 //! no manifest does; what nobody names is left alone.
 
 mod store;
 
+use crate::at_once::at_once;
 use crate::error::Error;
 use crate::key::{Key, Name, Unlock, hex};
 use crate::lease::Lease;
@@ -31,6 +32,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 const MARKER: &str = "chronofs-backup.json";
 const PARTS: &str = "parts";
@@ -210,34 +212,33 @@ impl Depot {
     /// What is wrong with a backup. By its content: pieces of what is damaged are marked, so that a later backup stores them again.
     pub fn verify(&self, manifest: &Manifest, depth: Depth) -> Result<Vec<Damage>, Error> {
         let there = self.place.list(CHUNKS)?;
-        let mut damages = Vec::new();
-        for image in &manifest.images {
+        let images = manifest.images.iter();
+        let all: Vec<(&Image, &Entry)> =
+            images.flat_map(|image| image.files.iter().map(move |file| (image, file))).collect();
+        let look = |&(image, file): &(&Image, &Entry), _: &AtomicBool| -> Result<Option<Damage>, Error> {
+            let lengths = image.sealed.get(&file.path).map(Vec::as_slice).unwrap_or_default();
+            let pieces = self.pieces(file)?;
+            let found: Option<Vec<u64>> =
+                pieces.iter().map(|piece| there.get(&piece.object()).copied()).collect();
+            let checked = match (depth, found) {
+                (_, None) => Err("some of its pieces are missing".to_owned()),
+                (Depth::Sizes, Some(found)) if found == lengths => Ok(()),
+                // Of another length is also what was stored again by another version, which packs it otherwise.
+                (_, Some(_)) => match self.fetch(file, &mut std::io::sink()) {
+                    Err(Error::Damaged { why, .. }) => Err(why),
+                    other => other.map(Ok)?,
+                },
+            };
+            let Err(why) = checked else { return Ok(None) };
+            if depth == Depth::Content {
+                self.mark_damaged(&pieces);
+            }
             let node = manifest.record.intent.node(&image.node);
             let node = node.map_or_else(|| image.node.clone(), |node| node.name.clone());
-            for file in &image.files {
-                let lengths = image.sealed.get(&file.path).map(Vec::as_slice).unwrap_or_default();
-                let pieces = self.pieces(file)?;
-                let found: Option<Vec<u64>> =
-                    pieces.iter().map(|piece| there.get(&piece.object()).copied()).collect();
-                let checked = match (depth, found) {
-                    (_, None) => Err("some of its pieces are missing".to_owned()),
-                    (Depth::Sizes, Some(found)) if found == lengths => Ok(()),
-                    // Of another length is also what was stored again by another version, which packs it otherwise.
-                    (_, Some(_)) => match self.fetch(file, &mut std::io::sink()) {
-                        Err(Error::Damaged { why, .. }) => Err(why),
-                        other => other.map(Ok)?,
-                    },
-                };
-                if let Err(why) = checked {
-                    if depth == Depth::Content {
-                        self.mark_damaged(&pieces);
-                    }
-                    let (node, file) = (node.clone(), file.path.clone());
-                    damages.push(Damage { node, role: image.role, file, why });
-                }
-            }
-        }
-        Ok(damages)
+            Ok(Some(Damage { node, role: image.role, file: file.path.clone(), why }))
+        };
+        let looked = at_once(&all, |(_, file)| held(file), &|| false, look)?;
+        Ok(looked.into_iter().flatten().collect())
     }
 
     /// Brings the images of a backup back to `to/UID`, each in the folder of its server and role, and its record to
@@ -277,7 +278,7 @@ impl Depot {
             let folder = making.join(address).join(image.role.as_str());
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
             made.map_err(Error::io("make folder", &folder))?;
-            for file in &image.files {
+            let bring = |file: &Entry, _: &AtomicBool| -> Result<(), Error> {
                 if !is_plain(&file.path) {
                     return Err(self.damaged(&file.path, "it is no name of a file"));
                 }
@@ -286,8 +287,9 @@ impl Depot {
                 let made = open.write(true).create_new(true).mode(0o600).open(&path);
                 let mut made = made.map_err(Error::io("write", &path))?;
                 self.fetch(file, &mut made)?;
-                made.sync_all().map_err(Error::io("sync", &path))?;
-            }
+                made.sync_all().map_err(Error::io("sync", &path))
+            };
+            at_once(&image.files, held, &|| false, bring)?;
             sync(&folder)?;
             folder.parent().map_or(Ok(()), sync)?;
         }
@@ -337,7 +339,8 @@ impl Depot {
         }
         let there = self.place.list(CHUNKS)?;
         gone.retain(|object| there.contains_key(object));
-        gone.iter().try_for_each(|object| self.place.remove(object))?;
+        let objects: Vec<&String> = gone.iter().collect();
+        at_once(&objects, |_| 0, &|| false, |object, _| self.place.remove(object))?;
         self.unmark(&gone)?;
         over.iter().try_for_each(|object| self.place.remove(object))?;
         Ok(gone.iter().filter_map(|object| there.get(object)).sum())
@@ -433,6 +436,11 @@ fn json(value: &impl Serialize, place: &dyn Place, name: &str) -> Result<Vec<u8>
 /// A name that stays in its folder.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+}
+
+/// What of a file is in memory while it is stored or read.
+fn held(file: &Entry) -> u64 {
+    file.size.min(PIECE)
 }
 
 fn sum(file: &Entry) -> Option<blake3::Hash> {

@@ -6,6 +6,7 @@
 //!
 //! Whoever has the key and the place can list, verify and restore, without any server.
 
+mod at_once;
 mod bucket;
 mod depot;
 mod error;

@@ -22,6 +22,11 @@ pub trait Place: Send + Sync {
     /// Stores an object if there is none of that name; says whether it did.
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool, Error>;
 
+    /// Whether of two that store an object of one name at the same moment, if there is none, only one is told that it did.
+    fn decides(&self) -> bool {
+        true
+    }
+
     /// Removes an object. One that is not there is no error.
     fn remove(&self, name: &str) -> Result<(), Error>;
 

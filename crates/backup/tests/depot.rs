@@ -11,6 +11,9 @@ use chronofs_snapshot::{Role, SnapshotUid};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const CLUSTER: &str = "lab:42";
 
@@ -448,6 +451,75 @@ fn all_members_store_at_once_into_one_folder() {
         let manifest = lab.depot().finish(&record(n)).unwrap();
         assert_eq!(lab.depot().verify(&manifest, Depth::Content).unwrap(), []);
     }
+}
+
+/// A place that takes its time, as a bucket does, and notes what is put there.
+struct Slow {
+    place: Box<dyn Place>,
+    now: AtomicUsize,
+    peak: AtomicUsize,
+    put: Mutex<Vec<String>>,
+}
+
+/// What a depot is given of it.
+struct Shared(Arc<Slow>);
+
+impl Place for Shared {
+    fn shown(&self) -> String {
+        self.0.place.shown()
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.0.place.get(name)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.0.peak.fetch_max(self.0.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(20));
+        let put = self.0.place.put(name, bytes);
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+        self.0.put.lock().unwrap().push(name.split('/').next().unwrap().to_owned());
+        put
+    }
+
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
+        self.0.place.put_new(name, bytes)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        self.0.place.remove(name)
+    }
+
+    fn list(&self, folder: &str) -> Result<BTreeMap<String, u64>, Error> {
+        self.0.place.list(folder)
+    }
+
+    fn is_empty(&self) -> Result<bool, Error> {
+        self.0.place.is_empty()
+    }
+}
+
+#[test]
+fn pieces_go_several_at_once_between_their_part_and_the_manifest() {
+    let lab = Lab::new();
+    let (now, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let slow = Arc::new(Slow { place: lab.place(), now, peak, put: Mutex::default() });
+    let depot = Depot::begin(Box::new(Shared(slow.clone())), lab.key.clone(), CLUSTER).unwrap();
+    let files: Vec<(String, Vec<u8>)> =
+        (0..24).map(|n| (format!("{n}.sst"), bytes(n, 3000 + n as usize))).collect();
+    let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, b)| (name.as_str(), b.clone())).collect();
+    let attempt = record(1).intent.attempt;
+    for (role, files) in [(Role::Storage, &files[..]), (Role::Tlog, &files[..1])] {
+        let image = lab.image(1, role, files);
+        depot.store(&attempt, "01", role, &image, &|| false).unwrap();
+    }
+    let manifest = depot.finish(&record(1)).unwrap();
+    assert_eq!(depot.verify(&manifest, Depth::Content).unwrap(), []);
+    let peak = slow.peak.load(Ordering::SeqCst);
+    assert!((3..=8).contains(&peak), "{peak} at once");
+    let mut put = slow.put.lock().unwrap().clone();
+    put.dedup();
+    assert_eq!(put, ["parts", "chunks", "parts", "chunks", "parts", "sets"]);
 }
 
 fn passphrase(text: &str) -> Passphrase {

@@ -26,6 +26,8 @@ mod rebuild;
 mod restore;
 mod secrets;
 mod shell;
+#[cfg(test)]
+mod shown;
 mod snap_create;
 mod snapshot;
 mod systemd;
@@ -36,6 +38,7 @@ use argv::Argv;
 use chronofs_snapshot::run::GUARD;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -148,7 +151,18 @@ fn failed(message: &str, code: ExitCode) -> ExitCode {
     code
 }
 
+/// Nearly every command has tokens, keys or credentials in its memory. What fails leaves none of it on a disk, and no other process of
+/// its user may look at it.
+fn leave_nothing_behind() -> Result<()> {
+    const WHAT: &str = "cannot keep secrets out of core dumps";
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context(WHAT)?;
+    // Programs that are started get the limit, too; what they may set it to is left to them.
+    let maximum = getrlimit(Resource::Core).maximum;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum }).context(WHAT)
+}
+
 fn run(command: Command) -> Result<ExitCode> {
+    leave_nothing_behind()?;
     let done = match command {
         // It says itself how it failed.
         Command::Snapshot(snapshot) => return snapshot::run(snapshot),

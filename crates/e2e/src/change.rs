@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::rng::Rng;
-use crate::tree::set_xattr;
+use crate::tree::{generate, set_xattr};
 
 /// The regular files and the folders under `root`, in byte order of their paths (the root itself left out).
 pub fn listing(root: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
@@ -28,9 +28,20 @@ pub fn listing(root: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((files, dirs))
 }
 
-/// Makes `count` random changes under `root`.
+/// Makes folder `root` with a tree of all kinds in it, and changes that.
+pub fn changed_tree(root: &Path, rng: &mut Rng) -> io::Result<()> {
+    fs::create_dir(root)?;
+    generate(root, 150, rng)?;
+    random_batch(root, 80, rng)
+}
+
+/// Makes `count` random changes under `root`, which has to have files.
 pub fn random_batch(root: &Path, count: usize, rng: &mut Rng) -> io::Result<()> {
     let (mut files, mut dirs) = listing(root)?;
+    if files.len() < 4 {
+        // A test that compares nothing with nothing would succeed.
+        return Err(io::Error::other(format!("{} has too few files to change any", root.display())));
+    }
     for n in 0..count {
         if files.len() < 4 {
             return Ok(());

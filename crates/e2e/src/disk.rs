@@ -36,6 +36,25 @@ impl Disk {
     }
 }
 
+/// A folder of one disk shown in the place of a folder of another one, until it is dropped.
+pub struct Bound(PathBuf);
+
+impl Bound {
+    /// Shows `folder` at `at`, which is made.
+    #[track_caller]
+    pub fn new(folder: &Path, at: PathBuf) -> Bound {
+        fs::create_dir(&at).expect("a folder to mount at");
+        done(Command::new("mount").arg("--bind").arg(folder).arg(&at));
+        Bound(at)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         // Somebody may use it still when a test fails: it goes with the last of them.

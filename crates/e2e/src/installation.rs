@@ -101,6 +101,15 @@ impl Installation {
         Installation::start_in(dir, meta_folder, &more)
     }
 
+    /// The same with everything that it keeps below `folder`: on a disk of the test's own.
+    pub fn start_below(folder: &Path, meta: &[&str]) -> Installation {
+        let mut builder = tempfile::Builder::new();
+        let dir = builder.prefix("chronofs-e2e-").tempdir_in(folder).expect("a temporary folder");
+        let meta_folder = dir.path().join("meta");
+        let meta: Vec<String> = meta.iter().map(|&argument| argument.to_owned()).collect();
+        Installation::start_in(dir, &meta_folder, &More { meta: &meta, ..More::default() })
+    }
+
     /// The same with further arguments of `chronofs meta start`.
     pub fn start_with_meta_arguments(arguments: &[&str]) -> Installation {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();

@@ -15,6 +15,7 @@ pub mod bearer_front;
 pub mod change;
 pub mod clone;
 pub mod disk;
+pub mod drill;
 pub mod gcs_double;
 pub mod http;
 pub mod installation;

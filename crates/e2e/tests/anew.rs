@@ -1,4 +1,5 @@
-//! Disaster drills: the metadata is lost, and there is no backup. The server begins anew, and files come back from the objects alone.
+//! Disaster drills: the metadata is lost under load, and there is no backup. The server begins anew, and files come back from the
+//! objects alone: all that had been packed into one.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::collections::BTreeMap;
@@ -6,9 +7,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use chronofs_e2e::clone::objects;
+use chronofs_e2e::drill::{Drill, Load, Written};
 use chronofs_e2e::process::{text, wait_for};
 use chronofs_e2e::{Installation, Rng};
 use serde_json::Value;
@@ -28,16 +29,40 @@ fn write_files(dir: &Path, seed: u64) -> Vec<Vec<u8>> {
     all
 }
 
-/// Waits until nothing of a volume is only in the metadata.
+/// Waits until so many files of a volume are not only in the metadata.
 fn wait_for_packing(installation: &Installation, files: usize) {
-    wait_for("small files to be packed", || {
-        let shown =
-            installation.ok(&["meta", "gc", "--json", "--http-addr", &installation.http_address.to_string()]);
-        let shown: Value = serde_json::from_str(&shown).unwrap();
-        let packed = |volume: &Value| volume["packing"]["slices"].as_u64();
-        let all: u64 = shown["volumes"].as_array()?.iter().filter_map(packed).sum();
-        (all >= files as u64).then_some(())
-    });
+    wait_for("small files to be packed", || (packed(installation) >= files as u64).then_some(()));
+}
+
+/// How many small files the server has packed into objects.
+fn packed(installation: &Installation) -> u64 {
+    let shown =
+        installation.ok(&["meta", "gc", "--json", "--http-addr", &installation.http_address.to_string()]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let packed = |volume: &Value| volume["packing"]["slices"].as_u64();
+    shown["volumes"].as_array().into_iter().flatten().filter_map(packed).sum()
+}
+
+/// Begins to write, and waits until some of what is written is packed.
+fn load(installation: &Installation, dir: &Path) -> Load {
+    let before = packed(installation);
+    let load = Load::on(dir);
+    load.goes_on();
+    wait_for_packing(installation, before as usize + 5);
+    load.goes_on();
+    load
+}
+
+/// What of the load is salvaged, and what is not.
+fn account(drill: &Drill, written: &Written, found: &BTreeMap<Vec<u8>, String>) {
+    let salvaged = written.files.iter().filter(|file| found.contains_key(&written.content(file))).count();
+    let all = written.files.len();
+    drill.says(&format!(
+        "lost: all names, owners, times and the past; of {all} small files that were stored under load {}, which were not \
+         packed yet; {salvaged} are salvaged",
+        all - salvaged
+    ));
+    assert!(salvaged >= 5, "what was packed is salvaged: {salvaged} of {all}");
 }
 
 /// What `analyze salvage` puts into a folder, by content.
@@ -89,11 +114,12 @@ fn of_a_metadata_server_without_any_backup_the_files_come_back_from_their_object
     let mount = installation.mount("one", &[]);
     let contents = write_files(&mount.dir, seed);
     wait_for_packing(&installation, contents.len() - 1);
+    let load = load(&installation, &mount.path("busy"));
     let mut writer = writer_of(&mount.path("0"));
     let token = fs::read_to_string(installation.path("meta/credentials")).unwrap();
-    let before = objects(&installation.path("blocks/objects"));
     installation.meta.kill();
-    let lost = Instant::now();
+    let drill = Drill::struck("metadata lost, no backup");
+    let before = objects(&installation.path("blocks/objects"));
     writer.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     fs::rename(installation.path("meta"), installation.path("old")).unwrap();
 
@@ -102,7 +128,8 @@ fn of_a_metadata_server_without_any_backup_the_files_come_back_from_their_object
     wait_for("the mount to show the empty volume", || {
         fs::read_dir(&mount.dir).ok().filter(|_| !mount.path("1").exists()).map(drop)
     });
-    println!("drill: metadata lost, no backup: the volume is there again after {:?}", lost.elapsed());
+    drill.recovered("the volume is there again");
+    let written = load.end();
     drop(writer.stdin.take());
     writer.wait().unwrap();
     wait_for("what was written to lie in lost+found", || {
@@ -113,8 +140,11 @@ fn of_a_metadata_server_without_any_backup_the_files_come_back_from_their_object
     for part in ["restored in place", "nothing", "one", "restore accept"] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    assert_has_all(&salvaged(&installation, "one", &[]), &contents);
-    println!("drill: metadata lost, no backup: files are salvaged after {:?}", lost.elapsed());
+    drill.says(&said);
+    let found = salvaged(&installation, "one", &[]);
+    drill.recovered("files are salvaged");
+    assert_has_all(&found, &contents);
+    account(&drill, &written, &found);
     let meta = installation.path("meta");
     let again =
         ["meta", "init", "creds", "--token", token.trim(), "--db-folder", text(&meta), "--begin-anew"];
@@ -156,10 +186,12 @@ fn of_both_servers_without_any_backup_the_files_come_back_from_the_block_store_a
     wait_for("the volume to be described in the block store", || {
         fs::read_dir(installation.path("blocks/volumes")).ok()?.next().map(drop)
     });
+    let load = load(&installation, &mount.path("busy"));
     installation.meta.kill();
     installation.admin.kill();
+    let drill = Drill::struck("both servers lost, no backup");
     mount.kill();
-    let lost = Instant::now();
+    let written = load.end();
     for folder in ["admin", "meta"] {
         fs::remove_dir_all(installation.path(folder)).unwrap();
     }
@@ -174,8 +206,10 @@ fn of_both_servers_without_any_backup_the_files_come_back_from_the_block_store_a
     begin_anew(&installation, made["metadata_stores"][0]["token"].as_str().unwrap());
     installation.start_meta();
     installation.ok(&["restore", "status", "--wait", "60s"]);
-    assert_has_all(&salvaged(&installation, "two", &with_key), &contents);
-    println!("drill: both servers lost, no backup: files are salvaged after {:?}", lost.elapsed());
+    let found = salvaged(&installation, "two", &with_key);
+    drill.recovered("files are salvaged");
+    assert_has_all(&found, &contents);
+    account(&drill, &written, &found);
     let mount = installation.mount("two", &with_key);
     fs::write(mount.path("new"), "written since").unwrap();
     installation.ok(&["restore", "accept"]);

@@ -164,8 +164,7 @@ fn after_the_loss_of_every_server_the_newest_backup_gives_back_live_and_past() {
     source.create_volume("one", &[]);
     let mut mount = source.mount("one", &[]);
     let mut rng = Rng::new(seed);
-    fs::create_dir(mount.path("quiet")).unwrap();
-    change::random_batch(&mount.path("quiet"), 150, &mut rng).unwrap();
+    change::changed_tree(&mount.path("quiet"), &mut rng).unwrap();
     let moment = mount.instant();
     let was = of(&mount.dir);
     let first = lab.create();

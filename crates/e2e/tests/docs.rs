@@ -3,6 +3,8 @@
 //! /srv, /mnt and /tmp.
 //!
 //! Blocks fenced as `console` hold commands after `$ `; all must succeed, those in `console,fails` must fail.
+//! Those in `text` blocks need more than one machine, or what nobody has here: drills run what they do, and a test of the command line
+//! holds that it takes every one of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
 //! Disaster drills: a server that is lost goes on in its own place, from the newest backup. Each runs under load, compares what is
-//! there with what the backup held, live and past, and prints how long it took until files could be read again.
+//! there with what the backup held, live and past, and prints how long it took until files could be read again, and what is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the test with its message")]
 
 use std::fs::{self, OpenOptions};
@@ -7,13 +7,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chronofs_e2e::clone::{Clone, mapping};
+use chronofs_e2e::drill::{Drill, Load};
+use chronofs_e2e::object_server::{Kind, ObjectServer};
 use chronofs_e2e::process::{PATIENCE, Process, free_address, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::read_record;
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, change};
@@ -31,26 +30,41 @@ struct Backup {
     uid: String,
     /// The instant that it holds last, as text.
     point: String,
+    point_ns: u64,
     /// How the volume was then.
     held: Manifest,
 }
 
 impl Lab {
     fn new() -> Lab {
+        let lab = Lab::without_volume();
+        lab.installation.create_volume("one", &[]);
+        lab
+    }
+
+    /// With the bytes of its volume in a bucket.
+    fn in_bucket(server: &ObjectServer) -> Lab {
+        let lab = Lab::without_volume();
+        lab.installation.create_block_store("cloud", &server.flags(), &[]);
+        lab.installation.create_volume_in("cloud", "one", &[]);
+        lab
+    }
+
+    fn without_volume() -> Lab {
         let installation = Installation::start();
         let (dest, key) = (installation.path("backups"), installation.path("backup.key"));
         fs::create_dir(&dest).unwrap();
         installation.ok(&["backup", "key", text(&key)]);
-        installation.create_volume("one", &[]);
         Lab { installation, dest, key }
     }
 
     fn backup(&self, mount: &Mount) -> Backup {
         let arguments = ["backup", "create", text(&self.dest), "--json", "--key-file", text(&self.key)];
         let made: Value = serde_json::from_str(&self.installation.ok(&arguments)).unwrap();
-        let point = chronofs_core::Version(made["point_ns"].as_u64().unwrap()).to_string();
+        let point_ns = made["point_ns"].as_u64().unwrap();
+        let point = chronofs_core::Version(point_ns).to_string();
         let held = of(&self.installation.mount_past(mount, &point).dir);
-        Backup { uid: made["uid"].as_str().unwrap().to_owned(), point, held }
+        Backup { uid: made["uid"].as_str().unwrap().to_owned(), point, point_ns, held }
     }
 
     /// `backup restore` of the newest, and `restore prepare --in-place` of it; gives what that says and where the folders are.
@@ -83,63 +97,6 @@ impl Lab {
 
 fn of(path: &Path) -> Manifest {
     Manifest::of(path).unwrap_or_else(|e| panic!("{e}"))
-}
-
-/// Writes on and on, whatever becomes of it.
-struct Load {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Load {
-    fn on(dir: PathBuf) -> Load {
-        fs::create_dir(&dir).unwrap();
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stops, counts) = (stop.clone(), written.clone());
-        let thread = std::thread::spawn(move || {
-            for n in 0u64.. {
-                if stops.load(Ordering::Relaxed) {
-                    return;
-                }
-                let path = dir.join((n % 40).to_string());
-                match fs::write(&path, n.to_string().repeat(50)) {
-                    Ok(()) => drop(counts.fetch_add(1, Ordering::Relaxed)),
-                    // What was lost is said once; then it goes on.
-                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
-                }
-            }
-        });
-        Load { stop, written, thread: Some(thread) }
-    }
-
-    /// Waits until more is written than now.
-    fn goes_on(&self) {
-        let before = self.written.load(Ordering::Relaxed);
-        wait_for("the load to go on", || (self.written.load(Ordering::Relaxed) > before + 5).then_some(()));
-    }
-
-    fn end(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take();
-        thread.unwrap().join().unwrap();
-    }
-}
-
-fn recovered(drill: &str, lost: Instant) {
-    println!("drill: {drill}: files are read again {:.1} s after the loss", lost.elapsed().as_secs_f64());
-}
-
-impl Drop for Load {
-    /// A drill that fails takes its mount away: nobody is to be in it then.
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take();
-        let left = Instant::now();
-        while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && left.elapsed() < WRITE_WITHIN {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 /// How long a call may take that waits for no server.
@@ -228,13 +185,12 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     let mut lab = Lab::new();
     let mount = lab.installation.mount("one", &[]);
     let quiet = mount.path("quiet");
-    fs::create_dir(&quiet).unwrap();
-    change::random_batch(&quiet, 120, &mut Rng::new(seed)).unwrap();
+    change::changed_tree(&quiet, &mut Rng::new(seed)).unwrap();
     fs::write(mount.path("kept"), "0123456789").unwrap();
     fs::write(quiet_large(&mount), vec![0; 1 << 20]).unwrap();
     let moment = mount.instant();
     let (was, was_quiet) = (of(&mount.dir), of(&quiet));
-    let load = Load::on(mount.path("busy"));
+    let load = Load::on(&mount.path("busy"));
     load.goes_on();
     let backup = lab.backup(&mount);
     load.goes_on();
@@ -252,7 +208,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     let token = fs::read_to_string(lab.installation.path("meta/credentials")).unwrap();
     let (mut of_kept, mut of_late) = (Program::open(&mount.path("kept")), Program::open(&mount.path("late")));
     lab.installation.meta.kill();
-    let lost = Instant::now();
+    let drill = Drill::struck("metadata server's disk lost");
     // A write waits for no server, and nothing of it can be stored.
     let wrote = Instant::now();
     assert_eq!((of_kept.write(2, "dirty"), of_late.write(100, "not stored")), (Ok(()), Ok(())));
@@ -268,7 +224,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     // The mount comes back by itself.
     was_quiet.assert_same(&of(&quiet), &format!("seed {seed}: live, after the restore"));
     assert_eq!(fs::read(quiet_large(&mount)).unwrap(), [0; 1 << 20]);
-    recovered("metadata server's disk lost", lost);
+    drill.recovered("files are read again");
     load.goes_on();
 
     // What was written to a file that is there is in it; what was written to one that is lost is in lost+found.
@@ -290,14 +246,14 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
         lab.installation.ok(&["audit", "list"]).contains("lost with restore epoch 1").then_some(())
     });
 
-    salvaged(&lab.installation, &mount, &large);
+    salvaged(&lab.installation, &mount, &large, &drill);
 
     // What the backup held is there, and what came after it is refused with both ends.
     let past = lab.installation.mount_past(&mount, &moment);
     was.assert_same(&of(&past.dir), &format!("seed {seed}: at {moment}"));
     drop(past);
     let at_cut = lab.installation.mount_past(&mount, &backup.point);
-    backup.held.assert_same(&of(&at_cut.dir), &format!("seed {seed}: at the cut"));
+    drill.is_whole("what the backup held", &backup.held, &of(&at_cut.dir));
     drop(at_cut);
     let refused = refused_at(&lab.installation, &mount, &late);
     assert!(refused.contains(&backup.point[..19]), "{refused}");
@@ -307,6 +263,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(lab.installation.ok(&["audit", "list"]).contains("restore epoch 1"));
+    drill.says(&said);
 
     // The old server comes back.
     let (address, old) = (free_address().to_string(), lab.installation.path("old"));
@@ -322,7 +279,9 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
             .then_some(())
     });
     load.goes_on();
-    load.end();
+    let written = load.end();
+    let lost = drill.account(&written, &mount.path("busy"), Some(backup.point_ns));
+    assert!(!lost.is_empty(), "something was stored between the backup and the loss");
     drop(mount);
     // It starts again in its place.
     lab.installation.meta.stop();
@@ -345,7 +304,7 @@ fn large(seed: u64) -> Vec<u8> {
 }
 
 /// Files that were made after the backup come back from the objects alone.
-fn salvaged(installation: &Installation, mount: &Mount, large: &[u8]) {
+fn salvaged(installation: &Installation, mount: &Mount, large: &[u8], drill: &Drill) {
     let found = |said: &str| -> Vec<Value> {
         let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         lines.filter_map(|line| line.get("file").cloned()).collect()
@@ -360,6 +319,8 @@ fn salvaged(installation: &Installation, mount: &Mount, large: &[u8]) {
     let to = mount.path("lost+found/salvaged");
     let made = found(&installation.ok(&["analyze", "salvage", "one", "--to", text(&to), "--json"]));
     assert_eq!(made.len(), listed.len());
+    drill
+        .says(&format!("of what came after the backup {} files are salvaged from their objects", made.len()));
     let mut expected = large.to_vec();
     expected[CHANGED_AT..][..CHANGED].copy_from_slice(&large[..CHANGED]);
     assert!(fs::read(to.join(&lost)).unwrap() == expected, "{lost} is another file");
@@ -387,8 +348,7 @@ fn a_lost_admin_server_goes_on_from_the_newest_backup_and_tokens_that_were_revok
     let mut lab = Lab::new();
     let mount = lab.installation.mount("one", &[]);
     let quiet = mount.path("quiet");
-    fs::create_dir(&quiet).unwrap();
-    change::random_batch(&quiet, 120, &mut Rng::new(seed)).unwrap();
+    change::changed_tree(&quiet, &mut Rng::new(seed)).unwrap();
     let moment = mount.instant();
     let was = of(&mount.dir);
     let ids = |installation: &Installation| -> Vec<String> {
@@ -400,7 +360,7 @@ fn a_lost_admin_server_goes_on_from_the_newest_backup_and_tokens_that_were_revok
     let revoked = lab.installation.create_token("one", &[]);
     let with_revoked = ids(&lab.installation);
     let revoked_id = with_revoked.iter().find(|id| !before.contains(id)).unwrap().clone();
-    let load = Load::on(mount.path("busy"));
+    let load = Load::on(&mount.path("busy"));
     load.goes_on();
     let backup = lab.backup(&mount);
     // Nothing of this is in the backup.
@@ -415,7 +375,7 @@ fn a_lost_admin_server_goes_on_from_the_newest_backup_and_tokens_that_were_revok
         (kept.contains(&made_id) && !kept.contains(&revoked_id)).then_some(())
     });
     lab.installation.admin.kill();
-    let lost = Instant::now();
+    let drill = Drill::struck("admin server's disk lost");
     fs::remove_dir_all(lab.installation.path("admin")).unwrap();
     load.goes_on();
 
@@ -426,7 +386,8 @@ fn a_lost_admin_server_goes_on_from_the_newest_backup_and_tokens_that_were_revok
         let said = lab.installation.ok(&["restore", "status", "--wait", "60s"]);
         (said.contains(&revoked_id) && said.contains(&made_id)).then_some(said)
     });
-    recovered("admin server's disk lost (mounts never stopped)", lost);
+    drill.recovered("the admin server is there again, and mounts never stopped,");
+    drill.says(&said);
     assert!(said.contains(&backup.uid) && said.contains("restore accept"), "{said}");
     // The backup is known, with what it needs.
     let listed = lab.installation.ok(&["backup", "list", "--json"]);
@@ -439,12 +400,13 @@ fn a_lost_admin_server_goes_on_from_the_newest_backup_and_tokens_that_were_revok
     }
     load.goes_on();
     assert_eq!(fs::read_to_string(mount.path("late")).unwrap(), "stays");
-    load.end();
+    let written = load.end();
+    assert!(drill.account(&written, &mount.path("busy"), None).is_empty());
     let past = lab.installation.mount_past(&mount, &moment);
     was.assert_same(&of(&past.dir), &format!("seed {seed}: at {moment}"));
     drop(past);
     let at_cut = lab.installation.mount_past(&mount, &backup.point);
-    backup.held.assert_same(&of(&at_cut.dir), &format!("seed {seed}: at the cut"));
+    drill.is_whole("what the backup held", &backup.held, &of(&at_cut.dir));
     drop(at_cut);
     // Looked at: the one is revoked again, for good.
     lab.installation.ok(&["configure", "delete", "volume-token", &revoked_id]);
@@ -469,14 +431,14 @@ fn cannot_mount(installation: &Installation, token: &str) -> String {
 #[test]
 fn after_the_loss_of_both_servers_the_cluster_goes_on_elsewhere_from_bucket_and_backup() {
     let seed = chronofs_e2e::seed("in_place all");
-    let mut lab = Lab::new();
+    let server = ObjectServer::start(Kind::Moto);
+    let mut lab = Lab::in_bucket(&server);
     let mut mount = lab.installation.mount("one", &[]);
     let quiet = mount.path("quiet");
-    fs::create_dir(&quiet).unwrap();
-    change::random_batch(&quiet, 120, &mut Rng::new(seed)).unwrap();
+    change::changed_tree(&quiet, &mut Rng::new(seed)).unwrap();
     let moment = mount.instant();
     let was = of(&mount.dir);
-    let load = Load::on(mount.path("busy"));
+    let load = Load::on(&mount.path("busy"));
     load.goes_on();
     let backup = lab.backup(&mount);
     load.goes_on();
@@ -485,10 +447,10 @@ fn after_the_loss_of_both_servers_the_cluster_goes_on_elsewhere_from_bucket_and_
         (mount.token.clone(), fs::read_to_string(lab.installation.path("meta/credentials")).unwrap());
     lab.installation.meta.kill();
     lab.installation.admin.kill();
-    let lost = Instant::now();
+    let drill = Drill::struck("both servers lost, but for the bucket and the newest backup");
     // The machine with its mounts is gone as well.
     mount.kill();
-    load.end();
+    let written = load.end();
     for lost in ["admin", "meta"] {
         fs::remove_dir_all(lab.installation.path(lost)).unwrap();
     }
@@ -511,15 +473,18 @@ fn after_the_loss_of_both_servers_the_cluster_goes_on_elsewhere_from_bucket_and_
     let restored = Clone::start(&lab.installation, &prepared, &[]);
     let cluster = text(&restored.cluster_file).to_owned();
     let live = lab.installation.mount_with("one", &token, &["--cluster-file", &cluster]);
-    backup.held.assert_same(&of(&live.dir), &format!("seed {seed}: live, after the restore"));
-    recovered("both servers lost, elsewhere", lost);
+    let found = of(&live.dir);
+    drill.recovered("files are read again");
+    drill.is_whole("what the backup held", &backup.held, &found);
+    let lost = drill.account(&written, &live.path("busy"), Some(backup.point_ns));
+    assert!(!lost.is_empty(), "something was stored between the backup and the loss");
     let said = restored.ok(&lab.installation, &["restore", "status", "--wait", "60s"]);
     assert!(said.contains(&backup.uid) && said.contains("(admin)"), "{said}");
     let flags = ["--cluster-file", &cluster, "--at-time", &moment];
     let past = lab.installation.mount_with("one", &token, &flags);
     was.assert_same(&of(&past.dir), &format!("seed {seed}: at {moment}"));
     drop(past);
-    let load = Load::on(live.path("again"));
+    let load = Load::on(&live.path("again"));
     load.goes_on();
     restored.ok(&lab.installation, &["restore", "accept"]);
     // It is the same cluster: it goes on among its own backups.

@@ -6,7 +6,8 @@
 //! packing did not make the piece smaller, or from backups that have it; else the piece is packed anew and compared. Whoever
 //! stores an image says the lengths, and nobody takes them from what lies there.
 
-use super::{DAMAGED, Damage, Depot, Depth, PARTS, SETS, Stored, sum};
+use super::{DAMAGED, Damage, Depot, Depth, PARTS, SETS, Stored, held, sum};
+use crate::at_once::{at_once, lock};
 use crate::error::Error;
 use crate::key::{OVERHEAD, hex};
 use crate::manifest::{FORMAT, Image, Manifest};
@@ -19,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Checksum and size of a file: files that have the same ones have the same pieces.
 type Content = (String, u64);
@@ -31,6 +34,8 @@ struct There {
     marks: BTreeSet<String>,
     /// How long the pieces of a content are, where the backups that have it agree.
     said: BTreeMap<Content, Vec<u64>>,
+    /// One piece is packed and sealed at a time: that takes a core, and whoever stores has a server to run.
+    packing: Mutex<()>,
 }
 
 impl There {
@@ -43,7 +48,7 @@ impl There {
 }
 
 impl Depot {
-    /// Stores the image of a role, as far as it is not there yet. `stop` says that nobody wants it any more.
+    /// Stores the image of a role, as far as it is not there yet, several files at once. `stop` says that nobody wants it any more.
     pub fn store(
         &self,
         attempt: &Attempt,
@@ -67,19 +72,25 @@ impl Depot {
         let name = self.part(&attempt.uid, node, role);
         let object = format!("{PARTS}/{}/{}", attempt.uid, hex(&name));
         self.put_sealed(&object, &name, &part)?;
-        // Two files may have the same content.
-        let mut done: BTreeMap<Content, Vec<u64>> = BTreeMap::new();
+        // Two files may have the same content: then they have the same pieces, and one of them is stored.
+        let mut first: BTreeMap<Content, &Entry> = BTreeMap::new();
         for file in &files {
-            let lengths = match done.get(&content(file)) {
-                Some(lengths) => lengths.clone(),
-                None => {
-                    let (lengths, new) = self.store_file(&image.join(&file.path), file, &there, stop)?;
-                    part.stored += new;
-                    done.insert(content(file), lengths.clone());
-                    lengths
-                }
-            };
-            part.sealed.insert(file.path.clone(), lengths);
+            first.entry(content(file)).or_insert(file);
+        }
+        let wanted: Vec<&Entry> = first.into_values().collect();
+        let stored = at_once(
+            &wanted,
+            |file| held(file),
+            stop,
+            |file, stopped| self.store_file(&image.join(&file.path), file, &there, stopped),
+        )?;
+        let mut lengths: BTreeMap<Content, Vec<u64>> = BTreeMap::new();
+        for (file, (of_pieces, new)) in wanted.iter().zip(stored) {
+            part.stored += new;
+            lengths.insert(content(file), of_pieces);
+        }
+        for file in &files {
+            part.sealed.extend(lengths.get(&content(file)).map(|of| (file.path.clone(), of.clone())));
         }
         self.put_sealed(&object, &name, &part)?;
         Ok(Stored { bytes, new: part.stored })
@@ -90,7 +101,7 @@ impl Depot {
         let mut found = self.place.list(CHUNKS)?;
         let marks: BTreeSet<String> = self.place.list(DAMAGED)?.into_keys().collect();
         found.retain(|object, _| !marks.contains(&mark(object)));
-        let mut there = There { found, marks, said: BTreeMap::new() };
+        let mut there = There { found, marks, said: BTreeMap::new(), packing: Mutex::default() };
         let mut unsure = BTreeSet::new();
         for file in files {
             let pieces = self.pieces(file)?;
@@ -140,7 +151,7 @@ impl Depot {
         path: &Path,
         file: &Entry,
         there: &There,
-        stop: &dyn Fn() -> bool,
+        stopped: &AtomicBool,
     ) -> Result<(Vec<u64>, u64), Error> {
         let pieces = self.pieces(file)?;
         let whole: Vec<Option<u64>> =
@@ -164,7 +175,7 @@ impl Depot {
         let mut put = Vec::new();
         let mut stored = 0;
         for (piece, whole) in pieces.iter().zip(whole) {
-            if stop() {
+            if stopped.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
             let mut bytes = Vec::with_capacity(piece.length as usize);
@@ -198,13 +209,17 @@ impl Depot {
     /// Stores a piece, in the place of one that is there and is not as long as it has to be. Gives its length as it lies there,
     /// and whether it had to be stored.
     fn store_piece(&self, piece: &Piece, bytes: &[u8], there: &There) -> Result<(u64, bool), Error> {
-        let packed = Piece::pack(bytes);
-        let length = (OVERHEAD + packed.len()) as u64;
         let object = piece.object();
-        if there.found.get(&object) == Some(&length) {
-            return Ok((length, false));
-        }
-        self.place.put(&object, &self.key.seal(&piece.name, &packed)?)?;
+        let (sealed, length) = {
+            let _alone = lock(&there.packing);
+            let packed = Piece::pack(bytes);
+            let length = (OVERHEAD + packed.len()) as u64;
+            if there.found.get(&object) == Some(&length) {
+                return Ok((length, false));
+            }
+            (self.key.seal(&piece.name, &packed)?, length)
+        };
+        self.place.put(&object, &sealed)?;
         let mark = mark(&object);
         if there.marks.contains(&mark) {
             self.place.remove(&mark)?;

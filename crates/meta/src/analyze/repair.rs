@@ -3,7 +3,8 @@
 //!
 //! Lost slices are found as [`super::blocks`] finds them, up to [`OBJECTS_AT_ONCE`] objects with some; then all rows are read
 //! once for what names these, live and past, and each object is put together: what it still has, and what was found. One that was
-//! gone is put anew, one that is damaged is replaced at once. What could not be found is told as lost.
+//! gone is put anew, one that is damaged is replaced at once. What could not be found is told as lost. Where more than
+//! [`ROWS_AT_ONCE`] rows name them, all rows are read again for the rest.
 //!
 //! Objects that nothing explains (*quarantined*) stay in the block store under their own names, so there is nothing to take out of there.
 
@@ -26,6 +27,8 @@ use tokio::sync::Mutex;
 
 /// So many objects are put together after one reading of all rows.
 const OBJECTS_AT_ONCE: usize = 1024;
+/// So many rows that name them are in memory, and those of one object at the least. Tests have few rows.
+const ROWS_AT_ONCE: usize = if cfg!(test) { 2 } else { 1 << 18 };
 
 /// Two that mend the same object at once, each from what it has found, would take it from each other.
 static MENDING: Mutex<()> = Mutex::const_new(());
@@ -93,9 +96,12 @@ pub(super) async fn look(desk: &Desk, volume: Looked, asked: Asked) -> Result<Pr
                 pace.keep(bytes).await;
             }
         }
-        for (object, rows) in mender.naming(bad.keys().copied().collect()).await? {
-            let fate = bad.get(&object).copied().unwrap_or(Fate::Damaged);
-            progress.faults += mender.mend(object, fate, rows).await?;
+        let mut wanted: BTreeSet<ObjectId> = bad.keys().copied().collect();
+        while !wanted.is_empty() {
+            for (object, rows) in mender.naming(&mut wanted).await? {
+                let fate = bad.get(&object).copied().unwrap_or(Fate::Damaged);
+                progress.faults += mender.mend(object, fate, rows).await?;
+            }
         }
         done.extend(bad.into_keys());
         next = place;
@@ -113,19 +119,31 @@ impl Mender<'_> {
         Ok(())
     }
 
-    /// All rows, live and past, that name something in these objects.
-    async fn naming(&self, objects: BTreeSet<ObjectId>) -> Result<BTreeMap<ObjectId, Vec<HeldSlice>>, Stop> {
+    /// All rows, live and past, that name something in these objects, or in as many of them as are held in memory, which is
+    /// at least one. Leaves the others in `wanted`.
+    async fn naming(
+        &self,
+        wanted: &mut BTreeSet<ObjectId>,
+    ) -> Result<BTreeMap<ObjectId, Vec<HeldSlice>>, Stop> {
+        let mut objects = std::mem::take(wanted);
         let mut found = BTreeMap::<ObjectId, Vec<HeldSlice>>::new();
+        let mut rows = 0;
         let mut next = (!objects.is_empty()).then(HeldFrom::default);
         while let Some(from) = next {
             let (page, behind) = self.looking.page(from).await?;
             for held in page {
                 match place_of(&held.slice.place) {
                     Some((object, ..)) if objects.contains(&object) => {
-                        found.entry(object).or_default().push(held)
+                        found.entry(object).or_default().push(held);
+                        rows += 1;
                     }
                     _ => {}
                 }
+            }
+            while rows > ROWS_AT_ONCE && objects.len() > 1 {
+                let Some(later) = objects.pop_last() else { break };
+                rows -= found.remove(&later).map_or(0, |rows| rows.len());
+                wanted.insert(later);
             }
             next = behind;
         }

@@ -8,21 +8,21 @@ use chronofs_wire::analyze::MendedObject;
 use std::fs;
 use std::path::PathBuf;
 
-/// An object of three slices, which rows of blocks 10 to 12 name.
+/// An object of three slices, which rows of three blocks name.
 struct Three {
     changes: Vec<Change>,
     object: Bytes,
     slices: Vec<(Seal, Bytes, u64)>,
 }
 
-fn three() -> Three {
-    let id = object(7);
+fn three(number: u64, first_block: u32) -> Three {
+    let id = object(number);
     let mut writer = ObjectWriter::new(VOLUME, id, 0);
     let (mut changes, mut slices) = (Vec::new(), Vec::new());
     for n in 0..3u32 {
         let bytes = Bytes::from(vec![n as u8 + 1; 3000]);
         let (seal, stored) = seal::seal(SliceId { object: id, index: n }, Compression::None, &bytes);
-        let (ino, block, offset, len) = (Ino(9), 10 + n, 0, 3000);
+        let (ino, block, offset, len) = (Ino(9), first_block + n, 0, 3000);
         let at = writer.push(Entry { ino, at: 0, block, offset, len, seal }, &stored);
         let slice = Slice { offset, len, skip: 0, place: Place::Object(seal, at) };
         let key = slice_key(ino, SliceKey { block, version: Version(7), n: 0 });
@@ -46,7 +46,7 @@ impl Scene {
     /// The object is whole, in the store and in a copy of it; a cache has its first slice.
     fn new() -> Scene {
         let bench = Bench::new(Retention::Forever);
-        let three = three();
+        let three = three(7, 10);
         apply(&bench, three.changes.clone());
         let shy = store(&bench, true);
         let name = object_name(VOLUME, object(7));
@@ -127,6 +127,23 @@ fn an_object_that_is_gone_cut_or_changed_is_put_back_from_a_copy_of_the_store_by
         assert!(fs::read(&scene.file).unwrap() == whole[..]);
         assert!(scene.is_whole());
     }
+}
+
+#[test]
+fn more_rows_than_are_held_in_memory_at_once_are_put_back_object_by_object() {
+    let scene = Scene::new();
+    for (number, block) in [(8, 20), (9, 30)] {
+        let more = three(number, block);
+        apply(&scene.bench, more.changes);
+        let copied = scene.replica.join(object_name(VOLUME, object(number)));
+        fs::create_dir_all(copied.parent().unwrap()).unwrap();
+        fs::write(copied, &more.object).unwrap();
+    }
+    fs::remove_file(&scene.file).unwrap();
+    let (mended, left) = scene.repaired(&["replica"], false);
+    let slices: Vec<u64> = mended.iter().map(|object| object.slices).collect();
+    assert_eq!((slices, left), (vec![3, 3, 3], vec![]), "{mended:?}");
+    assert!(scene.is_whole());
 }
 
 #[test]
