@@ -175,6 +175,8 @@ fn of_page(page: &Path, found: &mut Vec<Shown>) {
                     (true, Some(command)) => command,
                     // Of a console the rest is what is printed.
                     (true, None) if kind == "console" => continue,
+                    // The shell's own commands.
+                    (true, None) if line.starts_with("chronofs>") => continue,
                     (true, None) => line,
                 };
                 whole.push_str(shown);
