@@ -221,6 +221,8 @@ fn one_that_was_stopped_or_whose_file_changed_stores_nothing_under_a_name_that_l
     assert!(matches!(stopped, Err(Error::Stopped)));
     assert!(lab.chunks().is_empty());
     for name in ["a.sst", "b.sst"] {
+        // What of an earlier try is stored already is not read again.
+        lab.depot().sweep(&[]).unwrap();
         let mut changed = fs::read(image.join(name)).unwrap();
         let last = changed.len() - 1;
         changed[last] ^= 1;
