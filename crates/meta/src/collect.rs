@@ -341,6 +341,8 @@ impl Collector {
             let found;
             (*listing, found) = judging.await.map_err(|error| error.to_string())?;
             let found = found.map_err(|stop| stop.to_string())?;
+            // Also if the listing fails further on.
+            found.there.iter().for_each(|volume| self.lock().emptied.not_yet(*volume));
             there.extend(found.there);
             for (volume, object) in found.poor {
                 let poor = poor.entry(volume).or_default();
