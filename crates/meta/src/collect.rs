@@ -114,7 +114,7 @@ pub struct StoreListing {
     pub at: String,
     /// What was there for these volumes.
     pub found: Sum,
-    /// Of it: granted to a session, which is over, and named by nothing. It goes.
+    /// Of it: granted to a session, which is over or done with it, and named by nothing. It goes.
     pub garbage: Sum,
     /// Of it: granted to a session that may still publish it.
     pub open: Sum,
