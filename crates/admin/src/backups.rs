@@ -351,7 +351,7 @@ fn why_failed(record: &Record) -> String {
         node.map_or_else(|| failure.why.clone(), |node| format!("{}: {}", node.name, failure.why))
     });
     match failures.collect::<Vec<_>>() {
-        none if none.is_empty() => "it was ended on demand".to_owned(),
+        none if none.is_empty() => record.expired().unwrap_or("it was ended on demand").to_owned(),
         some => some.join("; "),
     }
 }

@@ -124,8 +124,7 @@ fn newest(all: &[Shown], sets: &[Record]) -> Option<u64> {
         let uid = set.intent.attempt.uid.as_str();
         set.state == SnapshotState::Complete && all.iter().all(|(backup, _)| backup.uid != uid)
     });
-    let of_sets = alone.filter_map(|set| set.cuts.values().map(|cut| cut.cut).min());
-    all.iter().filter_map(recoverable).chain(of_sets).max()
+    all.iter().filter_map(recoverable).chain(alone.map(Record::point_ns)).max()
 }
 
 /// How backups stand where nobody has said when they are to be made: one a day is expected since there is something to lose.
@@ -339,6 +338,7 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chronofs_snapshot::protocol::{Attempt, Cut, Intent};
 
     const HOUR_NS: u64 = 3600 * SECOND_NS;
 
@@ -368,5 +368,42 @@ mod tests {
         assert!(fault(Some(point), restored, restored + 37 * HOUR_NS).is_some());
         let health = unscheduled(Some(point), Some(start), point + HOUR_NS).unwrap();
         assert_eq!((health.age_s, health.schedule.limit_seconds), (3600, 129_600));
+    }
+
+    #[test]
+    fn a_disk_snapshot_counts_also_if_a_store_in_it_has_no_commit_and_does_not_when_its_time_is_over() {
+        let set = |state, cuts: &[u64]| {
+            let attempt = Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 7 };
+            let intent = Intent {
+                attempt,
+                cluster: "c1".to_owned(),
+                program: "/bin/snap".to_owned(),
+                arguments: Vec::new(),
+                nodes: Vec::new(),
+                started_ns: 8,
+                keep_until_ns: Some(9),
+                hold_ms: 1,
+                run_ms: 1,
+                ended: Default::default(),
+            };
+            let cuts = cuts.iter().map(|cut| (format!("store-{cut}"), Cut { store: *cut, cut: *cut }));
+            Record {
+                intent,
+                state,
+                ended_ns: Some(10),
+                cuts: cuts.collect(),
+                bytes: Default::default(),
+                held_ms: Default::default(),
+                labels: Default::default(),
+                code: None,
+                failures: Vec::new(),
+            }
+        };
+        let of = |state, cuts: &[u64]| newest(&[], &[set(state, cuts)]);
+        assert_eq!(of(SnapshotState::Complete, &[0, 6, 5]), Some(5));
+        assert_eq!(of(SnapshotState::Complete, &[0]), Some(8), "it began then");
+        for state in [SnapshotState::Expired, SnapshotState::Deleted, SnapshotState::Failed] {
+            assert_eq!(of(state, &[6, 5]), None);
+        }
     }
 }

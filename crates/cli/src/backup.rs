@@ -16,7 +16,7 @@ use chronofs_core::store::StoreKind;
 use chronofs_core::time::parse_instant;
 use chronofs_core::{Retention, Version};
 use chronofs_snapshot::SnapshotUid;
-use chronofs_snapshot::protocol::Fault;
+use chronofs_snapshot::protocol::{Fault, State as Standing};
 use chronofs_wire::http::{AdminClient, ClientError, Method};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -308,12 +308,12 @@ async fn create(
     {
         bail!("{why} ({}); advice: {}", code.number(), code.advice());
     }
-    if interrupted {
-        return end(client, &uid).await;
-    }
-    let ended = tokio::select! {
-        ended = until_over(client, &uid) => ended?,
-        () = interrupts.next() => return end(client, &uid).await,
+    let ended = match interrupted {
+        true => end(client, &uid).await?,
+        false => tokio::select! {
+            ended = until_over(client, &uid) => ended?,
+            () = interrupts.next() => end(client, &uid).await?,
+        },
     };
     let known: Known = serde_json::from_value(ended.clone())?;
     if known.state != State::Complete {
@@ -331,14 +331,22 @@ async fn create(
     ))
 }
 
-/// Has a backup ended that is being made.
-async fn end(client: &AdminClient, uid: &SnapshotUid) -> Result<()> {
+/// Has a backup ended that is being made. Where all was stored before, or it had failed, gives what became of it.
+async fn end(client: &AdminClient, uid: &SnapshotUid) -> Result<Value> {
     let path = format!("/v1/snapshots/{uid}/abort");
     let ended = client.call::<Value>(Method::POST, &path, None::<&()>).await;
-    ended.map_err(|error| {
+    let record = ended.map_err(|error| {
         anyhow!("backup {uid} was to end, and: {error}; chronofs backup list says what became of it")
     })?;
+    if was_over(&record) {
+        return until_over(client, uid).await;
+    }
     bail!("backup {uid} was ended on demand; what it has stored is used by the next one, or goes");
+}
+
+/// Whether its set, as it is after it was to be ended, had come to its end before.
+fn was_over(record: &Value) -> bool {
+    record["state"] != json!(Standing::Aborted)
 }
 
 async fn until_over(client: &AdminClient, uid: &SnapshotUid) -> Result<Value> {
@@ -533,6 +541,19 @@ async fn delete(
         false => {
             let freed = show_size(deleted["freed_bytes"].as_u64().unwrap_or_default());
             output::line(format_args!("backup {uid} is deleted; {freed} of its folder are free"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_came_to_its_end_before_it_could_be_ended_is_not_said_to_have_been_ended() {
+        assert!(!was_over(&json!({ "state": "ABORTED" })));
+        for state in ["COMPLETE", "EXPIRED", "FAILED"] {
+            assert!(was_over(&json!({ "state": state })), "{state}");
         }
     }
 }

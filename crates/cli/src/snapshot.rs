@@ -319,9 +319,7 @@ fn ended(record: &Record, json: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let code = record.code.unwrap_or(SnapshotCode::Unknown);
-    let mut why = failures(record);
-    why.extend(record.advice().map(|advice| format!("advice: {advice}")));
-    failed(known, uid.as_str(), code, &why)
+    failed(known, uid.as_str(), code, &reasons(record))
 }
 
 /// What went wrong, each with role and address.
@@ -335,6 +333,14 @@ fn failures(record: &Record) -> Vec<String> {
         }
     };
     record.failures.iter().map(shown).collect()
+}
+
+/// Why there is no set, or none any more, and what the operator does about it.
+fn reasons(record: &Record) -> Vec<String> {
+    let mut why = failures(record);
+    why.extend(record.expired().map(str::to_owned));
+    why.extend(record.advice().map(|advice| format!("advice: {advice}")));
+    why
 }
 
 async fn all(client: &AdminClient) -> Result<Vec<(Record, Value)>> {
@@ -474,6 +480,21 @@ mod tests {
         let known =
             failure(json!({ "state": "FAILED", "code": null }), "c502", SnapshotCode::TlogFailed, &why);
         assert_eq!((&known["state"], &known["code"]), (&json!("FAILED"), &json!(2502)));
+    }
+
+    #[test]
+    fn a_set_whose_time_is_over_before_somebody_hears_of_it_is_no_unknown_error_without_a_reason() {
+        let mut record = json!({
+            "intent": {
+                "attempt": { "uid": "c50263df28be44ebb596f5c2a849adbb", "number": 7 }, "cluster": "c1", "program": "/bin/snap",
+                "arguments": [], "nodes": [], "started_ns": 8, "keep_until_ns": 9, "hold_ms": 1, "run_ms": 1,
+            },
+            "state": "EXPIRED", "ended_ns": 10, "cuts": {}, "bytes": {}, "code": null, "failures": [],
+        });
+        let why = |record: &Value| reasons(&serde_json::from_value(record.clone()).unwrap());
+        assert!(why(&record)[0].contains("its time to be kept"), "{:?}", why(&record));
+        record["state"] = json!("ABORTED");
+        assert_eq!(why(&record), Vec::<String>::new());
     }
 
     #[test]

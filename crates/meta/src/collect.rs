@@ -114,7 +114,7 @@ pub struct StoreListing {
     pub at: String,
     /// What was there for these volumes.
     pub found: Sum,
-    /// Of it: granted to a session, which is over, and named by nothing. It goes.
+    /// Of it: granted to a session, which is over or done with it, and named by nothing. It goes.
     pub garbage: Sum,
     /// Of it: granted to a session that may still publish it.
     pub open: Sum,
@@ -341,6 +341,8 @@ impl Collector {
             let found;
             (*listing, found) = judging.await.map_err(|error| error.to_string())?;
             let found = found.map_err(|stop| stop.to_string())?;
+            // Also if the listing fails further on.
+            found.there.iter().for_each(|volume| self.lock().emptied.not_yet(*volume));
             there.extend(found.there);
             for (volume, object) in found.poor {
                 let poor = poor.entry(volume).or_default();

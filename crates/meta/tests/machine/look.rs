@@ -184,17 +184,15 @@ async fn a_listing_whose_second_page_fails_condemns_nothing_and_the_next_whole_o
     server.verify();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_volume_that_is_given_up_ends_when_two_listings_ten_minutes_apart_show_nothing_of_it() {
+/// Has a store with these listings looked through until a volume that is given up is said to be gone. They are made of something
+/// that lies there. Gives when they were asked for.
+async fn until_none_is_found(listings: impl FnOnce((String, u64)) -> Vec<Vec<Page>>) -> Vec<Instant> {
     let (mut server, named) = with_files();
     server.deleted(false);
     server.deleted(true);
     assert_eq!(server.minutes(24), [named]);
     assert!(server.core.machine.is_emptied(&SharedView(server.core.engine.view())));
-    let left = (object_name(common::VOLUME, ObjectId { n: 9, ..named }), 100);
-    let nothing = || vec![Some(Vec::new())];
-    // The first one leaves out what lies there, one cannot be had, and then it is gone.
-    let listings = vec![nothing(), vec![Some(vec![left])], nothing(), vec![None], nothing(), nothing()];
+    let listings = listings((object_name(common::VOLUME, ObjectId { n: 9, ..named }), 100));
     let store = Arc::new(Pages { listings, asked: Mutex::default() });
     let (queue, mut inputs) = tokio::sync::mpsc::channel(16);
     let stores = Stores::default();
@@ -212,9 +210,29 @@ async fn a_volume_that_is_given_up_ends_when_two_listings_ten_minutes_apart_show
     };
     running.abort();
     let asked = store.asked.lock().unwrap().clone();
-    assert_eq!(asked.len(), 5, "the one before the last that was had is the first of the two");
-    assert!(asked[4] - asked[2] >= Duration::from_secs(600));
     ended.into_iter().for_each(|event| drop(server.run(event)));
     server.durable();
     assert!(server.core.machine.volume(VolumeIndex(1)).unwrap().row.is_gone());
+    asked
+}
+
+fn nothing() -> Vec<Page> {
+    vec![Some(Vec::new())]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_given_up_ends_when_two_listings_ten_minutes_apart_show_nothing_of_it() {
+    // The first one leaves out what lies there, one cannot be had, and then it is gone.
+    let listings =
+        |left| vec![nothing(), vec![Some(vec![left])], nothing(), vec![None], nothing(), nothing()];
+    let asked = until_none_is_found(listings).await;
+    assert_eq!(asked.len(), 5, "the one before the last that was had is the first of the two");
+    assert!(asked[4] - asked[2] >= Duration::from_secs(600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_shows_something_of_a_volume_that_is_given_up_and_fails_then_has_shown_it() {
+    let listings = |left| vec![nothing(), vec![Some(vec![left]), None], nothing(), nothing()];
+    let asked = until_none_is_found(listings).await;
+    assert_eq!(asked.len(), 4, "what the first one had left out was there");
 }

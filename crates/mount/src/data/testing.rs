@@ -109,6 +109,8 @@ struct Inner {
     max_bytes: Option<u64>,
     /// The answer to every publish, if not what is right.
     refuse: Option<PublishError>,
+    /// The next publish is done, and its answer is lost.
+    unanswered: bool,
     boot: u64,
     /// How often something was lost.
     lost: u64,
@@ -290,6 +292,11 @@ impl MemoryMeta {
         lock(&self.inner).refuse = error;
     }
 
+    /// The next publish is done, and the server refuses the mount before its answer has come.
+    pub(super) fn lose_next_answer(&self) {
+        lock(&self.inner).unanswered = true;
+    }
+
     /// What would be lost with the power from now on.
     pub(super) fn durable(&self) -> Survives {
         Survives(lock(&self.inner).clone())
@@ -440,6 +447,9 @@ impl Meta for MemoryMeta {
                 _ => {}
             }
             inner.apply(publish).map_err(PublishError::Answered)?;
+            if std::mem::take(&mut inner.unanswered) {
+                return Err(PublishError::NoAnswer(Errno::EACCES));
+            }
             inner.attr()
         };
         self.faults.delay().await;

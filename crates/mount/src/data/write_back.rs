@@ -142,6 +142,16 @@ impl Batch {
         Ok(stored)
     }
 
+    /// A publish of it has no answer, and may have been done all the same. Staged slices come with it, and the server takes
+    /// each of their ids once: they are sealed again, under others.
+    fn unseal_staged(&self) {
+        let is_staged = |new: &NewSlice| matches!(new.slice.place, Place::Staged(_));
+        let mut stored = lock(&self.stored);
+        if stored.as_ref().is_some_and(|sealed| sealed.slices.iter().any(is_staged)) {
+            *stored = None;
+        }
+    }
+
     /// Whether what was sealed, if anything, may still be published.
     fn is_sealed_for<M: Meta>(&self, file: &FileData<M>) -> bool {
         lock(&self.stored).as_ref().is_none_or(|stored| is_own(file, stored))
@@ -340,12 +350,16 @@ impl<M: Meta> FileData<M> {
                 merge: None,
             };
             let exclusive = self.data.meta.exclusive();
-            let attr =
-                self.ask_to_publish(publish, order).await.map_err(|error| match is_own(self, &sealed) {
+            let attr = self.ask_to_publish(publish, order).await.map_err(|error| {
+                if matches!(error, PublishError::NoAnswer(_)) {
+                    batch.unseal_staged();
+                }
+                match is_own(self, &sealed) {
                     true => Failure::of(error),
                     // Refused for its ids: it is sealed again under those of the new session.
                     false => Failure::SessionOver,
-                })?;
+                }
+            })?;
             self.is_there(restores);
             self.published(&attr, chunk, exclusive && self.data.meta.exclusive());
         }

@@ -294,6 +294,14 @@ impl Record {
         cuts.min().unwrap_or(self.intent.started_ns)
     }
 
+    /// Why it is no set that is kept, where no failure says that: it was whole, for shorter than somebody took to look.
+    #[must_use]
+    pub fn expired(&self) -> Option<&'static str> {
+        const WHY: &str = "it was complete, and its time to be kept, which counts from its beginning, is over: what it needs in \
+                           the block stores may be gone";
+        (self.state == State::Expired).then_some(WHY)
+    }
+
     /// What the operator does about its failure. None where no server failed: it was ended on demand, or with the
     /// coordinator, and that is said already.
     #[must_use]
@@ -538,6 +546,13 @@ pub(crate) mod tests {
         assert_eq!(point(&[cut("0190", 6), cut("0191", 0), cut("0192", 5)]), 5);
         assert_eq!(point(&[cut("0190", 0)]), 8, "it began then");
         assert_eq!(point(&[]), 8);
+    }
+
+    #[test]
+    fn only_of_a_set_that_was_whole_it_is_said_that_its_time_is_over() {
+        let expired = Record { state: State::Expired, failures: Vec::new(), ..record() };
+        assert!(expired.expired().unwrap().contains("its time to be kept"));
+        assert_eq!(record().expired(), None);
     }
 
     #[test]

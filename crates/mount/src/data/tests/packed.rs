@@ -1,6 +1,7 @@
-//! Small slices that are packed while somebody reads them.
+//! Small slices, whose bytes come with their publish: packed while somebody reads them, and published twice.
 
 use super::*;
+use chronofs_core::SliceId;
 
 #[test]
 fn a_slice_that_is_staged_again_because_its_move_was_lost_with_the_servers_power_is_read() {
@@ -17,5 +18,27 @@ fn a_slice_that_is_staged_again_because_its_move_was_lost_with_the_servers_power
         world.meta.pack(&world.port);
         world.meta.restart_when_missed(survives);
         assert_eq!(&other.read(2000, 1000).await.unwrap()[..], &[2; 1000]);
+    });
+}
+
+#[test]
+fn small_slices_whose_publish_was_done_without_an_answer_are_published_again_under_other_ids() {
+    runtime().block_on(async {
+        let world = calm(64 << 10);
+        let data = world.mount(1, Tuning::default());
+        let file = world.open(&data);
+        file.write(0, &[7; 1000], false).await.unwrap();
+        world.meta.lose_next_answer();
+        let mark = file.error_mark();
+        file.flush(&mark).await.unwrap_err();
+        assert_eq!(data.unpublished(), 1000, "nobody knows whether it was done");
+        file.flush(&file.error_mark()).await.unwrap();
+        assert_eq!((data.unpublished(), data.refused()), (0, 0));
+        let staged: Vec<SliceId> = (world.meta.all_slices().iter())
+            .filter(|placed| matches!(placed.slice.place, Place::Staged(_)))
+            .filter_map(|placed| Some(placed.slice.place.seal()?.id))
+            .collect();
+        assert!(staged.len() == 2 && staged[0].object != staged[1].object, "{staged:?}");
+        assert_eq!(&file.read(0, 1000).await.unwrap()[..], &[7; 1000]);
     });
 }
