@@ -124,8 +124,7 @@ fn newest(all: &[Shown], sets: &[Record]) -> Option<u64> {
         let uid = set.intent.attempt.uid.as_str();
         set.state == SnapshotState::Complete && all.iter().all(|(backup, _)| backup.uid != uid)
     });
-    let of_sets = alone.filter_map(|set| set.cuts.values().map(|cut| cut.cut).min());
-    all.iter().filter_map(recoverable).chain(of_sets).max()
+    all.iter().filter_map(recoverable).chain(alone.map(Record::point_ns)).max()
 }
 
 /// How backups stand where nobody has said when they are to be made: one a day is expected since there is something to lose.
@@ -339,8 +338,47 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chronofs_snapshot::protocol::{Attempt, Cut, Intent};
+    use std::collections::BTreeMap;
 
     const HOUR_NS: u64 = 3600 * SECOND_NS;
+
+    /// A complete disk snapshot with the cuts of these metadata stores.
+    fn set(cuts: &[u64]) -> Record {
+        let intent = Intent {
+            attempt: Attempt { uid: "c50263df28be44ebb596f5c2a849adbb".parse().unwrap(), number: 1 },
+            cluster: "c".to_owned(),
+            program: "/bin/snap".to_owned(),
+            arguments: Vec::new(),
+            nodes: Vec::new(),
+            started_ns: 5 * HOUR_NS,
+            keep_until_ns: None,
+            hold_ms: 1,
+            run_ms: 1,
+            ended: BTreeMap::new(),
+        };
+        let cuts = cuts.iter().enumerate().map(|(n, &cut)| (n.to_string(), Cut { store: cut, cut }));
+        Record {
+            intent,
+            state: SnapshotState::Complete,
+            ended_ns: None,
+            cuts: cuts.collect(),
+            bytes: BTreeMap::new(),
+            held_ms: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            code: None,
+            failures: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_metadata_store_without_a_commit_makes_no_disk_snapshot_look_old() {
+        assert_eq!(newest(&[], &[set(&[9 * HOUR_NS, 7 * HOUR_NS])]), Some(7 * HOUR_NS));
+        assert_eq!(newest(&[], &[set(&[9 * HOUR_NS, 0])]), Some(9 * HOUR_NS));
+        assert_eq!(newest(&[], &[set(&[0])]), Some(5 * HOUR_NS), "when it began");
+        let gone = Record { state: SnapshotState::Expired, ..set(&[9 * HOUR_NS]) };
+        assert_eq!(newest(&[], &[gone]), None);
+    }
 
     fn fault(point_ns: Option<u64>, since_ns: u64, now_ns: u64) -> Option<String> {
         unscheduled(point_ns, Some(since_ns), now_ns).unwrap().fault
