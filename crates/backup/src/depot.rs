@@ -438,9 +438,9 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 
-/// What of a file is in memory while it is stored or read.
+/// What of a file is in memory while it is stored or read: a piece as it lies there, and as it goes over the wire or in clear.
 fn held(file: &Entry) -> u64 {
-    file.size.min(PIECE)
+    2 * file.size.min(PIECE)
 }
 
 fn sum(file: &Entry) -> Option<blake3::Hash> {
