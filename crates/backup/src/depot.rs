@@ -172,8 +172,8 @@ impl Depot {
     }
 
     /// Lets others change it.
-    pub fn give_back(&self, lease: Lease) -> Result<(), Error> {
-        lease.end(self.place.as_ref())
+    pub fn give_back(&self, lease: Lease, now_ns: u64) -> Result<(), Error> {
+        lease.end(self.place.as_ref(), now_ns)
     }
 
     /// The UIDs of all backups, each with its manifest, or why that cannot be read.
