@@ -341,7 +341,7 @@ impl Making {
         self.app.backups.set_plan(&self.uid, None);
         let (depot, lease) = (self.depot, self.lease);
         // A lease that stays is over in ten minutes.
-        let _ = tokio::task::spawn_blocking(move || depot.give_back(lease)).await;
+        let _ = tokio::task::spawn_blocking(move || depot.give_back(lease, now_ns())).await;
     }
 }
 
@@ -445,7 +445,7 @@ pub(crate) async fn delete(
                 }
                 _ => depot.delete(&wanted, &known),
             };
-            depot.give_back(lease).map_err(refused)?;
+            depot.give_back(lease, now_ns()).map_err(refused)?;
             deleted.map_err(refused)
         })
         .await?;

@@ -122,8 +122,10 @@ async fn a_folder_that_lacks_what_its_server_told_to_be_durable_is_refused_with_
     meta.report(&told(2, 900, false)).await.unwrap();
     meta.report(&told(3, 700, false)).await.unwrap();
     meta.report(&told(3, 0, false)).await.unwrap();
-    // It registers again with what it was opened with.
+    // It registers again with what it was opened with; who was followed by it is told that, and nothing of an old copy.
     meta.register(&with(3, Some(600))).await.unwrap();
+    let followed = meta.register(&with(2, Some(400))).await.unwrap_err();
+    assert_eq!(followed.code(), Some("superseded"), "{followed}");
     let server = server.restarted().await;
     let old = with(4, Some(650));
     for refused in

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 /// So many at a time.
 pub(crate) const AT_ONCE: usize = 8;
-/// So many bytes of pieces all of them hold in memory together. One is let in whatever it holds.
-const HELD_MAX: u64 = 64 << 20;
+/// So many bytes all of them hold in memory together, but for what packing takes, one piece at a time. One is let in whatever it holds.
+const HELD_MAX: u64 = 128 << 20;
 /// How soon it is noticed that nobody wants it any more.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 

@@ -172,8 +172,8 @@ impl Depot {
     }
 
     /// Lets others change it.
-    pub fn give_back(&self, lease: Lease) -> Result<(), Error> {
-        lease.end(self.place.as_ref())
+    pub fn give_back(&self, lease: Lease, now_ns: u64) -> Result<(), Error> {
+        lease.end(self.place.as_ref(), now_ns)
     }
 
     /// The UIDs of all backups, each with its manifest, or why that cannot be read.
@@ -438,9 +438,9 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 
-/// What of a file is in memory while it is stored or read.
+/// What of a file is in memory while it is stored or read: a piece as it lies there, and as it goes over the wire or in clear.
 fn held(file: &Entry) -> u64 {
-    file.size.min(PIECE)
+    2 * file.size.min(PIECE)
 }
 
 fn sum(file: &Entry) -> Option<blake3::Hash> {

@@ -160,8 +160,9 @@ impl Lease {
         place.put(LEASE, &text(&self.held))
     }
 
-    pub(crate) fn end(self, place: &dyn Place) -> Result<(), Error> {
-        if self.is_held(place)? { place.remove(LEASE) } else { Ok(()) }
+    /// Gives it back. One whose time is over is left to whoever takes it over: that may be at this moment, and then it is theirs.
+    pub(crate) fn end(self, place: &dyn Place, now_ns: u64) -> Result<(), Error> {
+        if now_ns <= self.held.until_ns && self.is_held(place)? { place.remove(LEASE) } else { Ok(()) }
     }
 }
 
@@ -288,6 +289,25 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_is_given_back_too_late_while_somebody_takes_it_over_is_theirs() {
+        for call in 0..4 {
+            let place = Memory::default();
+            let old = Lease::take(&place, "old", "a backup", 0).unwrap();
+            let of_b: Arc<Mutex<Option<Lease>>> = Arc::default();
+            let taken = of_b.clone();
+            let meddle: Meddle = Box::new(move |place: &Memory| {
+                *taken.lock().unwrap() = Some(Lease::take(place, "b", "b's backup", 20 * MINUTE).unwrap());
+            });
+            *place.meddle.lock().unwrap() = Some((call, meddle));
+            old.end(&place, 20 * MINUTE).unwrap();
+            place.meddle.lock().unwrap().take();
+            let b = of_b.lock().unwrap().take();
+            let b = b.unwrap_or_else(|| Lease::take(&place, "b", "b's backup", 20 * MINUTE).unwrap());
+            assert!(b.is_held(&place).unwrap(), "before call {call}");
+        }
+    }
+
+    #[test]
     fn whoever_dies_while_taking_over_has_the_lease_until_its_time_is_over() {
         let place = Memory::default();
         let old = Lease::take(&place, "old", "a backup", 0).unwrap();
@@ -298,7 +318,7 @@ mod tests {
         let b = Lease::take(&place, "b", "b's backup", 32 * MINUTE).unwrap();
         assert!(b.is_held(&place).unwrap() && !old.is_held(&place).unwrap());
         assert_eq!(place.objects.lock().unwrap().len(), 1, "no note is left");
-        b.end(&place).unwrap();
+        b.end(&place, 32 * MINUTE).unwrap();
         assert!(place.is_empty().unwrap());
     }
 }

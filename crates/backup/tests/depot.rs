@@ -403,15 +403,15 @@ fn one_at_a_time_changes_a_place_until_it_is_over() {
     assert!(depot.lease("b", "backup 2", 15 * MINUTE).is_err());
     let second = depot.lease("b", "backup 2", 17 * MINUTE).unwrap();
     assert!(matches!(depot.renew(&mut first, 17 * MINUTE), Err(Error::LeaseLost(_))));
-    depot.give_back(first).unwrap();
+    depot.give_back(first, 17 * MINUTE).unwrap();
     assert!(depot.lease("a", "backup 3", 17 * MINUTE).is_err(), "it was not the first one's to give back");
-    depot.give_back(second).unwrap();
+    depot.give_back(second, 17 * MINUTE).unwrap();
     let third = depot.lease("a", "backup 3", 17 * MINUTE).unwrap();
     // Its owner died and is back.
     let fourth = depot.lease("a", "backup 4", 17 * MINUTE).unwrap();
-    depot.give_back(third).unwrap();
+    depot.give_back(third, 17 * MINUTE).unwrap();
     assert!(depot.lease("b", "backup 5", 17 * MINUTE).is_err());
-    depot.give_back(fourth).unwrap();
+    depot.give_back(fourth, 17 * MINUTE).unwrap();
     depot.lease("b", "backup 5", 17 * MINUTE).unwrap();
 }
 

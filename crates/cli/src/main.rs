@@ -203,6 +203,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_process_of_ours_leaves_nothing_of_its_memory_to_a_dump_or_to_others_of_its_user() {
+        leave_nothing_behind().unwrap();
+        let dumps = rustix::process::dumpable_behavior().unwrap();
+        assert_eq!((dumps, getrlimit(Resource::Core).current), (DumpableBehavior::NotDumpable, Some(0)));
+    }
+
+    #[test]
     fn a_cause_is_told_once() {
         let system = || std::io::Error::other("no space");
         let named = anyhow::anyhow!("cannot write f: no space").context("mount v");

@@ -125,10 +125,16 @@ impl Written {
         fs::read(self.copies.path().join(file.n.to_string())).unwrap()
     }
 
-    /// The files that are not in `dir` as they were written.
+    /// The files that are not in `dir` as they were written. One may be cut off there, but holds nothing that was never written to it:
+    /// wrong bytes are worse than none.
+    #[track_caller]
     pub fn missing_in(&self, dir: &Path) -> Vec<Stored> {
         let is_there = |file: &Stored| match fs::read(dir.join(file.n.to_string())) {
-            Ok(found) => found == self.content(file),
+            Ok(found) => {
+                let content = self.content(file);
+                assert!(content.starts_with(&found), "{file:?} holds other bytes than were written");
+                found == content
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             Err(error) => panic!("{}: {error}", dir.join(file.n.to_string()).display()),
         };
@@ -187,5 +193,26 @@ impl Drill {
     pub fn is_whole(&self, what: &str, expected: &Manifest, found: &Manifest) {
         expected.assert_same(found, &format!("{}: {what}", self.name));
         self.says(&format!("lost: nothing of {what} ({} names)", expected.0.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_absent_or_cut_off_is_missing_and_one_of_other_bytes_fails_the_drill() {
+        let (copies, found) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = [0, 1, 2, 3].map(|n| Stored { n, began_ns: 1, ended_ns: 2 }).to_vec();
+        files.iter().for_each(|file| fs::write(copies.path().join(file.n.to_string()), "written").unwrap());
+        for (n, content) in [("0", "written"), ("1", ""), ("2", "writ")] {
+            fs::write(found.path().join(n), content).unwrap();
+        }
+        let written = Written { files, copies };
+        let missing: Vec<u64> = written.missing_in(found.path()).iter().map(|file| file.n).collect();
+        assert_eq!(missing, [1, 2, 3]);
+        fs::write(found.path().join("3"), "writter").unwrap();
+        let look = std::panic::AssertUnwindSafe(|| written.missing_in(found.path()));
+        assert!(std::panic::catch_unwind(look).is_err(), "other bytes count as lost");
     }
 }

@@ -59,6 +59,8 @@ fn of_objects_that_are_lost_or_damaged_all_comes_back_that_a_copy_has_and_the_re
     let mut rng = Rng::new(seed);
     let quiet = mount.path("quiet");
     change::changed_tree(&quiet, &mut rng).unwrap();
+    // What is still being stored of it would be taken for the objects of these blocks.
+    mount.instant();
     let of_quiet =
         [0, 1].map(|_| object_of_block(&installation, &quiet.join("of two blocks"), &rng.bytes(BLOCK)));
     let was = of(&quiet);

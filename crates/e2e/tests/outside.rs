@@ -10,7 +10,8 @@ use std::time::Duration;
 use chronofs_e2e::disk::{Bound, Disk, done};
 use chronofs_e2e::drill::{Drill, Load};
 use chronofs_e2e::model::now_ns;
-use chronofs_e2e::process::text;
+use chronofs_e2e::process::{text, wait_for};
+use chronofs_e2e::tree::files_under;
 use chronofs_e2e::{Installation, Manifest, Rng, change};
 
 /// How an image is taken of a disk that is in use.
@@ -21,6 +22,9 @@ enum Way {
     /// A copy of the whole disk while its file system is frozen, as a cloud makes one.
     Frozen,
 }
+
+/// Of a file that lies in objects of its own.
+const LARGE: usize = 1 << 20;
 
 /// The file system thaws whatever happens.
 const FREEZE: &str = r#"
@@ -76,6 +80,8 @@ fn an_image_of_a_running_disk_serves(way: Way, name: &'static str) {
     let mut mount = installation.mount("one", &[]);
     let quiet = mount.path("quiet");
     change::changed_tree(&quiet, &mut Rng::new(seed)).unwrap();
+    // Too large to travel with the metadata, which the image has.
+    fs::write(quiet.join("large"), Rng::new(seed).bytes(LARGE)).unwrap();
     let was = of(&quiet);
     let load = Load::on(&mount.path("busy"));
     load.goes_on();
@@ -87,9 +93,23 @@ fn an_image_of_a_running_disk_serves(way: Way, name: &'static str) {
     assert!(installation.ok(&register).contains("is kept"));
     load.goes_on();
     // The source goes on, and forgets at once what it deletes; but not what the image needs.
+    let blocks = installation.path("blocks/objects");
+    let before = files_under(&blocks);
+    let later = [0, 1, 2].map(|n| mount.path(&format!("since{n}")));
+    for file in &later {
+        fs::write(file, Rng::new(seed + 1).bytes(LARGE)).unwrap();
+        mount.instant();
+    }
+    let mut since = files_under(&blocks);
+    since.retain(|object| !before.contains(object));
     fs::remove_dir_all(&quiet).unwrap();
+    later.iter().for_each(|file| fs::remove_file(file).unwrap());
     installation.ok(&["configure", "update", "volume", "one", "--retention", "0", "--grace", "0"]);
-    std::thread::sleep(Duration::from_secs(4));
+    wait_for("the source to collect what came after the image", || {
+        since.iter().any(|object| !object.exists()).then_some(())
+    });
+    // What else were to go would have gone with it, or goes now.
+    std::thread::sleep(Duration::from_secs(2));
     load.goes_on();
 
     let token = mount.token.clone();

@@ -15,7 +15,7 @@ use chronofs_namespace::instants;
 use chronofs_wire::admin::{
     AssignedStore, Assignment, Known, Probe, Probed, Register, Registered, Report, VolumeReport,
 };
-use chronofs_wire::http::{AdminClient, ClientError};
+use chronofs_wire::http::{ASSIGNMENT_WAIT, AdminClient, ClientError};
 use chronofs_wire::log::LogEpoch;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -32,6 +32,12 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const LOG_NOT_OPENED: &str = "log_not_opened";
 /// How long the admin server may take to answer at once.
 const ASK_WITHIN: Duration = Duration::from_millis(2500);
+
+/// Whether it is time to report though nothing is new. Every question ends the wait for an assignment, after which it would be time
+/// anyhow, and clients with unknown tokens bring one after the other: an older copy of the folder is told by what was reported last.
+fn is_report_due(reported: Option<Instant>, now: Instant) -> bool {
+    reported.is_none_or(|reported| now.duration_since(reported) >= ASSIGNMENT_WAIT)
+}
 
 /// What the executor wants to have asked. One question is on its way at a time, and it stands for all before it.
 #[derive(Debug)]
@@ -157,6 +163,7 @@ impl AdminLink {
         self.registered.send_replace(Some(registered));
         // The first answer comes at once whatever is known already: the admin server may have been restored.
         let (mut after, boot) = (0, self.register.boot);
+        let mut reported = None;
         loop {
             // A question ends the wait: what is known already is asked for at once, so that the answer is newer.
             let asked = tokio::select! {
@@ -179,13 +186,14 @@ impl AdminLink {
             let news = self.answered(assignment, known, problems).await;
             if let Some(question) = question {
                 self.answer(question, None).await;
-                if !news && probes.is_empty() {
+                if !news && probes.is_empty() && !is_report_due(reported, Instant::now()) {
                     continue;
                 }
             }
             if let Some(mut report) = self.report(problems.clone()).await {
                 report.probed = self.look(probes, &used, &report).await;
                 self.client.report(&report).await?;
+                reported = Some(Instant::now());
             }
         }
     }
@@ -453,6 +461,23 @@ mod tests {
             }));
         }
         said
+    }
+
+    #[test]
+    fn a_server_that_is_asked_all_the_time_reports_as_often_as_one_that_nobody_asks() {
+        let begun = Instant::now();
+        assert!(is_report_due(None, begun), "it has never reported");
+        let mut reported = begun;
+        let mut reports = 0;
+        // A question every 200 ms for a minute.
+        for n in 1..=300_u32 {
+            let now = begun + n * ASK_EVERY;
+            if is_report_due(Some(reported), now) {
+                reported = now;
+                reports += 1;
+            }
+        }
+        assert_eq!(reports, 3);
     }
 
     /// Between the two a tick would give a volume up by the old word, though the new one takes it back.

@@ -145,9 +145,13 @@ pub fn must_be_no_old_copy(
     let kept = kept_epoch(tx, &found.id)?;
     let known = epoch_of(tx, &found.id, &register.boot.to_string())?;
     let of_earlier_start = register.epoch < kept && known.is_none();
-    // A start that has served tells of what it has done since it was opened, and may register again.
+    // A start that has served tells of what it has done since it was opened, and may register again. One that was followed by another
+    // is told so, and not to go on from its folder as from an old copy.
+    let is_followed = known.is_some_and(|epoch| epoch < found.epoch);
     let missing = match (kept_commit(tx, &found.id)?, register.last_commit_ns) {
-        (Some((commit, boot)), Some(last)) if last < commit && boot != register.boot => Some((last, commit)),
+        (Some((commit, boot)), Some(last)) if last < commit && boot != register.boot && !is_followed => {
+            Some((last, commit))
+        }
         _ => None,
     };
     let why = match missing {

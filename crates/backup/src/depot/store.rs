@@ -187,7 +187,7 @@ impl Depot {
             }
             let (length, new) = match whole {
                 Some(length) => (length, false),
-                None => self.store_piece(piece, &bytes, there)?,
+                None => self.store_piece(piece, bytes, there)?,
             };
             lengths.push(length);
             if new {
@@ -208,11 +208,13 @@ impl Depot {
 
     /// Stores a piece, in the place of one that is there and is not as long as it has to be. Gives its length as it lies there,
     /// and whether it had to be stored.
-    fn store_piece(&self, piece: &Piece, bytes: &[u8], there: &There) -> Result<(u64, bool), Error> {
+    fn store_piece(&self, piece: &Piece, bytes: Vec<u8>, there: &There) -> Result<(u64, bool), Error> {
         let object = piece.object();
         let (sealed, length) = {
             let _alone = lock(&there.packing);
-            let packed = Piece::pack(bytes);
+            let packed = Piece::pack(&bytes);
+            // While it is put nobody needs it.
+            drop(bytes);
             let length = (OVERHEAD + packed.len()) as u64;
             if there.found.get(&object) == Some(&length) {
                 return Ok((length, false));
