@@ -87,7 +87,7 @@ fn smaller_faults(said: &MetaSaid) -> Vec<String> {
         Some(format!("volume {} cannot be served: {}", volume.name, volume.problem.as_ref()?))
     });
     let held = said.volumes.iter().filter_map(|volume| {
-        let at = volume.collection.held.as_ref()?;
+        let at = volume.collection.held_at.as_ref()?;
         Some(format!(
             "more than half of the files of volume {} were removed within an hour; the instant before, {at}, is held until it is \
              let go: chronofs configure list hold",
@@ -181,7 +181,7 @@ mod tests {
         let problem = || VolumeSaid {
             name: "v".to_owned(),
             problem: Some("no folder".to_owned()),
-            collection: CollectionSaid { held: Some("12:00".to_owned()) },
+            collection: CollectionSaid { held_at: Some("12:00".to_owned()) },
         };
         let outage = || OutageSaid { seconds: 4, reason: "refused".to_owned() };
         let (state, why) = judged(|_, said| {

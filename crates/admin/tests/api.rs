@@ -378,7 +378,9 @@ async fn every_route_is_in_the_document_and_every_body_has_a_schema() {
             let place = format!("{method} {path}");
             // A probe takes none, nor does the end of a snapshot, nor a word of consent or release.
             // An executable comes as its bytes.
-            let bare = ["/probe", "/abort", "/accept", "/deploy", "/release-brake"].iter().any(|end| path.ends_with(end));
+            let bare = ["/probe", "/abort", "/accept", "/deploy", "/release-brake"]
+                .iter()
+                .any(|end| path.ends_with(end));
             if ["post", "patch"].contains(&method.as_str()) && !bare {
                 let body = &operation["requestBody"]["content"]["application/json"]["schema"];
                 assert_typed(&document, body, &place);

@@ -413,7 +413,7 @@ fn warn_of(name: &str, shown: &CollectionShown) {
                  meant: chronofs meta gc --release-brake"
         ));
     }
-    if let Some(at) = &shown.held {
+    if let Some(at) = &shown.held_at {
         output::warn(format!(
             "volume {name}: more than half of its files were removed within an hour; the instant before, {at}, is held beyond \
              the window: chronofs configure list hold"

@@ -7,13 +7,15 @@
 //! And while a store holds a single object of these volumes that no grant explains, nothing that was found by listing is
 //! deleted there: the metadata may be an old copy, to which the objects of a newer one look like leftovers.
 
+mod shown;
+
 use crate::described::DescribedPut;
 use crate::emptied::Emptied;
 use crate::executor::{Ask, Input};
 use crate::foreign::ForeignKnown;
 use crate::kept::Strays;
 use crate::keys::KeysPut;
-use crate::machine::{CollectionShown, DeletedObjects, Event, LeavingShown, Now, PackingShown, SharedView};
+use crate::machine::{DeletedObjects, Event, Now, SharedView};
 use crate::pins::Turns;
 use crate::reader::ReadersKnown;
 use crate::server::objects::Stores;
@@ -23,13 +25,14 @@ use chronofs_core::{ObjectId, Version, VolumeIndex};
 use chronofs_engine::{ReadStop, View};
 use chronofs_namespace::rows::{Sum, Tally, Volume};
 use chronofs_namespace::{Judged, PoorObject, judge, poor_object};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
+
+pub use shown::{GcStatus, PastCost, StoreListing, VolumeCollection};
 
 /// A page of a listing comes within this time: other stores are not to wait for one that hangs.
 const PAGE_WITHIN: Duration = Duration::from_secs(120);
@@ -46,93 +49,6 @@ const POOR_BELOW: u64 = 50;
 const POOR_BELOW_IF_ASKED: u64 = 95;
 /// How many objects of a volume one look has repacked; the next one finds the rest.
 const POOR_MAX: usize = 1 << 16;
-
-/// What `/gc` says.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct GcStatus {
-    /// The volumes.
-    pub volumes: Vec<VolumeCollection>,
-    /// The block stores, as they were found when they were last looked through.
-    pub stores: Vec<StoreListing>,
-    /// How often all stores were looked through.
-    pub looks: u64,
-    /// How often that was asked for or begun.
-    pub asked: u64,
-    /// The admin server has not said lately that this server owns the metadata: nothing is condemned or deleted.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unconfirmed: bool,
-}
-
-/// A volume in [`GcStatus`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct VolumeCollection {
-    /// Its name.
-    pub name: String,
-    /// Objects and small slices that rows name, live or past.
-    pub held: Sum,
-    /// Of them slices whose bytes are still in the metadata: they wait to be packed.
-    #[serde(default)]
-    pub to_pack: Sum,
-    /// Of these bytes so many are needed by what is there now. Only after a dry run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub live_bytes: Option<u64>,
-    /// What the past costs, as it was when all rows were read last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub past: Option<PastCost>,
-    /// Named by none, and kept for a while.
-    pub retired: Sum,
-    /// Of them those that could go now.
-    pub due: Sum,
-    /// On their way out.
-    pub condemned: Sum,
-    /// How it goes.
-    #[serde(flatten)]
-    pub shown: CollectionShown,
-    /// How the packing of small slices goes.
-    #[serde(default)]
-    pub packing: PackingShown,
-    /// Of a deleted volume, how far it is gone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leaving: Option<LeavingShown>,
-}
-
-/// What is held beyond what is there now needs.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PastCost {
-    /// Held bytes that no live row needs: the past, and what lies with needed slices in one object and is not repacked.
-    pub bytes: u64,
-    /// When that was counted, as an instant.
-    pub at: String,
-}
-
-/// A block store as it was found.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct StoreListing {
-    /// The volumes whose objects lie there.
-    pub volumes: Vec<String>,
-    /// When the look ended, as an instant.
-    pub at: String,
-    /// What was there for these volumes.
-    pub found: Sum,
-    /// Of it: granted to a session, which is over or done with it, and named by nothing. It goes.
-    pub garbage: Sum,
-    /// Of it: granted to a session that may still publish it.
-    pub open: Sum,
-    /// Of it: explained by nothing, and names that are no object's. It stays.
-    pub quarantined: Sum,
-    /// How many of the quarantined are objects of these volumes. While there are any, no garbage goes.
-    #[serde(default)]
-    pub unexplained: u64,
-    /// Some of the quarantined, with the reason.
-    pub examples: Vec<(String, String)>,
-    /// Of these volumes the garbage is so much, compared with what they hold, that it waits for a word.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub braked: Vec<String>,
-    /// Objects of other volumes.
-    pub others: Sum,
-    /// Why the look ended early.
-    pub error: Option<String>,
-}
 
 /// When a server looks through its stores by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

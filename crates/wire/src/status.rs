@@ -258,7 +258,7 @@ pub struct VolumeSaid {
 #[serde(default)]
 pub struct CollectionSaid {
     /// The instant that is held because more than half of the files were removed within an hour after it.
-    pub held: Option<String>,
+    pub held_at: Option<String>,
 }
 
 /// See [`MetaSaid`].

@@ -85,7 +85,7 @@ pub struct CollectionShown {
     pub braked: bool,
     /// More than half of the files were removed within an hour; the instant before is held: `chronofs configure list hold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<String>,
+    pub held_at: Option<String>,
     /// Why the store does not delete at the moment.
     pub problem: Option<String>,
     /// Why nothing is forgotten or deleted at the moment, if it is the pins in the block store that are in the way.

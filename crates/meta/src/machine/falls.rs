@@ -110,7 +110,7 @@ impl Machine {
                 counts.then(|| chronofs_namespace::usage(&group.reads, index).ok().flatten()).flatten();
             let tally = chronofs_namespace::tally(&group.reads, index).ok();
             let Some(volume) = self.volumes.get_mut(&index) else { continue };
-            volume.collecting.shown.held = held.iter().min().map(ToString::to_string);
+            volume.collecting.shown.held_at = held.iter().min().map(ToString::to_string);
             if let Some(tally) = tally {
                 let count = Count { steady_ns: group.steady_ns, at: self.last, files: tally.held.count };
                 if volume.falls_of_held.count(count, Version::ZERO, self.config.brake_from).is_some() {
@@ -173,7 +173,7 @@ impl Machine {
         let told = match self.system(group, &request)? {
             Ok(_) => {
                 if let Some(volume) = self.volumes.get_mut(&index) {
-                    volume.collecting.shown.held.get_or_insert(before.to_string());
+                    volume.collecting.shown.held_at.get_or_insert(before.to_string());
                 }
                 format!(
                     "{fell}; the instant before, {before}, is held beyond the window until somebody lets it go: chronofs \

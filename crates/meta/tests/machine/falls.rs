@@ -48,13 +48,13 @@ fn when_more_than_half_of_the_files_are_removed_the_instant_before_can_be_mounte
     assert!(at <= before && before.0 - at.0 <= 3 * SECOND, "{at} is the last count before {before}");
     assert!(note.starts_with("brake: "), "{note}");
     assert!(told[0].contains("of 11 files 7") && told[0].contains("configure delete hold"), "{told:?}");
-    assert_eq!(server.collection().held, Some(at.to_string()));
+    assert_eq!(server.collection().held_at, Some(at.to_string()));
     // The window passes, and a restart.
     server.durable();
     server.now_ns += 100 * 86_400 * SECOND;
     let mut server = Server::start(server.core.engine.clone(), server.now_ns, false);
     assert!(pass(&mut server, 3).is_empty());
-    assert_eq!(server.collection().held, Some(at.to_string()), "it is shown until somebody lets it go");
+    assert_eq!(server.collection().held_at, Some(at.to_string()), "it is shown until somebody lets it go");
     let row = server.core.machine.volume(INDEX).unwrap().row.clone();
     assert!(row.spec.retention != Retention::Forever && row.horizon > at, "{row:?}");
     let past = server.open(2, Hello { at: Some(at), ..hello(2) });
@@ -112,14 +112,14 @@ fn what_is_held_is_shown_until_it_is_let_go_also_without_retention_and_when_the_
         server.run(Event::Assignment(Box::new(assignment)));
         pass(&mut server, 3);
         assert_eq!(server.core.machine.volume(INDEX).unwrap().row.is_live(), !deleted);
-        assert_eq!(server.collection().held, Some(at.to_string()));
+        assert_eq!(server.collection().held_at, Some(at.to_string()));
         let released = server.core.decide(server.now_ns, |machine, group| {
             machine.release_instants(group, common::VOLUME, id)?.unwrap();
             Ok(())
         });
         released.unwrap();
         pass(&mut server, 3);
-        assert_eq!(server.collection().held, None);
+        assert_eq!(server.collection().held_at, None);
         server.verify();
     }
 }

@@ -32,7 +32,7 @@ pub const GUARD: &str = "snap-guard";
 const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How much a guard gives way to others. What it takes is the time to load an executable, just when programs start on every
 /// image at once; those who wait for the server have a better use for that.
-const NICE: i32 = 19;
+const NICE: i32 = 10;
 
 /// How guards are started.
 #[derive(Clone, PartialEq, Eq, Debug)]
