@@ -15,6 +15,7 @@ use chronofs_e2e::drill::{Drill, Load};
 use chronofs_e2e::object_server::{Kind, ObjectServer};
 use chronofs_e2e::process::{PATIENCE, Process, free_address, run, text, text_of, wait_for};
 use chronofs_e2e::snapshot::read_record;
+use chronofs_e2e::tree::files_under;
 use chronofs_e2e::{Installation, Manifest, Mount, Rng, change};
 use serde_json::Value;
 
@@ -271,6 +272,11 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
     let refused = lab.installation.fails(&arguments);
     assert!(refused.contains("restore epoch 1") && refused.contains(&backup.uid), "{refused}");
 
+    let names = lab.installation.path("names");
+    let unexplained = lab.installation.ok(&["analyze", "objects", "one", "--quarantined", "--json"]);
+    fs::write(&names, unexplained).unwrap();
+    let refused = lab.installation.fails(&["analyze", "discard", "one", "--names", text(&names)]);
+    assert!(refused.contains("nobody has accepted"), "{refused}");
     let said = lab.installation.ok(&["restore", "accept"]);
     assert!(said.contains("restore epoch 1"), "{said}");
     wait_for("the server to hear of it", || {
@@ -278,6 +284,7 @@ fn a_lost_metadata_server_goes_on_from_the_newest_backup_and_says_what_is_lost()
             .is_ok_and(|log| log.contains("the restore is accepted"))
             .then_some(())
     });
+    discarded(&lab.installation, &names);
     load.goes_on();
     let written = load.end();
     let lost = drill.account(&written, &mount.path("busy"), Some(backup.point_ns));
@@ -329,6 +336,36 @@ fn salvaged(installation: &Installation, mount: &Mount, large: &[u8], drill: &Dr
     let refused = installation.fails(&["analyze", "salvage", "one", "--to", text(&to)]);
     assert!(refused.contains("is not empty"), "{refused}");
     assert!(installation.ok(&["audit", "list"]).contains("salvage"));
+}
+
+/// What the lost server stored after the backup goes by decision, and nothing else.
+fn discarded(installation: &Installation, names: &Path) {
+    let discard = |more: &[&str]| {
+        let arguments = [&["analyze", "discard", "one", "--names", text(names), "--json"], more].concat();
+        run(&mut installation.command(&arguments))
+    };
+    let dry = wait_for("the pins to be read", || {
+        let said = discard(&["--dry-run"]);
+        said.status.success().then(|| serde_json::from_slice::<Value>(&said.stdout).unwrap())
+    });
+    let count = dry["discarded"].as_u64().unwrap();
+    assert!(count > 0 && dry["objects"].as_array().unwrap().len() as u64 == count, "{dry}");
+    let left = |what: &str| -> u64 {
+        let listed = installation.ok(&["analyze", "objects", "one", "--json"]);
+        serde_json::from_str::<Value>(&listed).unwrap()[what]["count"].as_u64().unwrap()
+    };
+    assert!(left("quarantined") >= count, "a dry run deletes nothing");
+    assert!(discard(&[]).status.success());
+    assert_eq!(left("quarantined"), 0);
+    // What files need is not deleted, whoever names it.
+    let known = files_under(&installation.path("blocks/objects")).pop().unwrap();
+    let store = installation.path("blocks");
+    fs::write(names, format!("# no name\nno-name\n{}\n", known.strip_prefix(store).unwrap().display())).unwrap();
+    let said = discard(&[]);
+    let said = (said.status.code(), serde_json::from_slice::<Value>(&said.stdout).unwrap());
+    assert_eq!((said.0, &said.1["discarded"]), (Some(1), &Value::from(0)), "{said:?}");
+    assert!(said.1.to_string().contains("it is known") && known.exists(), "{said:?}");
+    assert!(installation.ok(&["audit", "list"]).contains("discard"));
 }
 
 /// Mounting an instant fails; gives what is said.

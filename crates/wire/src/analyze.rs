@@ -80,6 +80,14 @@ pub enum Look {
     },
     /// The objects of a volume that nothing explains, each. -> [`News::Quarantined`], [`News::At`]; [`Sum::Quarantined`]
     Quarantined,
+    /// Deletes objects that nothing explains and nobody may need, by names that somebody has decided on.
+    /// -> [`News::Discarded`] for each; [`Sum::Discarded`]
+    Discard {
+        /// Only say what would be deleted.
+        dry_run: bool,
+        /// They, at most [`DISCARD_MAX`].
+        names: Vec<String>,
+    },
 }
 
 /// Parts of a volume.
@@ -162,6 +170,8 @@ pub enum Sum {
     Salvage(Salvaged),
     /// Of [`Look::Quarantined`].
     Quarantined(Counted),
+    /// Of [`Look::Discard`]: what was deleted, or would be.
+    Discarded(u64),
 }
 
 /// What was found in objects that nothing explains.
@@ -375,6 +385,20 @@ pub struct QuarantinedObject {
     pub reason: String,
 }
 
+/// The most names of a [`Look::Discard`].
+pub const DISCARD_MAX: usize = 4096;
+
+/// An object that somebody has named to be deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct DiscardedObject {
+    /// Its name in the block store.
+    pub object: String,
+    /// Why it stays, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
 /// Rows that were looked at.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -419,6 +443,8 @@ pub enum News {
     },
     /// An object that nothing explains.
     Quarantined(Box<QuarantinedObject>),
+    /// An object that was to be deleted.
+    Discarded(Box<DiscardedObject>),
 }
 
 /// An object of which something was lost and was put back, or could be.

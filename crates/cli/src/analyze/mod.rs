@@ -3,6 +3,7 @@
 //! `follow` hears a look to its end; each other module is one kind of look.
 
 mod blocks;
+mod discard;
 mod follow;
 mod repair;
 mod rows;
@@ -49,6 +50,13 @@ enum Command {
     Usage(usage::Usage),
     /// Show how full the objects of a volume are, and what of its block store nothing explains
     Objects(usage::Objects),
+    /// Delete objects of the block store that nothing explains and nobody may need, by names that you have decided on
+    #[command(
+        after_help = "Example:\n  chronofs analyze objects home --quarantined --json > names\n  chronofs analyze discard home --names names \
+                      --dry-run\n\nWhat they hold of files that the metadata lost is lost with them: chronofs analyze salvage brings it back \
+                      before. Ends with 1 if one of them stays"
+    )]
+    Discard(discard::Discard),
     /// Show how many files a volume has, how large they are, and how well they are compressed
     Volume(usage::Of),
 }
@@ -84,6 +92,10 @@ pub(crate) fn run(analyze: Analyze) -> Result<ExitCode> {
             Command::Objects(asked) => {
                 let name = asked.of.volume.volume.clone();
                 usage::objects(&client, asked).await.with_context(|| format!("analyze objects {name}"))
+            }
+            Command::Discard(asked) => {
+                let name = asked.volume.volume.clone();
+                discard::run(&client, asked).await.with_context(|| format!("analyze discard {name}"))
             }
             Command::Volume(of) => {
                 let name = of.volume.volume.clone();

@@ -6,6 +6,7 @@
 
 mod blocks;
 mod desk;
+mod discard;
 mod objects;
 mod quarantine;
 mod repair;
@@ -139,6 +140,9 @@ async fn look(
         (Look::Objects, Some(volume)) => objects::look(desk, volume).await.map(Sum::Objects),
         (Look::Salvage { list_only }, Some(volume)) => {
             salvage::look(desk, volume, list_only).await.map(Sum::Salvage)
+        }
+        (Look::Discard { dry_run, names }, Some(volume)) => {
+            discard::look(desk, volume, discard::Asked { dry_run, names }).await.map(Sum::Discarded)
         }
         (Look::Quarantined, Some(volume)) => quarantine::look(desk, volume).await.map(Sum::Quarantined),
         (Look::Rows, Some(_)) => Err(Stop::Failed("rows are looked at of a whole metadata store".to_owned())),

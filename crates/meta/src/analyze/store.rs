@@ -126,6 +126,24 @@ impl Store {
         self.patiently(|| self.port.replace(name, bytes.clone())).await
     }
 
+    /// Has an object gone.
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Stop> {
+        let deleted = self.patiently(|| self.port.delete(name)).await?;
+        deleted.map_err(|error| Stop::Failed(error.to_string()))
+    }
+
+    /// All that lies where pins lie.
+    pub(super) async fn pins(&self) -> Result<Vec<(String, bytes::Bytes)>, Stop> {
+        let found = self.patiently(|| self.port.pins()).await?;
+        found.map_err(|error| Stop::Failed(error.to_string()))
+    }
+
+    /// All that lies in a folder of notes.
+    pub(super) async fn notes(&self, folder: &str) -> Result<Vec<(String, bytes::Bytes)>, Stop> {
+        let found = self.patiently(|| self.port.notes(folder)).await?;
+        found.map_err(|error| Stop::Failed(error.to_string()))
+    }
+
     /// Tries again what the store cannot do now; a store that is away ends the look, since it says nothing of an object.
     async fn patiently<T, F>(&self, attempt: impl Fn() -> F) -> Result<Result<T, StoreError>, Stop>
     where

@@ -18,6 +18,7 @@ use chronofs_wire::analyze::{Ended, Fate, News, Progress, RowsSeen};
 use futures::future::BoxFuture;
 use std::sync::Mutex;
 
+mod discard;
 mod quarantine;
 mod repair;
 mod salvage;

@@ -140,6 +140,17 @@ impl Machine {
         before.filter(|_| self.owns_store(steady_ns))
     }
 
+    /// Why nothing that lies in the block store of a volume may be deleted now, if so.
+    pub fn deletes_nothing(&self, index: VolumeIndex, steady_ns: u64) -> Option<String> {
+        if self.is_recovering() {
+            return Some("mounts are still asked for what a power cut took".to_owned());
+        }
+        if !self.owns_store(steady_ns) {
+            return Some("the admin server has not confirmed lately that this server owns the metadata".to_owned());
+        }
+        self.unread_pins(index, steady_ns)
+    }
+
     /// Condemns what is retired for long enough, and hands out what is condemned for good.
     pub(super) fn collect(&mut self, group: &mut Group) -> Result<(), EngineError> {
         let life_ns = self.life_ns();

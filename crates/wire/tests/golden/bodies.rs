@@ -8,7 +8,7 @@ use chronofs_wire::admin::{
     VolumeReport,
 };
 use chronofs_wire::analyze::{
-    Analyze, Begun, By, Counted, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look, MendedObject, NamedAt,
+    Analyze, Begun, By, Counted, DiscardedObject, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look, MendedObject, NamedAt,
     News, Objects, Part, Piece, Progress, QuarantinedObject, RowsSeen, Salvaged, SliceFault, Strange,
     Subject, Sum, Taken, Told, Usage,
 };
@@ -179,7 +179,7 @@ fn bodies_for_the_admin_server_are_written_as_the_golden_files_have_them() {
     assert_body("problem.json", &problem);
 }
 
-fn looks() -> [Look; 10] {
+fn looks() -> [Look; 11] {
     let from = Some(Blob::from(&[1, 255][..]));
     let by = every!(By { Nothing = By::Nothing, Folder = By::Folder, Owner = By::Owner, Age = By::Age });
     let usage = |n: usize| Look::Usage { by: by[n].1, retention_s: (n > 0).then_some(50) };
@@ -204,6 +204,7 @@ fn looks() -> [Look; 10] {
         repair,
         Look::Salvage { list_only: true },
         Look::Quarantined,
+        Look::Discard { dry_run: true, names: vec!["objects/03".to_owned()] },
     ]
 }
 
@@ -263,6 +264,10 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
         stored_ns: Some(103),
         reason: "why".to_owned(),
     })));
+    for refused in [None, Some("why".to_owned())] {
+        let object = "objects/03".to_owned();
+        news.push(News::Discarded(Box::new(DiscardedObject { object, refused })));
+    }
     let salvaged = Salvaged { objects: 84, files: 85, slices: 86, bytes: 87, unreadable: 88 };
     let sums = [
         Sum::Blocks(at),
@@ -271,6 +276,7 @@ fn looks_and_their_news_are_written_as_the_golden_files_have_them() {
         Sum::Objects(objects()),
         Sum::Salvage(salvaged),
         Sum::Quarantined(Counted { count: 104, bytes: 105 }),
+        Sum::Discarded(107),
     ];
     let ends = sums.map(Ended::Whole).into_iter().chain([Ended::Stopped("why".to_owned())]);
     let told = ends.map(|ended| Told { news: news.clone(), upto: 49, ended: Some(ended), gone: false });
