@@ -152,7 +152,7 @@ pub(super) async fn volume(client: &AdminClient, of: Of) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Those that nothing explains. They stay: who decides what becomes of one deletes it with the tools of the store.
+/// Those that nothing explains. They stay until somebody names them: `analyze discard`.
 async fn quarantined(client: &AdminClient, of: &Of) -> Result<ExitCode> {
     let (mut meter, mut found) = (Meter::new(), BTreeMap::new());
     let hear = |news: News| {
