@@ -360,7 +360,8 @@ fn discarded(installation: &Installation, names: &Path) {
     // What files need is not deleted, whoever names it.
     let known = files_under(&installation.path("blocks/objects")).pop().unwrap();
     let store = installation.path("blocks");
-    fs::write(names, format!("# no name\nno-name\n{}\n", known.strip_prefix(store).unwrap().display())).unwrap();
+    fs::write(names, format!("# no name\nno-name\n{}\n", known.strip_prefix(store).unwrap().display()))
+        .unwrap();
     let said = discard(&[]);
     let said = (said.status.code(), serde_json::from_slice::<Value>(&said.stdout).unwrap());
     assert_eq!((said.0, &said.1["discarded"]), (Some(1), &Value::from(0)), "{said:?}");

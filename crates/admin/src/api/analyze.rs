@@ -42,7 +42,9 @@ pub(super) async fn begin(
                 Look::Discard { dry_run: false, .. } => {
                     who.did("discard", "unexplained objects of volume", &found.volume.name)
                 }
-                Look::Discard { .. } => who.tried("discard of unexplained objects of volume", &found.volume.name),
+                Look::Discard { .. } => {
+                    who.tried("discard of unexplained objects of volume", &found.volume.name)
+                }
                 _ => who.did("analyze", "volume", &found.volume.name),
             }
             (found.metadata_store, Some(id))

@@ -146,7 +146,9 @@ impl Machine {
             return Some("mounts are still asked for what a power cut took".to_owned());
         }
         if !self.owns_store(steady_ns) {
-            return Some("the admin server has not confirmed lately that this server owns the metadata".to_owned());
+            return Some(
+                "the admin server has not confirmed lately that this server owns the metadata".to_owned(),
+            );
         }
         self.unread_pins(index, steady_ns)
     }

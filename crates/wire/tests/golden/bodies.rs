@@ -8,9 +8,9 @@ use chronofs_wire::admin::{
     VolumeReport,
 };
 use chronofs_wire::analyze::{
-    Analyze, Begun, By, Counted, DiscardedObject, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look, MendedObject, NamedAt,
-    News, Objects, Part, Piece, Progress, QuarantinedObject, RowsSeen, Salvaged, SliceFault, Strange,
-    Subject, Sum, Taken, Told, Usage,
+    Analyze, Begun, By, Counted, DiscardedObject, Ended, Fate, Fill, Follow, FoundFile, Inodes, Look,
+    MendedObject, NamedAt, News, Objects, Part, Piece, Progress, QuarantinedObject, RowsSeen, Salvaged,
+    SliceFault, Strange, Subject, Sum, Taken, Told, Usage,
 };
 use chronofs_wire::deploy::Release;
 use chronofs_wire::log::{LogChange, LogCopies, LogEpoch, OpenLog};
