@@ -4,10 +4,11 @@
 //! What may pass is sent on with a shared access signature of the account. A batch of deletes, in which each shows the bearer for
 //! itself, is taken apart.
 
+use crate::http::Raw;
 use crate::object_server::{AZURE_ACCOUNT, AZURE_KEY};
 use crate::process::serve_each;
 use aws_lc_rs::hmac;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ const ENDS: &str = "2099-01-01T00:00:00Z";
 const VERSION: &str = "2019-12-12";
 const BOUNDARY: &str = "batchresponse_of_the_front";
 
+/// Headers that go no further.
+const OWN: [&str; 2] = ["authorization", "connection"];
+
 /// A running front. It ends with the process.
 #[derive(Clone)]
 pub struct BearerFront {
@@ -24,14 +28,6 @@ pub struct BearerFront {
     pub address: SocketAddr,
     upstream: SocketAddr,
     bearer: String,
-}
-
-struct Request {
-    method: String,
-    target: String,
-    /// Without those that are about the connection.
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
 }
 
 impl BearerFront {
@@ -52,9 +48,9 @@ impl BearerFront {
 
     fn serve(&self, mut connection: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(connection.try_clone()?);
-        while let Some(request) = Request::read(&mut reader)? {
+        while let Some(request) = Raw::read(&mut reader)? {
             let shown = format!("Bearer {}", self.bearer);
-            let may = request.headers.iter().any(|(key, value)| key == "authorization" && *value == shown);
+            let may = request.headers.get("authorization") == Some(&shown);
             let answer = match (may, &*request.method) {
                 (false, _) => b"HTTP/1.1 401 .\r\nContent-Length: 0\r\n\r\n".to_vec(),
                 (true, "POST") if request.target.contains("comp=batch") => self.batch(&request, &shown)?,
@@ -66,12 +62,12 @@ impl BearerFront {
     }
 
     /// The answer of the server behind it, with a length.
-    fn forward(&self, request: &Request) -> std::io::Result<Vec<u8>> {
-        let Request { method, target, headers, body } = request;
+    fn forward(&self, request: &Raw) -> std::io::Result<Vec<u8>> {
+        let Raw { method, target, headers, body } = request;
         let mark = if target.contains('?') { '&' } else { '?' };
         // Of the first version of HTTP: the answer is in one piece and ends with the connection.
         let mut sent = format!("{method} {target}{mark}{} HTTP/1.0\r\n", signature());
-        for (key, value) in headers.iter().filter(|(key, _)| key != "authorization") {
+        for (key, value) in headers.iter().filter(|(key, _)| !OWN.contains(&key.as_str())) {
             sent.push_str(&format!("{key}: {value}\r\n"));
         }
         let mut upstream = TcpStream::connect(self.upstream)?;
@@ -99,7 +95,7 @@ impl BearerFront {
         Ok([format!("{kept}\r\n").as_bytes(), content].concat())
     }
 
-    fn batch(&self, request: &Request, shown: &str) -> std::io::Result<Vec<u8>> {
+    fn batch(&self, request: &Raw, shown: &str) -> std::io::Result<Vec<u8>> {
         let asked = String::from_utf8_lossy(&request.body);
         let mut parts = String::new();
         for (n, part) in asked.split("DELETE /").skip(1).enumerate() {
@@ -107,12 +103,12 @@ impl BearerFront {
             let account = format!("{AZURE_ACCOUNT}/");
             let name = name.strip_prefix(&account).unwrap_or(name);
             let status = if part.contains(shown) {
-                let delete = Request {
+                let delete = Raw {
                     method: "DELETE".to_owned(),
                     target: format!("/{account}{name}"),
                     headers: [("host", &*self.address.to_string()), ("x-ms-version", VERSION)]
                         .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                        .to_vec(),
+                        .into(),
                     body: Vec::new(),
                 };
                 let answer = self.forward(&delete)?;
@@ -130,34 +126,6 @@ impl BearerFront {
         let kind = format!("Content-Type: multipart/mixed; boundary={BOUNDARY}");
         let length = parts.len();
         Ok(format!("HTTP/1.1 202 .\r\n{kind}\r\nContent-Length: {length}\r\n\r\n{parts}").into_bytes())
-    }
-}
-
-impl Request {
-    fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        let mut words = line.split(' ');
-        let method = words.next().unwrap_or_default().to_owned();
-        let target = words.next().unwrap_or_default().to_owned();
-        let (mut headers, mut length) = (Vec::new(), 0);
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let Some((key, value)) = line.trim().split_once(':') else { break };
-            let (key, value) = (key.to_ascii_lowercase(), value.trim().to_owned());
-            if key == "content-length" {
-                length = value.parse().unwrap_or(0);
-            }
-            if key != "connection" {
-                headers.push((key, value));
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        Ok(Some(Request { method, target, headers, body }))
     }
 }
 

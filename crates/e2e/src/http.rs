@@ -3,6 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
+/// A request as it came.
+pub struct Raw {
+    /// `GET`, ...
+    pub method: String,
+    /// What is asked for, as it is written.
+    pub target: String,
+    /// By names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// Its content.
+    pub body: Vec<u8>,
+}
+
 /// A request.
 pub struct Request {
     /// `GET`, ...
@@ -17,9 +29,9 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
-impl Request {
+impl Raw {
     /// The next request of a connection; `None` at its end.
-    pub fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
+    pub fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Raw>> {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
             return Ok(None);
@@ -37,6 +49,14 @@ impl Request {
         let length = headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
+        Ok(Some(Raw { method, target, headers, body }))
+    }
+}
+
+impl Request {
+    /// The next request of a connection; `None` at its end.
+    pub fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
+        let Some(Raw { method, target, headers, body }) = Raw::read(reader)? else { return Ok(None) };
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         let query = pairs.map(|(key, value)| (key.to_owned(), decoded(value))).collect();

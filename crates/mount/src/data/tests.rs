@@ -77,27 +77,6 @@ fn written_bytes_are_published_by_age_without_a_flush() {
 }
 
 #[test]
-fn slices_that_were_packed_after_they_were_listed_are_read_from_their_object() {
-    runtime().block_on(async {
-        let world = calm(64 << 10);
-        let file = world.open(&world.mount(1, Tuning::default()));
-        for n in 0..4u8 {
-            file.write(u64::from(n) * 2000, &[n + 1; 1000], false).await.unwrap();
-        }
-        file.flush(&file.error_mark()).await.unwrap();
-        assert_eq!(world.port.len(), 0, "they are staged");
-        let other = world.open(&world.mount(2, Tuning::default()));
-        assert_eq!(&other.read(0, 1).await.unwrap()[..], &[1], "the block is listed");
-        world.meta.pack(&world.port);
-        for n in 1..4u8 {
-            assert_eq!(&other.read(u64::from(n) * 2000, 1000).await.unwrap()[..], &[n + 1; 1000]);
-        }
-        let later = world.open(&world.mount(3, Tuning::default()));
-        assert_eq!(&later.read(2000, 1000).await.unwrap()[..], &[2; 1000], "listed as packed");
-    });
-}
-
-#[test]
 fn full_blocks_go_out_while_writing_goes_on() {
     runtime().block_on(async {
         let world = calm(128 << 10);

@@ -3,17 +3,38 @@
 use super::*;
 use chronofs_core::SliceId;
 
+/// Four small slices, and the file as another mount has it, which has listed their block.
+async fn listed(world: &World) -> Arc<FileData<MemoryMeta>> {
+    let file = world.open(&world.mount(1, Tuning::default()));
+    for n in 0..4u8 {
+        file.write(u64::from(n) * 2000, &[n + 1; 1000], false).await.unwrap();
+    }
+    file.flush(&file.error_mark()).await.unwrap();
+    assert_eq!(world.port.len(), 0, "they are staged");
+    let other = world.open(&world.mount(2, Tuning::default()));
+    assert_eq!(&other.read(0, 1).await.unwrap()[..], &[1], "the block is listed");
+    other
+}
+
+#[test]
+fn slices_that_were_packed_after_they_were_listed_are_read_from_their_object() {
+    runtime().block_on(async {
+        let world = calm(64 << 10);
+        let other = listed(&world).await;
+        world.meta.pack(&world.port);
+        for n in 1..4u8 {
+            assert_eq!(&other.read(u64::from(n) * 2000, 1000).await.unwrap()[..], &[n + 1; 1000]);
+        }
+        let later = world.open(&world.mount(3, Tuning::default()));
+        assert_eq!(&later.read(2000, 1000).await.unwrap()[..], &[2; 1000], "listed as packed");
+    });
+}
+
 #[test]
 fn a_slice_that_is_staged_again_because_its_move_was_lost_with_the_servers_power_is_read() {
     runtime().block_on(async {
         let world = calm(64 << 10);
-        let file = world.open(&world.mount(1, Tuning::default()));
-        for n in 0..4u8 {
-            file.write(u64::from(n) * 2000, &[n + 1; 1000], false).await.unwrap();
-        }
-        file.flush(&file.error_mark()).await.unwrap();
-        let other = world.open(&world.mount(2, Tuning::default()));
-        assert_eq!(&other.read(0, 1).await.unwrap()[..], &[1], "the block is listed");
+        let other = listed(&world).await;
         let survives = world.meta.durable();
         world.meta.pack(&world.port);
         world.meta.restart_when_missed(survives);
